@@ -1,0 +1,331 @@
+"""Make the dataset fingerprint: nnU-Net's own keys, and a block "sam3d" with the objects of each class.
+
+Stock nnU-Net reads the same file and ignores the block. The block records which files the fingerprint was made from, so
+that one that has gone stale is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.planning.objects import measure_class
+
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.folders import Folders
+
+logger = logging.getLogger(__name__)
+
+FINGERPRINT_FILE = "dataset_fingerprint.json"
+BLOCK = "sam3d"
+BLOCK_VERSION = 1
+# nnU-Net's number of foreground voxels, drawn from the whole dataset for its intensity statistics.
+FOREGROUND_SAMPLES = 10e7
+# Enough points to integrate a clipped mean from, small enough for a file that people read.
+QUANTILE_POINTS = 201
+QUANTILE_SAMPLES = 1_000_000
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The files of one training case."""
+
+    name: str
+    images: tuple[str, ...]
+    label: str
+
+
+def load_or_make_fingerprint(
+    dataset_name: str, folders: Folders, num_processes: int, progress: bool = True
+) -> dict[str, Any]:
+    """Read the fingerprint of a dataset, or make it where there is none or its files have changed since.
+
+    Args:
+        dataset_name: A folder in `folders.raw`.
+        folders: nnU-Net's three folders, already active (see `activate_folders`).
+        num_processes: Cases read at the same time; 1 reads them in this process.
+        progress: Show a progress bar.
+
+    Returns:
+        nnU-Net's keys and "sam3d"; also written to dataset_fingerprint.json in the preprocessed folder.
+
+    Raises:
+        DatasetError: If the dataset has no cases or no foreground, or a worker died.
+    """
+    raw_folder = Path(folders.raw) / dataset_name
+    fingerprint_file = Path(folders.preprocessed) / dataset_name / FINGERPRINT_FILE
+    dataset_json = read_dataset_json(raw_folder)
+    cases = list_cases(raw_folder, dataset_json)
+    record = files_record(raw_folder, cases)
+    known = read_if_current(fingerprint_file, record)
+    if known is not None:
+        return known
+    measures = measure_cases(cases, dataset_json, num_processes, progress)
+    fingerprint = summarise(measures, channel_count(dataset_json), dataset_name)
+    fingerprint[BLOCK] = {"version": BLOCK_VERSION, "files": record, **summarise_classes(measures, dataset_json)}
+    fingerprint[BLOCK]["foreground_quantiles"] = foreground_quantiles(measures, channel_count(dataset_json))
+    write_json(fingerprint, fingerprint_file)
+    # Read back, so that a first run and every later one plan from the very same values.
+    return json.loads(fingerprint_file.read_text())
+
+
+def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
+    """Read dataset.json.
+
+    Raises:
+        DatasetError: If it is missing or not JSON.
+    """
+    path = raw_folder / "dataset.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DatasetError(f"{path} does not exist; every dataset in nnU-Net's raw format has one") from None
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path} is not valid JSON ({error}); correct it in a text editor") from None
+    return content
+
+
+def channel_count(dataset_json: Mapping[str, Any]) -> int:
+    """Count the input channels, under the present key or nnU-Net's older one."""
+    return len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+
+
+def list_cases(raw_folder: Path, dataset_json: dict[str, Any]) -> list[CaseFiles]:
+    """List the training cases, as nnU-Net does.
+
+    Raises:
+        DatasetError: If there is none.
+    """
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    if not dataset_json.get("dataset") and not (raw_folder / "imagesTr").is_dir():
+        raise DatasetError(f"{raw_folder} has no folder imagesTr; put the training images there")
+    found = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
+    if not found:
+        ending = dataset_json.get("file_ending")
+        raise DatasetError(f"{raw_folder / 'imagesTr'} holds no training case with file ending {ending!r}")
+    return [CaseFiles(str(name), tuple(files["images"]), files["label"]) for name, files in sorted(found.items())]
+
+
+def files_record(raw_folder: Path, cases: Iterable[CaseFiles]) -> dict[str, Any]:
+    """Say what a fingerprint is made from: dataset.json by content, images and labels by name, size and time."""
+    digest = hashlib.sha256((raw_folder / "dataset.json").read_bytes())
+    count = 0
+    for case in cases:
+        for file in (*case.images, case.label):
+            status = os.stat(file)
+            digest.update(f"{Path(file).name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            count += 1
+    return {"count": count, "sha256": digest.hexdigest()}
+
+
+def read_if_current(fingerprint_file: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """Read the fingerprint if it is ours, readable and made from the files of `record`."""
+    if not fingerprint_file.is_file():
+        return None
+    try:
+        fingerprint: dict[str, Any] = json.loads(fingerprint_file.read_text())
+        block = fingerprint.get(BLOCK, {})
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        logger.warning("%s is damaged; it is made anew", fingerprint_file)
+        return None
+    if block.get("version") != BLOCK_VERSION or block.get("files") != record:
+        logger.info("%s was made from other files or by another program; it is made anew", fingerprint_file)
+        return None
+    return fingerprint
+
+
+def classes_of(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Give the label values of each foreground class or region, without background and ignore label."""
+    classes = {}
+    for name, values in dataset_json["labels"].items():
+        values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
+        if name != "ignore" and values != (0,):
+            classes[name] = tuple(int(value) for value in values)
+    return classes
+
+
+class ReadCase:
+    """Hands arrays that are in memory to nnU-Net functions that want a reader."""
+
+    def __init__(self, images_CZYX: np.ndarray, labels_1ZYX: np.ndarray, properties: dict[str, Any]) -> None:
+        self.images_CZYX = images_CZYX
+        self.labels_1ZYX = labels_1ZYX
+        self.properties = properties
+
+    def read_images(self, _files: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Give the images, whatever file is asked for."""
+        return self.images_CZYX, self.properties
+
+    def read_seg(self, _file: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Give the labels, whatever file is asked for."""
+        return self.labels_1ZYX, self.properties
+
+
+def measure_case(
+    case: CaseFiles, reader_class: Callable[[], Any], classes: dict[str, tuple[int, ...]], num_samples: int
+) -> dict[str, Any]:
+    """Measure one case: nnU-Net's values and, per class, the objects. Each file is read once."""
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    reader = reader_class()
+    images_CZYX, properties = reader.read_images(case.images)
+    labels_1ZYX, _ = reader.read_seg(case.label)
+    spacing_mm = tuple(float(mm) for mm in properties["spacing"])
+    objects = {}
+    for name, values in classes.items():
+        measures = measure_class(images_CZYX, np.isin(labels_1ZYX[0], values), spacing_mm)  # type: ignore[arg-type]
+        objects[name] = None if measures is None else measures.as_dict()
+    read_case = ReadCase(images_CZYX, labels_1ZYX, properties)
+    # nnU-Net's function crops and samples; it must come last, since it marks the labels outside the crop.
+    shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
+        list(case.images), case.label, lambda: read_case, num_samples
+    )
+    return {
+        "name": case.name,
+        "shape": [int(n) for n in shape],
+        "spacing": [float(mm) for mm in spacing],
+        "intensities": intensities,
+        "relative_size": float(relative_size),
+        "objects": objects,
+    }
+
+
+def measure_cases(
+    cases: list[CaseFiles], dataset_json: dict[str, Any], num_processes: int, progress: bool
+) -> list[dict[str, Any]]:
+    """Measure all cases, in parallel where `num_processes` > 1, in the order given.
+
+    Raises:
+        DatasetError: If a worker died (most often for want of memory).
+    """
+    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+    reader_class = determine_reader_writer_from_dataset_json(dataset_json, cases[0].images[0], verbose=False)
+    arguments = (reader_class, classes_of(dataset_json), int(FOREGROUND_SAMPLES // len(cases)))
+    with tqdm(desc="fingerprint", total=len(cases), disable=not progress, unit="case") as bar:
+        if num_processes <= 1:
+            return [_with_update(measure_case(case, *arguments), bar) for case in cases]
+        return list(_measure_parallel(cases, arguments, num_processes, bar))
+
+
+def _with_update(result: dict[str, Any], bar: tqdm) -> dict[str, Any]:
+    bar.update()
+    return result
+
+
+def _measure_parallel(
+    cases: list[CaseFiles], arguments: tuple, num_processes: int, bar: tqdm
+) -> Iterator[dict[str, Any]]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as pool:
+        futures = [pool.submit(measure_case, case, *arguments) for case in cases]
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.update()
+        except BrokenProcessPool:
+            raise DatasetError(
+                f"a worker that measured the cases was killed, most likely for want of memory ({num_processes} ran); "
+                "try again with fewer processes"
+            ) from None
+        yield from (future.result() for future in futures)
+
+
+def summarise(measures: list[dict[str, Any]], num_channels: int, dataset_name: str) -> dict[str, Any]:
+    """Summarise the cases in nnU-Net's keys.
+
+    Raises:
+        DatasetError: If no case has a labelled voxel.
+    """
+    channels: dict[str, dict[str, float]] = {}
+    for channel in range(num_channels):
+        values = channel_values(measures, channel)
+        if values.size == 0:
+            raise DatasetError(f"{dataset_name}: no case has a labelled voxel; are labelsTr the right files?")
+        low, median, high = np.percentile(values, (0.5, 50.0, 99.5))
+        channels[str(channel)] = {
+            "mean": float(np.mean(values)),
+            "median": float(median),
+            "std": float(np.std(values)),
+            "min": float(np.min(values)),
+            "max": float(np.max(values)),
+            "percentile_99_5": float(high),
+            "percentile_00_5": float(low),
+        }
+    return {
+        "spacings": [case["spacing"] for case in measures],
+        "shapes_after_crop": [case["shape"] for case in measures],
+        "foreground_intensity_properties_per_channel": channels,
+        "median_relative_size_after_cropping": float(np.median([case["relative_size"] for case in measures])),
+    }
+
+
+def channel_values(measures: list[dict[str, Any]], channel: int) -> np.ndarray:
+    """Gather the sampled foreground intensities of one channel over all cases that have foreground."""
+    parts = [np.asarray(case["intensities"][channel]) for case in measures if len(case["intensities"][channel])]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+
+
+def foreground_quantiles(measures: list[dict[str, Any]], num_channels: int) -> dict[str, list[float]]:
+    """Give, per channel, the foreground intensities at evenly spaced quantiles from 0 to 1."""
+    levels = np.linspace(0.0, 1.0, QUANTILE_POINTS)
+    quantiles = {}
+    for channel in range(num_channels):
+        values = channel_values(measures, channel)
+        thinned = values[:: max(1, values.size // QUANTILE_SAMPLES)]
+        quantiles[str(channel)] = [float(value) for value in np.quantile(thinned, levels)]
+    return quantiles
+
+
+def summarise_classes(measures: list[dict[str, Any]], dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather, per class, extents, counts and volumes of each case that has it, and typical intensities."""
+    classes = {}
+    for name, values in classes_of(dataset_json).items():
+        present = [case for case in measures if case["objects"][name] is not None]
+        objects = [case["objects"][name] for case in present]
+        classes[name] = {
+            "label_values": list(values),
+            "cases": [case["name"] for case in present],
+            "largest_extent_voxels": [o["largest_extent_voxels"] for o in objects],
+            "largest_extent_mm": [o["largest_extent_mm"] for o in objects],
+            "object_count": [o["object_count"] for o in objects],
+            "volume_mm3": [o["volume_mm3"] for o in objects],
+            "inside": typical([o["inside"] for o in objects]),
+            "around": typical([o["around"] for o in objects]),
+        }
+    return {"classes": classes}
+
+
+def typical(descriptions: list[list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Take, per channel and statistic, the median over the cases."""
+    result: dict[str, dict[str, float]] = {}
+    for channel in range(len(descriptions[0]) if descriptions else 0):
+        of_channel = [case[channel] for case in descriptions if case[channel]]
+        keys = of_channel[0] if of_channel else {}
+        result[str(channel)] = {key: float(np.median([d[key] for d in of_channel])) for key in keys}
+    return result
+
+
+def write_json(content: Mapping[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

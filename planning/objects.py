@@ -1,0 +1,96 @@
+"""Measure the objects of one case: how large they are, how many, and how bright inside and around.
+
+Arrays are (Z, Y, X), spacings (Z, Y, X) in millimetres.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+# A shell this thick holds what a radiologist compares an object with, and stays out of the next organ but one.
+SHELL_MM = 3.0
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+# 26 neighbours: a thin oblique structure is one object.
+NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
+
+
+@dataclass(frozen=True)
+class ObjectMeasures:
+    """What one class looks like in one case; intensities hold one entry a channel."""
+
+    largest_extent_voxels: list[int]
+    largest_extent_mm: list[float]
+    object_count: int
+    volume_mm3: float
+    inside: list[dict[str, float]]
+    around: list[dict[str, float]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Give the measures as plain JSON values."""
+        return asdict(self)
+
+
+def measure_class(
+    images_CZYX: np.ndarray, mask_ZYX: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> ObjectMeasures | None:
+    """Measure the class that `mask_ZYX` marks.
+
+    Args:
+        images_CZYX: All channels of the case.
+        mask_ZYX: Boolean, on the same grid.
+        spacing_mm: (Z, Y, X).
+
+    Returns:
+        None where the class does not occur.
+    """
+    box = bounding_box(mask_ZYX)
+    if box is None:
+        return None
+    reach_voxels = [max(1, round(SHELL_MM / spacing)) for spacing in spacing_mm]
+    slicer = tuple(
+        slice(max(0, axis.start - reach), axis.stop + reach) for axis, reach in zip(box, reach_voxels, strict=True)
+    )
+    mask = mask_ZYX[slicer]
+    extent_voxels, object_count = largest_object(mask)
+    shell = ndimage.maximum_filter(mask, size=[2 * reach + 1 for reach in reach_voxels], mode="constant") & ~mask
+    crops = [channel[slicer] for channel in images_CZYX]
+    return ObjectMeasures(
+        largest_extent_voxels=extent_voxels,
+        largest_extent_mm=[float(n * mm) for n, mm in zip(extent_voxels, spacing_mm, strict=True)],
+        object_count=object_count,
+        volume_mm3=float(np.count_nonzero(mask) * np.prod(spacing_mm)),
+        inside=[describe(crop[mask]) for crop in crops],
+        around=[describe(crop[shell]) for crop in crops],
+    )
+
+
+def bounding_box(mask_ZYX: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """Find the smallest box that holds all marked voxels; None when there are none."""
+    found = ndimage.find_objects(mask_ZYX.astype(np.uint8))
+    return found[0] if found else None
+
+
+def largest_object(mask_ZYX: np.ndarray) -> tuple[list[int], int]:
+    """Find the extent in voxels (Z, Y, X) of the connected object with most voxels, and the number of objects."""
+    objects, count = ndimage.label(mask_ZYX, structure=NEIGHBOURHOOD)
+    sizes = np.bincount(objects.ravel())[1:]
+    box = ndimage.find_objects(objects)[int(np.argmax(sizes))]
+    return [int(axis.stop - axis.start) for axis in box], int(count)
+
+
+def describe(values: np.ndarray) -> dict[str, float]:
+    """Give mean, standard deviation and percentiles; an empty dict for no values."""
+    if values.size == 0:
+        return {}
+    levels = np.percentile(values, PERCENTILES)
+    named = {percentile_name(p): float(level) for p, level in zip(PERCENTILES, levels, strict=True)}
+    return {"mean": float(values.mean(dtype=np.float64)), "std": float(values.std(dtype=np.float64)), **named}
+
+
+def percentile_name(percentile: float) -> str:
+    """Name a percentile as nnU-Net does: 0.5 -> percentile_00_5."""
+    return f"percentile_{percentile:04.1f}".replace(".", "_")

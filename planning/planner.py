@@ -1,0 +1,417 @@
+"""The planner: nnU-Net's extension points, filled by the rules, and the SAM3DPlans.json that comes out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+from sam3dnet.errors import PlanError
+from sam3dnet.planning import rules
+from sam3dnet.planning.fingerprint import (
+    BLOCK,
+    channel_count,
+    classes_of,
+    load_or_make_fingerprint,
+    read_dataset_json,
+    write_json,
+)
+from sam3dnet.planning.rules import Budget, Decision
+
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.folders import Folders
+
+logger = logging.getLogger(__name__)
+
+PLAN_VERSION = 1
+NETWORK_CLASS = "sam3dnet.network.build.SAM3D"
+FULLRES, LOWRES, CASCADE = "3d_fullres", "3d_lowres", "3d_cascade_fullres"
+PLANNED_CONFIGURATIONS = ("2d", FULLRES, LOWRES, CASCADE)
+# nnU-Net's torch resampling holds all labels of a case at once; beyond this many the stock one takes less memory.
+MANY_LABELS = 16
+# Memory is a straight line in the voxels of a step, up to attention's small share: few looks find the crop that fits.
+COST_CALLS = 5
+
+Cost = Callable[[dict[str, Any], int, int, int], int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network that fits the budget: its crop, strides and memory."""
+
+    patch: Decision
+    token_stride: Decision
+    strides: Decision
+    arch_kwargs: dict[str, Any]
+    step_bytes: int
+
+
+class SAM3DPlanner(ExperimentPlanner):
+    """Plan a dataset for the network "sam3d" by nnU-Net's rules and ours.
+
+    Args:
+        dataset_name: A folder in nnUNet_raw whose fingerprint exists.
+        cost: (arch_kwargs, input channels, classes, batch size) -> bytes of a training step; seconds a call.
+        budget: What a step may cost, with its decision.
+        encoder: "auto" or a size by name.
+        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
+        plans_name: Name of the plans file.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        cost: Cost,
+        budget: tuple[Budget, Decision],
+        encoder: str = "auto",
+        sam_weights_at_hand: bool = False,
+        plans_name: str = "SAM3DPlans",
+    ) -> None:
+        super().__init__(dataset_name, plans_name=plans_name)
+        self.cost = cost
+        self.budget, budget_decision = budget
+        self.encoder = encoder
+        self.sam_weights_at_hand = sam_weights_at_hand
+        self.decisions: list[Decision] = [budget_decision]
+        self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
+        self.measured: dict[str, int] = {}
+
+    def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
+        """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
+        options = torch_resampling_options()
+        image = (resample_torch_fornnunet, {"is_seg": False, **options})
+        if len(self.dataset_json["labels"]) > MANY_LABELS:
+            _, _, *labels = super().determine_resampling()
+            return (*image, *labels)
+        return (*image, resample_torch_fornnunet, {"is_seg": True, **options})
+
+    def determine_segmentation_softmax_export_fn(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict]:
+        """Take nnU-Net's torch resampling for probabilities as well."""
+        return resample_torch_fornnunet, {"is_seg": False, **torch_resampling_options()}
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[float],
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict,
+    ) -> dict[str, Any]:
+        """Plan one 3D configuration; stock keys only.
+
+        Args:
+            spacing: (Z, Y, X) in mm, axes already reordered.
+            median_shape: Median image on that grid.
+            data_identifier: Folder name of the preprocessed cases.
+            approximate_n_voxels_dataset: Voxels of all training images on that grid.
+            _cache: nnU-Net's; not used.
+        """
+        encoder = rules.choose_encoder(self.encoder, self.sam_weights_at_hand, approximate_n_voxels_dataset)
+        fit = self.find_fit(spacing, median_shape, encoder.value)
+        batch = rules.choose_batch_size(
+            fit.patch.value, self.budget, approximate_n_voxels_dataset, lambda size: self.fits(fit.arch_kwargs, size)
+        )
+        self.record(data_identifier, [encoder, fit.token_stride, fit.strides, fit.patch, batch])
+        normalization_schemes, use_mask_for_norm = (
+            self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        )
+        data, data_options, labels, labels_options = self.determine_resampling()
+        probabilities, probabilities_options = self.determine_segmentation_softmax_export_fn()
+        return {
+            "data_identifier": data_identifier,
+            "preprocessor_name": self.preprocessor_name,
+            "batch_size": batch.value,
+            "patch_size": list(fit.patch.value),
+            "median_image_size_in_voxels": [float(n) for n in median_shape],
+            "spacing": [float(mm) for mm in spacing],
+            "normalization_schemes": normalization_schemes,
+            "use_mask_for_norm": [bool(use) for use in use_mask_for_norm],
+            "resampling_fn_data": data.__name__,
+            "resampling_fn_seg": labels.__name__,
+            "resampling_fn_data_kwargs": data_options,
+            "resampling_fn_seg_kwargs": labels_options,
+            "resampling_fn_probabilities": probabilities.__name__,
+            "resampling_fn_probabilities_kwargs": probabilities_options,
+            "architecture": {
+                "network_class_name": NETWORK_CLASS,
+                "arch_kwargs": fit.arch_kwargs,
+                "_kw_requires_import": [],
+            },
+        }
+
+    def find_fit(self, spacing: Sequence[float], median_shape: Sequence[float], encoder: Mapping[str, Any]) -> Fit:
+        """Find the finest affordable tokens and their crop.
+
+        Raises:
+            PlanError: If not even the smallest crop fits the budget.
+        """
+        candidates = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, median_shape)
+        fit = None
+        for finest in candidates:
+            token_stride = rules.choose_token_stride(finest, spacing, median_shape)
+            fit = self.fit_to_memory(spacing, median_shape, token_stride, encoder) or fit
+            need = rules.patch_need(self.object_extent(spacing), median_shape, token_stride.value)
+            if fit is not None and all(p >= n for p, n in zip(fit.patch.value, need, strict=True)):
+                return fit
+        if fit is None:
+            raise PlanError(
+                f"{self.dataset_name}: one step of the encoder {encoder['encoder']!r} does not fit "
+                f"{(self.budget.bytes or 0) / 1e9:.1f} GB at any crop size; choose a smaller encoder (--encoder small) or "
+                "a larger memory target"
+            )
+        return fit
+
+    def fit_to_memory(
+        self,
+        spacing: Sequence[float],
+        median_shape: Sequence[float],
+        token_stride: Decision,
+        encoder: Mapping[str, Any],
+    ) -> Fit | None:
+        """Shrink the crop until a step of the smallest batch fits the memory; None if it never does."""
+        strides = rules.choose_stage_strides(token_stride.value)
+        voxels = float(self.budget.patch_voxels)
+        for _ in range(COST_CALLS):
+            patch = rules.choose_patch_size(
+                self.object_extent(spacing), median_shape, spacing, token_stride.value, voxels
+            )
+            arch_kwargs = {
+                "encoder": encoder["encoder"],
+                "patch_size": list(patch.value),
+                "token_stride": list(token_stride.value),
+                "strides": [list(stride) for stride in strides.value],
+                "pretrained": encoder["pretrained"],
+            }
+            step_bytes = self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH)
+            if self.budget.bytes is None or step_bytes <= self.budget.bytes:
+                return Fit(patch, token_stride, strides, arch_kwargs, step_bytes)
+            voxels = 0.95 * math.prod(patch.value) * self.budget.bytes / step_bytes
+        return None
+
+    def step_bytes(self, arch_kwargs: dict[str, Any], batch_size: int) -> int:
+        """Ask for the memory of a step, each question once."""
+        key = json.dumps([arch_kwargs, batch_size])
+        if key not in self.measured:
+            classes = self.output_channels()
+            self.measured[key] = int(self.cost(arch_kwargs, channel_count(self.dataset_json), classes, batch_size))
+        return self.measured[key]
+
+    def fits(self, arch_kwargs: dict[str, Any], batch_size: int) -> bool:
+        """Tell whether a step fits the memory, from two measured batch sizes."""
+        if self.budget.bytes is None:
+            return True
+        smallest = rules.SMALLEST_BATCH
+        first, second = (self.step_bytes(arch_kwargs, size) for size in (smallest, smallest + 1))
+        return first + (batch_size - smallest) * max(0, second - first) <= self.budget.bytes
+
+    def output_channels(self) -> int:
+        """Count the network's outputs: a channel a class and one for background, or a channel a region."""
+        has_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in self.dataset_json["labels"].values())
+        return len(classes_of(self.dataset_json)) + (0 if has_regions else 1)
+
+    def object_extent(self, spacing: Sequence[float]) -> list[float] | None:
+        """Give the extent of the largest objects on a planned grid."""
+        transpose_forward, _ = self.determine_transpose()
+        return rules.object_extent_voxels(self.block["classes"], spacing, transpose_forward)
+
+    def record(self, data_identifier: str, decisions: Sequence[Decision]) -> None:
+        """Keep decisions; those of a stage other than full resolution are named after it."""
+        configuration = data_identifier.removeprefix(f"{self.plans_identifier}_")
+        suffix = "" if configuration == FULLRES else f" ({configuration})"
+        self.decisions += [Decision(d.name + suffix, d.value, d.reason, d.source) for d in decisions]
+
+    def plan_experiment(self) -> dict[str, Any]:
+        """Plan all 3D configurations and write the plans file; no 2D one is ever planned."""
+        forward, backward = self.determine_transpose()
+        spacing = np.asarray(self.determine_fullres_target_spacing(), dtype=float)
+        self.decisions.append(spacing_decision(spacing, self.dataset_fingerprint))
+        shapes = [
+            compute_new_shape(shape, original, spacing)
+            for original, shape in zip(
+                self.dataset_fingerprint["spacings"], self.dataset_fingerprint["shapes_after_crop"], strict=True
+            )
+        ]
+        configurations = self.plan_configurations(spacing[forward], np.median(shapes, 0)[forward])
+        plans = {
+            "dataset_name": self.dataset_name,
+            "plans_name": self.plans_identifier,
+            "original_median_spacing_after_transp": [float(mm) for mm in self.median_of("spacings")[forward]],
+            "original_median_shape_after_transp": [
+                round(float(n)) for n in self.median_of("shapes_after_crop")[forward]
+            ],
+            "image_reader_writer": self.determine_reader_writer().__name__,
+            "transpose_forward": [int(axis) for axis in forward],
+            "transpose_backward": [int(axis) for axis in backward],
+            "configurations": configurations,
+            "experiment_planner_used": type(self).__name__,
+            "label_manager": "LabelManager",
+            "foreground_intensity_properties_per_channel": self.intensity_properties(
+                configurations[FULLRES]["normalization_schemes"]
+            ),
+            "sam3d": {},
+        }
+        encoder = configurations[FULLRES]["architecture"]["arch_kwargs"]
+        plans["sam3d"] = {
+            "version": PLAN_VERSION,
+            "encoder": encoder["encoder"],
+            "pretrained": encoder["pretrained"],
+            "decisions": [asdict(decision) for decision in self.decisions],
+        }
+        self.plans = plans
+        self.save_plans(plans)
+        return plans
+
+    def median_of(self, key: str) -> np.ndarray:
+        """Take the median over the cases of a fingerprint entry."""
+        return np.median(np.asarray(self.dataset_fingerprint[key], dtype=float), 0)
+
+    def plan_configurations(self, spacing: np.ndarray, median_shape: np.ndarray) -> dict[str, Any]:
+        """Plan full resolution, and low resolution with cascade where nnU-Net would."""
+        cases = len(self.dataset)
+        fullres = self.get_plans_for_configuration(
+            spacing, median_shape, self.generate_data_identifier(FULLRES), math.prod(median_shape) * cases, {}
+        )
+        patch_voxels = math.prod(fullres["patch_size"])
+        finest = max(fullres["architecture"]["arch_kwargs"]["token_stride"])
+
+        def voxels_of_crop(mm: Sequence[float], shape: Sequence[float]) -> float:
+            stride = rules.choose_token_stride(finest, mm, shape).value
+            patch = rules.choose_patch_size(self.object_extent(mm), shape, mm, stride, patch_voxels)
+            return math.prod(patch.value)
+
+        decision = rules.choose_lowres_spacing(spacing, median_shape, voxels_of_crop)
+        self.decisions.append(decision)
+        if decision.value is None:
+            return {FULLRES: {**fullres, "batch_dice": False}}
+        shape = [round(n * full / low) for n, full, low in zip(median_shape, spacing, decision.value, strict=True)]
+        lowres = self.get_plans_for_configuration(
+            decision.value, shape, self.generate_data_identifier(LOWRES), math.prod(shape) * cases, {}
+        )
+        return {
+            LOWRES: {**lowres, "batch_dice": False, "next_stage": CASCADE},
+            FULLRES: {**fullres, "batch_dice": True},
+            CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES},
+        }
+
+    def intensity_properties(self, schemes: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Write the chosen window of each CT channel over nnU-Net's foreground properties."""
+        properties = {
+            channel: dict(values)
+            for channel, values in self.dataset_fingerprint["foreground_intensity_properties_per_channel"].items()
+        }
+        for channel, scheme in zip(properties, schemes, strict=True):
+            if scheme != "CTNormalization":
+                continue
+            quantiles = self.block["foreground_quantiles"].get(channel)
+            window = rules.choose_window(channel, properties[channel], quantiles, self.block["classes"])
+            properties[channel].update(window.value)
+            self.decisions.append(window)
+        return properties
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        """Write the plan, whole or not at all; configurations that a user added to an older one are kept."""
+        from nnunetv2.paths import nnUNet_preprocessed
+
+        folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
+        plans_file = folder / f"{self.plans_identifier}.json"
+        for name, configuration in configurations_of(plans_file).items():
+            if name not in PLANNED_CONFIGURATIONS:
+                plans["configurations"][name] = configuration
+        write_json(plans, plans_file)
+        shutil.copy(Path(self.raw_dataset_folder) / "dataset.json", folder / "dataset.json")
+
+
+def torch_resampling_options() -> dict[str, Any]:
+    """Give the options of nnU-Net's torch resampling: thick slices are resampled apart, as in its default."""
+    return {"force_separate_z": None, "memefficient_seg_resampling": False}
+
+
+def configurations_of(plans_file: Path) -> dict[str, Any]:
+    """Read the configurations of an older plan; none if there is no readable one."""
+    try:
+        configurations = json.loads(plans_file.read_text()).get("configurations", {})
+    except FileNotFoundError:
+        return {}
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+        logger.warning("%s is damaged; it is written anew", plans_file)
+        return {}
+    return dict(configurations)
+
+
+def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Decision:
+    """Say how nnU-Net came to its target spacing."""
+    median = np.median(np.asarray(fingerprint["spacings"], dtype=float), 0)
+    if np.allclose(median, spacing):
+        reason = "median over the cases"
+    else:
+        reason = "median over the cases; the anisotropic axis at the 10th percentile"
+    return Decision("spacing", [float(mm) for mm in spacing], reason, rules.NNUNET)
+
+
+def free_memory_bytes(device: str) -> int | None:
+    """Ask the device for its free memory; None where it cannot be asked."""
+    import torch
+
+    if device.startswith("cuda") and torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info(device if ":" in device else None)[0])
+    return None
+
+
+def plan_dataset(
+    dataset_name: str,
+    folders: Folders,
+    *,
+    cost: Cost,
+    gpu_memory_target_gb: float | None = None,
+    encoder: str = "auto",
+    sam_weights_at_hand: bool,
+    device: str = "cpu",
+    plans_name: str = "SAM3DPlans",
+    num_processes: int = 1,
+    progress: bool = True,
+) -> Path:
+    """Plan a dataset and write its plans file.
+
+    Args:
+        dataset_name: A folder in `folders.raw`.
+        folders: nnU-Net's three folders, already active (see `activate_folders`).
+        cost: (arch_kwargs, input channels, classes, batch size) -> bytes of a training step.
+        gpu_memory_target_gb: Plan for a card with this much memory, whatever the device.
+        encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
+        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
+        device: Where training will run.
+        plans_name: Name of the plans file.
+        num_processes: Cases read at the same time where the fingerprint must be made.
+        progress: Show a progress bar.
+
+    Returns:
+        The plans file, folders.preprocessed / dataset_name / (plans_name + ".json").
+
+    Raises:
+        DatasetError: If the dataset cannot be read.
+        PlanError: If no network fits the memory.
+    """
+    read_dataset_json(Path(folders.raw) / dataset_name)
+    load_or_make_fingerprint(dataset_name, folders, num_processes, progress)
+    budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))
+    planner = SAM3DPlanner(
+        dataset_name,
+        cost=cost,
+        budget=budget,
+        encoder=encoder,
+        sam_weights_at_hand=sam_weights_at_hand,
+        plans_name=plans_name,
+    )
+    planner.plan_experiment()
+    return Path(folders.preprocessed) / dataset_name / f"{plans_name}.json"

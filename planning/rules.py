@@ -1,0 +1,362 @@
+"""The planning rules: one small function a decision, each giving a value with its reason and source.
+
+Shapes and strides are (Z, Y, X) in voxels of the planned grid, spacings (Z, Y, X) in millimetres. No rule reads a file or
+knows a network; thresholds are the named constants here, each with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+NNUNET = "nnU-Net (Isensee et al. 2021)"
+PRIMUS = "Primus (Wald et al. 2025)"
+MEASURED = "measured on two CPU cores"
+
+# Primus: tokens of 8^3 voxels beat 16^3 clearly; the detail stem keeps what is finer than a token.
+TOKEN_STRIDE = 8
+# SAM's own weights serve strides 2 to 16; finer tokens pay where the memory allows them.
+PRETRAINED_STRIDES = (4, 8, 16)
+# An image of at most this many voxels has so few tokens at stride 8 that stride 4 is worth trying on a GPU.
+TINY_IMAGE_VOXELS = 48**3
+# Three levels at least: nnU-Net's deep supervision gives the coarsest output no weight, and two outputs would leave none.
+SMALLEST_LARGEST_STRIDE = 4
+# On two cores 40x56x40 and 40x48x64, batch 2, gave the best results for a given time.
+CPU_PATCH_VOXELS = 128 * 1024
+CPU_STEP_VOXELS = 2 * CPU_PATCH_VOXELS
+# Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
+GPU_PATCH_VOXELS = 160**3
+SMALLEST_BATCH = 2
+# More samples a step than this no longer help a fixed number of hours.
+LARGEST_BATCH = 12
+# nnU-Net: a step sees at most 5 % of the dataset.
+DATASET_SHARE_OF_A_BATCH = 0.05
+OBJECT_PERCENTILE = 95.0
+DEFAULT_MEMORY_GB = 8.0
+# What the allocator's fragments, the CUDA context and cuDNN's workspaces take beside the tensors.
+USABLE_SHARE_OF_MEMORY = 0.8
+# The window grows at most by its own width on either side, or air beside the body would flatten soft tissue.
+WIDEST_WINDOW_GROWTH = 1.0
+# Below this many voxels in the whole dataset a network of the size "small" only learns it by heart.
+TINY_DATASET_VOXELS = 1_000_000
+# nnU-Net: a low-resolution stage where the crop sees less than a quarter of the image, if it shrinks the image by half.
+LOWRES_COVERAGE = 0.25
+LOWRES_SMALLEST_SHRINKAGE = 2.0
+LOWRES_STEP = 1.03
+WEIGHTS_ADDRESS = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+
+Shape = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One planning decision: a JSON value, why it was taken, and whose rule it is."""
+
+    name: str
+    value: Any
+    reason: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one training step may cost.
+
+    Attributes:
+        patch_voxels: Most voxels of a crop.
+        step_voxels: Most voxels of a batch; None for no limit of its own.
+        bytes: Most memory of a step; None for no limit.
+        is_time: The limit is time a step (a CPU-only machine), not memory.
+    """
+
+    patch_voxels: int
+    step_voxels: int | None
+    bytes: int | None
+    is_time: bool
+
+
+def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int | None) -> tuple[Budget, Decision]:
+    """Choose what a training step may cost.
+
+    Args:
+        device: "cpu", "cuda" or "mps", with or without an index.
+        memory_target_gb: The user's figure; it wins over everything.
+        free_bytes: Free memory of the device, if it could be asked.
+    """
+    if memory_target_gb is None and device.startswith("cpu"):
+        reason = (
+            "measured: on a CPU iterations per second matter more than crop size at a short time budget; "
+            f"{CPU_STEP_VOXELS:,} voxels a step"
+        )
+        budget = Budget(
+            CPU_PATCH_VOXELS, CPU_STEP_VOXELS, free_bytes and int(free_bytes * USABLE_SHARE_OF_MEMORY), True
+        )
+        return budget, Decision("budget", f"{CPU_STEP_VOXELS} voxels a step", reason, MEASURED)
+    if memory_target_gb is not None:
+        gigabytes, reason = memory_target_gb, "asked for by the memory target"
+    elif free_bytes is not None:
+        gigabytes, reason = free_bytes / 1e9, "free memory of the card now"
+    else:
+        gigabytes, reason = DEFAULT_MEMORY_GB, "the card's memory is not known; a common card has this much"
+    usable = int(gigabytes * 1e9 * USABLE_SHARE_OF_MEMORY)
+    reason += f"; {USABLE_SHARE_OF_MEMORY:.0%} of it for tensors"
+    return Budget(GPU_PATCH_VOXELS, None, usable, False), Decision("budget", f"{gigabytes:.1f} GB", reason, "sam3dnet")
+
+
+def choose_encoder(requested: str, sam_weights_at_hand: bool, dataset_voxels: float) -> Decision:
+    """Choose the encoder's size and whether it starts from SAM's weights.
+
+    Args:
+        requested: "auto" or a size by name.
+        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
+        dataset_voxels: Voxels of all training images on the planned grid.
+
+    Returns:
+        A decision whose value is {"encoder": name, "pretrained": bool}.
+    """
+    if requested != "auto":
+        pretrained = requested.startswith("vit_")
+        start = "from SAM's weights" if pretrained else "from scratch"
+        return Decision("encoder", _encoder(requested, pretrained), f"asked for; trained {start}", "user")
+    if sam_weights_at_hand:
+        reason = "SAM's weights are at hand: its trunk stays frozen, adapters and decoder are trained"
+        return Decision("encoder", _encoder("vit_b", True), reason, "3DSAM-adapter (Gong et al. 2024)")
+    name = "tiny" if dataset_voxels < TINY_DATASET_VOXELS else "small"
+    reason = (
+        f"no SAM weights at hand, so {name!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels of "
+        f"training images); with sam_vit_b_01ec64.pth from {WEIGHTS_ADDRESS} planning would take vit_b with SAM's weights"
+    )
+    return Decision("encoder", _encoder(name, False), reason, "sam3dnet")
+
+
+def _encoder(name: str, pretrained: bool) -> dict[str, Any]:
+    return {"encoder": name, "pretrained": pretrained}
+
+
+def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[float]) -> tuple[int, ...]:
+    """List the token strides to try for the finest axis, best first; the last one is taken if none is affordable."""
+    if is_time:
+        return (TOKEN_STRIDE,)
+    if pretrained:
+        return PRETRAINED_STRIDES
+    if math.prod(median_shape) <= TINY_IMAGE_VOXELS:
+        return (TOKEN_STRIDE // 2, TOKEN_STRIDE)
+    return (TOKEN_STRIDE,)
+
+
+def choose_token_stride(finest: int, spacing_mm: Sequence[float], median_shape: Sequence[float]) -> Decision:
+    """Choose the voxels that a token covers along each axis, near to isotropic in millimetres.
+
+    Args:
+        finest: Stride of the axis with the finest spacing: a power of two.
+        spacing_mm: (Z, Y, X).
+        median_shape: An axis of few voxels gets no stride beyond them.
+    """
+    token_mm = finest * min(spacing_mm)
+    wanted = [round(math.log2(token_mm / mm)) for mm in spacing_mm]
+    room = [math.floor(math.log2(max(1, round(n)))) for n in median_shape]
+    exponents = [max(0, min(w, r, round(math.log2(finest)))) for w, r in zip(wanted, room, strict=True)]
+    if 2 ** max(exponents) < SMALLEST_LARGEST_STRIDE:
+        longest = max(range(3), key=lambda axis: (median_shape[axis], -spacing_mm[axis]))
+        exponents[longest] = round(math.log2(SMALLEST_LARGEST_STRIDE))
+    stride = [2**exponent for exponent in exponents]
+    size = " x ".join(f"{s * mm:.3g}" for s, mm in zip(stride, spacing_mm, strict=True))
+    reason = f"a token covers {size} mm: near to isotropic, {finest} voxels along the finest axis"
+    return Decision("token_stride", stride, reason, PRIMUS if finest == TOKEN_STRIDE else "3DSAM-adapter, SAM")
+
+
+def choose_stage_strides(token_stride: Sequence[int]) -> Decision:
+    """Split the token stride into factors of two a level; axes of smaller stride, the coarser ones, are halved last."""
+    halvings = [round(math.log2(stride)) for stride in token_stride]
+    steps = max(halvings)
+    strides = [[1, 1, 1]]
+    strides += [[2 if step >= steps - n else 1 for n in halvings] for step in range(steps)]
+    return Decision("strides", strides, "the axes of finer spacing are halved first", NNUNET)
+
+
+def round_up(shape: Sequence[float], multiple: Sequence[int]) -> Shape:
+    """Round each axis up to a multiple, and to at least one."""
+    rounded = [max(1, math.ceil(round(n, 3) / m)) * m for n, m in zip(shape, multiple, strict=True)]
+    return rounded[0], rounded[1], rounded[2]
+
+
+def choose_patch_size(
+    object_extent: Sequence[float] | None,
+    median_shape: Sequence[float],
+    spacing_mm: Sequence[float],
+    token_stride: Sequence[int],
+    voxels: float,
+) -> Decision:
+    """Choose the crop: the largest objects first, then as much around them as the budget allows.
+
+    Grows token by token along the axis that is shortest in millimetres, first up to the objects' extent, then up to the
+    median image.
+
+    Args:
+        object_extent: 95th percentile of the largest objects, in voxels of the planned grid; None if not known.
+        median_shape: Median image; the crop is never larger (rounded up to whole tokens).
+        spacing_mm: (Z, Y, X).
+        token_stride: (Z, Y, X).
+        voxels: Most voxels of the crop.
+    """
+    ceiling = round_up([max(1, round(n)) for n in median_shape], token_stride)
+    need = patch_need(object_extent, median_shape, token_stride)
+    patch = grow(round_up([1, 1, 1], token_stride), need, spacing_mm, token_stride, voxels)
+    covers = all(p >= n for p, n in zip(patch, need, strict=True))
+    patch = grow(patch, ceiling, spacing_mm, token_stride, voxels)
+    if patch == ceiling:
+        reason = "the whole median image"
+    elif covers:
+        reason = f"covers {OBJECT_PERCENTILE:.0f} % of the largest objects ({_by(need)}), grown to {voxels:,.0f} voxels"
+    else:
+        reason = f"the largest objects ({_by(need)}) do not fit {voxels:,.0f} voxels; near to isotropic in mm"
+    return Decision("patch_size", list(patch), reason, "sam3dnet")
+
+
+def patch_need(object_extent: Sequence[float] | None, median_shape: Sequence[float], stride: Sequence[int]) -> Shape:
+    """Give the crop that covers the objects, in whole tokens, no larger than the median image."""
+    ceiling = round_up([max(1, round(n)) for n in median_shape], stride)
+    if object_extent is None:
+        return ceiling
+    covering = round_up(object_extent, stride)
+    return min(covering[0], ceiling[0]), min(covering[1], ceiling[1]), min(covering[2], ceiling[2])
+
+
+def grow(start: Shape, target: Shape, spacing_mm: Sequence[float], step: Sequence[int], voxels: float) -> Shape:
+    """Grow a crop towards a target, step by step along the axis shortest in mm, while it has at most `voxels`."""
+    patch = list(start)
+    open_axes = {axis for axis in range(3) if patch[axis] < target[axis]}
+    while open_axes:
+        axis = min(open_axes, key=lambda a: (round(patch[a] * spacing_mm[a], 3), patch[a] / target[a]))
+        larger = [n + step[a] if a == axis else n for a, n in enumerate(patch)]
+        if math.prod(larger) <= voxels:
+            patch = larger
+        if math.prod(larger) > voxels or patch[axis] >= target[axis]:
+            open_axes.discard(axis)
+    return patch[0], patch[1], patch[2]
+
+
+def choose_batch_size(
+    patch_size: Sequence[int], budget: Budget, dataset_voxels: float, fits: Callable[[int], bool]
+) -> Decision:
+    """Choose the batch: at least two, at most 5 % of the dataset's voxels, within the budget.
+
+    Args:
+        patch_size: (Z, Y, X).
+        budget: What a step may cost.
+        dataset_voxels: Voxels of all training images on the planned grid.
+        fits: Tells whether a batch of that size fits the memory; asked about ever larger sizes until it does not.
+    """
+    patch_voxels = math.prod(patch_size)
+    limit = min(LARGEST_BATCH, round(dataset_voxels * DATASET_SHARE_OF_A_BATCH / patch_voxels))
+    if budget.step_voxels is not None:
+        limit = min(limit, budget.step_voxels // patch_voxels)
+    size = SMALLEST_BATCH
+    while size < limit and fits(size + 1):
+        size += 1
+    reason = (
+        f"at least {SMALLEST_BATCH}; at most {DATASET_SHARE_OF_A_BATCH:.0%} of the dataset and the budget of a step"
+    )
+    return Decision("batch_size", size, reason, NNUNET)
+
+
+def smallest_class(classes: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Name the class with the smallest median volume among those that occur; None if none does."""
+    volumes = {name: float(np.median(c["volume_mm3"])) for name, c in classes.items() if c["volume_mm3"]}
+    return min(volumes, key=lambda name: volumes[name]) if volumes else None
+
+
+def choose_window(
+    channel: str,
+    properties: Mapping[str, float],
+    quantiles: Sequence[float] | None,
+    classes: Mapping[str, Mapping[str, Any]],
+) -> Decision:
+    """Choose the CT window of one channel, and the mean and standard deviation of the clipped foreground.
+
+    Args:
+        channel: Its key in the fingerprint ("0").
+        properties: nnU-Net's foreground intensity properties of the channel.
+        quantiles: Foreground intensities at evenly spaced quantiles; None keeps nnU-Net's mean and deviation.
+        classes: Per class, volumes and typical intensities around it.
+
+    Returns:
+        A decision whose value has percentile_00_5, percentile_99_5, mean and std.
+    """
+    low, high = properties["percentile_00_5"], properties["percentile_99_5"]
+    reason = f"foreground percentiles 0.5 and 99.5 ({low:.5g} to {high:.5g})"
+    name = smallest_class(classes)
+    around = classes[name].get("around", {}).get(channel, {}) if name else {}
+    if around:
+        reach = WIDEST_WINDOW_GROWTH * (high - low)
+        low = min(low, max(around["percentile_05_0"], low - reach))
+        high = max(high, min(around["percentile_95_0"], high + reach))
+        reason += f", widened to the surroundings of the smallest class, {name!r}"
+    mean, std = properties["mean"], properties["std"]
+    if quantiles:
+        clipped = np.clip(quantiles, low, high)
+        mean, std = float(np.mean(clipped)), float(np.std(clipped))
+    value = {"percentile_00_5": float(low), "percentile_99_5": float(high), "mean": mean, "std": std}
+    return Decision(f"window of channel {channel}", value, reason, NNUNET + ", widened by sam3dnet")
+
+
+def object_extent_voxels(
+    classes: Mapping[str, Mapping[str, Any]], spacing_mm: Sequence[float], axes: Sequence[int] = (0, 1, 2)
+) -> list[float] | None:
+    """Give the 95th percentile of each class's largest object, the largest over classes, on the planned grid.
+
+    Args:
+        classes: The fingerprint's classes, extents in mm on the image's own axes.
+        spacing_mm: Of the planned grid, after the axes are reordered.
+        axes: nnU-Net's transpose_forward.
+    """
+    extents = [
+        np.percentile(np.asarray(c["largest_extent_mm"], dtype=float), OBJECT_PERCENTILE, axis=0)
+        for c in classes.values()
+        if c["largest_extent_mm"]
+    ]
+    if not extents:
+        return None
+    largest_mm = np.max(extents, axis=0)[list(axes)]
+    return [float(mm / s) for mm, s in zip(largest_mm, spacing_mm, strict=True)]
+
+
+def choose_lowres_spacing(
+    spacing_mm: Sequence[float],
+    median_shape: Sequence[float],
+    patch_voxels: Callable[[Sequence[float], Sequence[float]], float],
+) -> Decision:
+    """Choose the spacing of a low-resolution stage where the full-resolution crop sees too little of the image.
+
+    The spacing grows, the finer axes first, until the crop holds a quarter of the median image.
+
+    Args:
+        spacing_mm: Of the full-resolution stage.
+        median_shape: Of the full-resolution stage.
+        patch_voxels: (spacing, median shape) -> voxels of the crop planned for them.
+
+    Returns:
+        A decision whose value is the spacing, or None for no such stage.
+    """
+    spacing = np.asarray(spacing_mm, dtype=float).copy()
+    full = np.asarray(median_shape, dtype=float)
+    shape = full.copy()
+    while patch_voxels(spacing, shape) / math.prod(shape) < LOWRES_COVERAGE:
+        finer = spacing.max() / spacing > 2
+        spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
+        shape = full * np.asarray(spacing_mm) / spacing
+    shrinkage = math.prod(full) / math.prod(shape)
+    if shrinkage < LOWRES_SMALLEST_SHRINKAGE:
+        reason = "the full-resolution crop sees enough of the median image"
+        return Decision("spacing (3d_lowres)", None, reason, NNUNET)
+    reason = f"the crop sees {LOWRES_COVERAGE:.0%} of a median image with {shrinkage:.1f} times fewer voxels"
+    return Decision("spacing (3d_lowres)", [float(mm) for mm in spacing], reason, NNUNET)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(n) for n in shape)
