@@ -1,0 +1,377 @@
+"""Train stock nnU-Net and sam3dnet for the same time on the same data, validate both the same way, print a table.
+
+    python benchmarks/against_nnunet.py -d 501 --raw FOLDER_WITH_DATASETS --work DIR --minutes 20
+
+Every step runs in a process of its own, whose cost is recorded, and leaves a JSON file in DIR/stages: a step that is
+finished is not repeated, so an interrupted benchmark goes on. The clock of training starts with the first iteration;
+checkpoints and validation losses during training count, the validation afterwards does not.
+
+Methods:
+    nnunet         stock planner, network, loss, augmentation and optimiser; the learning rate follows the clock
+    nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
+    sam3d          sam3dnet's own three commands, with default settings
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from process_load import run_measured
+
+HERE = Path(__file__).resolve().parent
+METHODS = ("nnunet", "nnunet-batch2", "sam3d")
+PACKAGES = ("torch", "nnunetv2", "sam3dnet", "numpy", "SimpleITK", "batchgeneratorsv2")
+AUGMENTATION_PROCESSES = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user asked for; a finished stage counts only if it was made with the same settings."""
+
+    dataset: str
+    raw: Path
+    work: Path
+    minutes: float
+    fold: str
+    device: str
+    timed_cases: int
+    plan_options: str
+    train_options: str
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.work / "nnUNet_preprocessed" / self.dataset
+
+    @property
+    def results(self) -> Path:
+        return self.work / "nnUNet_results" / self.dataset
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a method is named in nnU-Net's folders."""
+
+    trainer: str
+    plans: str
+
+    def model_folder(self, settings: Settings) -> Path:
+        return settings.results / f"{self.trainer}__{self.plans}__3d_fullres"
+
+
+MODELS = {
+    "nnunet": Method("nnUNetTrainerClock", "nnUNetPlans"),
+    "nnunet-batch2": Method("nnUNetTrainerClock", "nnUNetPlansBatch2"),
+    "sam3d": Method("nnUNetTrainerSAM3D", "SAM3DPlans"),
+}
+
+
+class StageError(RuntimeError):
+    """A stage's process failed; the message says where its log is."""
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return the environment of all stages: nnU-Net's folders, the budget, the same number of processes for all."""
+    trainer_folders = [HERE / "clock_trainer", HERE.parent / "sam3dnet" / "nnunet_ext"]
+    return os.environ | {
+        "nnUNet_raw": str(settings.work / "nnUNet_raw"),
+        "nnUNet_preprocessed": str(settings.work / "nnUNet_preprocessed"),
+        "nnUNet_results": str(settings.work / "nnUNet_results"),
+        "nnUNet_extTrainer": os.pathsep.join(map(str, trainer_folders)),
+        "nnUNet_clock_minutes": str(settings.minutes),
+        "nnUNet_def_n_proc": str(cores()),
+        "nnUNet_n_proc_DA": str(AUGMENTATION_PROCESSES),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def machine() -> dict[str, object]:
+    """Return processor, cores, versions and date, which every figure needs beside it."""
+    processor = "unknown"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return {
+        "processor": processor,
+        "cores": cores(),
+        "python": sys.version.split()[0],
+        "versions": {name: _version(name) for name in PACKAGES},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write the file whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1))
+    os.replace(temporary, path)
+
+
+def run_stage(settings: Settings, name: str, keys: dict, command: Sequence[str], mark_file: Path | None = None) -> dict:
+    """Run the command unless this stage is finished, and return its record.
+
+    Raises:
+        StageError: If the command fails.
+    """
+    folder = settings.work / "stages"
+    folder.mkdir(parents=True, exist_ok=True)
+    record_file = folder / f"{name}.json"
+    if (record := finished_stage(settings, name, keys)) is not None:
+        print(f"{name}: finished before, {record['load']['wall_seconds']:.0f} s", flush=True)
+        return record
+    print(f"{name}: {shlex.join(command)}", flush=True)
+    load = run_measured(command, folder / f"{name}.log", environment(settings), mark_file)
+    if load.returncode != 0:
+        tail = "\n".join((folder / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
+        raise StageError(f"stage {name} ended with status {load.returncode}; see {folder / name}.log:\n{tail}")
+    record = {"keys": keys, "command": list(command), "load": load.as_dict(), "machine": machine()}
+    write_json(record_file, record)
+    print(f"{name}: {load.wall_seconds:.0f} s, {load.peak_tree_mib:.0f} MiB", flush=True)
+    return record
+
+
+def finished_stage(settings: Settings, name: str, keys: dict) -> dict | None:
+    """Return the stage's record if it was finished with the same keys."""
+    record_file = settings.work / "stages" / f"{name}.json"
+    if not record_file.exists():
+        return None
+    record = json.loads(record_file.read_text())
+    return record if record["keys"] == keys else None
+
+
+def call(function: str, *arguments: str) -> list[str]:
+    """Return the command line that calls `module:function` with the arguments as its command line."""
+    module, _, name = function.partition(":")
+    code = f"import sys; from {module} import {name}; sys.exit({name}())"
+    return [sys.executable, "-c", code, *arguments]
+
+
+def link_raw_dataset(settings: Settings) -> None:
+    """Make the raw dataset visible below the work folder."""
+    link = settings.work / "nnUNet_raw" / settings.dataset
+    link.parent.mkdir(parents=True, exist_ok=True)
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        (settings.work / name).mkdir(exist_ok=True)
+    if not link.exists():
+        link.symlink_to((settings.raw / settings.dataset).resolve(), target_is_directory=True)
+
+
+def prepare_nnunet(settings: Settings) -> dict:
+    """Plan and preprocess with stock nnU-Net, and derive the plan with two patches a batch."""
+    record = run_stage(
+        settings,
+        "nnunet-prepare",
+        {"dataset": settings.dataset},
+        call(
+            "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry",
+            *("-d", str(int(settings.dataset[7:10])), "-c", "3d_fullres", "-np", str(cores()), "-npfp", str(cores())),
+        ),
+    )
+    plans = json.loads((settings.preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = MODELS["nnunet-batch2"].plans
+    plans["configurations"]["3d_fullres"]["batch_size"] = 2
+    write_json(settings.preprocessed / f"{plans['plans_name']}.json", plans)
+    return record
+
+
+def prepare_sam3d(settings: Settings) -> dict:
+    """Verify, plan and preprocess with sam3dnet."""
+    return run_stage(
+        settings,
+        "sam3d-prepare",
+        {"dataset": settings.dataset, "plan_options": settings.plan_options},
+        call(
+            "sam3dnet.cli.plan_and_preprocess:main",
+            *("-d", settings.dataset, "--root", str(settings.work), *shlex.split(settings.plan_options)),
+        ),
+    )
+
+
+def train_and_validate(settings: Settings, method: str) -> dict:
+    """Train for the budget and validate; a training that did not reach its end starts anew, a validation goes on."""
+    model = MODELS[method]
+    keys = {"dataset": settings.dataset, "minutes": settings.minutes, "fold": settings.fold, "device": settings.device}
+    if method == "sam3d":
+        keys |= {"plan_options": settings.plan_options, "train_options": settings.train_options}
+    stage = f"{method}-train"
+    final_checkpoint = model.model_folder(settings) / f"fold_{settings.fold}" / "checkpoint_final.pth"
+    if finished_stage(settings, stage, keys) is None and final_checkpoint.parent.exists():
+        shutil.rmtree(final_checkpoint.parent)
+    command = sam3d_training(settings) if method == "sam3d" else nnunet_training(settings, model)
+    return run_stage(settings, stage, keys, command, final_checkpoint)
+
+
+def nnunet_training(settings: Settings, model: Method) -> list[str]:
+    """Return the command of stock nnU-Net's training and validation."""
+    return call(
+        "nnunetv2.run.run_training:run_training_entry",
+        *(settings.dataset, "3d_fullres", settings.fold),
+        *("-tr", model.trainer, "-p", model.plans, "-device", settings.device),
+    )
+
+
+def sam3d_training(settings: Settings) -> list[str]:
+    """Return the command of sam3dnet's training and validation."""
+    return call(
+        "sam3dnet.cli.train:main",
+        *(settings.dataset, f"fold{settings.fold}", "--minutes", str(settings.minutes)),
+        *("--root", str(settings.work), "--device", settings.device, *shlex.split(settings.train_options)),
+    )
+
+
+def measure(settings: Settings, method: str, trained: dict) -> dict:
+    """Measure the trained model in a process of its own."""
+    output = settings.work / "stages" / f"{method}-measured.json"
+    command = [
+        *(sys.executable, str(HERE / "measure_model.py")),
+        *(str(MODELS[method].model_folder(settings)), str(settings.preprocessed)),
+        *("--fold", settings.fold, "--device", settings.device, "--threads", str(cores())),
+        *("--timed-cases", str(settings.timed_cases), "--json", str(output)),
+    ]
+    keys = {"trained": trained["keys"], "trained_on": trained["machine"]["date"], "cases": settings.timed_cases}
+    run_stage(settings, f"{method}-measure", keys, command)
+    return json.loads(output.read_text())
+
+
+def count_iterations(fold_folder: Path) -> int | None:
+    """Return the iterations that the trainer wrote down, in clock.json (nnU-Net) or in a line an epoch (ours)."""
+    clock = fold_folder / "clock.json"
+    if clock.exists():
+        return json.loads(clock.read_text())["iterations"]
+    for log in sorted(fold_folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+        if lines and "iterations" in lines[-1]:
+            return int(lines[-1]["iterations"])
+    return None
+
+
+def stock_dice(fold_folder: Path) -> float:
+    """Return the mean Dice that the trainer's own validation wrote."""
+    return json.loads((fold_folder / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+
+
+def run_method(settings: Settings, method: str) -> dict:
+    """Run all stages of one method and return what the table shows."""
+    prepared = prepare_sam3d(settings) if method == "sam3d" else prepare_nnunet(settings)
+    trained = train_and_validate(settings, method)
+    measured = measure(settings, method, trained)
+    fold_folder = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
+    return {
+        "method": method,
+        "iterations": count_iterations(fold_folder),
+        "stock_summary_mean_dice": stock_dice(fold_folder),
+        "measured": measured,
+        "prepare_load": prepared["load"],
+        "train_load": trained["load"],
+        "train_machine": trained["machine"],
+    }
+
+
+def _memory(row: dict) -> str:
+    load = row["train_load"]
+    return f"{load['peak_mib']:.0f} ({load['peak_tree_mib']:.0f})"
+
+
+COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
+    ("method", lambda r: r["method"]),
+    ("mean Dice", lambda r: f"{r['measured']['mean_dice']:.4f}"),
+    ("Dice per class", lambda r: ", ".join(f"{k} {v:.4f}" for k, v in r["measured"]["dice"].items())),
+    ("iterations", lambda r: str(r["iterations"])),
+    ("patch", lambda r: "x".join(map(str, r["measured"]["patch_size"])) + f", batch {r['measured']['batch_size']}"),
+    ("parameters (tuned)", lambda r: f"{r['measured']['parameters']:,} ({r['measured']['trainable_parameters']:,})"),
+    ("s/case", lambda r: f"{r['measured']['seconds_per_case']:.2f}"),
+    (
+        "peak MiB, process (tree)",
+        lambda r: f"{r['train_load']['peak_mib']:.0f} ({r['train_load']['peak_tree_mib']:.0f})",
+    ),
+    ("CPU s", lambda r: f"{r['train_load']['cpu_seconds']:.0f}"),
+    ("wall s", lambda r: f"{r['train_load']['wall_seconds']:.0f}"),
+)
+
+
+def format_table(rows: Sequence[dict]) -> str:
+    """Return a Markdown table, a row a method; memory and times are those of training with its validation."""
+    lines = [[title for title, _ in COLUMNS], ["---"] * len(COLUMNS)]
+    lines += [[cell(row) for _, cell in COLUMNS] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def find_dataset(raw: Path, identifier: str) -> str:
+    """Return the name of the one dataset folder that the number or name means."""
+    prefix = f"Dataset{int(identifier):03d}_" if identifier.isdigit() else identifier
+    names = sorted(p.name for p in raw.iterdir() if p.is_dir() and p.name.startswith(prefix))
+    if len(names) != 1:
+        raise SystemExit(f"{raw}: expected one folder {prefix}*, found {names or 'none'}")
+    return names[0]
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 501")
+    parser.add_argument("--raw", type=Path, required=True, help="folder that holds the DatasetNNN_Name folders")
+    parser.add_argument("--work", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--minutes", type=float, default=20.0, help="training time of each method (default 20)")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated, default all: %(default)s")
+    parser.add_argument("--fold", default="0", choices=tuple("01234"))
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
+    parser.add_argument("--timed-cases", type=int, default=10, help="validation cases that are timed (default 10)")
+    parser.add_argument("--plan-options", default="", help="further options of sam3d_plan_and_preprocess, quoted")
+    parser.add_argument("--train-options", default="", help="further options of sam3d_train, quoted")
+    parser.add_argument("--json", type=Path, help="where the results go (default DIR/results.json)")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run the methods one after another; print the table after each, so that an interruption leaves what is known."""
+    a = parse()
+    methods = a.methods.split(",")
+    if unknown := sorted(set(methods) - set(METHODS)):
+        raise SystemExit(f"unknown methods {unknown}; choose from {METHODS}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    work = a.work.resolve()
+    settings = Settings(
+        dataset=find_dataset(a.raw, a.dataset),
+        raw=a.raw,
+        work=work,
+        minutes=a.minutes,
+        fold=a.fold,
+        device=a.device,
+        timed_cases=a.timed_cases,
+        plan_options=a.plan_options,
+        train_options=a.train_options,
+    )
+    link_raw_dataset(settings)
+    rows = []
+    for method in methods:
+        try:
+            rows.append(run_method(settings, method))
+        except StageError as error:
+            raise SystemExit(str(error)) from error
+        write_json(a.json or work / "results.json", {"minutes": a.minutes, "machine": machine(), "methods": rows})
+        print(format_table(rows), flush=True)
+
+
+if __name__ == "__main__":
+    main()
