@@ -1,0 +1,94 @@
+"""sam3d_info: versions, devices, folders, and the models found."""
+
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sam3dnet.cli.command import run_command
+from sam3dnet.errors import CheckpointError
+
+_PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "SimpleITK", "batchgenerators", "numpy", "scipy")
+_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def info(*, root: Path | None = None, ext_trainer: bool = False) -> list[str]:
+    """Tell versions, devices, folders and the trained models found.
+
+    Args:
+        root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
+            these names.
+        ext_trainer: Print nothing but the folder to set nnUNet_extTrainer to, so that stock nnU-Net finds our trainer.
+
+    Returns:
+        The lines to print.
+    """
+    if ext_trainer:
+        return [str(ext_trainer_folder())]
+    folders = {name: root / name if root else os.environ.get(name) for name in _VARIABLES}
+    return [
+        *_section("Versions", {"Python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}),
+        *_section("Devices", _devices()),
+        *_section("Folders", {name: str(folder or "not set") for name, folder in folders.items()}),
+        *_section("SAM weights", _sam_weights()),
+        *_section("Models", _models(folders["nnUNet_results"])),
+    ]
+
+
+def ext_trainer_folder() -> Path:
+    """Folder that holds nothing but the module that names our trainer for stock nnU-Net."""
+    return Path(__file__).resolve().parents[1] / "nnunet_ext"
+
+
+def _section(title: str, entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries), default=0)
+    return [f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in entries.items() or {"none": ""}.items())]
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return f"not installed; type: pip install {package}"
+
+
+def _devices() -> dict[str, str]:
+    from sam3dnet.devices import available_devices
+
+    return available_devices()
+
+
+def _sam_weights() -> dict[str, str]:
+    from sam3dnet.network.weights_file import OFFICIAL_NAMES, find_sam_weights
+
+    try:
+        found = {encoder: find_sam_weights(encoder) for encoder in OFFICIAL_NAMES}
+    except CheckpointError as error:
+        return {"error": str(error)}
+    return {encoder: str(path or "not found, downloaded when needed") for encoder, path in found.items()}
+
+
+def _models(results: Path | str | None) -> dict[str, str]:
+    return dict(_each_model(Path(results))) if results else {}
+
+
+def _each_model(results: Path) -> Iterator[tuple[str, str]]:
+    for plans_file in sorted(results.glob("Dataset*/*__*__*/plans.json")):
+        folds = sorted({path.parent.name for path in plans_file.parent.glob("fold_*/checkpoint_final.pth")})
+        yield str(plans_file.parent.relative_to(results)), " ".join(folds) or "no fold finished"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(info, "sam3d_info", argv, exit_status=_print_lines)
+
+
+def _print_lines(lines: list[str]) -> int:
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

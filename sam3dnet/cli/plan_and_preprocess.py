@@ -1,0 +1,107 @@
+"""sam3d_plan_and_preprocess: from a dataset in nnU-Net's raw format to a plan and preprocessed cases."""
+
+import logging
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from sam3dnet.cli.command import DeviceName, EncoderChoice, default_num_processes, run_command
+
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.folders import Folders
+
+_log = logging.getLogger(__name__)
+
+
+def plan_and_preprocess(
+    *,
+    datasets: Annotated[list[str], "-d"],
+    root: Path | None = None,
+    gpu_memory_target: Annotated[float | None, "-gpu_memory_target"] = None,
+    encoder: EncoderChoice = "auto",
+    sam_checkpoint: Path | None = None,
+    num_processes: int | None = None,
+    skip_verification: bool = False,
+    device: DeviceName | None = None,
+) -> list[Path]:
+    """Verify datasets, decide how to train on them, and preprocess their cases.
+
+    Args:
+        datasets: Datasets by number or name, such as 501 or Dataset501_Hippocampus.
+        root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
+            these names.
+        gpu_memory_target: GB of memory that training may take; without it, what the device has.
+        encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
+            these are to be had.
+        sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
+        num_processes: Processes to verify and preprocess with; without it one a core, 8 at most.
+        skip_verification: Leave out the verification of the dataset.
+        device: Device that training is going to use; without it the best there is.
+
+    Returns:
+        The plan file of each dataset.
+
+    Raises:
+        DatasetError: If a dataset is not found or not sound.
+        CheckpointError: If the encoder wants SAM's weights and there are none to be had.
+    """
+    from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
+
+    folders = activate_folders(root)
+    names = [find_dataset_name(identifier, folders) for identifier in datasets]
+
+    from sam3dnet.devices import choose_device
+    from sam3dnet.network.cost import training_cost
+    from sam3dnet.planning.fingerprint import load_or_make_fingerprint
+    from sam3dnet.planning.plan import format_decisions, load_plan
+    from sam3dnet.planning.planner import plan_dataset
+    from sam3dnet.preprocessing.pipeline import preprocess_dataset
+
+    processes = num_processes or default_num_processes()
+    plan = partial(
+        plan_dataset,
+        folders=folders,
+        cost=training_cost,
+        gpu_memory_target_gb=gpu_memory_target,
+        encoder=encoder,
+        sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
+        device=choose_device(device).type,
+    )
+    plan_files = []
+    for name in names:
+        if not skip_verification:
+            _verify(name, folders, processes)
+        load_or_make_fingerprint(name, folders, processes)
+        plan_files.append(plan(name))
+        print(format_decisions(load_plan(plan_files[-1])), flush=True)
+        preprocess_dataset(name, folders, num_processes=processes)
+    return plan_files
+
+
+def _verify(name: str, folders: "Folders", num_processes: int) -> None:
+    from sam3dnet.preprocessing.verify import require_sound, verify_dataset
+
+    problems = verify_dataset(folders.raw / name, num_processes)
+    for problem in problems:
+        if problem.severity == "warning":
+            _log.warning("Warning: %s: %s", problem.case, problem.message)
+    require_sound(problems)
+    _log.info("%s is sound", name)
+
+
+def _sam_weights_at_hand(encoder: str, sam_checkpoint: Path | None) -> bool:
+    from sam3dnet.network.weights_file import OFFICIAL_NAMES, find_sam_weights
+
+    wanted = "vit_b" if encoder == "auto" else encoder
+    return wanted in OFFICIAL_NAMES and find_sam_weights(wanted, sam_checkpoint, download=True) is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(plan_and_preprocess, "sam3d_plan_and_preprocess", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

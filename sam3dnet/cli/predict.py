@@ -1,0 +1,83 @@
+"""sam3d_predict: from a folder of images to a folder of label maps on each image's own grid."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, default_num_processes, parse_fold, run_command
+
+if TYPE_CHECKING:
+    from sam3dnet.inference.predictor import PredictionReport
+
+
+def predict(
+    *,
+    input_folder: Annotated[Path, "-i"],
+    output_folder: Annotated[Path, "-o"],
+    dataset: Annotated[str | None, "-d"] = None,
+    folds: Annotated[list[str] | None, "-f"] = None,
+    root: Path | None = None,
+    device: DeviceName | None = None,
+    step_size: float = 0.5,
+    no_mirroring: bool = False,
+    checkpoint: str | None = None,
+    num_processes: int | None = None,
+) -> "PredictionReport":
+    """Predict label maps for all images of a folder, on each image's own grid.
+
+    Args:
+        input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz.
+        output_folder: Folder for the label maps; what is there already is not predicted again.
+        dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
+        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
+        root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
+            these names.
+        device: Device to predict on; without it the best there is.
+        step_size: Step between sliding windows, as a share of the window.
+        no_mirroring: Leave out the average over mirrored windows, which is several times as fast and slightly less accurate.
+        checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
+        num_processes: Processes that read and write files; without it one a core, 8 at most.
+
+    Returns:
+        What was written, what was there already, and what failed and why.
+
+    Raises:
+        Sam3dError: If there is no model, no image, or no place to write to.
+    """
+    from sam3dnet.preprocessing.folders import activate_folders
+
+    folders = activate_folders(root)
+    parsed_folds = [parse_fold(fold) for fold in folds] if folds else None
+
+    from sam3dnet.inference.predictor import find_model, predict_folder
+
+    return predict_folder(
+        input_folder,
+        output_folder,
+        find_model(folders.results, dataset),
+        folds=parsed_folds,
+        device=device,
+        step_size=step_size,
+        mirror=not no_mirroring,
+        checkpoint=checkpoint,
+        num_processes=num_processes or default_num_processes(),
+    )
+
+
+def print_report(report: "PredictionReport") -> int:
+    """Print how many cases were written, last those that failed and why; give the exit status."""
+    counts = f"{len(report.written)} written, {len(report.skipped)} there already, {len(report.failed)} failed"
+    print(f"Predictions: {counts}", flush=True)
+    for case, reason in report.failed.items():
+        print(f"sam3d_predict: case {case} failed: {reason}", file=sys.stderr)
+    return STATUS_SOME_FAILED if report.failed else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(predict, "sam3d_predict", argv, exit_status=print_report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""sam3d_train: train one fold of a planned dataset."""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from sam3dnet.cli.command import DeviceName, parse_fold, run_command
+from sam3dnet.errors import PlanError, Sam3dError
+
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.folders import Folders
+
+_PLANS_NAME = "SAM3DPlans"
+_NNUNET_FOLDS = 5
+
+
+def train(
+    dataset: str,
+    fold: str,
+    *,
+    root: Path | None = None,
+    configuration: str = "3d_fullres",
+    epochs: int | None = None,
+    minutes: float | None = None,
+    iterations_per_epoch: int | None = None,
+    continue_training: Annotated[bool, "--continue"] = False,
+    device: DeviceName | None = None,
+    sam_checkpoint: Path | None = None,
+    from_scratch: bool = False,
+) -> Path:
+    """Train one fold of a planned and preprocessed dataset.
+
+    Args:
+        dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus.
+        fold: fold0 to fold4, also written 0 to 4, to validate on that fifth of the cases; all to train on every case.
+        root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
+            these names.
+        configuration: Configuration of the plan.
+        epochs: Number of epochs; without it the trainer's own.
+        minutes: Time to train for, in place of a number of epochs; the schedule follows the clock.
+        iterations_per_epoch: Training steps in an epoch; without it the trainer's own.
+        continue_training: Go on from the last checkpoint.
+        device: Device to train on; without it the best there is.
+        sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
+        from_scratch: Train the whole network without SAM's weights.
+
+    Returns:
+        The folder of the trained fold.
+
+    Raises:
+        Sam3dError: If dataset, fold, plan, device or weights are not there.
+    """
+    from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
+
+    folders = activate_folders(root)
+    name = find_dataset_name(dataset, folders)
+    _require_plan(name, folders, root)
+    fold_number = _require_fold(fold, name, folders)
+
+    from sam3dnet.training.run import train_fold
+
+    return train_fold(
+        name,
+        fold_number,
+        folders,
+        configuration=configuration,
+        plans_name=_PLANS_NAME,
+        epochs=epochs,
+        minutes=minutes,
+        iterations_per_epoch=iterations_per_epoch,
+        continue_training=continue_training,
+        device=device,
+        sam_checkpoint=sam_checkpoint,
+        from_scratch=from_scratch,
+    )
+
+
+def _require_plan(name: str, folders: "Folders", root: Path | None) -> None:
+    plan_file = folders.preprocessed / name / f"{_PLANS_NAME}.json"
+    if not plan_file.is_file():
+        number = int(re.match(r"Dataset(\d+)", name)[1])
+        where = f" --root {root}" if root else ""
+        raise PlanError(
+            f"{name} is not planned yet, {plan_file} does not exist; first type: "
+            f"sam3d_plan_and_preprocess -d {number}{where}"
+        )
+
+
+def _require_fold(text: str, name: str, folders: "Folders") -> int | Literal["all"]:
+    """Read a fold and check that the dataset is split into so many."""
+    fold = parse_fold(text)
+    splits_file = folders.preprocessed / name / "splits_final.json"
+    count = len(json.loads(splits_file.read_text(encoding="utf-8"))) if splits_file.is_file() else _NNUNET_FOLDS
+    if fold != "all" and fold >= count:
+        raise Sam3dError(f"{name} has no fold {fold}; folds 0 to {count - 1} exist, or all for every case")
+    return fold
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(train, "sam3d_train", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The dataset of sam3d_demo and the picture of its result."""
