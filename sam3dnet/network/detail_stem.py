@@ -1,0 +1,66 @@
+"""Narrow convolutions at the resolutions that the tokens are too coarse for.
+
+Axes in names: B batch, C channels, z y x voxels of the level.
+"""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+NEGATIVE_SLOPE = 0.01
+
+
+class ConvUnit(nn.Module):
+    """3x3x3 convolution, instance norm, leaky ReLU.
+
+    The norm is a group norm with one channel a group: the same numbers as instance norm, faster on the CPU, and defined
+    for a single voxel.
+
+    Args:
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
+        stride: Voxels a step along (z, y, x).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=tuple(stride), padding=1, bias=False)
+        self.norm = nn.GroupNorm(channels_out, channels_out)
+        nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
+
+    def forward(self, x_BCzyx: Tensor) -> Tensor:
+        """Return (B, channels_out, z / stride, y / stride, x / stride), rounded up."""
+        return F.leaky_relu(self.norm(self.conv(x_BCzyx)), NEGATIVE_SLOPE, inplace=True)
+
+
+class DetailStem(nn.Module):
+    """A pyramid of narrow features, from full resolution to one level above the tokens.
+
+    Args:
+        input_channels: Channels of the image.
+        features: Channels of each level, finest first.
+        strides: Factor of each level relative to the level before, (1, 1, 1) first.
+        units: Convolution units of each level.
+    """
+
+    def __init__(
+        self, input_channels: int, features: Sequence[int], strides: Sequence[Sequence[int]], units: Sequence[int]
+    ):
+        super().__init__()
+        widths = (input_channels, *features)
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                ConvUnit(widths[index], widths[index + 1], strides[index]),
+                *(ConvUnit(widths[index + 1], widths[index + 1]) for _ in range(units[index] - 1)),
+            )
+            for index in range(len(features))
+        )
+
+    def forward(self, x_BCzyx: Tensor) -> list[Tensor]:
+        """Return the features of every level, finest first."""
+        levels = []
+        for level in self.levels:
+            x_BCzyx = level(x_BCzyx)
+            levels.append(x_BCzyx)
+        return levels

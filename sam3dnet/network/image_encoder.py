@@ -1,0 +1,188 @@
+"""SAM's image encoder over volumes: tokens, position, blocks with adapters, four levels of features.
+
+Axes in names: B batch, C channels, z y x voxels, D H W tokens, E token width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sam3dnet.network.adapters import SpatialAdapter
+from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
+from sam3dnet.network.patch_embedding import PatchEmbed3D
+
+LAYER_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """The dimensions of an encoder.
+
+    Attributes:
+        width: Token width.
+        depth: Number of blocks.
+        heads: Attention heads.
+        global_blocks: Blocks that attend over the whole grid; the others attend within windows.
+        window: Window (depth, height, width) in tokens.
+        adapter_width: Bottleneck of the spatial adapters.
+        neck_width: Channels of each level that leaves the encoder.
+        position_table: Rows and columns of the absolute position table; None: the token grid of the patch.
+        global_table: Tokens a side that the relative tables of global blocks cover; None: the token grid.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    global_blocks: tuple[int, ...]
+    window: tuple[int, int, int]
+    adapter_width: int
+    neck_width: int
+    global_table: int | None = None
+
+    def level_blocks(self) -> tuple[int, ...]:
+        """Return the four blocks, counted from 0, after which a level leaves the encoder."""
+        return tuple(self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
+
+
+class TransformerBlock3D(nn.Module):
+    """Adapter, attention (windowed or global) and MLP, each with a residual connection.
+
+    Args:
+        size: Dimensions of the encoder.
+        window: Window in tokens, None for attention over the whole grid.
+        table_size: Tokens along (depth, height, width) that the relative position tables cover.
+    """
+
+    def __init__(self, size: EncoderSize, window: tuple[int, int, int] | None, table_size: tuple[int, int, int]):
+        super().__init__()
+        self.window = window
+        self.adapter = SpatialAdapter(size.width, size.adapter_width)
+        self.norm1 = nn.LayerNorm(size.width, eps=LAYER_NORM_EPS)
+        self.attn = Attention3D(size.width, size.heads, table_size)
+        self.norm2 = nn.LayerNorm(size.width, eps=LAYER_NORM_EPS)
+        self.mlp = nn.ModuleDict(
+            {"lin1": nn.Linear(size.width, 4 * size.width), "lin2": nn.Linear(4 * size.width, size.width)}
+        )
+
+    def forward(self, tokens_BDHWE: Tensor) -> Tensor:
+        """Return tokens of the same shape (B, D, H, W, E)."""
+        tokens_BDHWE = self.adapter(tokens_BDHWE)
+        tokens_BDHWE = tokens_BDHWE + self._attend(self.norm1(tokens_BDHWE))
+        hidden = F.gelu(self.mlp["lin1"](self.norm2(tokens_BDHWE)))
+        return tokens_BDHWE + self.mlp["lin2"](hidden)
+
+    def _attend(self, tokens_BDHWE: Tensor) -> Tensor:
+        grid = tokens_BDHWE.shape[1:4]
+        if self.window is None:
+            return self.attn(tokens_BDHWE)
+        window = tuple(min(side, size) for side, size in zip(self.window, grid, strict=True))
+        windows, padding = partition_windows(tokens_BDHWE, window)
+        return join_windows(self.attn(windows, padding), grid)
+
+
+class LayerNormChannels(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, D, H, W)."""
+
+    def forward(self, x_BCDHW: Tensor) -> Tensor:
+        """Return the normalised volume, same shape."""
+        return super().forward(x_BCDHW.permute(0, 2, 3, 4, 1)).permute(0, 4, 1, 2, 3)
+
+
+class Neck3D(nn.Module):
+    """SAM's neck (1x1 convolution, norm, 3x3 convolution, norm) with a depth of three slices in the second convolution.
+
+    The depth is padded by repeating the outer slices and starts as a mean, so a volume that is constant along depth
+    gives SAM's own features in every slice.
+
+    Args:
+        width: Token width.
+        channels: Channels out.
+    """
+
+    def __init__(self, width: int, channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv3d(width, channels, 1, bias=False)
+        self.norm1 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=(0, 1, 1), bias=False)
+        self.norm2 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
+
+    def forward(self, x_BEDHW: Tensor) -> Tensor:
+        """Return (B, channels, D, H, W)."""
+        hidden = self.norm1(self.conv1(x_BEDHW))
+        return self.norm2(self.conv2(F.pad(hidden, (0, 0, 0, 0, 1, 1), mode="replicate")))
+
+
+class ImageEncoder3D(nn.Module):
+    """Turn a volume into four levels of features on the token grid.
+
+    Args:
+        size: Dimensions of the encoder.
+        input_channels: Channels of the image.
+        token_grid: Tokens (depth, height, width) of a training patch; other grids work too.
+        token_stride: Voxels a token covers along (z, y, x).
+    """
+
+    def __init__(
+        self,
+        size: EncoderSize,
+        input_channels: int,
+        token_grid: tuple[int, int, int],
+        token_stride: tuple[int, int, int],
+    ):
+        super().__init__()
+        self.size = size
+        self.checkpointing = False
+        self.patch_embed = PatchEmbed3D(input_channels, size.width, token_stride)
+        self.pos_embed = nn.Parameter(torch.zeros(1, *token_grid[1:], size.width))
+        self.depth_pos_embed = nn.Parameter(torch.zeros(token_grid[0], size.width))
+        self.blocks = nn.ModuleList(self._make_block(index, token_grid) for index in range(size.depth))
+        self.necks = nn.ModuleList(Neck3D(size.width, size.neck_width) for _ in range(4))
+
+    def _make_block(self, index: int, token_grid: tuple[int, int, int]) -> TransformerBlock3D:
+        size = self.size
+        if index not in size.global_blocks:
+            return TransformerBlock3D(size, size.window, size.window)
+        side = size.global_table
+        return TransformerBlock3D(size, None, (token_grid[0], side, side) if side else token_grid)
+
+    def forward(self, x_BCzyx: Tensor, detail_BEDHW: Tensor | None = None) -> list[Tensor]:
+        """Encode a volume.
+
+        Args:
+            x_BCzyx: Image, any size.
+            detail_BEDHW: Features that are added to the tokens of the patch embedding.
+
+        Returns:
+            Four levels (B, neck_width, D, H, W), shallow first.
+        """
+        embedded_BEDHW = self.patch_embed(x_BCzyx)
+        if detail_BEDHW is not None:
+            embedded_BEDHW = embedded_BEDHW + detail_BEDHW
+        tokens_BDHWE = embedded_BEDHW.permute(0, 2, 3, 4, 1) + self._position(embedded_BEDHW.shape[2:])
+        leaving = self.size.level_blocks()
+        levels = []
+        for index, block in enumerate(self.blocks):
+            if self.checkpointing and torch.is_grad_enabled():
+                tokens_BDHWE = checkpoint(block, tokens_BDHWE, use_reentrant=False)
+            else:
+                tokens_BDHWE = block(tokens_BDHWE)
+            if index in leaving:
+                levels.append(self.necks[len(levels)](tokens_BDHWE.permute(0, 4, 1, 2, 3)))
+        return levels
+
+    def _position(self, grid: tuple[int, int, int]) -> Tensor:
+        in_plane_HWE, depth_DE = self.pos_embed[0], self.depth_pos_embed
+        if in_plane_HWE.shape[:2] != grid[1:]:
+            in_plane_HWE = resize_position_table(in_plane_HWE, (grid[1], grid[2]))
+        if depth_DE.shape[0] != grid[0]:
+            depth_DE = F.interpolate(depth_DE.t()[None], grid[0], mode="linear")[0].t()
+        return in_plane_HWE[None] + depth_DE[:, None, None]
+
+
+def resize_position_table(table_HWE: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample an absolute position table (H, W, E) to another grid of tokens, (*grid, E), with antialiasing."""
+    resized = F.interpolate(table_HWE.permute(2, 0, 1)[None], grid, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0)

@@ -1,0 +1,91 @@
+"""From four levels of tokens and the detail stem to logits at every voxel.
+
+Axes in names: B batch, C channels, D H W tokens, z y x voxels of a level.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sam3dnet.network.detail_stem import ConvUnit
+
+
+class UpStage(nn.Module):
+    """Upsample by a transposed convolution, join the stem's features of that resolution, convolve.
+
+    Args:
+        channels_in: Channels of the coarser features.
+        channels_out: Channels of the stem at this resolution and of the output.
+        stride: Factor between the resolutions along (z, y, x).
+        units: Convolution units after joining.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int], units: int):
+        super().__init__()
+        self.up = nn.ConvTranspose3d(channels_in, channels_out, tuple(stride), stride=tuple(stride), bias=False)
+        self.convs = nn.Sequential(
+            ConvUnit(2 * channels_out, channels_out), *(ConvUnit(channels_out, channels_out) for _ in range(units - 1))
+        )
+
+    def forward(self, coarse_BCzyx: Tensor, fine_BCzyx: Tensor) -> Tensor:
+        """Return features of the fine input's shape."""
+        depth, height, width = fine_BCzyx.shape[2:]
+        upsampled = self.up(coarse_BCzyx)[:, :, :depth, :height, :width]
+        return self.convs(torch.cat((upsampled, fine_BCzyx), 1))
+
+
+class MaskDecoder3D(nn.Module):
+    """Aggregate the levels on the token grid, then climb to full resolution along the detail stem.
+
+    Source: multi-layer aggregation after 3DSAM-adapter (Gong et al. 2024), which predicts on a coarse grid and
+    interpolates; here every resolution has features of its own and, in training, logits of its own.
+
+    Args:
+        level_channels: Channels of each of the four levels.
+        width: Channels on the token grid.
+        features: Channels of the stem's levels, finest first.
+        strides: Factor of each level relative to the level before, (1, 1, 1) first, the tokens last.
+        units: Convolution units of each level of the stem and decoder.
+        num_classes: Channels of the logits.
+        deep_supervision: Whether forward returns logits of every resolution above the tokens, finest first.
+    """
+
+    def __init__(
+        self,
+        level_channels: int,
+        width: int,
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        units: Sequence[int],
+        num_classes: int,
+        deep_supervision: bool,
+    ):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.merge = nn.Conv3d(4 * level_channels, width, 1, bias=False)
+        self.token_convs = nn.Sequential(ConvUnit(width, width), ConvUnit(width, width))
+        widths = (*features, width)
+        self.stages = nn.ModuleList(
+            UpStage(widths[index + 1], widths[index], strides[index + 1], units[index])
+            for index in reversed(range(len(features)))
+        )
+        self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in reversed(features))
+
+    def forward(self, levels: Sequence[Tensor], stem: Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Decode.
+
+        Args:
+            levels: Four levels (B, level_channels, D, H, W).
+            stem: Features of the detail stem, finest first.
+
+        Returns:
+            Logits (B, num_classes, z, y, x), or with deep supervision a list of them, finest first.
+        """
+        features = self.token_convs(self.merge(torch.cat(tuple(levels), 1)))
+        logits = []
+        for index, (stage, fine) in enumerate(zip(self.stages, reversed(stem), strict=True)):
+            features = stage(features, fine)
+            if self.deep_supervision or index == len(self.stages) - 1:
+                logits.append(self.heads[index](features))
+        return logits[::-1] if self.deep_supervision else logits[-1]

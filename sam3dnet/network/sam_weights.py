@@ -1,0 +1,112 @@
+"""SAM's 2D weights in the 3D network: from one state dict to another, and what is allowed to stay untouched."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sam3dnet.errors import CheckpointError
+from sam3dnet.network.attention import fit_relative_table
+from sam3dnet.network.image_encoder import resize_position_table
+
+PREFIX = "image_encoder."
+# Parts of our image encoder that SAM does not have: they keep their own initial values, under which the encoder is SAM's.
+NEW_PARTS = (
+    "patch_embed.channel_mix",
+    "patch_embed.depth_kernel_OK",
+    "depth_pos_embed",
+    ".attn.rel_pos_d",
+    ".adapter.",
+    "necks.0.",
+    "necks.1.",
+    "necks.2.",
+)
+
+
+def convert_sam_state(sam_state: Mapping[str, Tensor], own_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Translate SAM's image encoder into ours.
+
+    The absolute position table is resampled to our token grid, relative tables are fitted by their central rows, the
+    neck's 3x3 kernel becomes the mean over three slices.
+
+    Args:
+        sam_state: State dict of SAM (`image_encoder.*`, other entries are ignored), as in the official checkpoints.
+        own_state: State dict of our ImageEncoder3D, for the shapes.
+
+    Returns:
+        The entries of our state dict that SAM provides.
+
+    Raises:
+        CheckpointError: If an entry has another shape than this encoder size needs, or one is missing.
+    """
+    converted = {}
+    for name, value in sam_state.items():
+        if not name.startswith(PREFIX):
+            continue
+        own_name, own_value = _translate(name.removeprefix(PREFIX), value, own_state)
+        if own_name not in own_state or own_value.shape != own_state[own_name].shape:
+            expected = tuple(own_state[own_name].shape) if own_name in own_state else "no such part"
+            raise CheckpointError(
+                f"SAM weights: {name} has shape {tuple(value.shape)}, this encoder has {expected} for it; "
+                "use the checkpoint of the encoder that the plan names"
+            )
+        converted[own_name] = own_value
+    missing = [name for name in own_state if name not in converted and not any(part in name for part in NEW_PARTS)]
+    if missing:
+        raise CheckpointError(
+            f"SAM weights: {len(missing)} entries are missing, the first is {PREFIX}{missing[0]}; expected an official "
+            "SAM or MedSAM checkpoint of the plan's encoder"
+        )
+    return converted
+
+
+def _translate(name: str, value: Tensor, own_state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+    if name == "pos_embed" and value.ndim == 4:
+        return name, resize_to_table(value, own_state[name])
+    if name.endswith(("rel_pos_h", "rel_pos_w")) and name in own_state:
+        return name, fit_relative_table(value, (own_state[name].shape[0] + 1) // 2)
+    neck = {"neck.0.": "necks.3.conv1.", "neck.1.": "necks.3.norm1.", "neck.2.": "necks.3.conv2.", "neck.3.": "necks.3.norm2."}
+    for theirs, ours in neck.items():
+        if name.startswith(theirs):
+            return name.replace(theirs, ours), _inflate(value)
+    return name, value
+
+
+def resize_to_table(value_1HWE: Tensor, own_1HWE: Tensor) -> Tensor:
+    """Resample SAM's position table (1, H, W, E) to the grid of ours; returned as it is where they agree."""
+    if value_1HWE.shape == own_1HWE.shape:
+        return value_1HWE
+    grid = (own_1HWE.shape[1], own_1HWE.shape[2])
+    return resize_position_table(value_1HWE[0], grid)[None]
+
+
+def _inflate(value: Tensor) -> Tensor:
+    if value.ndim != 4:
+        return value
+    depth = value.shape[-1]
+    return value[:, :, None].repeat(1, 1, depth, 1, 1) / depth
+
+
+def load_sam_weights(network: nn.Module, path: Path) -> None:
+    """Load an official SAM checkpoint into a network's image encoder.
+
+    Args:
+        network: A SAM3D network.
+        path: File in the official format: a state dict, or one under "model" (as MedSAM's training script writes).
+
+    Raises:
+        CheckpointError: If the file cannot be read safely or does not fit.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unpickler met
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); download it again") from error
+    state = state.get("model", state) if isinstance(state, dict) else {}
+    encoder = network.image_encoder
+    try:
+        converted = convert_sam_state(state, encoder.state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    encoder.load_state_dict(converted, strict=False)

@@ -1,0 +1,42 @@
+"""Parameter groups and the optimiser."""
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+LEARNING_RATE_NEW = 1e-3  # layers that start at random
+LEARNING_RATE_ADAPTER = 4e-4  # trained parts inside a pretrained encoder; 3DSAM-adapter's value
+WEIGHT_DECAY = 1e-2
+EPS = 1e-6  # 1e-8 underflows in half precision (MaskSAM reports NaN)
+
+
+def build_optimizer(network: nn.Module, pretrained: bool) -> Optimizer:
+    """Make AdamW with one group for new layers, one for the tuned parts of a pretrained encoder, each with and without decay.
+
+    Norms, biases and position tables (less than two dimensions or a table by name) are not decayed.
+
+    Args:
+        network: The network; parameters that need no gradient are left out.
+        pretrained: Whether the image encoder holds SAM's weights.
+
+    Returns:
+        The optimiser; each group holds its base learning rate under "base_lr".
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = LEARNING_RATE_ADAPTER if pretrained and name.startswith("image_encoder.") else LEARNING_RATE_NEW
+        decay = 0.0 if parameter.ndim < 2 or "pos" in name.rsplit(".", 1)[-1] else WEIGHT_DECAY
+        groups.setdefault((rate, decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in groups.values() for parameter in group)
+    return AdamW(settings, eps=EPS, betas=(0.9, 0.99), fused=fused)
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every group's learning rate to factor times its base."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor

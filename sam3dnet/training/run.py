@@ -1,0 +1,143 @@
+"""Train one fold from Python, with the names of the command line."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3dnet.devices import choose_device
+from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.preprocessing.folders import Folders
+
+logger = logging.getLogger(__name__)
+
+
+def train_fold(
+    dataset_name: str,
+    fold: int | str,
+    folders: Folders,
+    *,
+    configuration: str = "3d_fullres",
+    plans_name: str = "SAM3DPlans",
+    epochs: int | None = None,
+    minutes: float | None = None,
+    iterations_per_epoch: int | None = None,
+    continue_training: bool = False,
+    device: str | None = None,
+    sam_checkpoint: Path | None = None,
+    from_scratch: bool = False,
+    validate: bool = True,
+) -> Path:
+    """Train a fold of a planned and preprocessed dataset, then validate it with sliding windows.
+
+    Args:
+        dataset_name: Full name, such as Dataset501_Hippocampus.
+        fold: Number of the fold, or "all" to train on every case.
+        folders: nnU-Net's three folders.
+        configuration: Configuration of the plan.
+        plans_name: Name of the plan.
+        epochs: Epochs to train; None: the trainer's default.
+        minutes: Wall-clock minutes to train instead; the schedule follows the clock.
+        iterations_per_epoch: Iterations in an epoch; None: nnU-Net's 250.
+        continue_training: Go on from the newest whole checkpoint.
+        device: "cpu", "cuda" or "mps"; None: the best there is.
+        sam_checkpoint: File of SAM's weights; None: the usual places.
+        from_scratch: Train without SAM's weights, whatever the plan says.
+        validate: Whether to predict the validation cases at the end.
+
+    Returns:
+        The folder of the fold.
+
+    Raises:
+        PlanError: If the plan, configuration or fold does not exist.
+        DatasetError: If the preprocessed cases are missing.
+        CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged.
+    """
+    chosen = choose_device(device)
+    plans, dataset_json = _read_plan(dataset_name, folders, plans_name)
+    _check_configuration(plans, configuration, dataset_name, folders)
+    if from_scratch:
+        plans = without_pretrained_weights(plans)
+    _limit_loader_processes()
+
+    from sam3dnet.training.checkpoint import newest_whole_checkpoint
+    from sam3dnet.training.trainer import nnUNetTrainerSAM3D
+
+    plans["continue_training"] = continue_training
+    checked_fold = _check_fold(fold, dataset_name, folders)
+    trainer = nnUNetTrainerSAM3D(plans, configuration, checked_fold, dataset_json, chosen)
+    trainer.num_epochs = epochs or trainer.num_epochs
+    trainer.minutes = minutes
+    trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
+    trainer.num_val_iterations_per_epoch = max(1, trainer.num_iterations_per_epoch // 10)
+    trainer.sam_checkpoint = sam_checkpoint
+    output = Path(trainer.output_folder)
+    if continue_training:
+        path, checkpoint, problems = newest_whole_checkpoint(output)
+        for problem in problems:
+            logger.warning("%s", problem)
+        logger.info("continuing from %s", path)
+        trainer.load_checkpoint(checkpoint)
+    trainer.run_training()
+    if validate:
+        trainer.perform_actual_validation()
+    return output
+
+
+def without_pretrained_weights(plans: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a plan whose networks start at random and are trained whole."""
+    changed = {**plans, "configurations": {}}
+    for name, configuration in plans["configurations"].items():
+        copy = dict(configuration)
+        if "architecture" in copy:
+            arch_kwargs = {**copy["architecture"]["arch_kwargs"], "pretrained": False}
+            copy["architecture"] = {**copy["architecture"], "arch_kwargs": arch_kwargs}
+        changed["configurations"][name] = copy
+    return changed
+
+
+def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+
+    folder = folders.preprocessed / dataset_name
+    for name in (f"{plans_name}.json", "dataset.json"):
+        if not (folder / name).is_file():
+            raise PlanError(
+                f"{folder / name} is missing: {dataset_name} has not been planned; "
+                f"run sam3d_plan_and_preprocess -d {dataset_name} first"
+            )
+    return load_json(str(folder / f"{plans_name}.json")), load_json(str(folder / "dataset.json"))
+
+
+def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name: str, folders: Folders) -> None:
+    if configuration not in plans["configurations"]:
+        known = ", ".join(plans["configurations"])
+        raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
+    identifier = plans["configurations"][configuration].get("data_identifier")
+    if identifier and not any((folders.preprocessed / dataset_name / identifier).glob("*.pkl")):
+        raise DatasetError(
+            f"{folders.preprocessed / dataset_name / identifier} holds no preprocessed case; "
+            f"run sam3d_plan_and_preprocess -d {dataset_name} first"
+        )
+
+
+def _check_fold(fold: int | str, dataset_name: str, folders: Folders) -> int | str:
+    if fold == "all":
+        return fold
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+
+    splits = folders.preprocessed / dataset_name / "splits_final.json"
+    number_of_folds = len(load_json(str(splits))) if splits.is_file() else 5
+    if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
+        raise PlanError(
+            f"fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or \"all\" to train on every case"
+        )
+    return fold
+
+
+def _limit_loader_processes() -> None:
+    cores = os.cpu_count() or 1
+    os.environ.setdefault("nnUNet_n_proc_DA", str(min(12, max(1, cores - 1))))
+    torch.set_num_threads(cores if cores <= 2 else max(1, cores - 1))

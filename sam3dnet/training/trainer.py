@@ -1,0 +1,247 @@
+"""The trainer: nnU-Net's extension point, calling our network, schedule, checkpoints and progress."""
+
+import json
+import random
+from contextlib import nullcontext
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import nn
+
+from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
+from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
+from sam3dnet.training.progress import EpochProgress, format_seconds
+from sam3dnet.training.schedule import Budget, learning_rate_factor
+
+GRADIENT_CLIP = 12.0  # nnU-Net's, and 3DSAM-adapter's for automatic segmentation
+
+
+class nnUNetTrainerSAM3D(nnUNetTrainer):  # noqa: N801 (stock nnU-Net finds the trainer by this name)
+    """Train the SAM-3D network of a SAM3DPlans plan inside nnU-Net.
+
+    Loss, data loading and augmentation are nnU-Net's. Length and weights are set through attributes before training:
+    `num_epochs`, `minutes`, `num_iterations_per_epoch`, `sam_checkpoint`.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (the base class's signature, which it inspects)
+    ):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.num_epochs = 300
+        self.minutes: float | None = None
+        self.sam_checkpoint: Path | None = None
+        self.initial_lr = LEARNING_RATE_NEW
+        self.weight_decay = WEIGHT_DECAY
+        self.num_val_iterations_per_epoch = 25
+        self.save_every = 1
+        self.grad_scaler = None  # bf16 has the range of float32
+        self.budget = Budget(self.num_epochs)
+        self._resume: dict[str, Any] | None = None
+        self._seconds_before = 0.0
+        self._loading_own_weights = False
+        self.iterations_done = 0
+
+    def initialize(self) -> None:
+        """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
+        super().initialize()
+        if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
+            from sam3dnet.network.sam_weights import load_sam_weights
+            from sam3dnet.network.weights_file import require_sam_weights
+
+            encoder = self._arch_kwargs()["encoder"]
+            path = require_sam_weights(encoder, self.sam_checkpoint)
+            load_sam_weights(self._bare_network(), path)
+            self.print_to_log_file(f"SAM weights for {encoder}: {path}")
+
+    def _arch_kwargs(self) -> dict[str, Any]:
+        return self.configuration_manager.network_arch_init_kwargs
+
+    def _bare_network(self) -> nn.Module:
+        network = self.network.module if self.is_ddp else self.network
+        return getattr(network, "_orig_mod", network)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
+        """Return AdamW; the learning rate is set before every step, so there is no scheduler."""
+        return build_optimizer(self.network, bool(self._arch_kwargs().get("pretrained"))), None
+
+    def plot_network_architecture(self) -> None:
+        """Do nothing: nnU-Net's plot may hang on a network that is not its own."""
+
+    def run_training(self) -> None:
+        """Train until the budget is spent."""
+        self.on_train_start()
+        for _ in count():
+            if self.budget.finished(self.current_epoch):
+                break
+            self.on_epoch_start()
+            self._train_epoch()
+            self._validate_epoch()
+            self.on_epoch_end()
+        self.on_train_end()
+
+    def on_train_start(self) -> None:
+        """Start the clock and restore the state of a continued training."""
+        super().on_train_start()
+        self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
+        if self._resume is not None:
+            restore_random_state(self._resume["random_state"])
+        trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.network.parameters())
+        self.print_to_log_file(f"parameters: {trained:,} tuned of {total:,}")
+        self.budget.start()
+
+    def _train_epoch(self) -> None:
+        self.on_train_epoch_start()
+        progress = EpochProgress(self.current_epoch, self.num_iterations_per_epoch)
+        outputs = []
+        for iteration in range(self.num_iterations_per_epoch):
+            done = self.current_epoch + iteration / self.num_iterations_per_epoch
+            if outputs and self.budget.finished(done):
+                break
+            set_learning_rate(self.optimizer, learning_rate_factor(self.budget.fraction(done)))
+            outputs.append(self.train_step(next(self.dataloader_train)))
+            progress.update(float(outputs[-1]["loss"]), self.budget.seconds_left(done))
+        progress.close()
+        self.iterations_done += len(outputs)
+        self.on_train_epoch_end(outputs)
+
+    def _validate_epoch(self) -> None:
+        with torch.no_grad():
+            self.on_validation_epoch_start()
+            self.on_validation_epoch_end(
+                [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Note the learning rate of the epoch; it moves with every iteration."""
+        self.network.train()
+        factor = learning_rate_factor(self.budget.fraction(self.current_epoch))
+        set_learning_rate(self.optimizer, factor)
+        self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
+
+    def train_step(self, batch: dict) -> dict:
+        """Take one optimiser step on a batch of nnU-Net's loader; bf16 on a CUDA card, float32 elsewhere."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = self._to_device(batch["target"])
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            loss = self.loss(self.network(data), target)
+        if not torch.isfinite(loss):
+            raise PlanError(
+                f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
+                "look at these images, or lower the learning rate"
+            )
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        self.optimizer.step()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _to_device(self, target: Any) -> Any:
+        if isinstance(target, list):
+            return [entry.to(self.device, non_blocking=True) for entry in target]
+        return target.to(self.device, non_blocking=True)
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+
+    def on_epoch_end(self) -> None:
+        """Write the checkpoints, the plot, and a line of JSON."""
+        epoch = self.current_epoch
+        super().on_epoch_end()
+        if self.local_rank:
+            return
+        value = self.logger.get_value
+        line = {
+            "epoch": epoch,
+            "iterations": self.iterations_done,
+            "seconds": round(self.budget.seconds(), 1),
+            "learning_rate": value("lrs", step=-1),
+            "train_loss": value("train_losses", step=-1),
+            "val_loss": value("val_losses", step=-1),
+            "pseudo_dice": value("dice_per_class_or_region", step=-1),
+        }
+        with (Path(self.output_folder) / "training_log.jsonl").open("a") as file:
+            file.write(json.dumps(plain(line)) + "\n")
+        left = format_seconds(self.budget.seconds_left(self.current_epoch))
+        self.print_to_log_file(f"epoch {epoch} done, training ends in {left}")
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint with nnU-Net's keys and ours, whole or not at all, loadable with weights_only=True."""
+        if self.local_rank or self.disable_checkpointing:
+            return
+        checkpoint = {
+            "network_weights": self._bare_network().state_dict(),
+            "optimizer_state": self.optimizer.state_dict(),
+            "grad_scaler_state": None,
+            "logging": plain(self.logger.get_checkpoint()),
+            "_best_ema": plain(self._best_ema),
+            "current_epoch": self.current_epoch + 1,
+            "init_args": plain(self.my_init_kwargs),
+            "trainer_name": self.__class__.__name__,
+            "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
+            "sam3d": {
+                "seconds": self.budget.seconds(),
+                "iterations": self.iterations_done,
+                "random_state": random_state(),
+            },
+        }
+        save_atomically(checkpoint, Path(filename))
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load one of our checkpoints, given as a path or as its content.
+
+        Raises:
+            CheckpointError: If the file is damaged or belongs to another network.
+        """
+        is_path = isinstance(filename_or_checkpoint, str)
+        checkpoint = load_safely(Path(filename_or_checkpoint), self.device) if is_path else filename_or_checkpoint
+        self._loading_own_weights = True
+        if not self.was_initialized:
+            self.initialize()
+        try:
+            self._bare_network().load_state_dict(checkpoint["network_weights"])
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{filename_or_checkpoint if is_path else 'checkpoint'}: weights of another network than the plan's "
+                f"({str(error).splitlines()[0]}); train anew, or plan as the checkpoint was planned"
+            ) from error
+        self.my_init_kwargs = checkpoint["init_args"]
+        self.current_epoch = checkpoint["current_epoch"]
+        self.logger.load_checkpoint(checkpoint["logging"])
+        self._best_ema = checkpoint["_best_ema"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        self._resume = checkpoint.get("sam3d")
+        if self._resume is not None:
+            self._seconds_before = self._resume["seconds"]
+            self.iterations_done = self._resume["iterations"]
+
+
+def random_state() -> dict[str, Any]:
+    """Return the state of the random generators of Python, numpy and torch as plain values and tensors."""
+    version, keys, position = random.getstate()
+    kind, words, *rest = np.random.get_state()  # the loaders of nnU-Net draw from numpy's global generator
+    return {
+        "python": [version, list(keys), position],
+        "numpy": [kind, [int(word) for word in words], *rest],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Set the random generators to a state that random_state returned."""
+    version, keys, position = state["python"]
+    random.setstate((version, tuple(keys), position))
+    kind, words, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(words, np.uint32), *rest))
+    torch.set_rng_state(state["torch"].cpu())
