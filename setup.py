@@ -3,9 +3,15 @@
 from setuptools import find_packages, setup
 
 OUTER_FOLDERS = ("planning", "preprocessing")
+# Not an importable package: stock nnU-Net imports whatever lies there, an __init__.py too.
+NNUNET_FOLDER = "sam3dnet.nnunet_ext"
 
 setup(
-    packages=find_packages(include=["sam3dnet", "sam3dnet.*"]) + [f"sam3dnet.{name}" for name in OUTER_FOLDERS],
+    packages=[
+        *find_packages(include=["sam3dnet", "sam3dnet.*"]),
+        NNUNET_FOLDER,
+        *(f"sam3dnet.{name}" for name in OUTER_FOLDERS),
+    ],
     package_dir={"sam3dnet": "sam3dnet", **{f"sam3dnet.{name}": name for name in OUTER_FOLDERS}},
     package_data={"sam3dnet": ["py.typed"]},
 )

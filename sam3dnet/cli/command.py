@@ -1,8 +1,8 @@
 """Commands made from functions: names, types, defaults and help come from the signature and the docstring.
 
-A positional parameter is a positional argument; a keyword-only parameter is the option `--parameter-name`, required where
-it has no default, and strings in its `Annotated` type are further names for it. The annotations are objects, not strings:
-`list[T]` takes several values, `Literal[...]` one of its values, `bool` (False by default) none, `T | None` what T takes.
+A positional parameter is a positional argument; a keyword-only one is the option `--parameter-name`, required where it
+has no default, and strings in its `Annotated` type are further names for it. Annotations are objects, not strings:
+`list[T]` takes several values, `Literal[...]` one of its own, `bool` (False by default) none, `T | None` what T takes.
 """
 
 import argparse

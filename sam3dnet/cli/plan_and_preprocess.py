@@ -54,7 +54,6 @@ def plan_and_preprocess(
 
     from sam3dnet.devices import choose_device
     from sam3dnet.network.cost import training_cost
-    from sam3dnet.planning.fingerprint import load_or_make_fingerprint
     from sam3dnet.planning.plan import format_decisions, load_plan
     from sam3dnet.planning.planner import plan_dataset
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -68,12 +67,12 @@ def plan_and_preprocess(
         encoder=encoder,
         sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
         device=choose_device(device).type,
+        num_processes=processes,
     )
     plan_files = []
     for name in names:
         if not skip_verification:
             _verify(name, folders, processes)
-        load_or_make_fingerprint(name, folders, processes)
         plan_files.append(plan(name))
         print(format_decisions(load_plan(plan_files[-1])), flush=True)
         preprocess_dataset(name, folders, num_processes=processes)
@@ -92,10 +91,13 @@ def _verify(name: str, folders: "Folders", num_processes: int) -> None:
 
 
 def _sam_weights_at_hand(encoder: str, sam_checkpoint: Path | None) -> bool:
+    """Whether SAM's weights can be had; only the choice of an encoder is a reason to download them now."""
     from sam3dnet.network.weights_file import OFFICIAL_NAMES, find_sam_weights
 
     wanted = "vit_b" if encoder == "auto" else encoder
-    return wanted in OFFICIAL_NAMES and find_sam_weights(wanted, sam_checkpoint, download=True) is not None
+    if wanted not in OFFICIAL_NAMES:
+        return False
+    return find_sam_weights(wanted, sam_checkpoint, download=encoder == "auto") is not None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

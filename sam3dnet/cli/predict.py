@@ -35,7 +35,7 @@ def predict(
             these names.
         device: Device to predict on; without it the best there is.
         step_size: Step between sliding windows, as a share of the window.
-        no_mirroring: Leave out the average over mirrored windows, which is several times as fast and slightly less accurate.
+        no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
         num_processes: Processes that read and write files; without it one a core, 8 at most.
 

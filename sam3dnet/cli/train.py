@@ -1,20 +1,11 @@
 """sam3d_train: train one fold of a planned dataset."""
 
-import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 from sam3dnet.cli.command import DeviceName, parse_fold, run_command
-from sam3dnet.errors import PlanError, Sam3dError
-
-if TYPE_CHECKING:
-    from sam3dnet.preprocessing.folders import Folders
-
-_PLANS_NAME = "SAM3DPlans"
-_NNUNET_FOLDS = 5
 
 
 def train(
@@ -57,8 +48,7 @@ def train(
 
     folders = activate_folders(root)
     name = find_dataset_name(dataset, folders)
-    _require_plan(name, folders, root)
-    fold_number = _require_fold(fold, name, folders)
+    fold_number = parse_fold(fold)
 
     from sam3dnet.training.run import train_fold
 
@@ -67,7 +57,6 @@ def train(
         fold_number,
         folders,
         configuration=configuration,
-        plans_name=_PLANS_NAME,
         epochs=epochs,
         minutes=minutes,
         iterations_per_epoch=iterations_per_epoch,
@@ -76,27 +65,6 @@ def train(
         sam_checkpoint=sam_checkpoint,
         from_scratch=from_scratch,
     )
-
-
-def _require_plan(name: str, folders: "Folders", root: Path | None) -> None:
-    plan_file = folders.preprocessed / name / f"{_PLANS_NAME}.json"
-    if not plan_file.is_file():
-        number = int(re.match(r"Dataset(\d+)", name)[1])
-        where = f" --root {root}" if root else ""
-        raise PlanError(
-            f"{name} is not planned yet, {plan_file} does not exist; first type: "
-            f"sam3d_plan_and_preprocess -d {number}{where}"
-        )
-
-
-def _require_fold(text: str, name: str, folders: "Folders") -> int | Literal["all"]:
-    """Read a fold and check that the dataset is split into so many."""
-    fold = parse_fold(text)
-    splits_file = folders.preprocessed / name / "splits_final.json"
-    count = len(json.loads(splits_file.read_text(encoding="utf-8"))) if splits_file.is_file() else _NNUNET_FOLDS
-    if fold != "all" and fold >= count:
-        raise Sam3dError(f"{name} has no fold {fold}; folds 0 to {count - 1} exist, or all for every case")
-    return fold
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -66,8 +66,8 @@ def make_case(rng: np.random.Generator) -> tuple[npt.NDArray[np.int16], LabelArr
     shift_mm = rng.uniform(-6, 6, 3).astype(np.float32)
     liver = _jittered(rng, centre_mm=np.add(shift_mm, (0, -8, -24)), radii_mm=(34, 28, 25))
     kidney = _jittered(rng, centre_mm=np.add(shift_mm, (4, 16, 28)), radii_mm=(28, 14, 13))
-    tumour = _inside(rng, liver, radii_mm=rng.uniform(9, 14) * np.ones(3))
-    cyst = _inside(rng, liver, radii_mm=rng.uniform(5, 8) * np.ones(3))
+    tumour = _inside(rng, liver, radius_mm=rng.uniform(9, 14))
+    cyst = _inside(rng, liver, radius_mm=rng.uniform(5, 8))
 
     image, labels = _body(rng, grid_mm, shift_mm), np.zeros(shape, np.uint8)
     for name, shape_mm, mean_hu in (("liver", liver, _LIVER_HU), ("kidney", kidney, _KIDNEY_HU)):
@@ -108,11 +108,13 @@ def _jittered(rng: np.random.Generator, centre_mm: npt.ArrayLike, radii_mm: npt.
     return Ellipsoid(centre, np.asarray(radii_mm, np.float32) * rng.uniform(0.85, 1.15, 3).astype(np.float32))
 
 
-def _inside(rng: np.random.Generator, outer: Ellipsoid, radii_mm: FloatArray) -> Ellipsoid:
-    """Place a small ellipsoid at random, its centre well inside a larger one."""
+def _inside(rng: np.random.Generator, outer: Ellipsoid, radius_mm: float) -> Ellipsoid:
+    """Place a ball at random, its centre well inside an ellipsoid."""
     direction = rng.normal(size=3)
     direction *= rng.uniform(0.2, 0.65) / np.linalg.norm(direction)
-    return Ellipsoid((outer.centre_mm + direction * outer.radii_mm).astype(np.float32), radii_mm.astype(np.float32))
+    return Ellipsoid(
+        (outer.centre_mm + direction * outer.radii_mm).astype(np.float32), np.full(3, radius_mm, np.float32)
+    )
 
 
 def _distance(grid_mm: FloatArray, ellipsoid: Ellipsoid) -> FloatArray:
