@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sam3dnet.planning.objects import measure_class
 from tqdm import tqdm
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.planning.objects import measure_class
 
 if TYPE_CHECKING:
     from sam3dnet.preprocessing.folders import Folders

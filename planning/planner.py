@@ -7,16 +7,15 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
-
-from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.fingerprint import (
     BLOCK,
@@ -26,34 +25,21 @@ from sam3dnet.planning.fingerprint import (
     read_dataset_json,
     write_json,
 )
+from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
+from sam3dnet.planning.plan import NETWORK_CLASS, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
+
+from sam3dnet.errors import PlanError
 
 if TYPE_CHECKING:
     from sam3dnet.preprocessing.folders import Folders
 
 logger = logging.getLogger(__name__)
 
-PLAN_VERSION = 1
-NETWORK_CLASS = "sam3dnet.network.build.SAM3D"
 FULLRES, LOWRES, CASCADE = "3d_fullres", "3d_lowres", "3d_cascade_fullres"
 PLANNED_CONFIGURATIONS = ("2d", FULLRES, LOWRES, CASCADE)
 # nnU-Net's torch resampling holds all labels of a case at once; beyond this many the stock one takes less memory.
 MANY_LABELS = 16
-# Memory is a straight line in the voxels of a step, up to attention's small share: few looks find the crop that fits.
-COST_CALLS = 5
-
-Cost = Callable[[dict[str, Any], int, int, int], int]
-
-
-@dataclass(frozen=True)
-class Fit:
-    """A network that fits the budget: its crop, strides and memory."""
-
-    patch: Decision
-    token_stride: Decision
-    strides: Decision
-    arch_kwargs: dict[str, Any]
-    step_bytes: int
 
 
 class SAM3DPlanner(ExperimentPlanner):
@@ -79,13 +65,13 @@ class SAM3DPlanner(ExperimentPlanner):
         plans_name: str = "SAM3DPlans",
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
-        self.cost = cost
-        self.budget, budget_decision = budget
+        limits, budget_decision = budget
         self.encoder = encoder
         self.sam_weights_at_hand = sam_weights_at_hand
+        self.chosen_encoder: EncoderChoice | None = None
         self.decisions: list[Decision] = [budget_decision]
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
-        self.measured: dict[str, int] = {}
+        self.fitter = CropFitter(cost, limits, channel_count(self.dataset_json), self.output_channels())
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -116,16 +102,21 @@ class SAM3DPlanner(ExperimentPlanner):
             data_identifier: Folder name of the preprocessed cases.
             approximate_n_voxels_dataset: Voxels of all training images on that grid.
             _cache: nnU-Net's; not used.
+
+        Raises:
+            PlanError: If not even the smallest crop fits the memory.
         """
-        encoder = rules.choose_encoder(self.encoder, self.sam_weights_at_hand, approximate_n_voxels_dataset)
-        fit = self.find_fit(spacing, median_shape, encoder.value)
+        grid = Grid(spacing, median_shape, self.object_extent(spacing))
+        encoder = self.encoder_choice(approximate_n_voxels_dataset)
+        fit = self.fitter.find(grid, encoder)
+        if fit is None:
+            raise PlanError(self.too_little_memory(encoder))
         batch = rules.choose_batch_size(
-            fit.patch.value, self.budget, approximate_n_voxels_dataset, lambda size: self.fits(fit.arch_kwargs, size)
+            fit.patch.value, self.fitter.budget, approximate_n_voxels_dataset, lambda size: self.fitter.fits(fit, size)
         )
-        self.record(data_identifier, [encoder, fit.token_stride, fit.strides, fit.patch, batch])
-        normalization_schemes, use_mask_for_norm = (
-            self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
-        )
+        step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
+        self.record(data_identifier, [fit.token_stride, fit.strides, fit.patch, batch, memory_decision(step_bytes)])
+        schemes, use_mask_for_norm = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         data, data_options, labels, labels_options = self.determine_resampling()
         probabilities, probabilities_options = self.determine_segmentation_softmax_export_fn()
         return {
@@ -135,7 +126,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "patch_size": list(fit.patch.value),
             "median_image_size_in_voxels": [float(n) for n in median_shape],
             "spacing": [float(mm) for mm in spacing],
-            "normalization_schemes": normalization_schemes,
+            "normalization_schemes": schemes,
             "use_mask_for_norm": [bool(use) for use in use_mask_for_norm],
             "resampling_fn_data": data.__name__,
             "resampling_fn_seg": labels.__name__,
@@ -150,70 +141,27 @@ class SAM3DPlanner(ExperimentPlanner):
             },
         }
 
-    def find_fit(self, spacing: Sequence[float], median_shape: Sequence[float], encoder: Mapping[str, Any]) -> Fit:
-        """Find the finest affordable tokens and their crop.
+    def determine_reader_writer(self) -> type:
+        """Find nnU-Net's reader for the dataset, without its line on the terminal."""
+        example = next(iter(self.dataset.values()))["images"][0]
+        reader: type = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
+        return reader
 
-        Raises:
-            PlanError: If not even the smallest crop fits the budget.
-        """
-        candidates = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, median_shape)
-        fit = None
-        for finest in candidates:
-            token_stride = rules.choose_token_stride(finest, spacing, median_shape)
-            fit = self.fit_to_memory(spacing, median_shape, token_stride, encoder) or fit
-            need = rules.patch_need(self.object_extent(spacing), median_shape, token_stride.value)
-            if fit is not None and all(p >= n for p, n in zip(fit.patch.value, need, strict=True)):
-                return fit
-        if fit is None:
-            raise PlanError(
-                f"{self.dataset_name}: one step of the encoder {encoder['encoder']!r} does not fit "
-                f"{(self.budget.bytes or 0) / 1e9:.1f} GB at any crop size; choose a smaller encoder (--encoder small) or "
-                "a larger memory target"
-            )
-        return fit
+    def encoder_choice(self, dataset_voxels: float) -> EncoderChoice:
+        """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
+        if self.chosen_encoder is None:
+            decision = rules.choose_encoder(self.encoder, self.sam_weights_at_hand, dataset_voxels)
+            self.decisions.append(decision)
+            self.chosen_encoder = decision.value
+        return self.chosen_encoder
 
-    def fit_to_memory(
-        self,
-        spacing: Sequence[float],
-        median_shape: Sequence[float],
-        token_stride: Decision,
-        encoder: Mapping[str, Any],
-    ) -> Fit | None:
-        """Shrink the crop until a step of the smallest batch fits the memory; None if it never does."""
-        strides = rules.choose_stage_strides(token_stride.value)
-        voxels = float(self.budget.patch_voxels)
-        for _ in range(COST_CALLS):
-            patch = rules.choose_patch_size(
-                self.object_extent(spacing), median_shape, spacing, token_stride.value, voxels
-            )
-            arch_kwargs = {
-                "encoder": encoder["encoder"],
-                "patch_size": list(patch.value),
-                "token_stride": list(token_stride.value),
-                "strides": [list(stride) for stride in strides.value],
-                "pretrained": encoder["pretrained"],
-            }
-            step_bytes = self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH)
-            if self.budget.bytes is None or step_bytes <= self.budget.bytes:
-                return Fit(patch, token_stride, strides, arch_kwargs, step_bytes)
-            voxels = 0.95 * math.prod(patch.value) * self.budget.bytes / step_bytes
-        return None
-
-    def step_bytes(self, arch_kwargs: dict[str, Any], batch_size: int) -> int:
-        """Ask for the memory of a step, each question once."""
-        key = json.dumps([arch_kwargs, batch_size])
-        if key not in self.measured:
-            classes = self.output_channels()
-            self.measured[key] = int(self.cost(arch_kwargs, channel_count(self.dataset_json), classes, batch_size))
-        return self.measured[key]
-
-    def fits(self, arch_kwargs: dict[str, Any], batch_size: int) -> bool:
-        """Tell whether a step fits the memory, from two measured batch sizes."""
-        if self.budget.bytes is None:
-            return True
-        smallest = rules.SMALLEST_BATCH
-        first, second = (self.step_bytes(arch_kwargs, size) for size in (smallest, smallest + 1))
-        return first + (batch_size - smallest) * max(0, second - first) <= self.budget.bytes
+    def too_little_memory(self, encoder: EncoderChoice) -> str:
+        """Say that nothing fits, and what helps."""
+        gigabytes = (self.fitter.budget.bytes or 0) / 1e9
+        return (
+            f"{self.dataset_name}: a training step of encoder {encoder['encoder']!r} does not fit {gigabytes:.1f} GB at "
+            "any crop size; choose a smaller one (--encoder small) or a larger memory target"
+        )
 
     def output_channels(self) -> int:
         """Count the network's outputs: a channel a class and one for background, or a channel a region."""
@@ -242,6 +190,8 @@ class SAM3DPlanner(ExperimentPlanner):
                 self.dataset_fingerprint["spacings"], self.dataset_fingerprint["shapes_after_crop"], strict=True
             )
         ]
+        schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward], np.median(shapes, 0)[forward])
         plans = {
             "dataset_name": self.dataset_name,
@@ -256,10 +206,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "configurations": configurations,
             "experiment_planner_used": type(self).__name__,
             "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": self.intensity_properties(
-                configurations[FULLRES]["normalization_schemes"]
-            ),
-            "sam3d": {},
+            "foreground_intensity_properties_per_channel": self.intensity_properties(schemes),
         }
         encoder = configurations[FULLRES]["architecture"]["arch_kwargs"]
         plans["sam3d"] = {
@@ -359,12 +306,26 @@ def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Dec
     return Decision("spacing", [float(mm) for mm in spacing], reason, rules.NNUNET)
 
 
+def normalization_decision(schemes: Sequence[str]) -> Decision:
+    """Say how the channels are normalised."""
+    reason = "by channel name: CT gets a fixed window, all others their own mean and deviation unless named otherwise"
+    return Decision("normalization_schemes", list(schemes), reason, rules.NNUNET)
+
+
+def memory_decision(step_bytes: int) -> Decision:
+    """Say what a step takes, as measured."""
+    reason = "parameters, optimiser, and the peak of forward and backward, traced without running a kernel"
+    return Decision("memory of a step", f"{step_bytes / 1e9:.2f} GB", reason, "sam3dnet")
+
+
 def free_memory_bytes(device: str) -> int | None:
     """Ask the device for its free memory; None where it cannot be asked."""
     import torch
 
     if device.startswith("cuda") and torch.cuda.is_available():
         return int(torch.cuda.mem_get_info(device if ":" in device else None)[0])
+    if device.startswith("mps") and torch.backends.mps.is_available():
+        return int(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
     return None
 
 

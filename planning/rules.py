@@ -1,7 +1,7 @@
 """The planning rules: one small function a decision, each giving a value with its reason and source.
 
-Shapes and strides are (Z, Y, X) in voxels of the planned grid, spacings (Z, Y, X) in millimetres. No rule reads a file or
-knows a network; thresholds are the named constants here, each with its reason.
+Shapes and strides are (Z, Y, X) in voxels of the planned grid, spacings (Z, Y, X) in millimetres. No rule reads a file
+or knows a network; thresholds are the named constants here, each with its reason.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOKEN_STRIDE = 8
 PRETRAINED_STRIDES = (4, 8, 16)
 # An image of at most this many voxels has so few tokens at stride 8 that stride 4 is worth trying on a GPU.
 TINY_IMAGE_VOXELS = 48**3
-# Three levels at least: nnU-Net's deep supervision gives the coarsest output no weight, and two outputs would leave none.
+# Three levels at least: nnU-Net's loss leaves out the two coarsest outputs, and of two levels none would remain.
 SMALLEST_LARGEST_STRIDE = 4
 # On two cores 40x56x40 and 40x48x64, batch 2, gave the best results for a given time.
 CPU_PATCH_VOXELS = 128 * 1024
@@ -128,8 +128,8 @@ def choose_encoder(requested: str, sam_weights_at_hand: bool, dataset_voxels: fl
         return Decision("encoder", _encoder("vit_b", True), reason, "3DSAM-adapter (Gong et al. 2024)")
     name = "tiny" if dataset_voxels < TINY_DATASET_VOXELS else "small"
     reason = (
-        f"no SAM weights at hand, so {name!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels of "
-        f"training images); with sam_vit_b_01ec64.pth from {WEIGHTS_ADDRESS} planning would take vit_b with SAM's weights"
+        f"no SAM weights at hand, so {name!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels "
+        f"of training images); with sam_vit_b_01ec64.pth from {WEIGHTS_ADDRESS} it would be vit_b with SAM's weights"
     )
     return Decision("encoder", _encoder(name, False), reason, "sam3dnet")
 

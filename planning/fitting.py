@@ -1,0 +1,127 @@
+"""Find the tokens and the crop whose training step fits the budget, from a few looks at the measured cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sam3dnet.planning import rules
+from sam3dnet.planning.rules import Budget, Decision
+
+# Memory is nearly a straight line in the voxels of a crop: few looks find the largest that fits.
+COST_CALLS = 6
+
+Cost = Callable[[dict[str, Any], int, int, int], int]
+EncoderChoice = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid that a configuration resamples to.
+
+    Attributes:
+        spacing_mm: (Z, Y, X).
+        median_shape: Median image in voxels.
+        object_extent: 95th percentile of the largest objects in voxels; None if not known.
+    """
+
+    spacing_mm: Sequence[float]
+    median_shape: Sequence[float]
+    object_extent: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A network that fits the budget: its crop, strides and the memory of a step of the smallest batch."""
+
+    patch: Decision
+    token_stride: Decision
+    strides: Decision
+    arch_kwargs: dict[str, Any]
+    step_bytes: int
+
+    @property
+    def voxels(self) -> int:
+        """Voxels of the crop."""
+        return math.prod(self.patch.value)
+
+
+class CropFitter:
+    """Fits crops and batches to a budget.
+
+    Args:
+        cost: (arch_kwargs, input channels, outputs, batch size) -> bytes of a training step; seconds a call.
+        budget: What a step may cost.
+        input_channels: Channels of the image.
+        output_channels: Channels of the logits.
+    """
+
+    def __init__(self, cost: Cost, budget: Budget, input_channels: int, output_channels: int) -> None:
+        self.cost = cost
+        self.budget = budget
+        self.input_channels = input_channels
+        self.output_channels = output_channels
+        self._measured: dict[str, int] = {}
+
+    def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
+        """Find the finest tokens whose crop still covers the objects, else the last that fit; None if none do."""
+        found = None
+        for finest in rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape):
+            token_stride = rules.choose_token_stride(finest, grid.spacing_mm, grid.median_shape)
+            found = self.fit_to_memory(grid, token_stride, encoder) or found
+            need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
+            if found is not None and all(p >= n for p, n in zip(found.patch.value, need, strict=True)):
+                return found
+        return found
+
+    def fit_to_memory(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> Fit | None:
+        """Find the largest crop whose step of the smallest batch fits the memory; None if one token does not."""
+        largest = self.fit_of(grid, token_stride, encoder, self.budget.patch_voxels)
+        limit = self.budget.bytes
+        if limit is None or largest.step_bytes <= limit:
+            return largest
+        smallest = self.fit_of(grid, token_stride, encoder, 0)
+        if smallest.step_bytes > limit:
+            return None
+        for _ in range(COST_CALLS):
+            bytes_a_voxel = (largest.step_bytes - smallest.step_bytes) / (largest.voxels - smallest.voxels)
+            voxels = smallest.voxels + (limit - smallest.step_bytes) / bytes_a_voxel
+            guess = self.fit_of(grid, token_stride, encoder, min(voxels, largest.voxels - 1))
+            if guess.step_bytes <= limit:
+                return guess
+            largest = guess
+        return smallest
+
+    def fit_of(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, voxels: float) -> Fit:
+        """Plan the network for crops of at most so many voxels, and measure its step."""
+        strides = rules.choose_stage_strides(token_stride.value)
+        patch = rules.choose_patch_size(
+            grid.object_extent, grid.median_shape, grid.spacing_mm, token_stride.value, voxels
+        )
+        arch_kwargs = {
+            "encoder": encoder["encoder"],
+            "patch_size": list(patch.value),
+            "token_stride": list(token_stride.value),
+            "strides": [list(stride) for stride in strides.value],
+            "pretrained": encoder["pretrained"],
+        }
+        return Fit(patch, token_stride, strides, arch_kwargs, self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH))
+
+    def step_bytes(self, arch_kwargs: dict[str, Any], batch_size: int) -> int:
+        """Ask for the memory of a step, each question once."""
+        key = json.dumps([arch_kwargs, batch_size])
+        if key not in self._measured:
+            measured = self.cost(arch_kwargs, self.input_channels, self.output_channels, batch_size)
+            self._measured[key] = int(measured)
+        return self._measured[key]
+
+    def fits(self, fit: Fit, batch_size: int) -> bool:
+        """Tell whether a step fits the memory, on the straight line through two measured batch sizes."""
+        if self.budget.bytes is None:
+            return True
+        second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
+        growth = max(0, second - fit.step_bytes)
+        return fit.step_bytes + (batch_size - rules.SMALLEST_BATCH) * growth <= self.budget.bytes
