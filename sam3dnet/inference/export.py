@@ -1,0 +1,109 @@
+"""From logits to a label map on the image's own grid, in a file that appears whole or not at all."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3dnet.inference.cases import Case, damage, read_grid
+
+TEMPORARY_FOLDER = ".sam3d_unfinished"
+
+
+def label_map(
+    logits_KZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any, labels: Any
+) -> np.ndarray:
+    """Resample logits to the image's grid and decide on a label for each voxel.
+
+    The rules are nnU-Net's (its resampling function; argmax, or regions in their order above 0.5), but one channel is
+    resampled at a time, so that only one is ever held at the image's resolution.
+
+    Args:
+        logits_KZYX: Logits on the preprocessed grid.
+        properties: What nnU-Net's preprocessor says about the case: spacing, shapes and the box of the crop.
+        plans: nnU-Net's PlansManager.
+        configuration: nnU-Net's ConfigurationManager.
+        labels: nnU-Net's LabelManager.
+
+    Returns:
+        Labels on the grid of the image as its reader gave it, in the smallest unsigned type that holds all labels.
+    """
+    decided = _decide_by_region if labels.has_regions else _decide_by_argmax
+    channels = (_resampled(logits_KZYX[k : k + 1], properties, plans, configuration) for k in range(len(logits_KZYX)))
+    cropped = decided(channels, labels)
+    full = np.zeros(properties["shape_before_cropping"], dtype=cropped.dtype)
+    full[tuple(slice(start, stop) for start, stop in properties["bbox_used_for_cropping"])] = cropped
+    return np.ascontiguousarray(full.transpose(plans.transpose_backward))
+
+
+def _resampled(logits_1ZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any) -> np.ndarray:
+    spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
+    shape = properties["shape_after_cropping_and_before_resampling"]
+    resampled = configuration.resampling_fn_probabilities(logits_1ZYX, shape, configuration.spacing, spacing_mm)
+    return np.asarray(resampled[0])
+
+
+def _decide_by_argmax(channels: Any, labels: Any) -> np.ndarray:
+    best = next(channels)
+    result = np.zeros(best.shape, dtype=smallest_type(labels))
+    for label, logits in enumerate(channels, start=1):
+        higher = logits > best
+        result[higher] = label
+        best = np.maximum(best, logits)
+    return result
+
+
+def _decide_by_region(channels: Any, labels: Any) -> np.ndarray:
+    result = np.zeros(0)
+    for number, (label, logits) in enumerate(zip(labels.regions_class_order, channels, strict=True)):
+        if number == 0:
+            result = np.zeros(logits.shape, dtype=smallest_type(labels))
+        result[labels.apply_inference_nonlin(logits).numpy() > 0.5] = label
+    return result
+
+
+def smallest_type(labels: Any) -> np.dtype:
+    """Return the smallest unsigned integer type that holds all labels of nnU-Net's LabelManager."""
+    values = [*labels.all_labels, *(labels.regions_class_order or ())]
+    return np.min_scalar_type(int(max(values)))
+
+
+def write_label_map(label_map_ZYX: np.ndarray, path: Path, properties: Mapping[str, Any], reader_writer: Any) -> None:
+    """Write a label map with the image's geometry, under a temporary name first.
+
+    Args:
+        label_map_ZYX: Labels on the image's grid.
+        path: Final name.
+        properties: Geometry, as the reader gave it.
+        reader_writer: nnU-Net's reader and writer of the plan.
+
+    Raises:
+        OSError, RuntimeError: If writing fails; nothing is left under the final name then.
+    """
+    temporary = path.parent / TEMPORARY_FOLDER
+    temporary.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=temporary) as name:
+        reader_writer.write_seg(label_map_ZYX, str(Path(name) / path.name), properties)
+        written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
+        for file in written:  # the label map last: it says that the case is finished
+            os.replace(file, path.parent / file.name)
+
+
+def is_finished(output: Path, case: Case) -> bool:
+    """Tell whether the output is whole, has the shape of the image, and is not older than the image."""
+    if not output.is_file() or damage(output) is not None:
+        return False
+    if any(file.stat().st_mtime_ns > output.stat().st_mtime_ns for file in case.files):
+        return False
+    written, image = read_grid(output), read_grid(case.files[0])
+    return written is not None and image is not None and written.size == image.size
+
+
+def as_tensor(image_CZYX: np.ndarray) -> Tensor:
+    """Return the image as a contiguous float32 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image_CZYX, dtype=np.float32))

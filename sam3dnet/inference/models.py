@@ -1,0 +1,296 @@
+"""Trained models: where they are, which checkpoint of a fold counts, and how the network is rebuilt from them."""
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sam3dnet.errors import CheckpointError, PlanError
+
+_multiarray = import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+OUR_PLANS = "SAM3DPlans"
+WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
+NUMPY_TYPES_IN_CHECKPOINTS: list[Any] = [  # stock nnU-Net's checkpoints hold numpy scalars; none of these runs code
+    np.dtype,
+    np.ndarray,
+    _multiarray.scalar,
+    _multiarray._reconstruct,
+    np.dtypes.BoolDType,
+    np.dtypes.Int32DType,
+    np.dtypes.Int64DType,
+    np.dtypes.UInt32DType,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model folder of nnU-Net's results that has at least one fold with a checkpoint."""
+
+    folder: Path
+    dataset_name: str
+    trainer: str
+    plans_name: str
+    configuration: str
+    folds: tuple[int | str, ...]
+
+
+@dataclass
+class LoadedModel:
+    """A network with the weights of one or more folds, and nnU-Net's view of its plan."""
+
+    network: nn.Module
+    weights: list[dict[str, Tensor]]
+    checkpoint_files: list[Path]
+    plans: Any
+    configuration: Any
+    labels: Any
+    dataset_json: dict[str, Any]
+    mirror_axes: tuple[int, ...]
+
+
+def list_models(results: Path) -> list[TrainedModel]:
+    """Return all models below nnUNet_results that have a fold with a checkpoint, by name."""
+    models = []
+    for plans_file in sorted(results.glob("Dataset*/*__*__*/plans.json")):
+        folder = plans_file.parent
+        folds = trained_folds(folder)
+        if folds and folder.name.count("__") == 2:
+            trainer, plans_name, configuration = folder.name.split("__")
+            models.append(TrainedModel(folder, folder.parent.name, trainer, plans_name, configuration, folds))
+    return models
+
+
+def trained_folds(model_folder: Path) -> tuple[int | str, ...]:
+    """Return the folds that have a checkpoint file, numbers first."""
+    names = {path.parent.name.removeprefix("fold_") for path in model_folder.glob("fold_*/checkpoint_*.pth")}
+    numbers = sorted(int(name) for name in names if name.isdigit())
+    return (*numbers, *(["all"] if "all" in names else []))
+
+
+def find_model(
+    results: Path, dataset: int | str | None = None, *, plans_name: str = OUR_PLANS, configuration: str = "3d_fullres"
+) -> Path:
+    """Find the model of a dataset, or the only one that has been trained.
+
+    Args:
+        results: nnUNet_results.
+        dataset: Number or name of the dataset; None if only one model is there.
+        plans_name: Name of the plan.
+        configuration: Configuration of the plan.
+
+    Returns:
+        The model folder, ...__SAM3DPlans__3d_fullres.
+
+    Raises:
+        CheckpointError: If there is none, or more than one; the candidates are listed.
+    """
+    trained = [m for m in list_models(results) if (m.plans_name, m.configuration) == (plans_name, configuration)]
+    chosen = [model for model in trained if dataset is None or _is_dataset(model.dataset_name, str(dataset))]
+    if len(chosen) == 1:
+        return chosen[0].folder
+    wanted = "a trained model" if dataset is None else f"a trained model for dataset {dataset}"
+    if not chosen:
+        there = _listing(trained) if trained else "there is none"
+        raise CheckpointError(f"{results}: expected {wanted}; {there}; train one first: sam3d_train DATASET fold0")
+    raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose one with -d")
+
+
+def _is_dataset(name: str, wanted: str) -> bool:
+    return name.startswith(f"Dataset{int(wanted):03d}_") if wanted.isdigit() else name == wanted
+
+
+def _listing(models: Iterable[TrainedModel]) -> str:
+    lines = [f"{m.dataset_name}/{m.folder.name} (folds {' '.join(map(str, m.folds))})" for m in models]
+    return f"trained are {', '.join(lines)}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read plans.json or dataset.json of a model folder.
+
+    Raises:
+        PlanError: If the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise PlanError(f"{path} cannot be read ({error}); copy it from where the model was trained") from error
+
+
+def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:
+    """Open the checkpoint of a fold: the one asked for, else final, best, latest, the first that opens.
+
+    Raises:
+        CheckpointError: If none opens; says which are damaged.
+    """
+    names = CHECKPOINT_ORDER if name is None else (name,)
+    problems = []
+    for candidate in names:
+        path = fold_folder / candidate
+        if name is None and not path.is_file():
+            continue
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning("%s; using %s", problem, path.name)
+        return path, checkpoint
+    found = "; ".join(problems) or f"expected one of {', '.join(CHECKPOINT_ORDER)}, there is none"
+    raise CheckpointError(
+        f"{fold_folder}: no checkpoint to predict with: {found}; train this fold, or leave it out with -f"
+    )
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Map a checkpoint of nnU-Net's layout into memory without running code from it.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, or not such a checkpoint.
+    """
+    if not path.is_file():
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.pth"))) or "no checkpoint"
+        raise CheckpointError(f"{path} does not exist; there is {there}")
+    torch.serialization.add_safe_globals(NUMPY_TYPES_IN_CHECKPOINTS)
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever its unpickler met
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path.name} is truncated, damaged or not a checkpoint ({reason})") from error
+    if not isinstance(checkpoint, dict) or not {"network_weights", "init_args"} <= checkpoint.keys():
+        raise CheckpointError(f"{path.name} is not a checkpoint of an nnU-Net trainer: no network_weights or init_args")
+    return checkpoint
+
+
+def load_model(
+    model_folder: Path,
+    folds: Sequence[int | str] | None = None,
+    checkpoint: str | None = None,
+    device: torch.device | str = "cpu",
+) -> LoadedModel:
+    """Rebuild the network of a model folder from its own plan and load the weights of its folds.
+
+    Args:
+        model_folder: Folder with plans.json, dataset.json and the folds.
+        folds: Which folds; None for all trained ones ("all" only where no numbered fold is).
+        checkpoint: File name in each fold; None for the final one, else the best, else the latest.
+        device: Where the network goes.
+
+    Returns:
+        The network in evaluation mode with the weights of the first fold loaded, and the weights of all folds.
+
+    Raises:
+        CheckpointError: If a fold or its checkpoint is missing, damaged, or of another network.
+        PlanError: If the plan cannot be read, or its network class cannot be found, or it is a cascade's second stage.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    plans = PlansManager(read_json(model_folder / "plans.json"))
+    dataset_json = read_json(model_folder / "dataset.json")
+    opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]
+    first = opened[0][1]
+    configuration = plans.get_configuration(first["init_args"]["configuration"])
+    _require_3d_single_stage(model_folder, configuration)
+    labels = plans.get_label_manager(dataset_json)
+    network = build_network(plans, configuration, labels, dataset_json)
+    weights = [unwrapped(content["network_weights"]) for _, content in opened]
+    for (path, _), state in zip(opened, weights, strict=True):
+        _require_same_network(network, state, path)
+    network.load_state_dict(weights[0])
+    return LoadedModel(
+        network=network.to(device).eval(),
+        weights=weights,
+        checkpoint_files=[path for path, _ in opened],
+        plans=plans,
+        configuration=configuration,
+        labels=labels,
+        dataset_json=dataset_json,
+        mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
+    )
+
+
+def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequence[int | str]:
+    trained = trained_folds(model_folder)
+    if not trained:
+        raise CheckpointError(f"{model_folder}: no fold has a checkpoint; train one first: sam3d_train DATASET fold0")
+    if not folds:
+        return [fold for fold in trained if fold != "all"] or trained
+    missing = [fold for fold in folds if fold not in trained]
+    if missing:
+        raise CheckpointError(
+            f"{model_folder}: fold(s) {' '.join(map(str, missing))} asked for, trained are "
+            f"{' '.join(map(str, trained))}; train the fold, or choose from these with -f"
+        )
+    return folds
+
+
+def _require_3d_single_stage(model_folder: Path, configuration: Any) -> None:
+    if len(configuration.patch_size) != 3:
+        raise PlanError(f"{model_folder.name}: a 2D configuration; sam3dnet predicts 3D ones, use nnUNetv2_predict")
+    if configuration.previous_stage_name is not None:
+        raise PlanError(
+            f"{model_folder.name}: the second stage of a cascade needs the label maps of its first stage; "
+            "use nnUNetv2_predict with -prev_stage_predictions"
+        )
+
+
+def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dict[str, Any]) -> nn.Module:
+    """Build the network that a plan names, without deep supervision.
+
+    Raises:
+        PlanError: If the class cannot be found or does not take the plan's arguments.
+    """
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    name = configuration.network_arch_class_name
+    try:
+        return get_network_from_plans(
+            name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            determine_num_input_channels(plans, configuration, dataset_json),
+            labels.num_segmentation_heads,
+            allow_init=False,
+            deep_supervision=False,
+        )
+    except (ImportError, TypeError) as error:
+        raise PlanError(
+            f"the plan's network {name} cannot be built ({error}); install the version it was made with"
+        ) from error
+
+
+def unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights under the network's own names, without the prefixes that wrappers add."""
+    return {_without_prefixes(name): value for name, value in state.items()}
+
+
+def _without_prefixes(name: str) -> str:
+    stripped = name
+    for prefix in WRAPPER_PREFIXES * 2:  # a compiled network may be wrapped, and a wrapped one compiled
+        stripped = stripped.removeprefix(prefix)
+    return stripped
+
+
+def _require_same_network(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    there = {name: tuple(value.shape) for name, value in state.items()}
+    if expected != there:
+        differing = sorted(n for n in expected.keys() | there.keys() if expected.get(n) != there.get(n))
+        raise CheckpointError(
+            f"{path}: its weights are not those of the network in plans.json; {len(differing)} differ, such as "
+            f"{differing[0]}: expected {expected.get(differing[0])}, found {there.get(differing[0])}; train it again"
+        )

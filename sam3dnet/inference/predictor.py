@@ -1,0 +1,300 @@
+"""Predict all images of a folder: read ahead, predict, export; a bad image costs its own case alone."""
+
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.inference.cases import Case, find_cases, require_whole
+from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, is_finished, label_map, write_label_map
+from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
+from sam3dnet.inference.windows import predict_volume
+
+__all__ = ["PredictionReport", "find_model", "predict_folder"]
+
+logger = logging.getLogger(__name__)
+
+SETTINGS_FILE = "sam3d_prediction.json"
+Preprocessed = tuple[Tensor, dict[str, Any]]
+Exporting = tuple[Case, Future[bool]]
+Result = TypeVar("Result")
+
+
+@dataclass
+class PredictionReport:
+    """Which cases were written, which were there already, and which failed and why."""
+
+    written: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def predict_folder(
+    input_folder: Path | str,
+    output_folder: Path | str,
+    model_folder: Path | str,
+    *,
+    folds: Sequence[int | str] | None = None,
+    device: torch.device | str | None = None,
+    step_size: float = 0.5,
+    mirror: bool = True,
+    checkpoint: str | None = None,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> PredictionReport:
+    """Predict a label map for every image of a folder, on each image's own grid.
+
+    What is there already, whole and made with the same settings, is not predicted again.
+
+    Args:
+        input_folder: Images named CASE_0000.nii.gz, a file a channel.
+        output_folder: Made if it does not exist; gets CASE.nii.gz, dataset.json, plans.json and the settings.
+        model_folder: Model folder of nnUNet_results, see `find_model`.
+        folds: Folds whose logits are averaged; None for all trained ones.
+        device: Device or its name; None for the best there is.
+        step_size: Step between windows as a share of the window, above 0 and at most 1.
+        mirror: Whether to average over mirrored windows, along the axes that were mirrored in training.
+        checkpoint: File name in each fold; None for the final one, else the best, else the latest.
+        num_processes: Images that are read ahead at the same time, each in a thread; None for one.
+        progress: Whether to show a bar.
+
+    Returns:
+        What was written, skipped and failed; a case fails alone.
+
+    Raises:
+        DatasetError: If there is no image, or the output folder cannot be written to, or the step is out of range.
+        CheckpointError, PlanError: If the model cannot be loaded.
+    """
+    inputs, output, model_path = Path(input_folder), Path(output_folder), Path(model_folder)
+    if not 0 < step_size <= 1:
+        raise DatasetError(f"step size {step_size}: expected a share of the window above 0 and at most 1")
+    dataset_json = read_json(model_path / "dataset.json")
+    ending = dataset_json["file_ending"]
+    cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
+    prepare_output_folder(output, inputs)
+    model = load_model(model_path, folds, checkpoint, _device(device))
+    settings = _settings(model_path, model, step_size, mirror)
+    if not _same_settings(output, settings):
+        for case in cases:
+            (output / f"{case.name}{ending}").unlink(missing_ok=True)
+    report = PredictionReport(failed=dict(failed))
+    report.skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
+    _write_companions(output, settings, model)
+    run = _Run(model, output, step_size, model.mirror_axes if mirror else (), report)
+    run.predict([case for case in cases if case.name not in set(report.skipped)], num_processes or 1, progress)
+    shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
+    return report
+
+
+def prepare_output_folder(output: Path, inputs: Path) -> None:
+    """Make the output folder and see that files can be written there.
+
+    Raises:
+        DatasetError: If that is impossible, or the folder is the input folder.
+    """
+    if output.exists() and output.resolve() == inputs.resolve():
+        raise DatasetError(f"output folder {output} is the input folder; choose another one with -o")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        temporary = output / TEMPORARY_FOLDER
+        shutil.rmtree(temporary, ignore_errors=True)  # what an interrupted run left
+        temporary.mkdir()
+        (temporary / "probe").write_bytes(b"probe")
+    except OSError as error:
+        raise DatasetError(
+            f"output folder {output} cannot be written to ({error}); choose another one with -o"
+        ) from error
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if isinstance(device, torch.device):
+        return device
+    from sam3dnet.devices import choose_device
+
+    return choose_device(device)
+
+
+def _settings(model_folder: Path, model: LoadedModel, step_size: float, mirror: bool) -> dict[str, Any]:
+    """Return what a prediction depends on besides the image."""
+    return {
+        "model": str(model_folder.resolve()),
+        "checkpoints": [
+            [file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns]
+            for file in model.checkpoint_files
+        ],
+        "step_size": step_size,
+        "mirror": mirror,
+    }
+
+
+def _same_settings(output: Path, settings: dict[str, Any]) -> bool:
+    """Tell whether the folder's label maps were made with these settings; a folder without settings is left alone."""
+    file = output / SETTINGS_FILE
+    if not file.exists():
+        return True
+    try:
+        same = json.loads(file.read_text(encoding="utf-8")) == settings
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        logger.warning(
+            "%s holds predictions of another model or with other settings; those of these images are made anew", output
+        )
+    return same
+
+
+def _write_companions(output: Path, settings: dict[str, Any], model: LoadedModel) -> None:
+    """Write the settings, and the two files that nnU-Net's tools want beside predictions."""
+    contents = {SETTINGS_FILE: settings, "dataset.json": model.dataset_json, "plans.json": model.plans.plans}
+    for name, content in contents.items():
+        temporary = output / TEMPORARY_FOLDER / name
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        os.replace(temporary, output / name)
+
+
+class _Run:
+    """One run over the cases: while one is predicted, the next is read, and on a GPU the one before is exported."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        output: Path,
+        step_size: float,
+        mirror_axes: Sequence[int],
+        report: PredictionReport,
+    ) -> None:
+        self._model = model
+        self._output = output
+        self._step_size = step_size
+        self._mirror_axes = mirror_axes
+        self._report = report
+        self._device = next(model.network.parameters()).device
+        self._reader_writer = model.plans.image_reader_writer_class()
+        self._preprocessor = model.configuration.preprocessor_class(verbose=False)
+
+    def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> None:
+        """Predict the cases and note in the report how each went."""
+        overlap = self._device.type != "cpu"  # on the CPU there is nothing to gain, and memory to lose
+        exporting: Exporting | None = None
+        bar = tqdm(total=len(cases), desc="predicting", unit="case", disable=not progress or not cases)
+        with bar, ThreadPoolExecutor(1) as exporter:
+            for case, reading in _read_ahead(cases, self._read, ahead):
+                bar.set_postfix_str(case.name)
+                predicted = self._attempt(case, partial(self._logits, reading, bar))
+                self._settle(exporting)
+                exporting = (case, exporter.submit(self._export, case, *predicted)) if predicted else None
+                del reading, predicted
+                if not overlap:
+                    self._settle(exporting)
+                    exporting = None
+                bar.update()
+            self._settle(exporting)
+
+    def _settle(self, exporting: Exporting | None) -> None:
+        """Wait for an export and note how it went."""
+        if exporting is not None:
+            case, future = exporting
+            if self._attempt(case, future.result):
+                self._report.written.append(case.name)
+
+    def _attempt(self, case: Case, work: Callable[[], Result]) -> Result | None:
+        """Return what the work returns; note the reason and return None if it fails."""
+        try:
+            return work()
+        except Exception as error:  # whatever is wrong with one image, the others are predicted
+            logger.debug("case %s failed", case.name, exc_info=True)
+            self._report.failed[case.name] = _reason(error)
+            return None
+
+    def _read(self, case: Case) -> Preprocessed:
+        """Read and preprocess one case as at training."""
+        require_whole(case)
+        model = self._model
+        image, properties = self._reader_writer.read_images([str(file) for file in case.files])
+        expected = len(model.dataset_json["channel_names"])
+        if len(image) != expected:
+            raise DatasetError(
+                f"the files hold {len(image)} channels, the model wants {expected}; leave the others out"
+            )
+        image, _, properties = self._preprocessor.run_case_npy(
+            image, None, properties, model.plans, model.configuration, model.dataset_json
+        )
+        if not np.isfinite(image).all():
+            raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
+        return as_tensor(image), properties
+
+    def _logits(self, reading: Future[Preprocessed], bar: Any) -> Preprocessed:
+        """Return the logits, averaged over the folds, and the properties that the export needs."""
+        image, properties = reading.result()
+        model, total = self._model, None
+        for number, weights in enumerate(model.weights):
+            if len(model.weights) > 1:
+                model.network.load_state_dict(weights)
+            logits = predict_volume(
+                model.network,
+                image,
+                model.configuration.patch_size,
+                model.labels.num_segmentation_heads,
+                step_size=self._step_size,
+                mirror_axes=self._mirror_axes,
+                batch_size=1 if self._device.type == "cpu" else model.configuration.batch_size,
+                device=self._device,
+                on_progress=partial(_show_share, bar, number, len(model.weights)),
+            )
+            total = logits if total is None else total.add_(logits)
+        assert total is not None
+        total /= len(model.weights)
+        if not torch.isfinite(total).all():
+            raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
+        return total, properties
+
+    def _export(self, case: Case, logits: Tensor, properties: dict[str, Any]) -> bool:
+        model = self._model
+        labels = label_map(logits, properties, model.plans, model.configuration, model.labels)
+        path = self._output / f"{case.name}{model.dataset_json['file_ending']}"
+        write_label_map(labels, path, properties, self._reader_writer)
+        return True
+
+
+def _read_ahead(
+    cases: Sequence[Case], read: Callable[[Case], Preprocessed], ahead: int
+) -> Iterator[tuple[Case, Future[Preprocessed]]]:
+    """Yield each case with its reading, while the next `ahead` cases are being read."""
+    waiting: deque[tuple[Case, Future[Preprocessed]]] = deque()
+    with ThreadPoolExecutor(ahead) as readers:
+        for case in cases:
+            waiting.append((case, readers.submit(read, case)))
+            if len(waiting) > ahead:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+
+
+def _show_share(bar: Any, fold_number: int, fold_count: int, share: float) -> None:
+    case = bar.postfix.partition(" ")[0] if bar.postfix else ""
+    bar.set_postfix_str(f"{case} {(fold_number + share) / fold_count:.0%}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, Sam3dError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "memory exhausted; predict this image on a machine with more"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        torch.cuda.empty_cache()
+        return "GPU memory exhausted; close other programs on the card, or use --device cpu"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
