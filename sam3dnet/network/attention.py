@@ -88,16 +88,15 @@ class Attention3D(nn.Module):
         out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=1.0)[..., : value.shape[-1]]
         return self.proj(out.transpose(1, 2).flatten(2)).view(batch, *grid, width)
 
-    def _augment(
-        self, query: Tensor, key: Tensor, grid: list[int], padding_BN: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _augment(self, query: Tensor, key: Tensor, grid: list[int], padding_BN: Tensor | None) -> tuple[Tensor, Tensor]:
         queries, keys = [query * self.scale], [key]
         coordinates = torch.meshgrid(*(torch.arange(size, device=query.device) for size in grid), indexing="ij")
         tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
         for coordinate, size, table in zip(coordinates, grid, tables, strict=True):
             flat_N = coordinate.flatten()
             queries.append(relative_position(query, table, size, flat_N))
-            keys.append(F.one_hot(flat_N, size).to(key.dtype).expand(*key.shape[:2], -1, -1))
+            one_hot_NS = flat_N[:, None] == torch.arange(size, device=key.device)
+            keys.append(one_hot_NS.to(key.dtype).expand(*key.shape[:2], -1, -1))
         if padding_BN is not None:
             queries.append(torch.ones_like(query[..., :1]))
             keys.append((padding_BN.to(key.dtype) * MASKED)[:, None, :, None].expand(-1, key.shape[1], -1, -1))

@@ -66,7 +66,12 @@ def _translate(name: str, value: Tensor, own_state: Mapping[str, Tensor]) -> tup
         return name, resize_to_table(value, own_state[name])
     if name.endswith(("rel_pos_h", "rel_pos_w")) and name in own_state:
         return name, fit_relative_table(value, (own_state[name].shape[0] + 1) // 2)
-    neck = {"neck.0.": "necks.3.conv1.", "neck.1.": "necks.3.norm1.", "neck.2.": "necks.3.conv2.", "neck.3.": "necks.3.norm2."}
+    neck = {
+        "neck.0.": "necks.3.conv1.",
+        "neck.1.": "necks.3.norm1.",
+        "neck.2.": "necks.3.conv2.",
+        "neck.3.": "necks.3.norm2.",
+    }
     for theirs, ours in neck.items():
         if name.startswith(theirs):
             return name.replace(theirs, ours), _inflate(value)

@@ -45,7 +45,9 @@ def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path}: the checkpoint could not be written ({error}); free space or mend the rights")
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({error}); free space or mend the rights"
+        ) from error
 
 
 def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

@@ -10,9 +10,9 @@ EPS = 1e-6  # 1e-8 underflows in half precision (MaskSAM reports NaN)
 
 
 def build_optimizer(network: nn.Module, pretrained: bool) -> Optimizer:
-    """Make AdamW with one group for new layers, one for the tuned parts of a pretrained encoder, each with and without decay.
+    """Make AdamW with groups for new layers and for the tuned parts of a pretrained encoder.
 
-    Norms, biases and position tables (less than two dimensions or a table by name) are not decayed.
+    Each comes with and without weight decay: norms, biases and position tables are not decayed.
 
     Args:
         network: The network; parameters that need no gradient are left out.

@@ -41,7 +41,9 @@ class EpochProgress:
         """Count one iteration."""
         self._done += 1
         if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {loss:.4f}, training ends in {format_seconds(seconds_left)}", refresh=False)
+            self._bar.set_postfix_str(
+                f"loss {loss:.4f}, training ends in {format_seconds(seconds_left)}", refresh=False
+            )
             self._bar.update()
             return
         now = time.monotonic()

@@ -132,7 +132,7 @@ def _check_fold(fold: int | str, dataset_name: str, folders: Folders) -> int | s
     number_of_folds = len(load_json(str(splits))) if splits.is_file() else 5
     if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
         raise PlanError(
-            f"fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or \"all\" to train on every case"
+            f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'
         )
     return fold
 

@@ -21,7 +21,7 @@ from sam3dnet.training.schedule import Budget, learning_rate_factor
 GRADIENT_CLIP = 12.0  # nnU-Net's, and 3DSAM-adapter's for automatic segmentation
 
 
-class nnUNetTrainerSAM3D(nnUNetTrainer):  # noqa: N801 (stock nnU-Net finds the trainer by this name)
+class nnUNetTrainerSAM3D(nnUNetTrainer):
     """Train the SAM-3D network of a SAM3DPlans plan inside nnU-Net.
 
     Loss, data loading and augmentation are nnU-Net's. Length and weights are set through attributes before training:

@@ -1,0 +1,80 @@
+"""Attention: SAM's decomposed relative position inside the fused dot product, and windows without leaks."""
+
+import pytest
+import torch
+from segment_anything.modeling.image_encoder import Attention
+
+from sam3dnet.network.attention import (
+    Attention3D,
+    fit_relative_table,
+    join_windows,
+    partition_windows,
+    relative_position,
+)
+
+
+def materialised(module: Attention3D, tokens: torch.Tensor) -> torch.Tensor:
+    """The same attention with an N x N bias, written out."""
+    batch, *grid, width = tokens.shape
+    query, key, value = (
+        module.qkv(tokens.flatten(1, 3)).unflatten(-1, (3, module.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    )
+    where = torch.cartesian_prod(*(torch.arange(size) for size in grid)).view(-1, 3)
+    bias = torch.zeros(batch, module.heads, len(where), len(where), dtype=tokens.dtype)
+    for axis, table in enumerate((module.rel_pos_d, module.rel_pos_h, module.rel_pos_w)):
+        offset = where[:, None, axis] - where[None, :, axis]
+        bias = bias + torch.einsum("bhne,nke->bhnk", query, table[offset + table.shape[0] // 2])
+    weights = (query @ key.transpose(-1, -2) * module.scale + bias).softmax(-1)
+    return module.proj((weights @ value).transpose(1, 2).flatten(2)).view(batch, *grid, width)
+
+
+def random_attention(table_size, width=12, heads=3):
+    torch.manual_seed(0)
+    module = Attention3D(width, heads, table_size).double()
+    for table in (module.rel_pos_d, module.rel_pos_h, module.rel_pos_w):
+        torch.nn.init.normal_(table)
+    return module
+
+
+def test_equals_a_materialised_bias():
+    module = random_attention((5, 6, 7))
+    tokens = torch.randn(2, 3, 4, 5, 12, dtype=torch.float64)
+    assert torch.allclose(module(tokens), materialised(module, tokens), atol=1e-10)
+
+
+def test_equals_sam_on_one_slice():
+    module = random_attention((1, 5, 6))
+    official = Attention(12, 3, use_rel_pos=True, input_size=(5, 6)).double()
+    official.load_state_dict({name: value for name, value in module.state_dict().items() if name != "rel_pos_d"})
+    tokens = torch.randn(2, 5, 6, 12, dtype=torch.float64)
+    assert torch.allclose(module(tokens[:, None])[:, 0], official(tokens), atol=1e-10)
+
+
+def test_relative_tables_keep_the_meaning_of_an_offset():
+    table = torch.arange(7.0)[:, None]
+    assert fit_relative_table(table, 2).flatten().tolist() == [2, 3, 4]
+    assert fit_relative_table(table, 5).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 6]
+    scores = relative_position(torch.ones(1, 1, 3, 1), table, 3, torch.arange(3))
+    assert scores[0, 0].tolist() == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
+
+
+@pytest.mark.parametrize("grid", [(4, 4, 4), (5, 6, 7), (1, 3, 9), (2, 1, 1)])
+@pytest.mark.parametrize("window", [(2, 3, 4), (4, 4, 4), (1, 1, 1)])
+def test_windows_come_back_whole(grid, window):
+    tokens = torch.randn(2, *grid, 3)
+    windows, mask = partition_windows(tokens, window)
+    assert torch.equal(join_windows(windows, grid), tokens)
+    padded = any(size % side for size, side in zip(grid, window, strict=True))
+    assert (mask is not None) == padded
+    if mask is not None:
+        assert (~mask).sum() == 2 * grid[0] * grid[1] * grid[2]
+
+
+def test_padding_is_not_attended_to():
+    module = random_attention((4, 4, 4))
+    tokens = torch.randn(1, 3, 4, 2, 12, dtype=torch.float64)
+    windows, mask = partition_windows(tokens, (4, 4, 4))
+    inside = join_windows(module(windows, mask), (3, 4, 2))
+    assert torch.allclose(inside, module(tokens), atol=1e-10)
+    loud = windows.masked_fill(mask.view(1, 4, 4, 4, 1), 7.0)
+    assert torch.equal(join_windows(module(loud, mask), (3, 4, 2)), inside)

@@ -1,0 +1,164 @@
+"""The network: shapes for any input, what is tuned, and what one step changes."""
+
+from functools import partial
+
+import pytest
+import torch
+from segment_anything.modeling import ImageEncoderViT
+from torch.nn import functional
+
+from sam3dnet.errors import PlanError
+from sam3dnet.network.build import ENCODER_SIZES, SAM3D
+from sam3dnet.network.cost import training_cost
+
+STRIDES = {
+    (4, 4, 4): [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+    (2, 8, 4): [[1, 1, 1], [1, 2, 1], [1, 2, 2], [2, 2, 2]],
+    (1, 4, 4): [[1, 1, 1], [1, 2, 2], [1, 2, 2]],
+    (16, 16, 16): [[1, 1, 1], *[[2, 2, 2]] * 4],
+}
+
+
+def make(stride=(4, 4, 4), channels=1, classes=3, patch=(8, 12, 16), **options):
+    torch.manual_seed(0)
+    return SAM3D(
+        channels,
+        classes,
+        options.pop("deep_supervision", True),
+        encoder=options.pop("encoder", "tiny"),
+        patch_size=patch,
+        token_stride=stride,
+        strides=STRIDES[stride],
+        **options,
+    )
+
+
+@pytest.mark.parametrize("stride", list(STRIDES))
+@pytest.mark.parametrize(("channels", "classes", "batch"), [(1, 3, 2), (4, 2, 1)])
+@pytest.mark.parametrize("shape", [(8, 12, 16), (5, 6, 7), (1, 9, 33), (2, 20, 3)])
+def test_every_input_gives_logits_of_its_own_size(stride, channels, classes, batch, shape):
+    network = make(stride, channels, classes)
+    logits = network(torch.randn(batch, channels, *shape))
+    assert logits[0].shape == (batch, classes, *shape)
+    assert len(logits) == len(STRIDES[stride]) - 1
+    assert all(torch.isfinite(level).all() for level in logits)
+
+
+def test_deep_supervision_follows_the_strides_and_can_be_switched_off():
+    network = make((2, 8, 4))
+    image = torch.randn(1, 1, 4, 16, 8)
+    assert [tuple(level.shape[2:]) for level in network(image)] == [(4, 16, 8), (4, 8, 8), (4, 4, 4)]
+    finest = network(image)[0]
+    network.decoder.deep_supervision = False
+    assert torch.equal(network(image), finest)
+
+
+def test_batch_entries_do_not_see_each_other():
+    network = make().eval()
+    pair = torch.randn(2, 1, 9, 10, 11)
+    together, alone = network(pair)[0], network(pair[1:])[0]
+    assert torch.allclose(together[1:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_one_step_changes_exactly_the_trainable_names(pretrained):
+    network = make(pretrained=pretrained)
+    with torch.no_grad():  # what is zero at birth would hide the gradient of what lies before it
+        for name, parameter in network.named_parameters():
+            if "adapter.up" in name or "detail_to_tokens" in name:
+                parameter.normal_(std=0.02)
+    before = {name: value.clone() for name, value in network.named_parameters()}
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    sum(level.square().sum() for level in network(torch.randn(2, 1, 8, 12, 16))).backward()
+    torch.optim.SGD(trainable, 1e-2).step()
+    changed = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
+    # The bias of the keys cannot change a softmax, and the group norm behind it removes the constant of the merge.
+    assert changed == set(network.trainable_names())
+
+
+def test_frozen_names_are_sam_s_trunk():
+    network = make(pretrained=True)
+    frozen = {name for name, _ in network.named_parameters()} - set(network.trainable_names())
+    block = {
+        "attn.qkv.weight",
+        "attn.qkv.bias",
+        "attn.proj.weight",
+        "attn.proj.bias",
+        "attn.rel_pos_h",
+        "attn.rel_pos_w",
+        "mlp.lin1.weight",
+        "mlp.lin1.bias",
+        "mlp.lin2.weight",
+        "mlp.lin2.bias",
+    }
+    expected = {f"image_encoder.blocks.{index}.{part}" for index in range(4) for part in block}
+    expected |= {f"image_encoder.{part}" for part in ("pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias")}
+    assert frozen == expected
+
+
+def test_frozen_vit_b_has_the_parameters_of_sam():
+    with torch.device("meta"):
+        size = ENCODER_SIZES["vit_b"]
+        official = ImageEncoderViT(
+            img_size=1024,
+            embed_dim=768,
+            depth=12,
+            num_heads=12,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            use_rel_pos=True,
+            global_attn_indexes=size.global_blocks,
+            window_size=14,
+        )
+    assert sum(p.numel() for p in official.parameters()) == 89_670_912
+    network = make(encoder="vit_b", pretrained=True, patch=(64, 1024, 1024), stride=(16, 16, 16))
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    norms_and_neck = 12 * 4 * 768 + sum(p.numel() for p in official.neck.parameters())
+    assert frozen == 89_670_912 - norms_and_neck
+
+
+def test_checkpointing_changes_no_gradient():
+    plain, saving = make(), make(checkpointing=True)
+    image = torch.randn(1, 1, 8, 12, 16)
+    for network in (plain, saving):
+        network(image)[0].square().sum().backward()
+    for (name, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None), name
+        assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-5), name
+
+
+def test_the_network_learns_one_case():
+    torch.manual_seed(0)
+    network = make(classes=2)
+    image = torch.randn(1, 1, 8, 12, 16) * 0.3
+    target = torch.zeros(1, 8, 12, 16, dtype=torch.long)
+    target[:, 2:6, 3:8, 5:12] = 1
+    image += 0.5 * target[:, None]
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    for _ in range(60):
+        loss = sum(
+            functional.cross_entropy(
+                level, functional.interpolate(target[:, None].float(), level.shape[2:])[:, 0].long()
+            )
+            for level in network(image)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    found = network(image)[0].argmax(1)
+    dice = 2 * (found * target).sum() / (found.sum() + target.sum())
+    assert dice > 0.95
+
+
+def test_unknown_encoder_and_wrong_strides_are_refused():
+    with pytest.raises(PlanError, match="expected one of tiny, small, vit_b"):
+        make(encoder="vit_x")
+    with pytest.raises(PlanError, match="multiply to"):
+        SAM3D(1, 2, encoder="tiny", patch_size=(8, 8, 8), token_stride=(4, 4, 8), strides=STRIDES[4, 4, 4])
+
+
+def test_cost_grows_with_the_batch_and_needs_no_kernel():
+    arch = {"encoder": "vit_b", "patch_size": (64, 96, 96), "token_stride": (16, 16, 16), "pretrained": True}
+    arch["strides"] = STRIDES[16, 16, 16]
+    one, two = (training_cost(arch, 1, 2, batch) for batch in (1, 2))
+    weights = 4 * sum(p.numel() for p in SAM3D(1, 2, True, **arch).parameters())
+    assert weights < one < two < 2 * one
