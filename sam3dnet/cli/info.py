@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -71,13 +71,10 @@ def _sam_weights() -> dict[str, str]:
 
 
 def _models(results: Path | str | None) -> dict[str, str]:
-    return dict(_each_model(Path(results))) if results else {}
+    from sam3dnet.inference.models import list_models
 
-
-def _each_model(results: Path) -> Iterator[tuple[str, str]]:
-    for plans_file in sorted(results.glob("Dataset*/*__*__*/plans.json")):
-        folds = sorted({path.parent.name for path in plans_file.parent.glob("fold_*/checkpoint_final.pth")})
-        yield str(plans_file.parent.relative_to(results)), " ".join(folds) or "no fold finished"
+    models = list_models(Path(results)) if results else []
+    return {f"{model.dataset_name}/{model.folder.name}": f"folds {' '.join(map(str, model.folds))}" for model in models}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, default_num_processes, parse_fold, run_command
+from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, parse_fold, run_command
 
 if TYPE_CHECKING:
     from sam3dnet.inference.predictor import PredictionReport
@@ -17,6 +17,7 @@ def predict(
     output_folder: Annotated[Path, "-o"],
     dataset: Annotated[str | None, "-d"] = None,
     folds: Annotated[list[str] | None, "-f"] = None,
+    configuration: str = "3d_fullres",
     root: Path | None = None,
     device: DeviceName | None = None,
     step_size: float = 0.5,
@@ -31,13 +32,14 @@ def predict(
         output_folder: Folder for the label maps; what is there already is not predicted again.
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
         folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
+        configuration: Configuration of the plan that the model was trained with.
         root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
             these names.
         device: Device to predict on; without it the best there is.
         step_size: Step between sliding windows, as a share of the window.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
-        num_processes: Processes that read and write files; without it one a core, 8 at most.
+        num_processes: Images that are read ahead at the same time; without it one.
 
     Returns:
         What was written, what was there already, and what failed and why.
@@ -50,18 +52,19 @@ def predict(
     folders = activate_folders(root)
     parsed_folds = [parse_fold(fold) for fold in folds] if folds else None
 
-    from sam3dnet.inference.predictor import find_model, predict_folder
+    from sam3dnet.inference.models import find_model
+    from sam3dnet.inference.predictor import predict_folder
 
     return predict_folder(
         input_folder,
         output_folder,
-        find_model(folders.results, dataset),
+        find_model(folders.results, dataset, configuration=configuration),
         folds=parsed_folds,
         device=device,
         step_size=step_size,
         mirror=not no_mirroring,
         checkpoint=checkpoint,
-        num_processes=num_processes or default_num_processes(),
+        num_processes=num_processes,
     )
 
 
