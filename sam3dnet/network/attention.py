@@ -49,9 +49,9 @@ def relative_position(query_BhNe: Tensor, table: Tensor, size: int, coordinate_N
 class Attention3D(nn.Module):
     """Multi-head self-attention over a 3D grid of tokens; names and meaning of the weights are SAM's.
 
-    SAM's bias q.R_h + q.R_w, here with q.R_d, is itself a dot product: the scores towards each row, column and slice are
-    appended to the query and the key's one-hot coordinates to the key, so that scaled_dot_product_attention does the
-    rest and no N x N bias is stored. Padding is masked the same way, by one more entry.
+    SAM's bias q.R_h + q.R_w, here with q.R_d, is itself a dot product: the scores towards each row, column and slice
+    are appended to the query and the key's one-hot coordinates to the key, so that scaled_dot_product_attention does
+    the rest and no N x N bias is stored. Padding is masked the same way, by one more entry.
 
     Args:
         width: Token width E.
@@ -116,7 +116,7 @@ def partition_windows(tokens_BDHWE: Tensor, window: tuple[int, int, int]) -> tup
     Returns:
         Windows (B * windows, d, h, w, E) and the padding mask (B * windows, d * h * w), None where nothing was padded.
     """
-    batch, *grid, width = tokens_BDHWE.shape
+    batch, *grid, _ = tokens_BDHWE.shape
     pads = [-size % side for size, side in zip(grid, window, strict=True)]
     mask = None
     if any(pads):

@@ -11,7 +11,7 @@ from sam3dnet.network.attention import fit_relative_table
 from sam3dnet.network.image_encoder import resize_position_table
 
 PREFIX = "image_encoder."
-# Parts of our image encoder that SAM does not have: they keep their own initial values, under which the encoder is SAM's.
+# What SAM's encoder does not have; these parts keep their initial values, under which ours computes what SAM's does.
 NEW_PARTS = (
     "patch_embed.channel_mix",
     "patch_embed.depth_kernel_OK",
