@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -39,7 +38,8 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, str(wheel)], check=True)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     # A folder named in a .pth file is searched, but its own .pth files, such as an editable install's, are not read.
-    (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    dependencies = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site_packages / "dependencies.pth").write_text("\n".join(dependencies), encoding="utf-8")
     return folder
 
 
