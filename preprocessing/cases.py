@@ -1,0 +1,94 @@
+"""Which training cases a raw dataset has, and the files of each."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.errors import DatasetError
+
+CHANNEL_SUFFIX_LENGTH = len("_0000")
+
+
+@dataclass(frozen=True)
+class TrainingCase:
+    """One image, in as many files as it has channels, and its label."""
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path
+
+
+def read_dataset_json(dataset_folder: Path) -> dict[str, Any]:
+    """Read dataset.json.
+
+    Raises:
+        DatasetError: If it is missing, cannot be read, or does not hold a JSON object.
+    """
+    path = dataset_folder / "dataset.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: not found; every dataset in nnU-Net's raw format has one") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: cannot be read as JSON ({error}); correct it in a text editor") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{path}: holds a {type(content).__name__}, expected an object {{...}}; correct it")
+    return content
+
+
+def channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Give the channels' names by number, under the present key or nnU-Net's older one."""
+    return dict(dataset_json.get("channel_names", dataset_json.get("modality", {})))
+
+
+def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -> list[TrainingCase]:
+    """List the training cases that nnU-Net sees, sorted by name; nothing is said about whether the files are there.
+
+    The cases are those of imagesTr, or those of the key "dataset" of dataset.json where it has one.
+
+    Raises:
+        DatasetError: If dataset.json has no "file_ending".
+    """
+    if "file_ending" not in dataset_json:
+        raise DatasetError(f'{dataset_folder / "dataset.json"}: has no "file_ending"; add one, such as ".nii.gz"')
+    if "dataset" in dataset_json:
+        return sorted(_listed_in_json(dataset_folder, dataset_json["dataset"]), key=lambda case: case.name)
+    ending = str(dataset_json["file_ending"])
+    channels_of_case: dict[str, list[Path]] = {}
+    for file in image_files(dataset_folder / "imagesTr", ending):
+        name = file.name[: -len(ending) - CHANNEL_SUFFIX_LENGTH]
+        channels_of_case.setdefault(name, [])
+        if channel_of(file, ending) is not None:
+            channels_of_case[name].append(file)
+    labels = dataset_folder / "labelsTr"
+    return [
+        TrainingCase(name, tuple(images), labels / f"{name}{ending}")
+        for name, images in sorted(channels_of_case.items())
+    ]
+
+
+def image_files(folder: Path, ending: str) -> list[Path]:
+    """List the files of a folder that have the dataset's ending, sorted by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.is_file())
+
+
+def channel_of(file: Path, ending: str) -> int | None:
+    """Read the channel number from a name such as liver_07_0001.nii.gz; None if it has none."""
+    match = re.fullmatch(r".+_(\d{4})", file.name.removesuffix(ending))
+    return int(match.group(1)) if match else None
+
+
+def _listed_in_json(dataset_folder: Path, listed: Mapping[str, Any]) -> list[TrainingCase]:
+    def resolve(path: str) -> Path:
+        return (dataset_folder / os.path.expandvars(path)).absolute()
+
+    return [
+        TrainingCase(name, tuple(resolve(image) for image in files["images"]), resolve(files["label"]))
+        for name, files in listed.items()
+    ]

@@ -1,0 +1,197 @@
+"""Preprocess a dataset as nnU-Net does, each case whole or not at all, and only what is missing or stale."""
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.folders import Folders, whole_or_nothing
+from sam3dnet.preprocessing.records import (
+    FILE_SUFFIXES,
+    RECORDS_FOLDER,
+    file_digest,
+    is_current,
+    list_stored_names,
+    make_record,
+    remove_case,
+    settings_digest,
+    store_record,
+)
+from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
+
+logger = logging.getLogger(__name__)
+
+# A subfolder, so that nnU-Net never takes a file in the making for a case.
+_PARTIAL_FOLDER = ".partial"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the cases of one configuration are made, and where they go."""
+
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+    settings: str
+    output_folder: Path
+
+
+def preprocess_dataset(
+    dataset_name: str,
+    folders: Folders,
+    plans_name: str = "SAM3DPlans",
+    configurations: Sequence[str] | None = None,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> None:
+    """Preprocess all training cases of a dataset that are missing or stale; the arrays are those of stock nnU-Net.
+
+    Also copies dataset.json and the labels (gt_segmentations), which nnU-Net reads at validation, and removes cases
+    that the raw dataset no longer has.
+
+    Args:
+        dataset_name: Such as "Dataset501_Hippocampus".
+        folders: From `activate_folders`.
+        plans_name: Of the plan in the preprocessed folder, without .json.
+        configurations: Of the plan; None takes all.
+        num_processes: Cases at the same time; 0 works in this process, None takes one a core, 8 at most.
+        progress: Show a progress bar.
+
+    Raises:
+        PlanError: If there is no such plan or configuration.
+        DatasetError: If the dataset is missing, a case cannot be preprocessed, or a process was killed. All other
+            cases are written then, and a further run goes on with what is missing.
+    """
+    raw_folder, preprocessed_folder = folders.raw / dataset_name, folders.preprocessed / dataset_name
+    plans = _read_plans(preprocessed_folder / f"{plans_name}.json")
+    dataset_json = read_dataset_json(raw_folder)
+    cases = list_training_cases(raw_folder, dataset_json)
+    if not cases:
+        raise DatasetError(f"{raw_folder}: no training case with ending {dataset_json['file_ending']!r} in imagesTr")
+    recipes = _make_recipes(plans, configurations, dataset_json, preprocessed_folder)
+    processes = default_num_processes() if num_processes is None else num_processes
+    _copy_if_changed(raw_folder / "dataset.json", preprocessed_folder / "dataset.json")
+    for recipe in recipes:
+        _run_recipe(recipe, cases, processes, progress)
+    ending = dataset_json["file_ending"]
+    for case in cases:
+        _copy_if_changed(case.label, preprocessed_folder / "gt_segmentations" / f"{case.name}{ending}")
+
+
+def _read_plans(path: Path) -> dict[str, Any]:
+    try:
+        plans = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"{path}: not found; make the plan first, with sam3d_plan_and_preprocess") from None
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path}: cannot be read ({error}); delete it and plan again") from error
+    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
+        raise PlanError(f"{path}: holds no configurations; delete it and plan again")
+    return plans
+
+
+def _make_recipes(
+    plans: dict[str, Any],
+    names: Sequence[str] | None,
+    dataset_json: dict[str, Any],
+    preprocessed_folder: Path,
+) -> list[Recipe]:
+    """Make one recipe a folder of cases; configurations that share a folder, as in a cascade, share the recipe."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    there_are = list(plans["configurations"])
+    unknown = [name for name in names or () if name not in there_are]
+    if unknown:
+        raise PlanError(
+            f"{plans.get('plans_name', 'the plan')}: has no configuration {', '.join(unknown)}; "
+            f"it has {', '.join(there_are)}"
+        )
+    manager = PlansManager(plans)
+    recipes: dict[str, Recipe] = {}
+    for name in names or there_are:
+        configuration = manager.get_configuration(name)
+        folder = configuration.data_identifier
+        if folder not in recipes:
+            settings = settings_digest(plans, configuration.configuration, dataset_json)
+            recipes[folder] = Recipe(plans, name, dataset_json, settings, preprocessed_folder / folder)
+    return list(recipes.values())
+
+
+def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], num_processes: int, progress: bool) -> None:
+    folder = recipe.output_folder
+    shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
+    for name in (RECORDS_FOLDER, _PARTIAL_FOLDER):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for name in sorted(list_stored_names(folder) - {case.name for case in cases}):
+        logger.info("%s: %s is no longer in the raw dataset, and removed", folder.name, name)
+        remove_case(folder, name)
+    description = f"preprocess {recipe.configuration}"
+    try:
+        outcomes = map_cases(partial(preprocess_case, recipe), cases, num_processes, description, progress)
+    finally:
+        shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
+    _require_success(outcomes)
+    written = sum(bool(outcome.result) for outcome in outcomes)
+    logger.info("%s: %d cases preprocessed, %d kept", folder.name, written, len(outcomes) - written)
+
+
+def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
+    """Preprocess one case, unless it lies there already and is made from the same files by the same plan.
+
+    Returns:
+        Whether it had to be made.
+    """
+    record = make_record(case, recipe.settings)
+    if is_current(recipe.output_folder, case.name, record):
+        return False
+    partial_folder = recipe.output_folder / _PARTIAL_FOLDER / case.name
+    shutil.rmtree(partial_folder, ignore_errors=True)
+    partial_folder.mkdir(parents=True)
+    _write_case(recipe, case, partial_folder)
+    remove_case(recipe.output_folder, case.name)
+    # The file by which nnU-Net finds a case comes last, so that a case is seen whole or not at all.
+    for suffix in reversed(FILE_SUFFIXES):
+        (partial_folder / f"{case.name}{suffix}").replace(recipe.output_folder / f"{case.name}{suffix}")
+    store_record(recipe.output_folder, case.name, record)
+    return True
+
+
+def _write_case(recipe: Recipe, case: TrainingCase, folder: Path) -> None:
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(recipe.plans)
+    configuration = manager.get_configuration(recipe.configuration)
+    configuration.preprocessor_class(verbose=False).run_case_save(
+        str(folder / case.name),
+        [str(image) for image in case.images],
+        str(case.label),
+        manager,
+        configuration,
+        recipe.dataset_json,
+    )
+
+
+def _require_success(outcomes: Sequence[Outcome[TrainingCase, bool]]) -> None:
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if not failed:
+        return
+    lines = "\n".join(f"  case {o.item.name!r}: {type(o.error).__name__}: {o.error}" for o in failed)
+    raise DatasetError(
+        f"{len(failed)} of {len(outcomes)} cases could not be preprocessed:\n{lines}\n"
+        "The others are written; correct these and run again."
+    ) from failed[0].error
+
+
+def _copy_if_changed(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all, unless the same bytes lie there."""
+    if target.is_file() and file_digest(source) == file_digest(target):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with whole_or_nothing(target) as temporary:
+        shutil.copyfile(source, temporary)

@@ -1,0 +1,115 @@
+"""What a preprocessed case was made from; it is stale as soon as any of it differs."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.preprocessing.cases import TrainingCase
+from sam3dnet.preprocessing.folders import write_json
+
+# nnU-Net takes every other kind of file in the folder of the cases for a case of another format.
+RECORDS_FOLDER = "sam3d_records"
+FILE_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
+RECORD_VERSION = 1
+
+_PLAN_KEYS = ("transpose_forward", "image_reader_writer", "label_manager")
+_CONFIGURATION_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "patch_size",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg",
+    "resampling_fn_seg_kwargs",
+)
+_DATASET_KEYS = ("labels", "regions_class_order")
+# These look at the case alone, so the intensities of the dataset change nothing.
+_SCHEMES_BY_CASE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
+
+
+def settings_digest(plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str:
+    """Hash everything but the case's own files that a preprocessed case depends on.
+
+    Args:
+        plans: The plan.
+        configuration: One of its configurations, with what it inherits.
+        dataset_json: Of the dataset.
+
+    Returns:
+        A hexadecimal digest; a different one means that all cases are stale.
+    """
+    statistics = plans.get("foreground_intensity_properties_per_channel", {})
+    schemes = enumerate(configuration["normalization_schemes"])
+    settings = {
+        "record": RECORD_VERSION,
+        "nnunetv2": version("nnunetv2"),
+        "plans": {key: plans.get(key) for key in _PLAN_KEYS},
+        "configuration": {key: configuration.get(key) for key in _CONFIGURATION_KEYS},
+        "dataset": {key: dataset_json.get(key) for key in _DATASET_KEYS},
+        "intensities": {i: statistics.get(str(i)) for i, scheme in schemes if scheme not in _SCHEMES_BY_CASE},
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def make_record(case: TrainingCase, settings: str) -> dict[str, Any]:
+    """Say what a case is made from: the settings, and its files by content."""
+    return {
+        "settings": settings,
+        "images": [file_digest(image) for image in case.images],
+        "label": file_digest(case.label),
+    }
+
+
+def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> bool:
+    """Whether a preprocessed case lies there whole and was made from what `record` says."""
+    try:
+        stored = json.loads(_record_file(output_folder, name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return bool(stored == {**record, "sizes": _sizes(output_folder, name)})
+
+
+def store_record(output_folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Store the record of a case whose files are in place."""
+    write_json(_record_file(output_folder, name), {**record, "sizes": _sizes(output_folder, name)})
+
+
+def remove_case(output_folder: Path, name: str) -> None:
+    """Remove a preprocessed case; its record first, and the file by which nnU-Net finds the case next."""
+    _record_file(output_folder, name).unlink(missing_ok=True)
+    for suffix in FILE_SUFFIXES:
+        (output_folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+
+def list_stored_names(output_folder: Path) -> set[str]:
+    """Give the names of all cases of which a file or a record lies there."""
+    names = set()
+    for file in output_folder.iterdir():
+        suffix = next((s for s in ("_seg.b2nd", ".b2nd", ".pkl") if file.name.endswith(s)), None)
+        if suffix and file.is_file():
+            names.add(file.name.removesuffix(suffix))
+    return names | {file.stem for file in (output_folder / RECORDS_FOLDER).glob("*.json")}
+
+
+def file_digest(path: Path) -> str:
+    """Hash a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _record_file(output_folder: Path, name: str) -> Path:
+    return output_folder / RECORDS_FOLDER / f"{name}.json"
+
+
+def _sizes(output_folder: Path, name: str) -> list[int]:
+    """Sizes of the files of a case in bytes, -1 for one that is missing."""
+    files = (output_folder / f"{name}{suffix}" for suffix in FILE_SUFFIXES)
+    return [file.stat().st_size if file.is_file() else -1 for file in files]

@@ -1,0 +1,134 @@
+"""Run one function over many items in processes of their own, with a progress bar; none hangs, none hides another."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import Generic, NamedTuple, TypeVar
+
+from tqdm import tqdm
+
+from sam3dnet.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Read when numpy, torch and ITK are imported.
+_THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+class Outcome(NamedTuple, Generic[Item, Result]):
+    """What came of one item: a result, or the error that it raised."""
+
+    item: Item
+    result: Result | None
+    error: Exception | None
+
+
+def default_num_processes() -> int:
+    """One process a core that this process may use, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores)
+
+
+def map_cases(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_processes: int,
+    description: str,
+    progress: bool = True,
+) -> list[Outcome[Item, Result]]:
+    """Call a function for each item; an item that fails costs itself alone.
+
+    Args:
+        function: Importable by name, as are its items and results, for it runs in new processes.
+        items: One call each.
+        num_processes: Calls at the same time; 0 makes them in this process.
+        description: Stands before the progress bar.
+        progress: Show a progress bar.
+
+    Returns:
+        The outcomes, in the order of the items.
+
+    Raises:
+        DatasetError: If a process was killed, most often for want of memory.
+    """
+    if not items:
+        return []
+    outcomes: dict[int, Outcome[Item, Result]] = {}
+    run = _run_here(function, items) if num_processes <= 0 else _run_in_pool(function, items, num_processes)
+    with closing(run), tqdm(total=len(items), desc=description, unit="case", disable=not progress) as bar:
+        for index, outcome in run:
+            outcomes[index] = outcome
+            bar.update()
+    return [outcomes[index] for index in range(len(items))]
+
+
+def _run_here(
+    function: Callable[[Item], Result], items: Sequence[Item]
+) -> Generator[tuple[int, Outcome[Item, Result]], None, None]:
+    for index, item in enumerate(items):
+        try:
+            outcome = Outcome(item, function(item), None)
+        except Exception as error:
+            outcome = Outcome(item, None, _logged(error))
+        yield index, outcome
+
+
+def _run_in_pool(
+    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
+) -> Generator[tuple[int, Outcome[Item, Result]], None, None]:
+    workers = min(num_processes, len(items))
+    threads = max(1, default_num_processes() // workers)
+    # Spawned, not forked: a fork of a process with threads, such as torch's, may hang.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _limit_threads, (threads,))
+    finished = 0
+    try:
+        indices: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
+        for future in as_completed(indices):
+            index = indices[future]
+            yield index, _outcome(items[index], future)
+            finished += 1
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            f"a worker process was killed after {finished} of {len(items)} cases, most likely because memory ran out "
+            f"with {workers} at work; run again with fewer processes (finished cases are kept)"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _outcome(item: Item, future: "Future[Result]") -> Outcome[Item, Result]:
+    try:
+        return Outcome(item, future.result(), None)
+    except BrokenProcessPool:
+        raise
+    except Exception as error:
+        return Outcome(item, None, _logged(error))
+
+
+def _logged(error: Exception) -> Exception:
+    logger.debug("a case failed", exc_info=error)
+    return error
+
+
+def _limit_threads(threads: int) -> None:
+    """Let the processes share the cores, and die of Ctrl-C without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for variable in _THREAD_VARIABLES:
+        os.environ[variable] = str(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
