@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from sam3dnet.errors import CheckpointError
+from sam3dnet.preprocessing.folders import whole_or_nothing
 
 RESUME_ORDER = ("checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth")
 
@@ -36,15 +37,12 @@ def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: If the folder cannot be written or the disk is full; the final name is then untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with whole_or_nothing(path) as temporary, temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path}: the checkpoint could not be written ({error}); free space or mend the rights"
         ) from error

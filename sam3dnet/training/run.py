@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.folders import Folders
+
+VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def train_fold(
     _check_configuration(plans, configuration, dataset_name, folders)
     if from_scratch:
         plans = without_pretrained_weights(plans)
-    _limit_loader_processes()
+    _share_cores()
 
     from sam3dnet.training.checkpoint import newest_whole_checkpoint
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
@@ -71,7 +71,7 @@ def train_fold(
     trainer.num_epochs = epochs or trainer.num_epochs
     trainer.minutes = minutes
     trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
-    trainer.num_val_iterations_per_epoch = max(1, trainer.num_iterations_per_epoch // 10)
+    trainer.num_val_iterations_per_epoch = max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE)
     trainer.sam_checkpoint = sam_checkpoint
     output = Path(trainer.output_folder)
     if continue_training:
@@ -137,7 +137,8 @@ def _check_fold(fold: int | str, dataset_name: str, folders: Folders) -> int | s
     return fold
 
 
-def _limit_loader_processes() -> None:
+def _share_cores() -> None:
+    """Keep loaders, export and torch from asking for more cores than there are; set variables win."""
     cores = os.cpu_count() or 1
     os.environ.setdefault("nnUNet_n_proc_DA", str(min(12, max(1, cores - 1))))
-    torch.set_num_threads(cores if cores <= 2 else max(1, cores - 1))
+    os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cores)))

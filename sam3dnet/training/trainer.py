@@ -2,8 +2,10 @@
 
 import json
 import random
+import time
 from contextlib import nullcontext
 from itertools import count
+from os.path import join
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_o
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 
+SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 GRADIENT_CLIP = 12.0  # nnU-Net's, and 3DSAM-adapter's for automatic segmentation
 
 
@@ -43,9 +46,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.initial_lr = LEARNING_RATE_NEW
         self.weight_decay = WEIGHT_DECAY
         self.num_val_iterations_per_epoch = 25
-        self.save_every = 1
         self.grad_scaler = None  # bf16 has the range of float32
         self.budget = Budget(self.num_epochs)
+        self._last_plot = time.monotonic()
         self._resume: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._loading_own_weights = False
@@ -155,11 +158,31 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def on_epoch_end(self) -> None:
-        """Write the checkpoints, the plot, and a line of JSON."""
+        """Write the checkpoints, now and then the plot, and a line of JSON."""
         epoch = self.current_epoch
-        super().on_epoch_end()
-        if self.local_rank:
+        self.logger.log("epoch_end_timestamps", time.time(), epoch)
+        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        moving_dice = float(self.logger.get_value("ema_fg_dice", step=-1))
+        if self._best_ema is None or moving_dice > self._best_ema:
+            self._best_ema = moving_dice
+            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
+        if not self.local_rank:
+            self._report_epoch(epoch)
+            self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
+        self.current_epoch += 1
+
+    def on_train_end(self) -> None:
+        """Write the final checkpoint and plot, and stop the loaders."""
+        super().on_train_end()
+        self._plot(at_most_every_seconds=0)
+
+    def _plot(self, at_most_every_seconds: float) -> None:
+        if self.local_rank or time.monotonic() - self._last_plot < at_most_every_seconds:
             return
+        self.logger.plot_progress_png(self.output_folder)
+        self._last_plot = time.monotonic()
+
+    def _report_epoch(self, epoch: int) -> None:
         value = self.logger.get_value
         line = {
             "epoch": epoch,
@@ -172,8 +195,12 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         }
         with (Path(self.output_folder) / "training_log.jsonl").open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
-        left = format_seconds(self.budget.seconds_left(self.current_epoch))
-        self.print_to_log_file(f"epoch {epoch} done, training ends in {left}")
+        dice = ", ".join(f"{score:.3f}" for score in line["pseudo_dice"])
+        left = format_seconds(self.budget.seconds_left(epoch + 1))
+        self.print_to_log_file(
+            f"epoch {epoch}: {self.iterations_done} iterations, loss {line['train_loss']:.4f}, validation loss "
+            f"{line['val_loss']:.4f}, Dice on validation patches {dice}, training ends in {left}"
+        )
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint with nnU-Net's keys and ours, whole or not at all, loadable with weights_only=True."""

@@ -1,0 +1,214 @@
+"""Training end to end on tiny data: files, resuming, regions, ignore label, stock nnU-Net's own command."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from phantoms import make_raw_dataset
+
+from sam3dnet.errors import CheckpointError, DatasetError, PlanError
+from sam3dnet.network.build import SAM3D
+from sam3dnet.network.cost import training_cost
+from sam3dnet.planning.planner import plan_dataset
+from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.preprocessing.pipeline import preprocess_dataset
+from sam3dnet.training.checkpoint import load_safely
+from sam3dnet.training.run import train_fold, without_pretrained_weights
+from sam3dnet.training.trainer import nnUNetTrainerSAM3D
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
+
+
+@pytest.fixture(autouse=True)
+def loaders_in_this_process(monkeypatch):
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+
+
+def prepare(dataset, encoder="tiny"):
+    folders = activate_folders(None)
+    plan_dataset(
+        dataset, folders, cost=training_cost, encoder=encoder, sam_weights_at_hand=False, device="cpu", progress=False
+    )
+    preprocess_dataset(dataset, folders, num_processes=0, progress=False)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_dataset):
+    return tiny_dataset, prepare(tiny_dataset)
+
+
+def train(planned, **options):
+    dataset, folders = planned
+    defaults = {"epochs": 2, "iterations_per_epoch": 2, "device": "cpu", "validate": False}
+    return train_fold(dataset, 0, folders, **{**defaults, **options})
+
+
+def seed(number=0):
+    import random
+
+    import numpy as np
+
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
+
+
+def test_a_training_leaves_nnunet_s_files(planned):
+    output = train(planned, validate=True)
+    assert output.name == "fold_0"
+    assert output.parent.name == "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres"
+    present = {path.name for path in output.iterdir()}
+    assert {"checkpoint_final.pth", "checkpoint_best.pth", "progress.png", "validation"} <= present
+    assert "checkpoint_latest.pth" not in present
+    summary = json.loads((output / "validation" / "summary.json").read_text())
+    assert set(summary["mean"]) == {"1", "2"}
+    lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines[-2:]] == [0, 1]
+    assert lines[-1]["iterations"] == 4
+    checkpoint = load_safely(output / "checkpoint_final.pth")
+    assert checkpoint["trainer_name"] == "nnUNetTrainerSAM3D"
+    assert checkpoint["current_epoch"] == 2
+
+
+def test_minutes_end_a_training_inside_an_epoch(planned):
+    output = train(planned, epochs=None, minutes=0.02, iterations_per_epoch=100_000)
+    last = json.loads((output / "training_log.jsonl").read_text().splitlines()[-1])
+    assert last["epoch"] == 0
+    assert 1 <= last["iterations"] < 100_000
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypatch):
+    seed()
+    whole = load_safely(train(planned, epochs=3) / "checkpoint_final.pth")
+
+    original = nnUNetTrainerSAM3D.on_epoch_end
+
+    def interrupt_after_first(self):
+        original(self)
+        if self.current_epoch == 1:
+            raise Interrupted
+
+    seed()
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerSAM3D, "on_epoch_end", interrupt_after_first)
+        with pytest.raises(Interrupted):
+            train(planned, epochs=3)
+    seed(99)
+    resumed = load_safely(train(planned, epochs=3, continue_training=True) / "checkpoint_final.pth")
+    for name, value in whole["network_weights"].items():
+        assert torch.equal(value, resumed["network_weights"][name]), name
+    assert resumed["logging"]["train_losses"] == whole["logging"]["train_losses"]
+    assert resumed["sam3d"]["iterations"] == 6
+
+
+def test_continuing_without_a_checkpoint_is_an_error(planned):
+    dataset, folders = planned
+    shutil.rmtree(folders.results / dataset, ignore_errors=True)
+    with pytest.raises(CheckpointError, match="train without --continue"):
+        train(planned, continue_training=True)
+
+
+def test_a_checkpoint_of_another_network_is_refused(planned):
+    output = train(planned, epochs=1)
+    checkpoint = load_safely(output / "checkpoint_final.pth")
+    checkpoint["network_weights"].pop("decoder.merge.weight")
+    torch.save(checkpoint, output / "checkpoint_latest.pth")
+    with pytest.raises(CheckpointError, match="weights of another network"):
+        train(planned, continue_training=True)
+    (output / "checkpoint_latest.pth").unlink()
+
+
+def test_wrong_requests_are_refused_before_anything_is_written(planned, nnunet_root):
+    dataset, folders = planned
+    with pytest.raises(PlanError, match="has the folds 0 to 4"):
+        train_fold(dataset, 9, folders, device="cpu")
+    with pytest.raises(PlanError, match=r"configuration '2d': the plan of .* has 3d_fullres"):
+        train_fold(dataset, 0, folders, configuration="2d", device="cpu")
+    make_raw_dataset(nnunet_root / "nnUNet_raw" / "Dataset907_Unplanned", num_cases=2)
+    with pytest.raises(PlanError, match="run sam3d_plan_and_preprocess -d Dataset907_Unplanned first"):
+        train_fold("Dataset907_Unplanned", 0, folders, device="cpu")
+    assert not (folders.results / dataset / "fold_9").exists()
+
+
+def test_a_plan_without_cases_is_refused(planned, tmp_path):
+    dataset, folders = planned
+    other = type(folders)(folders.raw, tmp_path, folders.results)
+    shutil.copytree(folders.preprocessed / dataset, tmp_path / dataset, ignore=shutil.ignore_patterns("*.pkl"))
+    with pytest.raises(DatasetError, match="holds no preprocessed case"):
+        train_fold(dataset, 0, other, device="cpu")
+
+
+def test_a_plan_that_wants_sam_needs_its_weights_or_from_scratch(planned, monkeypatch, tmp_path):
+    dataset, folders = planned
+    plans_file = folders.preprocessed / dataset / "SAM3DPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["plans_name"] = "WantsSAM"
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(pretrained=True, encoder="vit_b")
+    (plans_file.parent / "WantsSAM.json").write_text(json.dumps(plans))
+    monkeypatch.setenv("SAM3D_WEIGHTS", str(tmp_path / "nowhere.pth"))
+    with pytest.raises(CheckpointError, match="--from-scratch"):
+        train(planned, plans_name="WantsSAM")
+    arch = without_pretrained_weights(plans)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arch["pretrained"] is False
+    assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["pretrained"] is True
+
+
+def test_from_scratch_is_accepted_where_the_plan_is_from_scratch_anyway(planned):
+    output = train(planned, epochs=1, from_scratch=True)
+    assert (output / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("number", "options"),
+    [
+        (
+            908,
+            {
+                "labels": {"background": 0, "whole": [1, 2], "lesion": [2]},
+                "regions_class_order": [1, 2],
+            },
+        ),
+        (909, {"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}}),
+    ],
+)
+def test_regions_and_ignore_label_train(number, options, nnunet_root):
+    name = f"Dataset{number}_Special"
+    make_raw_dataset(nnunet_root / "nnUNet_raw" / name, num_cases=5, **options)
+    output = train((name, prepare(name)), epochs=1, validate=True)
+    summary = json.loads((output / "validation" / "summary.json").read_text())
+    assert len(summary["mean"]) == 2
+    assert torch.isfinite(torch.tensor(load_safely(output / "checkpoint_final.pth")["logging"]["train_losses"])).all()
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_cases(planned, monkeypatch):
+    monkeypatch.setattr(SAM3D, "forward", lambda self, x: [x.repeat(1, 3, 1, 1, 1) * float("nan")] * 3)
+    with pytest.raises(PlanError, match=r"loss became nan in epoch 0 on cases .*case_"):
+        train(planned)
+
+
+def test_stock_nnunet_trains_our_plan(planned):
+    dataset, folders = planned
+    ext = Path(__file__).resolve().parents[1] / "sam3dnet" / "nnunet_ext"
+    environment = {**os.environ, "nnUNet_extTrainer": str(ext), "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
+    code = (
+        "import torch\n"
+        "from nnunetv2.run.run_training import get_trainer_from_args\n"
+        f"t = get_trainer_from_args({dataset!r}, '3d_fullres', 1, 'nnUNetTrainerSAM3D', 'SAM3DPlans', "
+        "device=torch.device('cpu'))\n"
+        "t.num_epochs, t.num_iterations_per_epoch, t.num_val_iterations_per_epoch = 1, 2, 1\n"
+        "t.run_training()\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    output = folders.results / dataset / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_1"
+    assert (output / "checkpoint_final.pth").is_file()
