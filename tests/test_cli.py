@@ -411,21 +411,22 @@ def test_unwritable_output_of_the_demo(tmp_path: Path) -> None:
     assert_user_error(finished, str(tmp_path / "file"))
 
 
-def test_info_tells_versions_folders_and_models(root: Path) -> None:
+def test_info_tells_versions_folders_and_models(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = root / "nnUNet_results" / "Dataset907_Bare" / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres"
     for fold in ("fold_0", "fold_3"):
         (model / fold).mkdir(parents=True)
         (model / fold / "checkpoint_final.pth").touch()
     (model / "plans.json").write_text("{}", encoding="utf-8")
-    lines = [" ".join(line.split()) for line in run("sam3d_info", "--root", root).stdout.splitlines()]
+    lines = [" ".join(line.split()) for line in info.info(root=root)]
     assert f"nnUNet_raw {root / 'nnUNet_raw'}" in lines
     assert "Dataset907_Bare/nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres folds 0 3" in lines
     assert any(line.startswith("torch 2.") for line in lines)
     assert any(line.startswith("cpu ") for line in lines)
-    assert "nnUNet_raw not set" in [" ".join(line.split()) for line in run("sam3d_info").stdout.splitlines()]
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert "nnUNet_raw not set" in [" ".join(line.split()) for line in info.info()]
 
 
-def test_ext_trainer_is_one_line(root: Path) -> None:
+def test_ext_trainer_is_one_line() -> None:
     finished = run("sam3d_info", "--ext-trainer")
     assert finished.stdout == f"{info.ext_trainer_folder()}\n"
     assert finished.stderr == ""

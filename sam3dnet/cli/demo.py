@@ -46,9 +46,7 @@ def demo(
     Raises:
         Sam3dError: If one of the three commands fails.
     """
-    from sam3dnet.demo.phantom import LABELS, write_phantom_dataset
-    from sam3dnet.demo.picture import save_truth_beside_prediction
-    from sam3dnet.demo.score import dice_per_class
+    from sam3dnet.demo.phantom import write_phantom_dataset
 
     start = time.monotonic()
     output = output.resolve()
@@ -56,13 +54,21 @@ def demo(
     dataset = write_phantom_dataset(output / "nnUNet_raw" / DATASET_NAME)
     for command in _commands(output, dataset, predictions, minutes, device):
         _run(command, output)
+    picture = output / "truth_beside_prediction.png"
+    return DemoResult(_score(dataset, predictions, picture), picture, time.monotonic() - start)
+
+
+def _score(dataset: Path, predictions: Path, picture: Path) -> dict[str, float]:
+    """Compare predictions of the test cases with the truth: Dice of each class, and a picture."""
+    from sam3dnet.demo.phantom import LABELS
+    from sam3dnet.demo.picture import save_truth_beside_prediction
+    from sam3dnet.demo.score import dice_per_class
+
     truths = sorted((dataset / "labelsTs").iterdir())
     images = sorted((dataset / "imagesTs").iterdir())
     predicted = [predictions / truth.name for truth in truths]
-    picture = output / "truth_beside_prediction.png"
     save_truth_beside_prediction(list(zip(images, truths, predicted, strict=True)), picture)
-    dice = dice_per_class(list(zip(truths, predicted, strict=True)), LABELS)
-    return DemoResult(dice, picture, time.monotonic() - start)
+    return dice_per_class(list(zip(truths, predicted, strict=True)), LABELS)
 
 
 def _empty_places(output: Path) -> Path:
