@@ -3,7 +3,6 @@
 import gzip
 import logging
 import re
-import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.inference.nifti_header import HEADER_BYTES, NIFTI_ENDINGS, bytes_by_header, is_compressed, read_header
 
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
-GZIP_MAGIC = b"\x1f\x8b"
-NIFTI_HEADER_BYTES = 348
 READ_BYTES = 1 << 20
 
 
@@ -138,41 +136,22 @@ def damage(path: Path) -> str | None:
         header, length = _header_and_length(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         return f"the compressed data are truncated or damaged ({error})"
-    if path.name.endswith((".nii", ".nii.gz")):
-        expected = _nifti_bytes(header)
-        if expected is not None and length < expected:
-            return f"the file is truncated: {length:,} of {expected:,} bytes"
+    if path.name.endswith(NIFTI_ENDINGS):
+        expected = bytes_by_header(header)
+        if len(header) < HEADER_BYTES or (expected is not None and length < expected):
+            return f"the file is truncated: {length:,} of {expected or HEADER_BYTES:,} bytes"
     return None
 
 
 def _header_and_length(path: Path) -> tuple[bytes, int]:
-    with open(path, "rb") as file:
-        compressed = file.read(2) == GZIP_MAGIC
-    if not compressed:
-        with open(path, "rb") as file:
-            return file.read(NIFTI_HEADER_BYTES), path.stat().st_size
-    with gzip.open(path, "rb") as stream:
-        header = stream.read(NIFTI_HEADER_BYTES)
-        length = len(header)
+    header = read_header(path)
+    if not is_compressed(path):
+        return header, path.stat().st_size
+    length = 0
+    with gzip.open(path, "rb") as stream:  # to the end, where the checksum is
         while chunk := stream.read(READ_BYTES):
             length += len(chunk)
     return header, length
-
-
-def _nifti_bytes(header: bytes) -> int | None:
-    """Return the bytes that a NIfTI-1 file has by its header; None for another kind of header."""
-    if len(header) < NIFTI_HEADER_BYTES:
-        return NIFTI_HEADER_BYTES
-    for order in "<>":
-        if struct.unpack_from(f"{order}i", header)[0] == NIFTI_HEADER_BYTES:
-            dimensions = struct.unpack_from(f"{order}8h", header, 40)
-            bits = struct.unpack_from(f"{order}h", header, 72)[0]
-            offset = struct.unpack_from(f"{order}f", header, 108)[0]
-            voxels = 1
-            for size in dimensions[1 : 1 + max(0, min(7, dimensions[0]))]:
-                voxels *= max(1, size)
-            return int(offset) + voxels * bits // 8
-    return None
 
 
 def read_grid(path: Path) -> ImageGrid | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sam3dnet.inference.cases import Case, damage, read_grid
+from sam3dnet.inference.nifti_header import NIFTI_ENDINGS, copy_geometry
 
 TEMPORARY_FOLDER = ".sam3d_unfinished"
 
@@ -73,12 +74,15 @@ def smallest_type(labels: Any) -> np.dtype:
     return np.min_scalar_type(int(max(values)))
 
 
-def write_label_map(label_map_ZYX: np.ndarray, path: Path, properties: Mapping[str, Any], reader_writer: Any) -> None:
+def write_label_map(
+    label_map_ZYX: np.ndarray, path: Path, image: Path, properties: Mapping[str, Any], reader_writer: Any
+) -> None:
     """Write a label map with the image's geometry, under a temporary name first.
 
     Args:
         label_map_ZYX: Labels on the image's grid.
         path: Final name.
+        image: The image's file; of a NIfTI image the header's geometry is taken over bit for bit.
         properties: Geometry, as the reader gave it.
         reader_writer: nnU-Net's reader and writer of the plan.
 
@@ -88,10 +92,24 @@ def write_label_map(label_map_ZYX: np.ndarray, path: Path, properties: Mapping[s
     temporary = path.parent / TEMPORARY_FOLDER
     temporary.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary) as name:
-        reader_writer.write_seg(label_map_ZYX, str(Path(name) / path.name), properties)
+        _write(label_map_ZYX, Path(name) / path.name, image, properties, reader_writer)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
             os.replace(file, path.parent / file.name)
+
+
+def _write(
+    label_map_ZYX: np.ndarray, path: Path, image: Path, properties: Mapping[str, Any], reader_writer: Any
+) -> None:
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    if type(reader_writer) is not SimpleITKIO or not path.name.endswith(NIFTI_ENDINGS):
+        reader_writer.write_seg(label_map_ZYX, str(path), properties)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent.parent) as name:
+        uncompressed = Path(name) / "labels.nii"
+        reader_writer.write_seg(label_map_ZYX, str(uncompressed), properties)
+        copy_geometry(image, uncompressed, path)
 
 
 def is_finished(output: Path, case: Case) -> bool:

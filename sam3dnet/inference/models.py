@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pydoc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -258,6 +259,8 @@ def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dic
 
     name = configuration.network_arch_class_name
     try:
+        if pydoc.locate(name) is None:
+            raise ImportError("no such class")
         return get_network_from_plans(
             name,
             configuration.network_arch_init_kwargs,
@@ -267,7 +270,7 @@ def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dic
             allow_init=False,
             deep_supervision=False,
         )
-    except (ImportError, TypeError) as error:
+    except (ImportError, pydoc.ErrorDuringImport, TypeError) as error:
         raise PlanError(
             f"the plan's network {name} cannot be built ({error}); install the version it was made with"
         ) from error

@@ -236,6 +236,7 @@ class _Run:
             raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
         return as_tensor(image), properties
 
+    @torch.inference_mode()
     def _logits(self, reading: Future[Preprocessed], bar: Any) -> Preprocessed:
         """Return the logits, averaged over the folds, and the properties that the export needs."""
         image, properties = reading.result()
@@ -265,7 +266,7 @@ class _Run:
         model = self._model
         labels = label_map(logits, properties, model.plans, model.configuration, model.labels)
         path = self._output / f"{case.name}{model.dataset_json['file_ending']}"
-        write_label_map(labels, path, properties, self._reader_writer)
+        write_label_map(labels, path, case.files[0], properties, self._reader_writer)
         return True
 
 

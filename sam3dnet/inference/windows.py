@@ -75,7 +75,7 @@ def predict_mirrored(network: Network, windows_BCZYX: Tensor, mirror_axes: Seque
         logits = network(windows_BCZYX.flip(axes) if axes else windows_BCZYX)
         logits = logits[0] if isinstance(logits, list | tuple) else logits  # the finest of deep supervision
         logits = (logits.flip(axes) if axes else logits).float()
-        total = logits if total is None else total.add_(logits)
+        total = logits if total is None else total + logits
     assert total is not None
     return total / len(flips)
 
