@@ -209,7 +209,7 @@ def prepare_sam3d(settings: Settings) -> dict:
 
 
 def train_and_validate(settings: Settings, method: str) -> dict:
-    """Train for the budget and validate; a training that did not reach its end starts anew, a validation goes on."""
+    """Train for the budget and validate, both anew if this stage was interrupted: one process, one record."""
     model = MODELS[method]
     keys = {"dataset": settings.dataset, "minutes": settings.minutes, "fold": settings.fold, "device": settings.device}
     if method == "sam3d":
