@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -53,9 +54,9 @@ def run_command(
         The exit status: 2 after a Sam3dError or a place that cannot be written, 130 after Ctrl-C.
     """
     options = vars(make_parser(function, prog).parse_args(argv))
-    _log_to_stdout()
     try:
-        return exit_status(function(**options))
+        with _log_on_stdout():
+            return exit_status(function(**options))
     except Sam3dError as error:
         return _complain(prog, str(error), STATUS_USER_ERROR)
     except OSError as error:
@@ -147,10 +148,13 @@ def _complain(prog: str, message: str, status: int) -> int:
     return status
 
 
-def _log_to_stdout() -> None:
-    logger = logging.getLogger("sam3dnet")
+@contextmanager
+def _log_on_stdout() -> Iterator[None]:
+    logger, handler = logging.getLogger("sam3dnet"), logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(message)s"))
     logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
