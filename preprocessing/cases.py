@@ -72,10 +72,10 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
 
 
 def image_files(folder: Path, ending: str) -> list[Path]:
-    """List the files of a folder that have the dataset's ending, sorted by name; none if there is no such folder."""
+    """List the files of a folder with this ending, sorted by name, broken links too; none without the folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and path.is_file())
+    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and not path.is_dir())
 
 
 def channel_of(file: Path, ending: str) -> int | None:

@@ -5,11 +5,12 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from typing import Generic, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeAlias, TypeVar
 
 from tqdm import tqdm
 
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Run: TypeAlias = "Generator[tuple[int, Outcome[Item, Result]], None, None]"
 
 # Read when numpy, torch and ITK are imported.
 _THREAD_VARIABLES = (
@@ -30,7 +32,8 @@ _THREAD_VARIABLES = (
 )
 
 
-class Outcome(NamedTuple, Generic[Item, Result]):
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
     """What came of one item: a result, or the error that it raised."""
 
     item: Item
@@ -50,6 +53,7 @@ def map_cases(
     num_processes: int,
     description: str,
     progress: bool = True,
+    retry_alone_when_killed: bool = False,
 ) -> list[Outcome[Item, Result]]:
     """Call a function for each item; an item that fails costs itself alone.
 
@@ -59,27 +63,45 @@ def map_cases(
         num_processes: Calls at the same time; 0 makes them in this process.
         description: Stands before the progress bar.
         progress: Show a progress bar.
+        retry_alone_when_killed: When a process is killed, go on with one item at a time; an item that kills its
+            process even then costs itself alone.
 
     Returns:
         The outcomes, in the order of the items.
 
     Raises:
-        DatasetError: If a process was killed, most often for want of memory.
+        DatasetError: If a process was killed, most often for want of memory, and `retry_alone_when_killed` is not set.
     """
     if not items:
         return []
     outcomes: dict[int, Outcome[Item, Result]] = {}
-    run = _run_here(function, items) if num_processes <= 0 else _run_in_pool(function, items, num_processes)
-    with closing(run), tqdm(total=len(items), desc=description, unit="case", disable=not progress) as bar:
-        for index, outcome in run:
-            outcomes[index] = outcome
-            bar.update()
+    with tqdm(total=len(items), desc=description, unit="case", disable=not progress) as bar:
+        try:
+            run = _run_here(function, items) if num_processes <= 0 else _run_in_pool(function, items, num_processes)
+            _collect(run, outcomes, bar)
+        except BrokenProcessPool as error:
+            if not retry_alone_when_killed:
+                raise DatasetError(_killed(len(outcomes), len(items), num_processes)) from error
+            unfinished = {index: item for index, item in enumerate(items) if index not in outcomes}
+            _collect(_run_each_alone(function, unfinished), outcomes, bar)
     return [outcomes[index] for index in range(len(items))]
 
 
-def _run_here(
-    function: Callable[[Item], Result], items: Sequence[Item]
-) -> Generator[tuple[int, Outcome[Item, Result]], None, None]:
+def _collect(run: "Run[Item, Result]", outcomes: dict[int, Outcome[Item, Result]], bar: "tqdm[NoReturn]") -> None:
+    with closing(run):
+        for index, outcome in run:
+            outcomes[index] = outcome
+            bar.update()
+
+
+def _killed(finished: int, total: int, num_processes: int) -> str:
+    return (
+        f"a worker process was killed after {finished} of {total} cases, most likely because memory ran out with "
+        f"{min(num_processes, total)} at work; run again with fewer processes (finished cases are kept)"
+    )
+
+
+def _run_here(function: Callable[[Item], Result], items: Sequence[Item]) -> "Run[Item, Result]":
     for index, item in enumerate(items):
         try:
             outcome = Outcome(item, function(item), None)
@@ -88,27 +110,27 @@ def _run_here(
         yield index, outcome
 
 
-def _run_in_pool(
-    function: Callable[[Item], Result], items: Sequence[Item], num_processes: int
-) -> Generator[tuple[int, Outcome[Item, Result]], None, None]:
+def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_processes: int) -> "Run[Item, Result]":
     workers = min(num_processes, len(items))
     threads = max(1, default_num_processes() // workers)
     # Spawned, not forked: a fork of a process with threads, such as torch's, may hang.
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _limit_threads, (threads,))
-    finished = 0
     try:
         indices: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
         for future in as_completed(indices):
-            index = indices[future]
-            yield index, _outcome(items[index], future)
-            finished += 1
-    except BrokenProcessPool as error:
-        raise DatasetError(
-            f"a worker process was killed after {finished} of {len(items)} cases, most likely because memory ran out "
-            f"with {workers} at work; run again with fewer processes (finished cases are kept)"
-        ) from error
+            yield indices[future], _outcome(items[indices[future]], future)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_each_alone(function: Callable[[Item], Result], items: Mapping[int, Item]) -> "Run[Item, Result]":
+    """Run one item at a time in a process of its own, for one of them kills its process."""
+    for index, item in items.items():
+        try:
+            yield from ((index, outcome) for _, outcome in _run_in_pool(function, [item], 1))
+        except BrokenProcessPool:
+            message = "its process was killed, most likely because memory ran out, or the file crashed its reader"
+            yield index, Outcome(item, None, DatasetError(message))
 
 
 def _outcome(item: Item, future: "Future[Result]") -> Outcome[Item, Result]:

@@ -1,0 +1,125 @@
+"""Verify a raw dataset: all problems of all cases at once, before anything is made of it."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.checks_case import CaseReport, check_case
+from sam3dnet.preprocessing.checks_description import Description, check_description
+from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
+from sam3dnet.preprocessing.checks_geometry import compare_cases
+from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
+from sam3dnet.preprocessing.workers import Outcome, map_cases
+
+__all__ = ["Problem", "require_sound", "verify_dataset"]
+
+
+def verify_dataset(raw_dataset_folder: Path, num_processes: int, progress: bool = True) -> list[Problem]:
+    """Check a dataset in nnU-Net's raw format; a fault in one place hides none in another.
+
+    Images in imagesTs are checked too, but what is wrong with them is only a warning.
+
+    Args:
+        raw_dataset_folder: Such as nnUNet_raw/Dataset501_Hippocampus.
+        num_processes: Cases at the same time; 0 works in this process.
+        progress: Show a progress bar.
+
+    Returns:
+        The problems, those of the whole dataset first, then by case; none for a sound dataset.
+    """
+    if not raw_dataset_folder.is_dir():
+        return [error(DATASET, "missing folder", f"{raw_dataset_folder}: not found; put the dataset there")]
+    description, problems = check_description(raw_dataset_folder)
+    cases, more = check_files(raw_dataset_folder, description)
+    problems += more
+    outcomes = map_cases(
+        partial(check_case, description), cases, num_processes, "verify", progress, retry_alone_when_killed=True
+    )
+    reports = [outcome.result for outcome in outcomes if outcome.result is not None]
+    problems += _failed(outcomes)
+    problems += (problem for report in reports for problem in _problems_of(report))
+    training = [report for report in reports if not report.case.is_test]
+    problems += compare_cases({report.case.name: report.grid for report in training if report.grid is not None})
+    problems += _find_duplicates(reports)
+    problems += _find_absent_classes(training, description)
+    problems = [_accepted(problem, description) for problem in problems]
+    return sorted(problems, key=lambda problem: (problem.case != DATASET, problem.case))
+
+
+def require_sound(problems: Sequence[Problem]) -> None:
+    """Do nothing if there are warnings at most.
+
+    Raises:
+        DatasetError: With all errors, one a line.
+    """
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if not errors:
+        return
+    lines = "\n".join(f"  {_where(problem)}: {problem.check}: {problem.message}" for problem in errors)
+    count = "1 problem" if len(errors) == 1 else f"{len(errors)} problems"
+    raise DatasetError(f"the dataset has {count}; nothing was written:\n{lines}")
+
+
+def _where(problem: Problem) -> str:
+    return DATASET if problem.case == DATASET else f'case "{problem.case}"'
+
+
+def _problems_of(report: CaseReport) -> list[Problem]:
+    if not report.case.is_test:
+        return report.problems
+    return [replace(problem, severity="warning") for problem in report.problems]
+
+
+def _failed(outcomes: Iterable[Outcome[CaseFiles, CaseReport]]) -> list[Problem]:
+    return [
+        error(
+            outcome.item.name,
+            "verification failed",
+            f"the check stopped with {type(outcome.error).__name__}: {outcome.error}; look at "
+            f"{shorten([str(file) for file in outcome.item.images])}, or leave the case out",
+        )
+        for outcome in outcomes
+        if outcome.error is not None
+    ]
+
+
+def _find_duplicates(reports: Iterable[CaseReport]) -> list[Problem]:
+    """Find images that are there under two names; a copy among the test images is only a warning."""
+    places: dict[str, list[tuple[CaseFiles, str]]] = defaultdict(list)
+    for report in reports:
+        for file, digest in report.image_digests.items():
+            places[digest].append((report.case, file))
+    problems = []
+    for found in places.values():
+        if len(found) == 1:
+            continue
+        message = f"the same image lies in {', '.join(file for _, file in found)}; remove all but one of them"
+        training = {case.name for case, _ in found if not case.is_test}
+        make = error if len(training) > 1 else warning
+        problems.append(make(found[0][0].name, "duplicate image", message))
+    return problems
+
+
+def _find_absent_classes(reports: Sequence[CaseReport], description: Description) -> list[Problem]:
+    """Find classes of dataset.json that no label has; nothing is said if no label could be read."""
+    counts = [report.label_counts for report in reports if report.label_counts is not None]
+    if not counts or description.labels is None:
+        return []
+    present = {value for found in counts for value in found}
+    return [
+        warning(
+            DATASET,
+            "class never occurs",
+            f"no label has a voxel of class {name!r} (value {', '.join(str(value) for value in values)}); it cannot be "
+            "learned; remove it from dataset.json, or look for the labels that should have it",
+        )
+        for name, values in description.labels.items()
+        if not present & set(values)
+    ]
+
+
+def _accepted(problem: Problem, description: Description) -> Problem:
+    return replace(problem, severity="warning") if problem.check in description.accepted else problem
