@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.planning.rules import Decision
-
 from sam3dnet.errors import PlanError
+from sam3dnet.planning.rules import Decision
 
 NETWORK_CLASS = "sam3dnet.network.build.SAM3D"
 PLAN_VERSION = 1

@@ -16,6 +16,8 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+
+from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.fingerprint import (
     BLOCK,
@@ -28,8 +30,6 @@ from sam3dnet.planning.fingerprint import (
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.plan import NETWORK_CLASS, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
-
-from sam3dnet.errors import PlanError
 
 if TYPE_CHECKING:
     from sam3dnet.preprocessing.folders import Folders
@@ -71,7 +71,7 @@ class SAM3DPlanner(ExperimentPlanner):
         self.chosen_encoder: EncoderChoice | None = None
         self.decisions: list[Decision] = [budget_decision]
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
-        self.fitter = CropFitter(cost, limits, channel_count(self.dataset_json), self.output_channels())
+        self.fitter = CropFitter(cost, limits, channel_count(self.dataset_json), output_channels(self.dataset_json))
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -159,14 +159,9 @@ class SAM3DPlanner(ExperimentPlanner):
         """Say that nothing fits, and what helps."""
         gigabytes = (self.fitter.budget.bytes or 0) / 1e9
         return (
-            f"{self.dataset_name}: a training step of encoder {encoder['encoder']!r} does not fit {gigabytes:.1f} GB at "
-            "any crop size; choose a smaller one (--encoder small) or a larger memory target"
+            f"{self.dataset_name}: a training step of encoder {encoder['encoder']!r} does not fit {gigabytes:.1f} GB "
+            "at any crop size; choose a smaller one (--encoder small) or a larger memory target"
         )
-
-    def output_channels(self) -> int:
-        """Count the network's outputs: a channel a class and one for background, or a channel a region."""
-        has_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in self.dataset_json["labels"].values())
-        return len(classes_of(self.dataset_json)) + (0 if has_regions else 1)
 
     def object_extent(self, spacing: Sequence[float]) -> list[float] | None:
         """Give the extent of the largest objects on a planned grid."""
@@ -192,7 +187,7 @@ class SAM3DPlanner(ExperimentPlanner):
         ]
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
-        configurations = self.plan_configurations(spacing[forward], np.median(shapes, 0)[forward])
+        configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
         plans = {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
@@ -223,7 +218,7 @@ class SAM3DPlanner(ExperimentPlanner):
         """Take the median over the cases of a fingerprint entry."""
         return np.median(np.asarray(self.dataset_fingerprint[key], dtype=float), 0)
 
-    def plan_configurations(self, spacing: np.ndarray, median_shape: np.ndarray) -> dict[str, Any]:
+    def plan_configurations(self, spacing: list[float], median_shape: list[float]) -> dict[str, Any]:
         """Plan full resolution, and low resolution with cascade where nnU-Net would."""
         cases = len(self.dataset)
         fullres = self.get_plans_for_configuration(
@@ -277,6 +272,12 @@ class SAM3DPlanner(ExperimentPlanner):
                 plans["configurations"][name] = configuration
         write_json(plans, plans_file)
         shutil.copy(Path(self.raw_dataset_folder) / "dataset.json", folder / "dataset.json")
+
+
+def output_channels(dataset_json: Mapping[str, Any]) -> int:
+    """Count the network's outputs: a channel a class and one for background, or a channel a region."""
+    has_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
+    return len(classes_of(dataset_json)) + (0 if has_regions else 1)
 
 
 def torch_resampling_options() -> dict[str, Any]:

@@ -346,7 +346,7 @@ def choose_lowres_spacing(
     spacing = np.asarray(spacing_mm, dtype=float).copy()
     full = np.asarray(median_shape, dtype=float)
     shape = full.copy()
-    while patch_voxels(spacing, shape) / math.prod(shape) < LOWRES_COVERAGE:
+    while patch_voxels(spacing.tolist(), shape.tolist()) / math.prod(shape) < LOWRES_COVERAGE:
         finer = spacing.max() / spacing > 2
         spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
         shape = full * np.asarray(spacing_mm) / spacing

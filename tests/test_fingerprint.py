@@ -1,0 +1,216 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.planning import fingerprint as module
+from sam3dnet.planning.fingerprint import (
+    FINGERPRINT_FILE,
+    classes_of,
+    list_cases,
+    load_or_make_fingerprint,
+    read_dataset_json,
+    summarise,
+    write_json,
+)
+from sam3dnet.planning.objects import measure_class
+from sam3dnet.preprocessing.folders import Folders
+
+SPACING = (3.0, 0.7, 1.1)
+
+
+@pytest.fixture
+def folders(nnunet_root, tiny_dataset, tmp_path):
+    """The tiny dataset, copied so that a test may spoil it; nothing preprocessed."""
+    raw = tmp_path / "nnUNet_raw"
+    shutil.copytree(nnunet_root / "nnUNet_raw" / tiny_dataset, raw / tiny_dataset)
+    return Folders(raw=raw, preprocessed=tmp_path / "nnUNet_preprocessed", results=tmp_path / "nnUNet_results")
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Counts how often the cases are measured."""
+    calls = []
+    original = module.measure_cases
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "measure_cases", counting)
+    return calls
+
+
+def make(tiny_dataset, folders, num_processes=1):
+    return load_or_make_fingerprint(tiny_dataset, folders, num_processes, progress=False)
+
+
+def test_nnunets_keys_are_nnunets_values(nnunet_root, tiny_dataset, folders):
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    extractor = DatasetFingerprintExtractor(tiny_dataset, 1)
+    extractor.show_progress_bar = False
+    extractor.num_foreground_voxels_for_intensitystats = module.FOREGROUND_SAMPLES
+    stock = json.loads(json.dumps(extractor.run(overwrite_existing=True), default=float))
+    # The file is shared by the session; leave none that other tests did not make.
+    (nnunet_root / "nnUNet_preprocessed" / tiny_dataset / FINGERPRINT_FILE).unlink()
+    ours = make(tiny_dataset, folders)
+    assert len(extractor.dataset) == len(ours["spacings"])
+    assert set(ours) == {*stock, "sam3d"}
+    for key in ("spacings", "shapes_after_crop", "median_relative_size_after_cropping"):
+        assert ours[key] == stock[key]
+    for channel, values in stock["foreground_intensity_properties_per_channel"].items():
+        assert ours["foreground_intensity_properties_per_channel"][channel] == pytest.approx(values, rel=1e-5)
+
+
+def test_cases_are_listed_as_nnunet_lists_them(tiny_dataset, folders):
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    raw_folder = folders.raw / tiny_dataset
+    (raw_folder / "imagesTr" / "notes.txt").write_text("")
+    dataset_json = read_dataset_json(raw_folder)
+    stock = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
+    named = list_cases(raw_folder, {**dataset_json, "dataset": {name: dict(files) for name, files in stock.items()}})
+    assert list_cases(raw_folder, dataset_json) == named
+    assert {case.name: case.label for case in named} == {name: files["label"] for name, files in stock.items()}
+
+
+def test_several_processes_give_the_same_fingerprint(tiny_dataset, folders):
+    alone = make(tiny_dataset, folders)
+    (folders.preprocessed / tiny_dataset / FINGERPRINT_FILE).unlink()
+    assert make(tiny_dataset, folders, num_processes=2) == alone
+
+
+def test_every_class_is_described_and_found_again_on_disk(tiny_dataset, folders):
+    fingerprint = make(tiny_dataset, folders)
+    labels = json.loads((folders.raw / tiny_dataset / "dataset.json").read_text())["labels"]
+    classes = fingerprint["sam3d"]["classes"]
+    assert set(classes) == set(labels) - {"background"}
+    for name, measures in classes.items():
+        assert measures["label_values"] == [labels[name]]
+        assert len(measures["cases"]) == len(measures["volume_mm3"]) == len(measures["largest_extent_mm"]) > 0
+        assert np.all(np.asarray(measures["largest_extent_voxels"]) >= 1)
+        assert measures["inside"]["0"]["percentile_05_0"] <= measures["inside"]["0"]["percentile_95_0"]
+    stored = json.loads((folders.preprocessed / tiny_dataset / FINGERPRINT_FILE).read_text())
+    assert stored == fingerprint
+
+
+def test_quantiles_of_the_foreground_agree_with_its_percentiles(tiny_dataset, folders):
+    fingerprint = make(tiny_dataset, folders)
+    quantiles = fingerprint["sam3d"]["foreground_quantiles"]["0"]
+    properties = fingerprint["foreground_intensity_properties_per_channel"]["0"]
+    assert quantiles == sorted(quantiles)
+    assert quantiles[100] == pytest.approx(properties["median"], rel=0.02, abs=2.0)
+
+
+def test_a_current_fingerprint_is_read_and_a_stale_one_made_anew(tiny_dataset, folders, counted):
+    first = make(tiny_dataset, folders)
+    assert make(tiny_dataset, folders) == first
+    assert len(counted) == 1
+    label = next((folders.raw / tiny_dataset / "labelsTr").iterdir())
+    os.utime(label, ns=(1, 1))
+    assert make(tiny_dataset, folders)["spacings"] == first["spacings"]
+    assert len(counted) == 2
+    description = folders.raw / tiny_dataset / "dataset.json"
+    description.write_text(description.read_text() + "\n")
+    make(tiny_dataset, folders)
+    assert len(counted) == 3
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"spacings": []}', "\x00"])
+def test_a_damaged_or_foreign_fingerprint_is_made_anew(tiny_dataset, folders, counted, content):
+    path = folders.preprocessed / tiny_dataset / FINGERPRINT_FILE
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    assert "sam3d" in make(tiny_dataset, folders)
+    assert len(counted) == 1
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "folder" / "file.json"
+    write_json({"a": 1}, path)
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        write_json({"a": object()}, path)
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in path.parent.iterdir()] == ["file.json"]
+
+
+def test_a_dataset_without_cases_is_an_error(tiny_dataset, folders):
+    shutil.rmtree(folders.raw / tiny_dataset / "imagesTr")
+    with pytest.raises(DatasetError, match="no folder imagesTr"):
+        make(tiny_dataset, folders)
+    (folders.raw / tiny_dataset / "imagesTr").mkdir()
+    with pytest.raises(DatasetError, match=r"holds no file named CASE_0000\.nii\.gz"):
+        make(tiny_dataset, folders)
+
+
+def test_a_dataset_without_description_is_an_error(tiny_dataset, folders):
+    description = folders.raw / tiny_dataset / "dataset.json"
+    description.write_text("{,}")
+    with pytest.raises(DatasetError, match="not valid JSON"):
+        make(tiny_dataset, folders)
+    description.unlink()
+    with pytest.raises(DatasetError, match="does not exist"):
+        make(tiny_dataset, folders)
+
+
+def test_a_dataset_without_foreground_is_an_error():
+    case = {"intensities": [[]], "spacing": SPACING, "shape": (5, 6, 7), "relative_size": 1.0}
+    with pytest.raises(DatasetError, match="no case has a labelled voxel"):
+        summarise([case], 1, "Dataset901_Tiny")
+
+
+def test_regions_are_classes_and_background_and_ignore_are_not():
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert classes_of({"labels": labels}) == {"whole": (1, 2), "core": (2,)}
+
+
+def test_objects_are_measured_in_voxels_and_mm():
+    mask = np.zeros((5, 16, 17), dtype=bool)
+    mask[1:3, 2:8, 4:7] = True
+    mask[3, 8, 7] = True  # touches the first at a corner: the same object
+    mask[4, 14, 15] = True
+    measures = measure_class(np.zeros((1, *mask.shape), dtype=np.float32), mask, SPACING)
+    assert measures.largest_extent_voxels == [3, 7, 4]
+    assert measures.largest_extent_mm == pytest.approx([9.0, 4.9, 4.4])
+    assert measures.object_count == 2
+    assert measures.volume_mm3 == pytest.approx((2 * 6 * 3 + 2) * 3.0 * 0.7 * 1.1)
+
+
+def test_the_shell_lies_around_the_object_and_no_further_than_3_mm():
+    mask = np.zeros((7, 20, 19), dtype=bool)
+    mask[3, 8:12, 9] = True
+    image = np.full(mask.shape, 1000.0, dtype=np.float32)
+    image[2:5, 8 - 4 : 12 + 4, 9 - 3 : 10 + 3] = -50.0
+    image[mask] = 70.0
+    measures = measure_class(np.stack([image, -image]), mask, SPACING)
+    assert measures.inside[0]["mean"] == 70.0
+    assert measures.inside[1]["percentile_50_0"] == -70.0
+    assert measures.around[0]["percentile_00_5"] == measures.around[0]["percentile_99_5"] == -50.0
+
+
+def test_an_absent_class_has_no_measures_and_a_full_image_no_surroundings():
+    image = np.ones((1, 3, 4, 5), dtype=np.float32)
+    assert measure_class(image, np.zeros((3, 4, 5), dtype=bool), SPACING) is None
+    assert measure_class(image, np.ones((3, 4, 5), dtype=bool), SPACING).around == [{}]
+
+
+def test_the_files_of_a_case_are_read_once(tiny_dataset, folders, monkeypatch):
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    read = []
+    original = SimpleITKIO.read_images
+
+    def counting(self, files):
+        read.extend(Path(file).name for file in files)
+        return original(self, files)
+
+    dataset_json = json.loads((folders.raw / tiny_dataset / "dataset.json").read_text())
+    case = list_cases(folders.raw / tiny_dataset, dataset_json)[0]
+    monkeypatch.setattr(SimpleITKIO, "read_images", counting)
+    module.measure_case(case, SimpleITKIO, classes_of(dataset_json), 100)
+    assert sorted(read) == sorted(Path(file).name for file in (*case.images, case.label))

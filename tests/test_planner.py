@@ -1,0 +1,394 @@
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fingerprints import SITUATIONS, Situation
+
+from sam3dnet.errors import PlanError
+from sam3dnet.planning import rules
+from sam3dnet.planning.plan import format_decisions, load_plan
+from sam3dnet.preprocessing.folders import Folders
+
+STOCK_KEYS = {
+    "data_identifier",
+    "preprocessor_name",
+    "batch_size",
+    "patch_size",
+    "median_image_size_in_voxels",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+    "resampling_fn_probabilities",
+    "resampling_fn_probabilities_kwargs",
+    "architecture",
+    "batch_dice",
+}
+
+
+class LinearCost:
+    """Bytes of a step: so much for the parameters, so much a voxel; remembers what it was asked."""
+
+    def __init__(self, fixed=2e8, a_voxel=1200):
+        self.fixed, self.a_voxel = fixed, a_voxel
+        self.asked = []
+
+    def __call__(self, arch_kwargs, input_channels, num_classes, batch_size):
+        self.asked.append((arch_kwargs, input_channels, num_classes, batch_size))
+        stride_share = (8 / max(arch_kwargs["token_stride"])) ** 3
+        return int(self.fixed + batch_size * math.prod(arch_kwargs["patch_size"]) * self.a_voxel * stride_share)
+
+
+@pytest.fixture
+def folders(nnunet_root, tiny_dataset):
+    root = Folders(*(nnunet_root / f"nnUNet_{name}" for name in ("raw", "preprocessed", "results")))
+    folder = root.preprocessed / tiny_dataset
+    kept = {file: file.read_bytes() for file in folder.glob("*.json")} if folder.is_dir() else {}
+    yield root
+    for file in folder.glob("*.json"):
+        file.unlink()
+    for file, content in kept.items():
+        file.write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def no_pool_of_processes(monkeypatch):
+    """nnU-Net's planner lists the cases with twelve processes; that they are listed alike is tested elsewhere."""
+
+    def listed(raw_folder, dataset_json):
+        from sam3dnet.planning.fingerprint import list_cases
+
+        cases = list_cases(Path(raw_folder), dataset_json)
+        return {case.name: {"images": list(case.images), "label": case.label} for case in cases}
+
+    monkeypatch.setattr(
+        "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner"
+        ".get_filenames_of_train_images_and_targets",
+        listed,
+    )
+
+
+@pytest.fixture
+def plan_situation(folders, tiny_dataset, monkeypatch):
+    """Plan a made-up fingerprint: (situation, device, memory in GB, cost, ...) -> the plan, as stored."""
+
+    def plan(situation: Situation, *, device="cpu", gigabytes=None, cost=None, encoder="auto", at_hand=False):
+        from sam3dnet.planning.planner import SAM3DPlanner
+
+        folder = folders.preprocessed / tiny_dataset
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "dataset_fingerprint.json").write_text(json.dumps(situation.fingerprint()))
+        monkeypatch.setattr(
+            "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner.load_json",
+            lambda path: situation.dataset_json() if path.endswith("dataset.json") else situation.fingerprint(),
+        )
+        planner = SAM3DPlanner(
+            tiny_dataset,
+            cost=cost or LinearCost(),
+            budget=rules.choose_budget(device, gigabytes, None),
+            encoder=encoder,
+            sam_weights_at_hand=at_hand,
+            plans_name="MadeUpPlans",
+        )
+        planner.dataset = {f"case_{i}": {"images": image_of(planner)} for i in range(situation.cases)}
+        planner.plan_experiment()
+        return load_plan(folder / "MadeUpPlans.json")
+
+    def image_of(planner):
+        return next(iter(planner.dataset.values()))["images"]
+
+    return plan
+
+
+def plan_tiny(folders, tiny_dataset, **options):
+    from sam3dnet.planning.planner import plan_dataset
+
+    settings = {"cost": LinearCost(), "sam_weights_at_hand": False, "progress": False, **options}
+    return plan_dataset(tiny_dataset, folders, **settings)
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+@pytest.mark.parametrize(("device", "gigabytes"), [("cpu", None), ("cuda", 8.0), ("cuda", 1.0), ("cuda", 80.0)])
+def test_every_situation_gets_a_valid_plan_within_its_budget(plan_situation, name, device, gigabytes):
+    cost = LinearCost()
+    situation = SITUATIONS[name]
+    plan = plan_situation(situation, device=device, gigabytes=gigabytes, cost=cost)
+    for configuration in plan.configurations.values():
+        patch, stride = configuration.patch_size, configuration.token_stride
+        assert all(n % s == 0 for n, s in zip(patch, stride, strict=True))
+        assert all(n < size + s for n, s, size in zip(patch, stride, configuration.median_shape, strict=True))
+        assert configuration.batch_size >= 2
+        arch_kwargs = plan.content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        if device == "cpu":
+            assert configuration.batch_size * math.prod(patch) <= rules.CPU_STEP_VOXELS
+        else:
+            limit = gigabytes * 1e9 * rules.USABLE_SHARE_OF_MEMORY
+            assert cost(arch_kwargs, 1, 2, plan.configurations["3d_fullres"].batch_size) <= limit
+    assert len(cost.asked) < 30
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 2.0, 8.0])
+def test_the_crop_makes_use_of_the_memory(plan_situation, gigabytes):
+    cost = LinearCost()
+    plan = plan_situation(SITUATIONS["huge CT"], device="cuda", gigabytes=gigabytes, cost=cost)
+    full = plan.configuration("3d_fullres")
+    used = cost.fixed + full.batch_size * math.prod(full.patch_size) * cost.a_voxel
+    assert used > 0.75 * gigabytes * 1e9 * rules.USABLE_SHARE_OF_MEMORY
+
+
+def test_parameters_that_fill_most_of_the_memory_still_leave_a_crop(plan_situation):
+    cost = LinearCost(fixed=6.0e9)
+    plan = plan_situation(SITUATIONS["huge CT"], device="cuda", gigabytes=8.0, cost=cost, encoder="small")
+    used = cost.fixed + 2 * math.prod(plan.configuration("3d_fullres").patch_size) * cost.a_voxel
+    assert 6.2e9 < used <= 6.4e9
+
+
+def test_too_little_memory_is_an_error_that_names_the_way_out(plan_situation):
+    with pytest.raises(PlanError, match=r"'small' does not fit 0.2 GB .* smaller one .* larger memory target"):
+        plan_situation(SITUATIONS["huge CT"], device="cuda", gigabytes=0.2)
+
+
+def test_thick_slices_keep_their_plane(plan_situation):
+    plan = plan_situation(SITUATIONS["thick-slice CT"], device="cuda", gigabytes=8.0)
+    full = plan.configuration("3d_fullres")
+    assert full.token_stride == (1, 8, 8)
+    assert full.strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
+    assert full.spacing_mm == (5.0, 0.8, 0.8)
+
+
+def test_a_huge_image_gets_a_low_resolution_stage_and_a_cascade(plan_situation):
+    plan = plan_situation(SITUATIONS["huge CT"], device="cuda", gigabytes=8.0)
+    assert set(plan.configurations) == {"3d_fullres", "3d_lowres", "3d_cascade_fullres"}
+    low, full = plan.configuration("3d_lowres"), plan.configuration("3d_fullres")
+    assert math.prod(low.patch_size) >= 0.2 * math.prod(low.median_shape)
+    assert math.prod(low.median_shape) < 0.5 * math.prod(full.median_shape)
+    content = plan.content["configurations"]
+    assert content["3d_lowres"]["next_stage"] == "3d_cascade_fullres"
+    assert content["3d_cascade_fullres"] == {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    assert content["3d_fullres"]["batch_dice"] is True
+    assert low.encoder == full.encoder
+
+
+@pytest.mark.parametrize("name", ["isotropic MR", "tiny crops", "two slices", "one slice", "four modalities"])
+def test_images_that_the_crop_sees_get_full_resolution_alone(plan_situation, name):
+    plan = plan_situation(SITUATIONS[name], device="cuda", gigabytes=16.0)
+    assert set(plan.configurations) == {"3d_fullres"}
+
+
+@pytest.mark.parametrize(("name", "slices"), [("two slices", 2), ("one slice", 1)])
+def test_one_or_two_slices_are_planned_in_3d(plan_situation, name, slices):
+    assert plan_situation(SITUATIONS[name]).configuration("3d_fullres").patch_size[0] == slices
+
+
+def test_cost_is_asked_for_the_channels_and_outputs_of_the_dataset(plan_situation):
+    cost = LinearCost()
+    plan_situation(SITUATIONS["four modalities"], device="cuda", gigabytes=8.0, cost=cost)
+    assert {(channels, classes) for _, channels, classes, _ in cost.asked} == {(4, 3)}
+
+
+def test_weights_at_hand_give_a_pretrained_encoder_with_finer_tokens_where_affordable(plan_situation):
+    roomy = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=80.0, at_hand=True)
+    tight = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=1.0, at_hand=True)
+    assert (roomy.configuration("3d_fullres").encoder, roomy.configuration("3d_fullres").pretrained) == ("vit_b", True)
+    assert max(roomy.configuration("3d_fullres").token_stride) == 4
+    assert max(tight.configuration("3d_fullres").token_stride) > 4
+
+
+def test_axes_are_reordered_with_the_objects(plan_situation):
+    situation = Situation((0.8, 0.8, 5.0), (400, 300, 30), {"long": (200.0, 40.0, 20.0)})
+    plan = plan_situation(situation)
+    assert plan.content["transpose_forward"] == [2, 0, 1]
+    full = plan.configuration("3d_fullres")
+    assert full.spacing_mm == (5.0, 0.8, 0.8)
+    assert full.patch_size[1] > full.patch_size[2]
+
+
+def test_the_window_of_ct_channels_alone_is_written_where_nnunet_reads_it(plan_situation):
+    objects = {"organ": (40.0, 40.0, 40.0)}
+    situation = Situation((1.0, 1.0, 1.0), (90, 80, 70), objects, ("T1", "CT"))
+    plan = plan_situation(situation)
+    properties = plan.content["foreground_intensity_properties_per_channel"]
+    stock = situation.fingerprint()["foreground_intensity_properties_per_channel"]
+    assert properties["0"] == stock["0"]
+    assert (properties["1"]["percentile_00_5"], properties["1"]["percentile_99_5"]) == (-150.0, 250.0)
+    assert properties["1"]["median"] == stock["1"]["median"]
+    assert plan.configuration("3d_fullres").normalization_schemes == ("ZScoreNormalization", "CTNormalization")
+
+
+def test_many_labels_are_resampled_one_by_one(plan_situation):
+    objects = {f"organ {i}": (20.0, 20.0, 20.0) for i in range(30)}
+    plan = plan_situation(Situation((1.0, 1.0, 1.0), (90, 80, 70), objects))
+    full = plan.content["configurations"]["3d_fullres"]
+    assert full["resampling_fn_seg"] == "resample_data_or_seg_to_shape"
+    assert full["resampling_fn_seg_kwargs"]["is_seg"] is True
+    assert full["resampling_fn_data"] == "resample_torch_fornnunet"
+
+
+def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
+    content = json.loads(plan_tiny(folders, tiny_dataset).read_text())
+    assert set(content["configurations"]) == {"3d_fullres"}
+    full = content["configurations"]["3d_fullres"]
+    assert set(full) == STOCK_KEYS
+    assert full["architecture"]["network_class_name"] == "sam3dnet.network.build.SAM3D"
+    assert full["architecture"]["_kw_requires_import"] == []
+    assert full["architecture"]["arch_kwargs"]["patch_size"] == full["patch_size"]
+    assert set(content["sam3d"]) == {"version", "encoder", "pretrained", "decisions"}
+    assert all(decision["reason"] and decision["source"] for decision in content["sam3d"]["decisions"])
+
+
+def test_nnunet_reads_the_plan(folders, tiny_dataset):
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(str(plan_tiny(folders, tiny_dataset)))
+    full = manager.get_configuration("3d_fullres")
+    assert full.preprocessor_class.__name__ == "DefaultPreprocessor"
+    assert (
+        np.prod(np.vstack(full.pool_op_kernel_sizes), axis=0).tolist() == full.network_arch_init_kwargs["token_stride"]
+    )
+    assert manager.image_reader_writer_class.__name__ == "SimpleITKIO"
+    dataset_json = json.loads((folders.preprocessed / tiny_dataset / "dataset.json").read_text())
+    assert manager.get_label_manager(dataset_json).num_segmentation_heads == len(dataset_json["labels"])
+
+
+@pytest.mark.parametrize(
+    ("spacing", "target"), [((3.0, 0.7, 1.1), (2.5, 0.9, 0.9)), ((5.0, 0.8, 0.8), (5.0, 1.0, 1.0))]
+)
+def test_resampled_labels_are_a_subset_and_images_keep_a_constant(folders, tiny_dataset, spacing, target):
+    from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    full = PlansManager(str(plan_tiny(folders, tiny_dataset))).get_configuration("3d_fullres")
+    labels = np.random.default_rng(0).choice([-1, 0, 2, 5], size=(1, 5, 16, 17)).astype(np.int16)
+    shape = compute_new_shape(labels.shape[1:], spacing, target)
+    resampled = full.resampling_fn_seg(labels, shape, spacing, target)
+    assert resampled.shape == (1, *shape)
+    assert set(np.unique(resampled)) <= set(np.unique(labels))
+    constant = np.full((2, 5, 16, 17), 3.5, dtype=np.float32)
+    for resample in (full.resampling_fn_data, full.resampling_fn_probabilities):
+        assert np.allclose(resample(constant, shape, spacing, target), 3.5)
+
+
+def test_no_2d_configuration_is_planned(folders, tiny_dataset, monkeypatch):
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("nnU-Net's own planning was called")
+
+    monkeypatch.setattr(ExperimentPlanner, "get_plans_for_configuration", refuse)
+    monkeypatch.setattr(ExperimentPlanner, "plan_experiment", refuse)
+    assert "2d" not in json.loads(plan_tiny(folders, tiny_dataset).read_text())["configurations"]
+
+
+def test_the_same_dataset_gives_the_same_plan_byte_for_byte(folders, tiny_dataset):
+    first = plan_tiny(folders, tiny_dataset).read_bytes()
+    shutil.rmtree(folders.preprocessed / tiny_dataset)
+    assert plan_tiny(folders, tiny_dataset).read_bytes() == first
+
+
+def test_configurations_that_a_user_added_are_kept_and_planned_ones_replaced(folders, tiny_dataset):
+    path = plan_tiny(folders, tiny_dataset)
+    content = json.loads(path.read_text())
+    content["configurations"]["3d_fullres_bs5"] = {"inherits_from": "3d_fullres", "batch_size": 5}
+    content["configurations"]["3d_lowres"] = content["configurations"]["3d_fullres"]
+    path.write_text(json.dumps(content))
+    plan = load_plan(plan_tiny(folders, tiny_dataset))
+    assert set(plan.configurations) == {"3d_fullres", "3d_fullres_bs5"}
+    assert plan.configuration("3d_fullres_bs5").batch_size == 5
+    path.write_text("{")
+    assert set(load_plan(plan_tiny(folders, tiny_dataset)).configurations) == {"3d_fullres"}
+
+
+def test_a_plan_that_fails_leaves_no_file(folders, tiny_dataset):
+    with pytest.raises(PlanError, match="does not fit"):
+        plan_tiny(folders, tiny_dataset, gpu_memory_target_gb=0.1)
+    assert not (folders.preprocessed / tiny_dataset / "SAM3DPlans.json").exists()
+
+
+def test_regions_count_as_outputs_without_background(folders, tiny_dataset, monkeypatch):
+    from sam3dnet.planning.planner import output_channels
+
+    assert output_channels({"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}) == 2
+    assert output_channels({"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}}) == 3
+
+
+def test_the_table_shows_every_decision(folders, tiny_dataset):
+    plan = load_plan(plan_tiny(folders, tiny_dataset))
+    table = format_decisions(plan)
+    for decision in plan.decisions:
+        assert decision.name in table
+    patch = " x ".join(str(n) for n in plan.configuration("3d_fullres").patch_size)
+    assert patch in table
+    assert max(len(line) for line in table.splitlines()) <= 150
+
+
+def break_plan(content, keys, value):
+    for key in keys[:-1]:
+        content = content[key]
+    if value is KeyError:
+        del content[keys[-1]]
+    else:
+        content[keys[-1]] = value
+
+
+ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("sam3d",), KeyError, "no block 'sam3d': another planner made it; plan again"),
+        (("sam3d", "version"), 99, "sam3d.version must be at most 1 .or update sam3dnet., not 99"),
+        (("dataset_name",), KeyError, "key 'dataset_name' is missing; plan again"),
+        (("configurations",), {}, "configurations must be an object with a configuration, not {}"),
+        (("configurations", "3d_fullres"), 3, "configurations.3d_fullres must be an object, not 3"),
+        (
+            ("configurations", "3d_fullres", "patch_size"),
+            [8, 0, 8],
+            r"patch_size\[1\] must be a whole number",
+        ),
+        (("configurations", "3d_fullres", "patch_size"), [8, 8], "3d_fullres.patch_size must be three whole numbers"),
+        (("configurations", "3d_fullres", "batch_size"), "2", "3d_fullres.batch_size must be a whole number"),
+        (("configurations", "3d_fullres", "spacing"), [1, 0, 1], "3d_fullres.spacing must be three numbers above 0"),
+        (("configurations", "3d_fullres", "inherits_from"), "3d_fullres", "without a circle"),
+        (
+            (*ARCHITECTURE, "network_class_name"),
+            "other.Net",
+            "network_class_name must be 'sam3dnet.network",
+        ),
+        ((*ARCHITECTURE, "arch_kwargs", "strides"), [[1, 1, 1]], "strides must be factors of the token stride"),
+        ((*ARCHITECTURE, "arch_kwargs", "pretrained"), 1, "pretrained must be true or false, not 1"),
+    ],
+)
+def test_a_broken_plan_is_an_error_that_names_file_key_and_remedy(
+    folders, tiny_dataset, tmp_path, keys, value, message
+):
+    content = json.loads(plan_tiny(folders, tiny_dataset).read_text())
+    break_plan(content, keys, value)
+    path = tmp_path / "BrokenPlans.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match=f"BrokenPlans.json.*{message}.*(plan again|sam3d)"):
+        load_plan(path)
+
+
+def test_a_missing_or_damaged_plan_is_an_error(tmp_path):
+    path = tmp_path / "SAM3DPlans.json"
+    with pytest.raises(PlanError, match="does not exist; plan again"):
+        load_plan(path)
+    path.write_text('{"a": ')
+    with pytest.raises(PlanError, match=r"is not valid JSON .*plan again"):
+        load_plan(path)
+    path.write_text("[1]")
+    with pytest.raises(PlanError, match="the file must be an object"):
+        load_plan(path)
+
+
+def test_an_unknown_configuration_is_an_error_that_lists_what_there_is(folders, tiny_dataset):
+    plan = load_plan(plan_tiny(folders, tiny_dataset))
+    with pytest.raises(PlanError, match="no configuration '2d'; it has 3d_fullres"):
+        plan.configuration("2d")
