@@ -1,0 +1,107 @@
+"""Many cases in many processes: an item that fails, or kills its process, costs itself alone or is reported."""
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def square_or_fail(bad: int, item: int) -> int:
+    if item == bad:
+        raise ValueError(f"cannot square {item}")
+    return square(item)
+
+
+def square_or_die(bad: int, item: int) -> int:
+    if item == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item)
+
+
+def die_in_company(folder: Path, item: int) -> int:
+    """Die the first time, as if memory were enough only for one process at a time."""
+    if not (folder / "tried").exists():
+        (folder / "tried").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item)
+
+
+def thread_limits(_item: int) -> list[str | None]:
+    return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")]
+
+
+def process_and_pause(item: int) -> int:
+    time.sleep(0.05 * (item % 2))
+    return os.getpid()
+
+
+needs_kill = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+
+
+@pytest.mark.parametrize("num_processes", [0, 1, 2])
+def test_an_item_that_fails_costs_itself_alone_and_order_is_kept(num_processes: int) -> None:
+    outcomes = map_cases(partial(square_or_fail, 3), [5, 3, 2], num_processes, "square", progress=False)
+    assert [outcome.item for outcome in outcomes] == [5, 3, 2]
+    assert [outcome.result for outcome in outcomes] == [25, None, 4]
+    assert [type(outcome.error) for outcome in outcomes] == [type(None), ValueError, type(None)]
+    assert str(outcomes[1].error) == "cannot square 3"
+
+
+def test_no_items_need_no_process() -> None:
+    assert map_cases(square, [], 2, "square") == []
+
+
+def test_zero_processes_work_here_others_elsewhere() -> None:
+    here = map_cases(process_and_pause, [1, 2, 3], 0, "where", progress=False)
+    assert {outcome.result for outcome in here} == {os.getpid()}
+    there = map_cases(process_and_pause, [1, 2, 3], 1, "where", progress=False)
+    assert os.getpid() not in {outcome.result for outcome in there}
+
+
+@needs_kill
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_killed_process_is_reported_and_not_waited_for(num_processes: int) -> None:
+    message = f"killed after . of 4 cases, .*memory ran out with {num_processes} at work; run again with fewer"
+    with pytest.raises(DatasetError, match=message):
+        map_cases(partial(square_or_die, 1), [0, 1, 2, 3], num_processes, "square", progress=False)
+
+
+@needs_kill
+def test_an_item_that_always_kills_its_process_can_cost_itself_alone() -> None:
+    outcomes = map_cases(
+        partial(square_or_die, 1), [0, 1, 2], 2, "square", progress=False, retry_alone_when_killed=True
+    )
+    assert [outcome.result for outcome in outcomes] == [0, None, 4]
+    assert isinstance(outcomes[1].error, DatasetError)
+    assert "its process was killed" in str(outcomes[1].error)
+
+
+@needs_kill
+def test_an_item_that_only_lacked_memory_succeeds_alone(tmp_path: Path) -> None:
+    outcomes = map_cases(
+        partial(die_in_company, tmp_path), [3], 1, "square", progress=False, retry_alone_when_killed=True
+    )
+    assert outcomes == [Outcome(3, 9, None)]
+
+
+def test_processes_share_the_cores() -> None:
+    outcomes = map_cases(thread_limits, [0, 1], 2, "threads", progress=False)
+    expected = str(max(1, default_num_processes() // 2))
+    assert [outcome.result for outcome in outcomes] == [[expected, expected]] * 2
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_progress_bar_counts_the_cases(capfd: pytest.CaptureFixture[str], progress: bool) -> None:
+    map_cases(square, [1, 2, 3], 0, "squaring", progress)
+    shown = capfd.readouterr().err
+    assert ("squaring" in shown and "3/3" in shown) if progress else shown == ""
