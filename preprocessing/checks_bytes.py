@@ -22,6 +22,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = (348, 540)
 # NIfTI's datatype codes for real numbers that may be NaN or infinite.
 _FLOAT_TYPES = {16: "f4", 64: "f8"}
+# By ending: where the header ends, and what it says if the voxels are compressed.
+_PACKED_FORMATS = {
+    ".mha": (re.compile(rb"ElementDataFile\s*=\s*LOCAL\r?\n"), re.compile(rb"CompressedData\s*=\s*True")),
+    ".nrrd": (re.compile(rb"\r?\n\r?\n"), re.compile(rb"encoding:\s*gz")),
+}
+_ZLIB_OR_GZIP = zlib.MAX_WBITS | 32
 _DAMAGED = "get the file anew from where it came from, or leave the case out"
 
 
@@ -68,8 +74,8 @@ def _check(case: str, file: Path) -> list[Problem]:
     if file.stat().st_size == 0:
         raise _BrokenFileError("truncated file", "is empty (0 bytes)")
     name = file.name.lower()
-    if name.endswith(".mha"):
-        _require_sound_mha(file)
+    if file.suffix.lower() in _PACKED_FORMATS:
+        _require_sound_packing(file)
     if not name.endswith((".nii", ".nii.gz")):
         return []
     is_compressed = _starts_with_gzip(file)
@@ -171,14 +177,15 @@ def _count_non_finite(block: bytes, float_type: np.dtype | None) -> int:
     return int(np.count_nonzero(~np.isfinite(np.frombuffer(block[:whole], float_type))))
 
 
-def _require_sound_mha(file: Path) -> None:
-    """Unpack a compressed MetaImage, so that zlib compares its checksum; the reader does not."""
+def _require_sound_packing(file: Path) -> None:
+    """Unpack a compressed MetaImage or NRRD, so that zlib compares its checksum; their readers do not."""
     data = file.read_bytes()
-    header_end = re.search(rb"ElementDataFile\s*=\s*LOCAL\r?\n", data)
-    if header_end is None or not re.search(rb"CompressedData\s*=\s*True", data[: header_end.end()]):
+    end_of_header, says_compressed = _PACKED_FORMATS[file.suffix.lower()]
+    end = end_of_header.search(data)
+    if end is None or not says_compressed.search(data[: end.end()]):
         return
-    unpacker = zlib.decompressobj()
-    packed = memoryview(data)[header_end.end() :]
+    unpacker = zlib.decompressobj(_ZLIB_OR_GZIP)
+    packed = memoryview(data)[end.end() :]
     for start in range(0, len(packed), _BLOCK_BYTES):
         unpacker.decompress(packed[start : start + _BLOCK_BYTES])
     if not unpacker.eof:

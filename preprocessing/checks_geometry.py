@@ -118,4 +118,5 @@ def _check_spacings(grids: Mapping[str, Grid]) -> list[Problem]:
 
 
 def _rounded(values: Sequence[float] | np.ndarray) -> tuple[float, ...]:
-    return tuple(float(f"{value:.6g}") for value in values)
+    # Adding 0 turns -0.0 into 0.0.
+    return tuple(float(f"{value:.6g}") + 0.0 for value in values)

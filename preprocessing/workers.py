@@ -111,10 +111,7 @@ def _run_here(function: Callable[[Item], Result], items: Sequence[Item]) -> "Run
 
 
 def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_processes: int) -> "Run[Item, Result]":
-    workers = min(num_processes, len(items))
-    threads = max(1, default_num_processes() // workers)
-    # Spawned, not forked: a fork of a process with threads, such as torch's, may hang.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _limit_threads, (threads,))
+    pool = _make_pool(min(num_processes, len(items)))
     try:
         indices: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
         for future in as_completed(indices):
@@ -124,13 +121,28 @@ def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_
 
 
 def _run_each_alone(function: Callable[[Item], Result], items: Mapping[int, Item]) -> "Run[Item, Result]":
-    """Run one item at a time in a process of its own, for one of them kills its process."""
-    for index, item in items.items():
-        try:
-            yield from ((index, outcome) for _, outcome in _run_in_pool(function, [item], 1))
-        except BrokenProcessPool:
-            message = "its process was killed, most likely because memory ran out, or the file crashed its reader"
-            yield index, Outcome(item, None, DatasetError(message))
+    """Run one item after the other in a process that is replaced when an item kills it."""
+    pool: ProcessPoolExecutor | None = None
+    try:
+        for index, item in items.items():
+            pool = pool or _make_pool(1)
+            try:
+                outcome = _outcome(item, pool.submit(function, item))
+            except BrokenProcessPool:
+                message = "its process was killed, most likely because memory ran out, or the file crashed its reader"
+                outcome = Outcome(item, None, DatasetError(message))
+                pool.shutdown()
+                pool = None
+            yield index, outcome
+    finally:
+        if pool is not None:
+            pool.shutdown()
+
+
+def _make_pool(workers: int) -> ProcessPoolExecutor:
+    """Make a pool of spawned processes; a fork of a process with threads, such as torch's, may hang."""
+    threads = max(1, default_num_processes() // workers)
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _limit_threads, (threads,))
 
 
 def _outcome(item: Item, future: "Future[Result]") -> Outcome[Item, Result]:
