@@ -67,13 +67,13 @@ class CropFitter:
         self._measured: dict[str, int] = {}
 
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
-        """Find the finest tokens whose crop still covers the objects, else the last that fit; None if none do."""
+        """Find the finest affordable tokens, else the coarsest that fit; None if none do."""
         found = None
         for finest in rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape):
             token_stride = rules.choose_token_stride(finest, grid.spacing_mm, grid.median_shape)
             found = self.fit_to_memory(grid, token_stride, encoder) or found
             need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
-            if found is not None and all(p >= n for p, n in zip(found.patch.value, need, strict=True)):
+            if found is not None and rules.is_affordable(found.patch.value, need, found.token_stride.value):
                 return found
         return found
 

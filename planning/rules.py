@@ -21,6 +21,8 @@ MEASURED = "measured on two CPU cores"
 TOKEN_STRIDE = 8
 # SAM's own weights serve strides 2 to 16; finer tokens pay where the memory allows them.
 PRETRAINED_STRIDES = (4, 8, 16)
+# Tokens of 8 voxels are worth a crop that does not hold the largest objects, as long as it has this many voxels.
+GOOD_CROP_VOXELS = 128 * 1024
 # An image of at most this many voxels has so few tokens at stride 8 that stride 4 is worth trying on a GPU.
 TINY_IMAGE_VOXELS = 48**3
 # Three levels at least: nnU-Net's loss leaves out the two coarsest outputs, and of two levels none would remain.
@@ -147,6 +149,19 @@ def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[fl
     if math.prod(median_shape) <= TINY_IMAGE_VOXELS:
         return (TOKEN_STRIDE // 2, TOKEN_STRIDE)
     return (TOKEN_STRIDE,)
+
+
+def is_affordable(patch: Sequence[int], need: Sequence[int], token_stride: Sequence[int]) -> bool:
+    """Tell whether tokens may stay as fine as this: their crop covers the objects, or is large and they are not fine.
+
+    Args:
+        patch: The crop that fits the budget with these tokens.
+        need: The crop that covers the objects.
+        token_stride: (Z, Y, X).
+    """
+    if all(p >= n for p, n in zip(patch, need, strict=True)):
+        return True
+    return max(token_stride) >= TOKEN_STRIDE and math.prod(patch) >= GOOD_CROP_VOXELS
 
 
 def choose_token_stride(finest: int, spacing_mm: Sequence[float], median_shape: Sequence[float]) -> Decision:

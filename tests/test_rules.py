@@ -189,6 +189,22 @@ def test_stride_candidates(pretrained, is_time, shape, candidates):
     assert rules.stride_candidates(pretrained, is_time, shape) == candidates
 
 
+@pytest.mark.parametrize(
+    ("patch", "stride", "affordable"),
+    [
+        ((32, 40, 48), (4, 4, 4), True),
+        ((28, 40, 48), (4, 4, 4), False),
+        ((28, 240, 248), (4, 4, 4), False),
+        ((16, 88, 96), (2, 8, 8), True),
+        ((16, 48, 48), (2, 8, 8), False),
+    ],
+)
+def test_fine_tokens_are_affordable_with_the_objects_in_the_crop_and_common_ones_in_any_large_crop(
+    patch, stride, affordable
+):
+    assert rules.is_affordable(patch, (32, 40, 40), stride) is affordable
+
+
 def test_batch_is_at_least_two_whatever_the_budget():
     tight = Budget(patch_voxels=1, step_voxels=1, bytes=1, is_time=True)
     assert rules.choose_batch_size((40, 56, 40), tight, 1.0, lambda _size: False).value == 2
