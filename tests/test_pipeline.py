@@ -1,6 +1,5 @@
 """Preprocessing: stock nnU-Net's arrays, each case whole or not at all, and only what is missing or stale."""
 
-import json
 import os
 import pickle
 from collections.abc import Callable
@@ -11,50 +10,15 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from phantoms import ORIGIN_MM, make_raw_dataset, write_volume
+from plans import make_plans
 
 from sam3dnet.errors import DatasetError, PlanError
-from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, write_json
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
-from sam3dnet.preprocessing.records import RECORDS_FOLDER, settings_digest
+from sam3dnet.preprocessing.records import RECORDS_FOLDER
 
 SHAPE = (5, 9, 8)
 REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2, "ignore": 3}
-INTENSITIES = {"mean": 60.0, "median": 50.0, "std": 40.0, "percentile_00_5": -20.0, "percentile_99_5": 140.0}
-INTENSITIES |= {"min": -1000.0, "max": 150.0}
-
-
-def make_plans(dataset_name: str, schemes: list[str], plans_name: str = "SAM3DPlans") -> dict[str, Any]:
-    """A plan with resampling in every axis and swapped axes; keys as nnU-Net reads them."""
-    resampling = {
-        f"resampling_fn_{what}{suffix}": value
-        for what in ("data", "seg", "probabilities")
-        for suffix, value in (
-            ("", "resample_torch_fornnunet"),
-            ("_kwargs", {"is_seg": what == "seg", "force_separate_z": None, "memefficient_seg_resampling": False}),
-        )
-    }
-    configuration = {
-        "data_identifier": f"{plans_name}_3d_fullres",
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": [4, 6, 8],
-        "spacing": [2.4, 0.9, 0.8],
-        "normalization_schemes": schemes,
-        "use_mask_for_norm": [False] * len(schemes),
-        "architecture": {"network_class_name": "none", "arch_kwargs": {}, "_kw_requires_import": []},
-        **resampling,
-    }
-    return {
-        "dataset_name": dataset_name,
-        "plans_name": plans_name,
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 2, 1],
-        "transpose_backward": [0, 2, 1],
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {str(i): INTENSITIES for i in range(len(schemes))},
-        "configurations": {"3d_fullres": configuration},
-    }
 
 
 class Dataset:
@@ -225,44 +189,6 @@ def test_a_changed_image_gives_changed_voxels(dataset: Dataset) -> None:
     assert not np.array_equal(before, load(dataset.cases_folder, "case_1")[0])
 
 
-def configuration_of(plans: dict[str, Any]) -> dict[str, Any]:
-    return plans["configurations"]["3d_fullres"]
-
-
-CHANGES: dict[str, tuple[Callable[[dict, dict], object], bool]] = {
-    "spacing": (lambda p, _: configuration_of(p).update(spacing=[3.0, 0.9, 0.8]), True),
-    "patch size, which decides the chunks": (lambda p, _: configuration_of(p).update(patch_size=[4, 8, 8]), True),
-    "normalisation": (lambda p, _: configuration_of(p).update(normalization_schemes=["NoNormalization"]), True),
-    "resampling": (lambda p, _: configuration_of(p)["resampling_fn_data_kwargs"].update(force_separate_z=True), True),
-    "axes": (lambda p, _: p.update(transpose_forward=[0, 1, 2]), True),
-    "window": (lambda p, _: p["foreground_intensity_properties_per_channel"]["0"].update(mean=61.0), True),
-    "labels": (lambda _, d: d["labels"].update(other=3), True),
-    "batch size": (lambda p, _: configuration_of(p).update(batch_size=7), False),
-    "network": (lambda p, _: configuration_of(p)["architecture"].update(network_class_name="other"), False),
-    "description": (lambda _, d: d.update(description="anew"), False),
-    "number of cases": (lambda _, d: d.update(numTraining=9), False),
-}
-
-
-@pytest.mark.parametrize("what", CHANGES)
-def test_cases_are_stale_when_a_setting_that_they_depend_on_changes(what: str) -> None:
-    def digest(change: Callable[[dict, dict], object]) -> str:
-        plans = json.loads(json.dumps(make_plans("Dataset902_Pipeline", ["CTNormalization"])))
-        dataset_json = {"labels": {"background": 0, "organ": 1}, "numTraining": 3}
-        change(plans, dataset_json)
-        return settings_digest(plans, configuration_of(plans), dataset_json)
-
-    change, matters = CHANGES[what]
-    assert (digest(change) != digest(lambda p, d: None)) == matters
-
-
-def test_statistics_of_the_dataset_do_not_matter_to_a_normalisation_by_case() -> None:
-    plans = make_plans("Dataset902_Pipeline", ["ZScoreNormalization"])
-    before = settings_digest(plans, configuration_of(plans), {})
-    plans["foreground_intensity_properties_per_channel"] = {"0": {"mean": 1.0}}
-    assert settings_digest(plans, configuration_of(plans), {}) == before
-
-
 def test_a_changed_plan_makes_all_cases_anew(dataset: Dataset) -> None:
     dataset.preprocess()
     before = dataset.times()
@@ -397,43 +323,3 @@ def test_dataset_without_cases_is_refused(dataset: Dataset) -> None:
         image.unlink()
     with pytest.raises(DatasetError, match=r"no training case with ending '.nii' in imagesTr"):
         dataset.preprocess()
-
-
-def test_cases_are_those_that_nnunet_lists(tmp_path: Path) -> None:
-    folder = make_raw_dataset(tmp_path / "Dataset903_List", num_cases=2, channel_names=("CT", "T2"), shape=SHAPE)
-    dataset_json = read_dataset_json(folder)
-    assert list_training_cases(folder, dataset_json) == [
-        TrainingCase(
-            f"case_{i}",
-            tuple(folder / "imagesTr" / f"case_{i}_000{channel}.nii.gz" for channel in range(2)),
-            folder / "labelsTr" / f"case_{i}.nii.gz",
-        )
-        for i in range(2)
-    ]
-
-
-def test_cases_listed_in_dataset_json_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
-    listed = {"b": {"images": ["x/1.nii"], "label": "$ELSEWHERE/1.nii"}, "a": {"images": ["/2.nii"], "label": "y"}}
-    cases = list_training_cases(tmp_path, {"dataset": listed, "file_ending": ".nii"})
-    assert [case.name for case in cases] == ["a", "b"]
-    assert cases[0] == TrainingCase("a", (Path("/2.nii"),), tmp_path / "y")
-    assert cases[1] == TrainingCase("b", (tmp_path / "x/1.nii",), tmp_path / "elsewhere" / "1.nii")
-
-
-def test_dataset_json_problems_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"dataset.json: not found"):
-        read_dataset_json(tmp_path)
-    (tmp_path / "dataset.json").write_text("{'a': 1}")
-    with pytest.raises(DatasetError, match=r"dataset.json: cannot be read as JSON .*correct it"):
-        read_dataset_json(tmp_path)
-    (tmp_path / "dataset.json").write_text("[1]")
-    with pytest.raises(DatasetError, match=r"dataset.json: holds a list, expected an object"):
-        read_dataset_json(tmp_path)
-    with pytest.raises(DatasetError, match=r'dataset.json: has no "file_ending"'):
-        list_training_cases(tmp_path, {})
-
-
-@pytest.mark.parametrize("key", ["channel_names", "modality"])
-def test_channels_are_found_under_both_keys(key: str) -> None:
-    assert channel_names({key: {"0": "CT"}}) == {"0": "CT"}

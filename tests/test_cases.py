@@ -1,0 +1,49 @@
+"""The list of training cases, and dataset.json."""
+
+from pathlib import Path
+
+import pytest
+from phantoms import make_raw_dataset
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
+
+
+def test_cases_are_those_that_nnunet_lists(tmp_path: Path) -> None:
+    folder = make_raw_dataset(tmp_path / "Dataset903_List", num_cases=2, channel_names=("CT", "T2"), shape=(5, 6, 7))
+    dataset_json = read_dataset_json(folder)
+    assert list_training_cases(folder, dataset_json) == [
+        TrainingCase(
+            f"case_{i}",
+            tuple(folder / "imagesTr" / f"case_{i}_000{channel}.nii.gz" for channel in range(2)),
+            folder / "labelsTr" / f"case_{i}.nii.gz",
+        )
+        for i in range(2)
+    ]
+
+
+def test_cases_listed_in_dataset_json_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
+    listed = {"b": {"images": ["x/1.nii"], "label": "$ELSEWHERE/1.nii"}, "a": {"images": ["/2.nii"], "label": "y"}}
+    cases = list_training_cases(tmp_path, {"dataset": listed, "file_ending": ".nii"})
+    assert [case.name for case in cases] == ["a", "b"]
+    assert cases[0] == TrainingCase("a", (Path("/2.nii"),), tmp_path / "y")
+    assert cases[1] == TrainingCase("b", (tmp_path / "x/1.nii",), tmp_path / "elsewhere" / "1.nii")
+
+
+def test_dataset_json_problems_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"dataset.json: not found"):
+        read_dataset_json(tmp_path)
+    (tmp_path / "dataset.json").write_text("{'a': 1}")
+    with pytest.raises(DatasetError, match=r"dataset.json: cannot be read as JSON .*correct it"):
+        read_dataset_json(tmp_path)
+    (tmp_path / "dataset.json").write_text("[1]")
+    with pytest.raises(DatasetError, match=r"dataset.json: holds a list, expected an object"):
+        read_dataset_json(tmp_path)
+    with pytest.raises(DatasetError, match=r'dataset.json: has no "file_ending"'):
+        list_training_cases(tmp_path, {})
+
+
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+def test_channels_are_found_under_both_keys(key: str) -> None:
+    assert channel_names({key: {"0": "CT"}}) == {"0": "CT"}
