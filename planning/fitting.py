@@ -79,7 +79,8 @@ class CropFitter:
 
     def fit_to_memory(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> Fit | None:
         """Find the largest crop whose step of the smallest batch fits the memory; None if one token does not."""
-        largest = self.fit_of(grid, token_stride, encoder, self.budget.patch_voxels)
+        need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
+        largest = self.fit_of(grid, token_stride, encoder, rules.crop_voxels(self.budget, need))
         limit = self.budget.bytes
         if limit is None or largest.step_bytes <= limit:
             return largest

@@ -126,7 +126,7 @@ def test_every_situation_gets_a_valid_plan_within_its_budget(plan_situation, nam
         assert configuration.batch_size >= 2
         arch_kwargs = plan.content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
         if device == "cpu":
-            assert configuration.batch_size * math.prod(patch) <= rules.CPU_STEP_VOXELS
+            assert configuration.batch_size * math.prod(patch) <= 2 * rules.CPU_COVER_VOXELS
         else:
             limit = gigabytes * 1e9 * rules.USABLE_SHARE_OF_MEMORY
             assert cost(arch_kwargs, 1, 2, plan.configurations["3d_fullres"].batch_size) <= limit

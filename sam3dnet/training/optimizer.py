@@ -3,7 +3,7 @@
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-LEARNING_RATE_NEW = 1e-3  # layers that start at random
+LEARNING_RATE_NEW = 3e-3  # layers that start at random; 1e-3 was slower on Dataset501 at every equal step
 LEARNING_RATE_ADAPTER = 4e-4  # trained parts inside a pretrained encoder; 3DSAM-adapter's value
 WEIGHT_DECAY = 1e-2
 EPS = 1e-6  # 1e-8 underflows in half precision (MaskSAM reports NaN)

@@ -71,7 +71,7 @@ def train_fold(
     trainer.num_epochs = epochs or trainer.num_epochs
     trainer.minutes = minutes
     trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
-    trainer.num_val_iterations_per_epoch = max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE)
+    trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
     trainer.sam_checkpoint = sam_checkpoint
     output = Path(trainer.output_folder)
     if continue_training:
