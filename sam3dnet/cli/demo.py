@@ -14,7 +14,7 @@ from sam3dnet.errors import Sam3dError
 
 DATASET_ID = 900
 DATASET_NAME = f"Dataset{DATASET_ID}_Phantom"
-TRAINING_MINUTES = 2.5
+TRAINING_MINUTES = 2.0
 ENCODER = "tiny"
 # The cases are so small that to start a second process would take longer than to do without.
 NUM_PROCESSES = 1

@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 LabelArray = npt.NDArray[np.uint8]
 
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "tumour": 3}
-SPACING_MM = (5.0, 2.0, 2.0)
+SPACING_MM = (5.0, 2.5, 2.5)
 FILE_ENDING = ".nii.gz"
 
 _SOFT_TISSUE_HU, _FAT_HU, _AIR_HU, _BONE_HU = 40.0, -100.0, -1000.0, 400.0
@@ -61,7 +61,7 @@ def write_phantom_dataset(folder: Path, num_training: int = 18, num_test: int = 
 
 def make_case(rng: np.random.Generator) -> tuple[npt.NDArray[np.int16], LabelArray]:
     """Make one image in Hounsfield units and its labels, both (Z, Y, X)."""
-    shape = tuple(int(n) for n in rng.integers((16, 56, 60), (22, 64, 70)))
+    shape = tuple(int(n) for n in rng.integers((16, 45, 50), (21, 52, 57)))
     grid_mm = _grid_mm(shape)
     shift_mm = rng.uniform(-6, 6, 3).astype(np.float32)
     liver = _jittered(rng, centre_mm=np.add(shift_mm, (0, -8, -24)), radii_mm=(34, 28, 25))
@@ -138,7 +138,7 @@ def _smooth_field(rng: np.random.Generator, shape: tuple[int, ...], sigma_mm: fl
 def _blur_and_add_noise(rng: np.random.Generator, image: FloatArray) -> FloatArray:
     blurred = ndimage.gaussian_filter(image, (0.3, 0.5, 0.5))
     shading = _SHADING_HU * _smooth_field(rng, image.shape, sigma_mm=25.0)
-    grain = _NOISE_HU * _smooth_field(rng, image.shape, sigma_mm=1.2)
+    grain = _NOISE_HU * _smooth_field(rng, image.shape, sigma_mm=1.5)
     return np.asarray(blurred + shading + grain)
 
 
