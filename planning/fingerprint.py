@@ -10,23 +10,25 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.planning.objects import measure_class
-
-if TYPE_CHECKING:
-    from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.cases import (
+    TrainingCase,
+    channel_names,
+    foreground_classes,
+    list_training_cases,
+    read_dataset_json,
+)
+from sam3dnet.preprocessing.folders import Folders, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +40,6 @@ BLOCK_VERSION = 1
 FOREGROUND_SAMPLES = 2_000_000
 # Enough points to integrate a clipped mean from, small enough for a file that people read.
 QUANTILE_POINTS = 201
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """The files of one training case."""
-
-    name: str
-    images: tuple[str, ...]
-    label: str
 
 
 def load_or_make_fingerprint(
@@ -64,84 +57,48 @@ def load_or_make_fingerprint(
         nnU-Net's keys and "sam3d"; also written to dataset_fingerprint.json in the preprocessed folder.
 
     Raises:
-        DatasetError: If the dataset has no cases or no foreground, or a worker died.
+        DatasetError: If the dataset has no cases or no foreground, a file is missing, or a worker died.
     """
-    raw_folder = Path(folders.raw) / dataset_name
-    fingerprint_file = Path(folders.preprocessed) / dataset_name / FINGERPRINT_FILE
+    raw_folder = folders.raw / dataset_name
+    fingerprint_file = folders.preprocessed / dataset_name / FINGERPRINT_FILE
     dataset_json = read_dataset_json(raw_folder)
-    cases = list_cases(raw_folder, dataset_json)
+    cases = list_training_cases(raw_folder, dataset_json)
+    if not cases:
+        raise DatasetError(
+            f"{raw_folder / 'imagesTr'}: holds no training case; expected images named "
+            f"CASE_0000{dataset_json['file_ending']}; put them there"
+        )
     record = files_record(raw_folder, cases)
     known = read_if_current(fingerprint_file, record)
     if known is not None:
         return known
     measures = measure_cases(cases, dataset_json, num_processes, progress)
-    fingerprint = summarise(measures, channel_count(dataset_json), dataset_name)
+    num_channels = len(channel_names(dataset_json))
+    fingerprint = summarise(measures, num_channels, dataset_name)
     fingerprint[BLOCK] = {"version": BLOCK_VERSION, "files": record, **summarise_classes(measures, dataset_json)}
-    fingerprint[BLOCK]["foreground_quantiles"] = foreground_quantiles(measures, channel_count(dataset_json))
-    write_json(fingerprint, fingerprint_file)
+    fingerprint[BLOCK]["foreground_quantiles"] = foreground_quantiles(measures, num_channels)
+    write_json(fingerprint_file, fingerprint)
     # Read back, so that a first run and every later one plan from the very same values.
     return json.loads(fingerprint_file.read_text())
 
 
-def read_dataset_json(raw_folder: Path) -> dict[str, Any]:
-    """Read dataset.json.
+def files_record(raw_folder: Path, cases: Iterable[TrainingCase]) -> dict[str, Any]:
+    """Say what a fingerprint is made from: dataset.json by content, images and labels by name, size and time.
 
     Raises:
-        DatasetError: If it is missing or not JSON.
+        DatasetError: If a file of a case is missing.
     """
-    path = raw_folder / "dataset.json"
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist; every dataset in nnU-Net's raw format has one") from None
-    except json.JSONDecodeError as error:
-        raise DatasetError(f"{path} is not valid JSON ({error}); correct it in a text editor") from None
-    return content
-
-
-def channel_count(dataset_json: Mapping[str, Any]) -> int:
-    """Count the input channels, under the present key or nnU-Net's older one."""
-    return len(dataset_json.get("channel_names", dataset_json.get("modality", {})))
-
-
-def list_cases(raw_folder: Path, dataset_json: dict[str, Any]) -> list[CaseFiles]:
-    """List the training cases, as nnU-Net does.
-
-    Raises:
-        DatasetError: If there is none.
-    """
-    if "dataset" in dataset_json:
-        return list_named_cases(raw_folder, dataset_json)
-    ending = dataset_json["file_ending"]
-    images_folder, labels_folder = raw_folder / "imagesTr", raw_folder / "labelsTr"
-    if not images_folder.is_dir():
-        raise DatasetError(f"{raw_folder} has no folder imagesTr; put the training images there")
-    channel_file = re.compile(r"(?P<case>.+)_\d{4}" + re.escape(ending))
-    images: dict[str, list[str]] = {}
-    for file in sorted(images_folder.iterdir()):
-        if match := channel_file.fullmatch(file.name):
-            images.setdefault(match["case"], []).append(str(file))
-    if not images:
-        raise DatasetError(f"{images_folder} holds no file named CASE_0000{ending}, the name of a case's first channel")
-    return [CaseFiles(name, tuple(files), str(labels_folder / (name + ending))) for name, files in images.items()]
-
-
-def list_named_cases(raw_folder: Path, dataset_json: dict[str, Any]) -> list[CaseFiles]:
-    """List the cases of a dataset.json that names every file itself."""
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    found = get_filenames_of_train_images_and_targets(str(raw_folder), dataset_json)
-    return [CaseFiles(str(name), tuple(files["images"]), files["label"]) for name, files in found.items()]
-
-
-def files_record(raw_folder: Path, cases: Iterable[CaseFiles]) -> dict[str, Any]:
-    """Say what a fingerprint is made from: dataset.json by content, images and labels by name, size and time."""
     digest = hashlib.sha256((raw_folder / "dataset.json").read_bytes())
     count = 0
     for case in cases:
         for file in (*case.images, case.label):
-            status = os.stat(file)
-            digest.update(f"{Path(file).name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+            try:
+                status = file.stat()
+            except OSError as error:
+                raise DatasetError(
+                    f'case "{case.name}": {file} cannot be read ({error.strerror}); add it, or leave the case out'
+                ) from error
+            digest.update(f"{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
             count += 1
     return {"count": count, "sha256": digest.hexdigest()}
 
@@ -162,16 +119,6 @@ def read_if_current(fingerprint_file: Path, record: dict[str, Any]) -> dict[str,
     return fingerprint
 
 
-def classes_of(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Give the label values of each foreground class or region, without background and ignore label."""
-    classes = {}
-    for name, values in dataset_json["labels"].items():
-        values = tuple(values) if isinstance(values, (list, tuple)) else (values,)
-        if name != "ignore" and values != (0,):
-            classes[name] = tuple(int(value) for value in values)
-    return classes
-
-
 class ReadCase:
     """Hands arrays that are in memory to nnU-Net functions that want a reader."""
 
@@ -190,14 +137,15 @@ class ReadCase:
 
 
 def measure_case(
-    case: CaseFiles, reader_class: Callable[[], Any], classes: dict[str, tuple[int, ...]], num_samples: int
+    case: TrainingCase, reader_class: Callable[[], Any], classes: dict[str, tuple[int, ...]], num_samples: int
 ) -> dict[str, Any]:
     """Measure one case: nnU-Net's values and, per class, the objects. Each file is read once."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
     reader = reader_class()
-    images_CZYX, properties = reader.read_images(case.images)
-    labels_1ZYX, _ = reader.read_seg(case.label)
+    images, label = [str(file) for file in case.images], str(case.label)
+    images_CZYX, properties = reader.read_images(images)
+    labels_1ZYX, _ = reader.read_seg(label)
     spacing_mm = tuple(float(mm) for mm in properties["spacing"])
     objects = {}
     for name, values in classes.items():
@@ -206,7 +154,7 @@ def measure_case(
     read_case = ReadCase(images_CZYX, labels_1ZYX, properties)
     # nnU-Net's function crops and samples; it must come last, since it marks the labels outside the crop.
     shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(
-        list(case.images), case.label, lambda: read_case, num_samples
+        images, label, lambda: read_case, num_samples
     )
     return {
         "name": case.name,
@@ -219,7 +167,7 @@ def measure_case(
 
 
 def measure_cases(
-    cases: list[CaseFiles], dataset_json: dict[str, Any], num_processes: int, progress: bool
+    cases: Sequence[TrainingCase], dataset_json: dict[str, Any], num_processes: int, progress: bool
 ) -> list[dict[str, Any]]:
     """Measure all cases, in parallel where `num_processes` > 1, in the order given.
 
@@ -228,8 +176,8 @@ def measure_cases(
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    reader_class = determine_reader_writer_from_dataset_json(dataset_json, cases[0].images[0], verbose=False)
-    arguments = (reader_class, classes_of(dataset_json), max(1, FOREGROUND_SAMPLES // len(cases)))
+    reader_class = determine_reader_writer_from_dataset_json(dataset_json, str(cases[0].images[0]), verbose=False)
+    arguments = (reader_class, foreground_classes(dataset_json), max(1, FOREGROUND_SAMPLES // len(cases)))
     with tqdm(desc="fingerprint", total=len(cases), disable=not progress, unit="case") as bar:
         if num_processes <= 1:
             return [_with_update(measure_case(case, *arguments), bar) for case in cases]
@@ -242,7 +190,7 @@ def _with_update(result: dict[str, Any], bar: tqdm) -> dict[str, Any]:
 
 
 def _measure_parallel(
-    cases: list[CaseFiles], arguments: tuple, num_processes: int, bar: tqdm
+    cases: Sequence[TrainingCase], arguments: tuple, num_processes: int, bar: tqdm
 ) -> Iterator[dict[str, Any]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as pool:
@@ -307,7 +255,7 @@ def foreground_quantiles(measures: list[dict[str, Any]], num_channels: int) -> d
 def summarise_classes(measures: list[dict[str, Any]], dataset_json: Mapping[str, Any]) -> dict[str, Any]:
     """Gather, per class, extents, counts and volumes of each case that has it, and typical intensities."""
     classes = {}
-    for name, values in classes_of(dataset_json).items():
+    for name, values in foreground_classes(dataset_json).items():
         present = [case for case in measures if case["objects"][name] is not None]
         objects = [case["objects"][name] for case in present]
         classes[name] = {
@@ -331,14 +279,3 @@ def typical(descriptions: list[list[dict[str, float]]]) -> dict[str, dict[str, f
         keys = of_channel[0] if of_channel else {}
         result[str(channel)] = {key: float(np.median([d[key] for d in of_channel])) for key in keys}
     return result
-
-
-def write_json(content: Mapping[str, Any], path: Path) -> None:
-    """Write JSON whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -19,20 +19,12 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
-from sam3dnet.planning.fingerprint import (
-    BLOCK,
-    channel_count,
-    classes_of,
-    load_or_make_fingerprint,
-    read_dataset_json,
-    write_json,
-)
+from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.plan import NETWORK_CLASS, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
-
-if TYPE_CHECKING:
-    from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +63,8 @@ class SAM3DPlanner(ExperimentPlanner):
         self.chosen_encoder: EncoderChoice | None = None
         self.decisions: list[Decision] = [budget_decision]
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
-        self.fitter = CropFitter(cost, limits, channel_count(self.dataset_json), output_channels(self.dataset_json))
+        num_channels = len(channel_names(self.dataset_json))
+        self.fitter = CropFitter(cost, limits, num_channels, output_channels(self.dataset_json))
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -270,14 +263,15 @@ class SAM3DPlanner(ExperimentPlanner):
         for name, configuration in configurations_of(plans_file).items():
             if name not in PLANNED_CONFIGURATIONS:
                 plans["configurations"][name] = configuration
-        write_json(plans, plans_file)
-        shutil.copy(Path(self.raw_dataset_folder) / "dataset.json", folder / "dataset.json")
+        write_json(plans_file, plans)
+        with whole_or_nothing(folder / "dataset.json") as temporary:
+            shutil.copyfile(Path(self.raw_dataset_folder) / "dataset.json", temporary)
 
 
 def output_channels(dataset_json: Mapping[str, Any]) -> int:
     """Count the network's outputs: a channel a class and one for background, or a channel a region."""
     has_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
-    return len(classes_of(dataset_json)) + (0 if has_regions else 1)
+    return len(foreground_classes(dataset_json)) + (0 if has_regions else 1)
 
 
 def torch_resampling_options() -> dict[str, Any]:
@@ -364,7 +358,6 @@ def plan_dataset(
         DatasetError: If the dataset cannot be read.
         PlanError: If no network fits the memory.
     """
-    read_dataset_json(Path(folders.raw) / dataset_name)
     load_or_make_fingerprint(dataset_name, folders, num_processes, progress)
     budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))
     planner = SAM3DPlanner(
@@ -376,4 +369,4 @@ def plan_dataset(
         plans_name=plans_name,
     )
     planner.plan_experiment()
-    return Path(folders.preprocessed) / dataset_name / f"{plans_name}.json"
+    return folders.preprocessed / dataset_name / f"{plans_name}.json"

@@ -45,6 +45,15 @@ def channel_names(dataset_json: Mapping[str, Any]) -> dict[str, str]:
     return dict(dataset_json.get("channel_names", dataset_json.get("modality", {})))
 
 
+def foreground_classes(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Give the label values of each class or region by name, without background and ignore label."""
+    values = {
+        name: tuple(int(value) for value in (given if isinstance(given, list | tuple) else (given,)))
+        for name, given in dataset_json["labels"].items()
+    }
+    return {name: found for name, found in values.items() if name != "ignore" and found != (0,)}
+
+
 def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -> list[TrainingCase]:
     """List the training cases that nnU-Net sees, sorted by name; nothing is said about whether the files are there.
 

@@ -6,7 +6,13 @@ import pytest
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cases import (
+    TrainingCase,
+    channel_names,
+    foreground_classes,
+    list_training_cases,
+    read_dataset_json,
+)
 
 
 def test_cases_are_those_that_nnunet_lists(tmp_path: Path) -> None:
@@ -20,6 +26,21 @@ def test_cases_are_those_that_nnunet_lists(tmp_path: Path) -> None:
         )
         for i in range(2)
     ]
+
+
+def test_cases_are_listed_with_nnunet_s_own_result(tmp_path: Path) -> None:
+    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
+
+    folder = make_raw_dataset(tmp_path / "Dataset903_List", num_cases=2, shape=(5, 6, 7))
+    (folder / "imagesTr" / "notes.txt").write_text("")
+    dataset_json = read_dataset_json(folder)
+    stock = get_filenames_of_train_images_and_targets(str(folder), dataset_json)
+    ours = list_training_cases(folder, dataset_json)
+    assert {case.name: ([str(file) for file in case.images], str(case.label)) for case in ours} == {
+        str(name): (files["images"], files["label"]) for name, files in stock.items()
+    }
+    listed = {name: {"images": list(files["images"]), "label": files["label"]} for name, files in stock.items()}
+    assert list_training_cases(folder, {**dataset_json, "dataset": listed}) == ours
 
 
 def test_cases_listed_in_dataset_json_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +68,8 @@ def test_dataset_json_problems_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["channel_names", "modality"])
 def test_channels_are_found_under_both_keys(key: str) -> None:
     assert channel_names({key: {"0": "CT"}}) == {"0": "CT"}
+
+
+def test_regions_are_classes_and_background_and_ignore_are_not() -> None:
+    labels = {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert foreground_classes({"labels": labels}) == {"whole": (1, 2), "core": (2,)}

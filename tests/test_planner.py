@@ -10,6 +10,7 @@ from fingerprints import SITUATIONS, Situation
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.plan import format_decisions, load_plan
+from sam3dnet.preprocessing.cases import list_training_cases
 from sam3dnet.preprocessing.folders import Folders
 
 STOCK_KEYS = {
@@ -62,10 +63,8 @@ def no_pool_of_processes(monkeypatch):
     """nnU-Net's planner lists the cases with twelve processes; that they are listed alike is tested elsewhere."""
 
     def listed(raw_folder, dataset_json):
-        from sam3dnet.planning.fingerprint import list_cases
-
-        cases = list_cases(Path(raw_folder), dataset_json)
-        return {case.name: {"images": list(case.images), "label": case.label} for case in cases}
+        cases = list_training_cases(Path(raw_folder), dataset_json)
+        return {case.name: {"images": [str(file) for file in case.images], "label": str(case.label)} for case in cases}
 
     monkeypatch.setattr(
         "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner"
