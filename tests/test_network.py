@@ -126,6 +126,25 @@ def test_checkpointing_changes_no_gradient():
         assert one.grad is None or torch.allclose(one.grad, other.grad, atol=1e-5), name
 
 
+@pytest.mark.filterwarnings("ignore")  # those of torch's compiler
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiles_without_graph_breaks(checkpointing):
+    network = make(checkpointing=checkpointing)
+    image = torch.randn(2, 1, 5, 6, 7)
+    compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
+    found = compiled(image)[0]
+    assert torch.allclose(found, network(image)[0], atol=1e-5)
+    found.sum().backward()
+    assert network.detail_to_tokens.weight.grad.abs().sum() > 0
+
+
+def test_bf16_stays_finite():
+    network = make()
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(torch.randn(2, 1, 5, 6, 7))[0]
+    assert torch.isfinite(logits).all()
+
+
 def test_the_network_learns_one_case():
     torch.manual_seed(0)
     network = make(classes=2)

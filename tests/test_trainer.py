@@ -69,7 +69,7 @@ def test_a_training_leaves_nnunet_s_files(planned):
     summary = json.loads((output / "validation" / "summary.json").read_text())
     assert set(summary["mean"]) == {"1", "2"}
     lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines[-2:]] == [0, 1]
+    assert [line["epoch"] for line in lines] == [0, 1]
     assert lines[-1]["iterations"] == 4
     checkpoint = load_safely(output / "checkpoint_final.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainerSAM3D"
@@ -81,6 +81,11 @@ def test_minutes_end_a_training_inside_an_epoch(planned):
     last = json.loads((output / "training_log.jsonl").read_text().splitlines()[-1])
     assert last["epoch"] == 0
     assert 1 <= last["iterations"] < 100_000
+
+
+def fold_folder(planned):
+    dataset, folders = planned
+    return folders.results / dataset / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_0"
 
 
 class Interrupted(Exception):
@@ -109,6 +114,8 @@ def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypa
         assert torch.equal(value, resumed["network_weights"][name]), name
     assert resumed["logging"]["train_losses"] == whole["logging"]["train_losses"]
     assert resumed["sam3d"]["iterations"] == 6
+    log = fold_folder(planned) / "training_log.jsonl"
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_continuing_without_a_checkpoint_is_an_error(planned):

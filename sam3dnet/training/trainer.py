@@ -15,6 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
 from sam3dnet.training.progress import EpochProgress, format_seconds
@@ -69,6 +70,10 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def _arch_kwargs(self) -> dict[str, Any]:
         return self.configuration_manager.network_arch_init_kwargs
 
+    @property
+    def _epoch_log(self) -> Path:
+        return Path(self.output_folder) / "training_log.jsonl"
+
     def _bare_network(self) -> nn.Module:
         network = self.network.module if self.is_ddp else self.network
         return getattr(network, "_orig_mod", network)
@@ -96,6 +101,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Start the clock and restore the state of a continued training."""
         super().on_train_start()
         self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
+        keep_epochs_before(self.current_epoch, self._epoch_log)
         if self._resume is not None:
             restore_random_state(self._resume["random_state"])
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
@@ -193,7 +199,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             "val_loss": value("val_losses", step=-1),
             "pseudo_dice": value("dice_per_class_or_region", step=-1),
         }
-        with (Path(self.output_folder) / "training_log.jsonl").open("a") as file:
+        with self._epoch_log.open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
         dice = ", ".join(f"{score:.3f}" for score in line["pseudo_dice"])
         left = format_seconds(self.budget.seconds_left(epoch + 1))
@@ -252,6 +258,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
+
+
+def keep_epochs_before(epoch: int, log: Path) -> None:
+    """Drop the lines of a log that an earlier training wrote for this epoch and later ones."""
+    if not log.is_file():
+        return
+    lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
+    with whole_or_nothing(log) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept))
 
 
 def random_state() -> dict[str, Any]:
