@@ -9,15 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.planning.objects import measure_class
@@ -29,6 +26,7 @@ from sam3dnet.preprocessing.cases import (
     read_dataset_json,
 )
 from sam3dnet.preprocessing.folders import Folders, write_json
+from sam3dnet.preprocessing.workers import map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -146,10 +144,10 @@ def measure_case(
     images, label = [str(file) for file in case.images], str(case.label)
     images_CZYX, properties = reader.read_images(images)
     labels_1ZYX, _ = reader.read_seg(label)
-    spacing_mm = tuple(float(mm) for mm in properties["spacing"])
+    z_mm, y_mm, x_mm = (float(mm) for mm in properties["spacing"])
     objects = {}
     for name, values in classes.items():
-        measures = measure_class(images_CZYX, np.isin(labels_1ZYX[0], values), spacing_mm)  # type: ignore[arg-type]
+        measures = measure_class(images_CZYX, np.isin(labels_1ZYX[0], values), (z_mm, y_mm, x_mm))
         objects[name] = None if measures is None else measures.as_dict()
     read_case = ReadCase(images_CZYX, labels_1ZYX, properties)
     # nnU-Net's function crops and samples; it must come last, since it marks the labels outside the crop.
@@ -172,39 +170,24 @@ def measure_cases(
     """Measure all cases, in parallel where `num_processes` > 1, in the order given.
 
     Raises:
-        DatasetError: If a worker died (most often for want of memory).
+        DatasetError: If cases cannot be read, or a worker died (most often for want of memory).
     """
     from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-    reader_class = determine_reader_writer_from_dataset_json(dataset_json, str(cases[0].images[0]), verbose=False)
-    arguments = (reader_class, foreground_classes(dataset_json), max(1, FOREGROUND_SAMPLES // len(cases)))
-    with tqdm(desc="fingerprint", total=len(cases), disable=not progress, unit="case") as bar:
-        if num_processes <= 1:
-            return [_with_update(measure_case(case, *arguments), bar) for case in cases]
-        return list(_measure_parallel(cases, arguments, num_processes, bar))
-
-
-def _with_update(result: dict[str, Any], bar: tqdm) -> dict[str, Any]:
-    bar.update()
-    return result
-
-
-def _measure_parallel(
-    cases: Sequence[TrainingCase], arguments: tuple, num_processes: int, bar: tqdm
-) -> Iterator[dict[str, Any]]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(num_processes, len(cases)), mp_context=context) as pool:
-        futures = [pool.submit(measure_case, case, *arguments) for case in cases]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                bar.update()
-        except BrokenProcessPool:
-            raise DatasetError(
-                f"a worker that measured the cases was killed, most likely for want of memory ({num_processes} ran); "
-                "try again with fewer processes"
-            ) from None
-        yield from (future.result() for future in futures)
+    measure = partial(
+        measure_case,
+        reader_class=determine_reader_writer_from_dataset_json(dataset_json, str(cases[0].images[0]), verbose=False),
+        classes=foreground_classes(dataset_json),
+        num_samples=max(1, FOREGROUND_SAMPLES // len(cases)),
+    )
+    outcomes = map_cases(measure, cases, num_processes if num_processes > 1 else 0, "fingerprint", progress)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed:
+        lines = "\n".join(f'  case "{o.item.name}": {type(o.error).__name__}: {o.error}' for o in failed)
+        raise DatasetError(
+            f"{len(failed)} of {len(cases)} cases could not be measured; correct them, or leave them out:\n{lines}"
+        ) from failed[0].error
+    return [outcome.result for outcome in outcomes if outcome.result is not None]
 
 
 def summarise(measures: list[dict[str, Any]], num_channels: int, dataset_name: str) -> dict[str, Any]:

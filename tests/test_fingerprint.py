@@ -123,6 +123,14 @@ def test_a_case_without_label_is_an_error(tiny_dataset, folders):
         make(tiny_dataset, folders)
 
 
+def test_all_cases_that_cannot_be_read_are_named(tiny_dataset, folders):
+    for name in ("case_1", "case_4"):
+        (folders.raw / tiny_dataset / "labelsTr" / f"{name}.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(DatasetError, match=r'(?s)2 of 6 cases could not be measured.*"case_1".*"case_4"'):
+        make(tiny_dataset, folders)
+    assert not (folders.preprocessed / tiny_dataset / FINGERPRINT_FILE).exists()
+
+
 def test_a_dataset_without_description_is_an_error(tiny_dataset, folders):
     (folders.raw / tiny_dataset / "dataset.json").unlink()
     with pytest.raises(DatasetError, match=r"dataset\.json: not found"):
