@@ -78,14 +78,13 @@ def _check(case: str, file: Path) -> list[Problem]:
         _require_sound_packing(file)
     if not name.endswith((".nii", ".nii.gz")):
         return []
-    is_compressed = _starts_with_gzip(file)
     problems = []
-    if name.endswith(".gz") and not is_compressed:
+    if name.endswith(".gz") and not _starts_with_gzip(file):
         message = (
             f"{file}: is not compressed although its name ends with .gz; some programs cannot read it; compress it"
         )
         problems.append(warning(case, "not compressed", message))
-    with _open_stream(file, is_compressed) as stream:
+    with open_uncompressed(file) as stream:
         num_non_finite = _read_nifti(stream)
     if num_non_finite:
         message = (
@@ -102,8 +101,9 @@ def _starts_with_gzip(file: Path) -> bool:
 
 
 @contextmanager
-def _open_stream(file: Path, is_compressed: bool) -> Iterator[BinaryIO]:
-    with gzip.open(file, "rb") if is_compressed else file.open("rb") as stream:
+def open_uncompressed(file: Path) -> Iterator[BinaryIO]:
+    """Open a file to read what its gzip data hold, or the file itself if it holds no such data, whatever its name."""
+    with gzip.open(file, "rb") if _starts_with_gzip(file) else file.open("rb") as stream:
         yield cast(BinaryIO, stream)
 
 

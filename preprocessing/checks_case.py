@@ -63,7 +63,7 @@ def _check_file(report: CaseReport, description: Description, file: Path, is_lab
     found = check_bytes(name, file)
     report.problems += found
     checks = {problem.check for problem in found if problem.severity == "error"}
-    grid, problems = _read_grid(name, file)
+    grid, problems = read_grid(name, file)
     if not checks - {"non-finite voxels"}:
         # Else the reader stumbles over what has been reported already.
         report.problems += problems
@@ -72,7 +72,8 @@ def _check_file(report: CaseReport, description: Description, file: Path, is_lab
     return grid
 
 
-def _read_grid(case: str, file: Path) -> tuple[Grid | None, list[Problem]]:
+def read_grid(case: str, file: Path) -> tuple[Grid | None, list[Problem]]:
+    """Read where the voxels lie from a file's header; None and the reason where it is no grid in three dimensions."""
     import SimpleITK as sitk
 
     reader = sitk.ImageFileReader()

@@ -14,10 +14,11 @@ from torch import nn
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError
 from sam3dnet.inference import predictor
-from sam3dnet.inference.cases import damage, read_grid
+from sam3dnet.inference.cases import Case, require_whole
 from sam3dnet.inference.export import label_map, smallest_type
 from sam3dnet.inference.models import choose_checkpoint, find_model, list_models, load_checkpoint, load_model
 from sam3dnet.inference.predictor import predict_folder
+from sam3dnet.preprocessing.checks_case import read_grid
 
 SHAPE_ZYX = (5, 9, 7)
 SPACING_XYZ = (0.7, 1.1, 3.0)
@@ -219,8 +220,8 @@ def test_geometry_survives_in_other_formats(tmp_path, ending):
     write_image(tmp_path / "in" / f"a_0000{ending}")
     model = make_model(tmp_path / "results", ending=ending)
     assert predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu", progress=False).written == ["a"]
-    first, second = read_grid(tmp_path / "in" / f"a_0000{ending}"), read_grid(tmp_path / "out" / f"a{ending}")
-    assert first == second
+    first, second = (read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a"))
+    assert first == second is not None
 
 
 def test_labels_beyond_255_survive_in_the_file(tmp_path, images):
@@ -275,6 +276,20 @@ def spoil_cut_inside(images):
     path.write_bytes(gzip.compress(content[: len(content) // 2]))
 
 
+def spoil_checksum(images):
+    path = images / "b_0000.nii.gz"
+    content = bytearray(path.read_bytes())
+    content[-6] ^= 1
+    path.write_bytes(content)
+
+
+def spoil_nan(images):
+    path = images / "b_0000.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-4:] = np.float32(np.nan).tobytes()
+    path.write_bytes(gzip.compress(content))
+
+
 def spoil_extra_channel(images):
     shutil.copy(images / "b_0000.nii.gz", images / "b_0001.nii.gz")
 
@@ -291,10 +306,12 @@ def spoil_name(images):
 @pytest.mark.parametrize(
     "spoil, reason",
     [
-        (spoil_empty, r"b_0000.nii.gz: the file is empty"),
-        (spoil_truncated, r"b_0000.nii.gz: the compressed data are truncated or damaged"),
-        (spoil_garbage, r"b_0000.nii.gz"),
-        (spoil_cut_inside, r"b_0000.nii.gz: the file is truncated: \d+ of 1,612 bytes"),
+        (spoil_empty, r"b_0000.nii.gz: is empty \(0 bytes\)"),
+        (spoil_truncated, r"b_0000.nii.gz: the compressed data end too early"),
+        (spoil_garbage, r"b_0000.nii.gz: is not a NIfTI image"),
+        (spoil_cut_inside, r"b_0000.nii.gz: is incomplete: its header promises 1612 bytes \(uncompressed\)"),
+        (spoil_checksum, r"b_0000.nii.gz: the compressed data are damaged \(CRC check failed"),
+        (spoil_nan, r"b_0000.nii.gz: 1 voxels are NaN or infinite"),
         (spoil_extra_channel, r"the model wants 1 channel.*there are {0000,0001}"),
         (spoil_four_dimensions, r"the files hold 2 channels, the model wants 1"),
         (spoil_name, r"b.nii.gz has no channel number; name it b_0000.nii.gz"),
@@ -315,7 +332,10 @@ def test_a_bad_file_costs_its_own_case_alone(predict, images, tmp_path, spoil, r
 
 @pytest.mark.parametrize(
     "shape, spacing, reason",
-    [((5, 8, 7), SPACING_XYZ, "7 x 8 x 5 voxels"), (SHAPE_ZYX, (0.7, 1.1, 2.0), "0.7 x 1.1 x 2 mm")],
+    [
+        ((5, 8, 7), SPACING_XYZ, "a_0001.nii.gz (5, 8, 7)"),
+        (SHAPE_ZYX, (0.7, 1.1, 2.0), "a_0001.nii.gz (2.0, 1.1, 0.7)"),
+    ],
 )
 def test_channels_on_different_grids_cost_their_case(tmp_path, shape, spacing, reason):
     for name in "ab":
@@ -466,17 +486,21 @@ def test_step_sizes_out_of_range_are_refused(predict, step_size):
         predict(step_size=step_size)
 
 
-def test_damage_names_what_is_wrong_with_a_file(tmp_path):
-    write_image(tmp_path / "a.nii")
-    assert damage(tmp_path / "a.nii") is None
-    truncate(tmp_path / "a.nii")
-    assert "truncated" in damage(tmp_path / "a.nii")
-    write_image(tmp_path / "b.nii.gz")
-    assert damage(tmp_path / "b.nii.gz") is None
-    content = bytearray((tmp_path / "b.nii.gz").read_bytes())
-    content[-6] ^= 1  # gzip's checksum
-    (tmp_path / "b.nii.gz").write_bytes(content)
-    assert "damaged" in damage(tmp_path / "b.nii.gz")
+def test_what_the_models_dataset_accepts_is_accepted_in_an_image(predict, images, model):
+    spoil_nan(images)
+    with pytest.raises(DatasetError, match="1 voxels are NaN or infinite"):
+        require_whole(Case("b", (images / "b_0000.nii.gz",)))
+    description = json.loads((model / "dataset.json").read_text())
+    (model / "dataset.json").write_text(json.dumps({**description, "sam3d_accept": ["non-finite voxels"]}))
+    assert predict().failed == {}  # the reader makes 0 of NaN, as it did in training
+
+
+def test_all_that_is_wrong_with_a_case_is_told_at_once(tmp_path):
+    for channel, shape in enumerate([(5, 9, 7), (5, 8, 7), (5, 9, 7)]):
+        write_image(tmp_path / f"a_{channel:04d}.nii", shape=shape)
+    truncate(tmp_path / "a_0002.nii")
+    with pytest.raises(DatasetError, match=r"a_0002.nii: is incomplete.*a_0001.nii \(5, 8, 7\); resample"):
+        require_whole(Case("a", tuple(sorted(tmp_path.iterdir()))))
 
 
 def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):

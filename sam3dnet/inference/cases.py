@@ -1,21 +1,22 @@
 """The images to predict: which files belong to which case, and whether a file is whole."""
 
-import gzip
 import logging
-import re
-import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.nifti_header import HEADER_BYTES, NIFTI_ENDINGS, bytes_by_header, is_compressed, read_header
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.checks_bytes import check_bytes
+from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.preprocessing.checks_description import ACCEPT_KEY
+from sam3dnet.preprocessing.checks_geometry import compare_grids
 
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
-READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,6 @@ class Case:
 
     name: str
     files: tuple[Path, ...]
-
-
-@dataclass(frozen=True)
-class ImageGrid:
-    """Voxels and geometry as a file's header gives them; (X, Y, Z), millimetres, LPS."""
-
-    size: tuple[int, ...]
-    spacing_mm: tuple[float, ...]
-    origin_mm: tuple[float, ...]
-    direction: tuple[float, ...]
 
 
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
@@ -71,97 +62,59 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
 
 
 def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
-    pattern = re.compile(rf"(?P<case>.+)_(?P<channel>\d{{4}}){re.escape(file_ending)}")
-    channels: dict[str, dict[str, Path]] = defaultdict(dict)
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
     failed = {}
     for path in files:
-        match = pattern.fullmatch(path.name)
-        if match is None:
-            name = path.name.removesuffix(file_ending)
+        channel = channel_of(path, file_ending)
+        name = path.name.removesuffix(file_ending)
+        if channel is None:
             failed[name] = f"{path.name} has no channel number; name it {name}_0000{file_ending}"
         else:
-            channels[match["case"]][match["channel"]] = path
-    expected = [f"{channel:04d}" for channel in range(num_channels)]
+            channels[name[:-CHANNEL_SUFFIX_LENGTH]][channel] = path
     cases = []
     for name, found in sorted(channels.items()):
-        if sorted(found) == expected:
-            cases.append(Case(name, tuple(found[channel] for channel in expected)))
+        if sorted(found) == list(range(num_channels)):
+            cases.append(Case(name, tuple(found[channel] for channel in range(num_channels))))
         else:
             failed[name] = (
-                f"the model wants {num_channels} channel(s), files {name}_{{{','.join(expected)}}}{file_ending}; "
-                f"there are {{{','.join(sorted(found))}}}"
+                f"the model wants {num_channels} channel(s), files {name}_{_numbers(range(num_channels))}{file_ending};"
+                f" there are {_numbers(sorted(found))}"
             )
     return cases, failed
+
+
+def _numbers(channels: Iterable[int]) -> str:
+    return f"{{{','.join(f'{channel:04d}' for channel in channels)}}}"
 
 
 def _ending(path: Path) -> str:
     return next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
 
 
-def require_whole(case: Case) -> None:
-    """Check that the files of a case are whole and lie on one grid.
+def require_whole(case: Case, accepted: Collection[str] = ()) -> None:
+    """Check the files of a case as a dataset is verified before training: whole, finite numbers, on one grid.
+
+    Args:
+        case: What to check.
+        accepted: Names of checks that the model's dataset accepts (`accepted_checks`).
 
     Raises:
-        DatasetError: If a file is empty, truncated or damaged, or the channels differ in shape or spacing.
+        DatasetError: With all that is wrong.
     """
-    for path in case.files:
-        if (problem := damage(path)) is not None:
-            raise DatasetError(f"{path.name}: {problem}; export the image again")
-    grids = [grid for grid in map(read_grid, case.files) if grid is not None]
-    for path, grid in zip(case.files, grids, strict=False):
-        if grid.size != grids[0].size or not _close(grid.spacing_mm, grids[0].spacing_mm):
-            raise DatasetError(
-                f"{path.name} has {_describe(grid)}, {case.files[0].name} {_describe(grids[0])}; "
-                "resample the channels to one grid"
-            )
+    problems = [problem for file in case.files for problem in check_bytes(case.name, file)]
+    grids = [(file.name, grid) for file in case.files if (grid := read_grid(case.name, file)[0]) is not None]
+    for other in grids[1:]:
+        problems += compare_grids(case.name, grids[0], other, is_label=False)
+    errors = [problem.message for problem in problems if problem.severity == "error" and problem.check not in accepted]
+    if errors:
+        raise DatasetError("; ".join(errors))
 
 
-def _close(first: Sequence[float], second: Sequence[float]) -> bool:
-    return all(abs(a - b) <= 1e-4 * max(abs(a), abs(b)) for a, b in zip(first, second, strict=True))
+def accepted_checks(dataset_json: Mapping[str, Any]) -> Collection[str]:
+    """Give the names of the checks whose errors the dataset of a model accepts."""
+    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
-def _describe(grid: ImageGrid) -> str:
-    size = " x ".join(map(str, grid.size))
-    return f"{size} voxels (X, Y, Z) at {' x '.join(f'{s:g}' for s in grid.spacing_mm)} mm"
-
-
-def damage(path: Path) -> str | None:
-    """Return what is wrong with a file's bytes, or None: empty, broken gzip data, or fewer voxels than its header says.
-
-    Readers fill truncated NIfTI files with zeros without a word, and none looks at gzip's checksum.
-    """
-    if path.stat().st_size == 0:
-        return "the file is empty (0 bytes)"
-    try:
-        header, length = _header_and_length(path)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        return f"the compressed data are truncated or damaged ({error})"
-    if path.name.endswith(NIFTI_ENDINGS):
-        expected = bytes_by_header(header)
-        if len(header) < HEADER_BYTES or (expected is not None and length < expected):
-            return f"the file is truncated: {length:,} of {expected or HEADER_BYTES:,} bytes"
-    return None
-
-
-def _header_and_length(path: Path) -> tuple[bytes, int]:
-    header = read_header(path)
-    if not is_compressed(path):
-        return header, path.stat().st_size
-    length = 0
-    with gzip.open(path, "rb") as stream:  # to the end, where the checksum is
-        while chunk := stream.read(READ_BYTES):
-            length += len(chunk)
-    return header, length
-
-
-def read_grid(path: Path) -> ImageGrid | None:
-    """Return the grid in a file's header, or None where SimpleITK cannot read it (nnU-Net's other readers may)."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        return None
-    return ImageGrid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection())
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file is truncated or its bytes are not what was written."""
+    return any(problem.severity == "error" for problem in check_bytes(path.name, path))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3dnet.inference.cases import Case, damage, read_grid
+from sam3dnet.inference.cases import Case, is_damaged
 from sam3dnet.inference.nifti_header import NIFTI_ENDINGS, copy_geometry
+from sam3dnet.preprocessing.checks_case import read_grid
 
 TEMPORARY_FOLDER = ".sam3d_unfinished"
 
@@ -114,12 +115,12 @@ def _write(
 
 def is_finished(output: Path, case: Case) -> bool:
     """Tell whether the output is whole, has the shape of the image, and is not older than the image."""
-    if not output.is_file() or damage(output) is not None:
+    if not output.is_file() or is_damaged(output):
         return False
     if any(file.stat().st_mtime_ns > output.stat().st_mtime_ns for file in case.files):
         return False
-    written, image = read_grid(output), read_grid(case.files[0])
-    return written is not None and image is not None and written.size == image.size
+    (written, _), (image, _) = read_grid(case.name, output), read_grid(case.name, case.files[0])
+    return written is not None and image is not None and written.shape == image.shape
 
 
 def as_tensor(image_CZYX: np.ndarray) -> Tensor:

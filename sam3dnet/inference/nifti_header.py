@@ -4,8 +4,9 @@ import gzip
 import struct
 from pathlib import Path
 
+from sam3dnet.preprocessing.checks_bytes import open_uncompressed
+
 HEADER_BYTES = 348
-GZIP_MAGIC = b"\x1f\x8b"
 NIFTI_ENDINGS = (".nii", ".nii.gz")
 PIXDIM = slice(76, 108)
 UNITS = slice(123, 124)
@@ -13,16 +14,10 @@ TRANSFORMS = slice(252, 328)  # qform and sform codes, quaternion, offset, sform
 COMPRESSION_LEVEL = 6
 
 
-def is_compressed(path: Path) -> bool:
-    """Tell whether the file's content is gzip data, whatever its name says."""
-    with open(path, "rb") as file:
-        return file.read(2) == GZIP_MAGIC
-
-
 def read_header(path: Path) -> bytes:
     """Return the first 348 bytes of a file, decompressed."""
-    with gzip.open(path, "rb") if is_compressed(path) else open(path, "rb") as file:
-        return file.read(HEADER_BYTES)
+    with open_uncompressed(path) as stream:
+        return stream.read(HEADER_BYTES)
 
 
 def byte_order(header: bytes) -> str | None:
@@ -30,20 +25,6 @@ def byte_order(header: bytes) -> str | None:
     if len(header) < HEADER_BYTES:
         return None
     return next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == HEADER_BYTES), None)
-
-
-def bytes_by_header(header: bytes) -> int | None:
-    """Return how many bytes a file has by its NIfTI-1 header; None for another kind of header."""
-    order = byte_order(header)
-    if order is None:
-        return None
-    dimensions = struct.unpack_from(f"{order}8h", header, 40)
-    bits = struct.unpack_from(f"{order}h", header, 72)[0]
-    offset = struct.unpack_from(f"{order}f", header, 108)[0]
-    voxels = 1
-    for size in dimensions[1 : 1 + max(0, min(7, dimensions[0]))]:
-        voxels *= max(1, size)
-    return int(offset) + voxels * bits // 8
 
 
 def with_geometry_of(header: bytes, like: bytes) -> bytes:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sam3dnet.errors import DatasetError, Sam3dError
-from sam3dnet.inference.cases import Case, find_cases, require_whole
+from sam3dnet.inference.cases import Case, accepted_checks, find_cases, require_whole
 from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, is_finished, label_map, write_label_map
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
 from sam3dnet.inference.windows import predict_volume
+from sam3dnet.preprocessing.folders import write_json
 
 __all__ = ["PredictionReport", "find_model", "predict_folder"]
 
@@ -160,9 +160,7 @@ def _write_companions(output: Path, settings: dict[str, Any], model: LoadedModel
     """Write the settings, and the two files that nnU-Net's tools want beside predictions."""
     contents = {SETTINGS_FILE: settings, "dataset.json": model.dataset_json, "plans.json": model.plans.plans}
     for name, content in contents.items():
-        temporary = output / TEMPORARY_FOLDER / name
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        os.replace(temporary, output / name)
+        write_json(output / name, content)
 
 
 class _Run:
@@ -221,8 +219,8 @@ class _Run:
 
     def _read(self, case: Case) -> Preprocessed:
         """Read and preprocess one case as at training."""
-        require_whole(case)
         model = self._model
+        require_whole(case, accepted_checks(model.dataset_json))
         image, properties = self._reader_writer.read_images([str(file) for file in case.files])
         expected = len(model.dataset_json["channel_names"])
         if len(image) != expected:
