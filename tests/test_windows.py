@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sam3dnet.inference.windows import (
+    autocast_on,
     importance,
     mirror_combinations,
     pad_to_patch,
@@ -147,3 +148,15 @@ def test_progress_rises_to_one():
     predict_volume(identity, torch.randn(2, 9, 17, 11), PATCH, 2, batch_size=2, on_progress=shares.append)
     assert shares == sorted(shares)
     assert shares[-1] == 1
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_predicts_in_the_precision_of_training_where_it_has_it(monkeypatch, has_bf16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype: (device, dtype))
+    assert autocast_on(torch.device("cuda")) == ("cuda", expected)
+
+
+def test_the_cpu_predicts_in_single_precision():
+    with autocast_on(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")

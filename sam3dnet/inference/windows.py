@@ -103,7 +103,7 @@ def predict_volume(
         step_size: Step between windows as a share of the window.
         mirror_axes: Spatial axes (0 to 2) over whose mirrored versions the mean is taken; none: no mirroring.
         batch_size: Windows that go through the network together.
-        device: Where the network is; on a CUDA card it runs under autocast, as nnU-Net's does.
+        device: Where the network is; on a CUDA card it runs under autocast, as in training.
         on_progress: Called with the share that is done.
 
     Returns:
@@ -115,7 +115,7 @@ def predict_volume(
     slab = _Slab(num_heads, padded.shape[1:], patch_size, device)
     logits = torch.empty((num_heads, *padded.shape[1:]), dtype=torch.half)
     in_plane = list(product(starts_y, starts_x))
-    with _autocast(device):
+    with autocast_on(device):
         for number, z in enumerate(starts_z):
             for corners in _batches(in_plane, batch_size):
                 windows = torch.stack([_window(padded, (z, *corner), patch_size) for corner in corners])
@@ -164,5 +164,12 @@ def _batches(corners: Sequence[tuple[int, int]], batch_size: int) -> Iterator[Se
         yield corners[start : start + batch_size]
 
 
-def _autocast(device: torch.device) -> AbstractContextManager:
-    return torch.autocast("cuda") if device.type == "cuda" else nullcontext()
+def autocast_on(device: torch.device) -> AbstractContextManager:
+    """Compute on a card in bf16, as training does: what bf16 trained may overflow fp16, whose largest number is 65504.
+
+    Cards that only emulate bf16 take fp16, on which nnU-Net always predicts.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast("cuda", torch.bfloat16 if has_bf16 else torch.float16)
