@@ -21,6 +21,7 @@ from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
+from sam3dnet.planning.orientation import left_right_axis
 from sam3dnet.planning.plan import NETWORK_CLASS, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
@@ -181,6 +182,8 @@ class SAM3DPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
+        mirror_axes = rules.choose_mirror_axes(self.left_right(), forward)
+        self.decisions.append(mirror_axes)
         plans = {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
@@ -201,11 +204,16 @@ class SAM3DPlanner(ExperimentPlanner):
             "version": PLAN_VERSION,
             "encoder": encoder["encoder"],
             "pretrained": encoder["pretrained"],
+            "mirror_axes": mirror_axes.value,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
         self.plans = plans
         self.save_plans(plans)
         return plans
+
+    def left_right(self) -> int | None:
+        """Find the array axis of the files that runs from left to right."""
+        return left_right_axis(case["images"][0] for case in self.dataset.values())
 
     def median_of(self, key: str) -> np.ndarray:
         """Take the median over the cases of a fingerprint entry."""

@@ -249,3 +249,14 @@ def test_a_crop_grows_beyond_the_budget_only_to_cover_the_objects():
     assert rules.crop_voxels(budget, (8, 8, 8)) == 1000
     assert rules.crop_voxels(budget, (8, 8, 24)) == 1536
     assert rules.crop_voxels(budget, (16, 16, 16)) == 1000
+
+
+@pytest.mark.parametrize(
+    ("left_right", "axes", "value"), [(2, (0, 1, 2), [2]), (2, (2, 0, 1), [0]), (0, (1, 0, 2), [1])]
+)
+def test_mirroring_follows_left_and_right_through_the_transposition(left_right, axes, value):
+    assert rules.choose_mirror_axes(left_right, axes).value == value
+
+
+def test_images_without_orientation_are_mirrored_as_nnunet_does():
+    assert rules.choose_mirror_axes(None).value == [0, 1, 2]

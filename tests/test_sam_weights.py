@@ -43,15 +43,14 @@ def save_official(encoder, path):
 def compare(name, token_stride, pixels, tmp_path):
     official = official_encoder(name, 448)
     save_official(official, tmp_path / "sam.pth")
-    network = torch.nn.Module()
-    network.image_encoder = ImageEncoder3D(ENCODER_SIZES[name], 1, (2, 28, 28), token_stride).eval()
-    load_sam_weights(network, tmp_path / "sam.pth")
+    encoder = ImageEncoder3D(ENCODER_SIZES[name], 1, (2, 28, 28), token_stride).eval()
+    load_sam_weights(encoder, tmp_path / "sam.pth")
     slice_BCyx = torch.randn(1, 1, pixels, pixels)
     volume = slice_BCyx[:, :, None].expand(-1, -1, 2 * token_stride[0], -1, -1)
     with torch.no_grad():
         upsampled = functional.interpolate(slice_BCyx, (448, 448), mode="bilinear", align_corners=False)
         expected = official(upsampled.expand(-1, 3, -1, -1))
-        found = network.image_encoder(volume)[-1]
+        found = encoder(volume)[-1]
     assert expected.abs().mean() > 0.1
     for depth in range(2):
         assert (found[:, :, depth] - expected).abs().max() < TOLERANCE
@@ -85,7 +84,7 @@ def make_network(encoder="vit_b"):
 def test_the_official_1024_pixel_file_loads_into_any_grid_and_only_new_parts_stay(vit_b_file):
     network = make_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    load_sam_weights(network, vit_b_file)
+    load_sam_weights(network.image_encoder, vit_b_file)
     after = network.state_dict()
     untouched = {name for name in after if torch.equal(after[name], before[name])}
     encoder_untouched = {name.removeprefix("image_encoder.") for name in untouched if name.startswith("image_encoder.")}
@@ -99,15 +98,15 @@ def test_medsam_files_load_with_or_without_a_wrapper(vit_b_file, tmp_path):
     state = torch.load(vit_b_file, weights_only=True)
     torch.save({"model": {**state, "mask_decoder.iou_token.weight": torch.zeros(1, 256)}}, tmp_path / "medsam.pth")
     one, other = make_network(), make_network()
-    load_sam_weights(one, vit_b_file)
-    load_sam_weights(other, tmp_path / "medsam.pth")
+    load_sam_weights(one.image_encoder, vit_b_file)
+    load_sam_weights(other.image_encoder, tmp_path / "medsam.pth")
     name = "blocks.3.attn.qkv.weight"
     assert torch.equal(one.image_encoder.state_dict()[name], other.image_encoder.state_dict()[name])
 
 
 def test_weights_of_another_size_are_refused_by_name(vit_b_file):
     with pytest.raises(CheckpointError, match=r"sam_vit_b\.pth: SAM weights: .* has shape"):
-        load_sam_weights(make_network("vit_l"), vit_b_file)
+        load_sam_weights(make_network("vit_l").image_encoder, vit_b_file)
 
 
 def test_missing_entries_and_damaged_files_are_refused(vit_b_file, tmp_path):
@@ -117,4 +116,4 @@ def test_missing_entries_and_damaged_files_are_refused(vit_b_file, tmp_path):
     damaged = tmp_path / "damaged.pth"
     damaged.write_bytes(vit_b_file.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match="not a readable SAM checkpoint"):
-        load_sam_weights(make_network(), damaged)
+        load_sam_weights(make_network().image_encoder, damaged)

@@ -74,6 +74,7 @@ def test_a_training_leaves_nnunet_s_files(planned):
     checkpoint = load_safely(output / "checkpoint_final.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainerSAM3D"
     assert checkpoint["current_epoch"] == 2
+    assert checkpoint["inference_allowed_mirroring_axes"] == (2,)
 
 
 def test_minutes_end_a_training_inside_an_epoch(planned):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.detail_stem import DetailStem
+from sam3dnet.network.detail_stem import DetailStem, triple
 from sam3dnet.network.image_encoder import EncoderSize, ImageEncoder3D
 from sam3dnet.network.mask_decoder import MaskDecoder3D
 
@@ -72,14 +72,14 @@ class SAM3D(nn.Module):
         super().__init__()
         size = _encoder_size(encoder)
         _check_strides(strides, token_stride)
-        stride = _triple(token_stride)
-        grid = _triple([-(-voxels // step) for voxels, step in zip(patch_size, stride, strict=True)])
+        stride = triple(token_stride)
+        grid = triple([-(-voxels // step) for voxels, step in zip(patch_size, stride, strict=True)])
         depth = max(len(strides) - 1, 1)
         features, units = STEM_FEATURES[:depth], STEM_UNITS[:depth]
         self.image_encoder = ImageEncoder3D(size, input_channels, grid, stride)
         self.image_encoder.checkpointing = checkpointing
         self.detail_stem = DetailStem(input_channels, features, strides, units)
-        self.detail_to_tokens = nn.Conv3d(features[-1], size.width, _triple(strides[-1]), stride=_triple(strides[-1]))
+        self.detail_to_tokens = nn.Conv3d(features[-1], size.width, triple(strides[-1]), stride=triple(strides[-1]))
         self.decoder = MaskDecoder3D(
             size.neck_width, DECODER_WIDTH, features, strides, units, num_classes, deep_supervision
         )
@@ -89,8 +89,8 @@ class SAM3D(nn.Module):
 
     def _initialise(self) -> None:
         if self.pretrained:
-            nn.init.zeros_(self.detail_to_tokens.weight)
-            nn.init.zeros_(self.detail_to_tokens.bias)
+            for parameter in self.detail_to_tokens.parameters():
+                nn.init.zeros_(parameter)
             trainable = set(self.trainable_names())
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name in trainable)
@@ -127,11 +127,6 @@ class SAM3D(nn.Module):
         for size, step in zip(reversed(finest_BCzyx.shape[2:]), reversed(self.detail_to_tokens.stride), strict=True):
             pads += [0, -size % step]
         return self.detail_to_tokens(nn.functional.pad(finest_BCzyx, pads) if any(pads) else finest_BCzyx)
-
-
-def _triple(values: Sequence[int]) -> tuple[int, int, int]:
-    z, y, x = (int(value) for value in values)
-    return z, y, x
 
 
 def _encoder_size(name: str) -> EncoderSize:

@@ -12,6 +12,12 @@ from torch import Tensor, nn
 NEGATIVE_SLOPE = 0.01
 
 
+def triple(values: Sequence[int]) -> tuple[int, int, int]:
+    """Return three numbers (z, y, x), which a plan gives as a list, as the tuple that torch wants."""
+    z, y, x = (int(value) for value in values)
+    return z, y, x
+
+
 class InstanceNorm(nn.GroupNorm):
     """Instance norm as a group norm with one channel a group: faster on the CPU, and defined for a single voxel.
 
@@ -38,7 +44,7 @@ class ConvUnit(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
         super().__init__()
-        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=tuple(stride), padding=1, bias=False)
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
         self.norm = InstanceNorm(channels_out)
         nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
 

@@ -75,12 +75,12 @@ class TransformerBlock3D(nn.Module):
         return tokens_BDHWE + self.mlp["lin2"](hidden)
 
     def _attend(self, tokens_BDHWE: Tensor) -> Tensor:
-        grid = tokens_BDHWE.shape[1:4]
+        depth, height, width = tokens_BDHWE.shape[1:4]
         if self.window is None:
             return self.attn(tokens_BDHWE)
-        window = tuple(min(side, size) for side, size in zip(self.window, grid, strict=True))
+        window = (min(self.window[0], depth), min(self.window[1], height), min(self.window[2], width))
         windows, padding = partition_windows(tokens_BDHWE, window)
-        return join_windows(self.attn(windows, padding), grid)
+        return join_windows(self.attn(windows, padding), (depth, height, width))
 
 
 class LayerNormChannels(nn.LayerNorm):
@@ -163,7 +163,7 @@ class ImageEncoder3D(nn.Module):
             embedded_BEDHW = embedded_BEDHW + detail_BEDHW
         tokens_BDHWE = embedded_BEDHW.permute(0, 2, 3, 4, 1) + self._position(embedded_BEDHW.shape[2:])
         leaving = self.size.level_blocks()
-        levels = []
+        levels: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
                 tokens_BDHWE = checkpoint(block, tokens_BDHWE, use_reentrant=False)
@@ -174,7 +174,8 @@ class ImageEncoder3D(nn.Module):
         return levels
 
     def _position(self, grid: tuple[int, int, int]) -> Tensor:
-        in_plane_HWE, depth_DE = self.pos_embed[0], self.depth_pos_embed
+        in_plane_HWE: Tensor = self.pos_embed[0]
+        depth_DE: Tensor = self.depth_pos_embed
         if in_plane_HWE.shape[:2] != grid[1:]:
             in_plane_HWE = resize_position_table(in_plane_HWE, (grid[1], grid[2]))
         if depth_DE.shape[0] != grid[0]:

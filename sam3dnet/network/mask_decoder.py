@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.detail_stem import ConvUnit
+from sam3dnet.network.detail_stem import ConvUnit, triple
 
 
 class UpStage(nn.Module):
@@ -25,7 +25,7 @@ class UpStage(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int], units: int):
         super().__init__()
-        self.up = nn.ConvTranspose3d(channels_in, channels_out, tuple(stride), stride=tuple(stride), bias=False)
+        self.up = nn.ConvTranspose3d(channels_in, channels_out, triple(stride), stride=triple(stride), bias=False)
         self.convs = nn.Sequential(*(ConvUnit(channels_out, channels_out) for _ in range(units)))
 
     def forward(self, coarse_BCzyx: Tensor, fine_BCzyx: Tensor) -> Tensor:

@@ -71,6 +71,10 @@ class PatchEmbed3D(nn.Module):
         token_stride: Voxels a token covers along (z, y, x), each one of 1, 2, 4, 8, 16.
     """
 
+    resample_z: Tensor
+    resample_y: Tensor
+    resample_x: Tensor
+
     def __init__(self, input_channels: int, width: int, token_stride: tuple[int, int, int]):
         super().__init__()
         self.token_stride = token_stride

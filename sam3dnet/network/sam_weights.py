@@ -93,11 +93,11 @@ def _inflate(value: Tensor) -> Tensor:
     return value[:, :, None].repeat(1, 1, depth, 1, 1) / depth
 
 
-def load_sam_weights(network: nn.Module, path: Path) -> None:
-    """Load an official SAM checkpoint into a network's image encoder.
+def load_sam_weights(encoder: nn.Module, path: Path) -> None:
+    """Load an official SAM checkpoint into an image encoder.
 
     Args:
-        network: A SAM3D network.
+        encoder: The image encoder of a SAM3D network.
         path: File in the official format: a state dict, or one under "model" (as MedSAM's training script writes).
 
     Raises:
@@ -109,7 +109,6 @@ def load_sam_weights(network: nn.Module, path: Path) -> None:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); download it again") from error
     state = state.get("model", state) if isinstance(state, dict) else {}
-    encoder = network.image_encoder
     try:
         converted = convert_sam_state(state, encoder.state_dict())
     except CheckpointError as error:

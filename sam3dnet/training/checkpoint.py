@@ -85,7 +85,7 @@ def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[st
     Raises:
         CheckpointError: If there is none that is whole.
     """
-    problems = []
+    problems: list[str] = []
     for name in RESUME_ORDER:
         if not (folder / name).is_file():
             continue

@@ -3,7 +3,7 @@
 import logging
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def train_fold(
     dataset_name: str,
-    fold: int | str,
+    fold: int | Literal["all"],
     folders: Folders,
     *,
     configuration: str = "3d_fullres",
@@ -58,6 +58,7 @@ def train_fold(
     chosen = choose_device(device)
     plans, dataset_json = _read_plan(dataset_name, folders, plans_name)
     _check_configuration(plans, configuration, dataset_name, folders)
+    _check_fold(fold, dataset_name, folders)
     if from_scratch:
         plans = without_pretrained_weights(plans)
     _share_cores()
@@ -66,8 +67,7 @@ def train_fold(
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
     plans["continue_training"] = continue_training
-    checked_fold = _check_fold(fold, dataset_name, folders)
-    trainer = nnUNetTrainerSAM3D(plans, configuration, checked_fold, dataset_json, chosen)
+    trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, chosen)
     trainer.num_epochs = epochs or trainer.num_epochs
     trainer.minutes = minutes
     trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
@@ -123,9 +123,9 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
         )
 
 
-def _check_fold(fold: int | str, dataset_name: str, folders: Folders) -> int | str:
+def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:
     if fold == "all":
-        return fold
+        return
     from batchgenerators.utilities.file_and_folder_operations import load_json
 
     splits = folders.preprocessed / dataset_name / "splits_final.json"
@@ -134,7 +134,6 @@ def _check_fold(fold: int | str, dataset_name: str, folders: Folders) -> int | s
         raise PlanError(
             f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'
         )
-    return fold
 
 
 def _share_cores() -> None:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from itertools import count
 from os.path import join
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,11 +32,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     `num_epochs`, `minutes`, `num_iterations_per_epoch`, `sam_checkpoint`.
     """
 
+    current_epoch: int
+    _best_ema: float | None
+
     def __init__(
         self,
         plans: dict,
         configuration: str,
-        fold: int,
+        fold: int | Literal["all"],
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008 (the base class's signature, which it inspects)
     ):
@@ -64,11 +67,18 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
             encoder = self._arch_kwargs()["encoder"]
             path = require_sam_weights(encoder, self.sam_checkpoint)
-            load_sam_weights(self._bare_network(), path)
+            load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
 
     def _arch_kwargs(self) -> dict[str, Any]:
         return self.configuration_manager.network_arch_init_kwargs
+
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> tuple:
+        """Return nnU-Net's settings with the plan's mirror axes, in training and at prediction."""
+        rotation, dummy_2d, patch_size, stock = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        axes = tuple(self.plans_manager.plans.get("sam3d", {}).get("mirror_axes", stock))
+        self.inference_allowed_mirroring_axes = axes
+        return rotation, dummy_2d, patch_size, axes
 
     @property
     def _epoch_log(self) -> Path:
@@ -112,7 +122,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def _train_epoch(self) -> None:
         self.on_train_epoch_start()
         progress = EpochProgress(self.current_epoch, self.num_iterations_per_epoch)
-        outputs = []
+        outputs: list[dict] = []
         for iteration in range(self.num_iterations_per_epoch):
             done = self.current_epoch + iteration / self.num_iterations_per_epoch
             if outputs and self.budget.finished(done):
@@ -236,8 +246,11 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         Raises:
             CheckpointError: If the file is damaged or belongs to another network.
         """
-        is_path = isinstance(filename_or_checkpoint, str)
-        checkpoint = load_safely(Path(filename_or_checkpoint), self.device) if is_path else filename_or_checkpoint
+        checkpoint: dict[str, Any]
+        if isinstance(filename_or_checkpoint, str):
+            name, checkpoint = filename_or_checkpoint, load_safely(Path(filename_or_checkpoint), self.device)
+        else:
+            name, checkpoint = "checkpoint", filename_or_checkpoint
         self._loading_own_weights = True
         if not self.was_initialized:
             self.initialize()
@@ -245,7 +258,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._bare_network().load_state_dict(checkpoint["network_weights"])
         except RuntimeError as error:
             raise CheckpointError(
-                f"{filename_or_checkpoint if is_path else 'checkpoint'}: weights of another network than the plan's "
+                f"{name}: weights of another network than the plan's "
                 f"({str(error).splitlines()[0]}); train anew, or plan as the checkpoint was planned"
             ) from error
         self.my_init_kwargs = checkpoint["init_args"]
