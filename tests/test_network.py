@@ -181,3 +181,4 @@ def test_cost_grows_with_the_batch_and_needs_no_kernel():
     one, two = (training_cost(arch, 1, 2, batch) for batch in (1, 2))
     weights = 4 * sum(p.numel() for p in SAM3D(1, 2, True, **arch).parameters())
     assert weights < one < two < 2 * one
+    assert weights < training_cost(arch, 1, 2, 2, mixed_precision=True) < two

@@ -58,15 +58,17 @@ def plan_and_preprocess(
     from sam3dnet.planning.planner import plan_dataset
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
 
+    device_type = choose_device(device).type
+    for_a_card = device_type == "cuda" or gpu_memory_target is not None
     processes = num_processes or default_num_processes()
     plan = partial(
         plan_dataset,
         folders=folders,
-        cost=training_cost,
+        cost=partial(training_cost, mixed_precision=for_a_card),
         gpu_memory_target_gb=gpu_memory_target,
         encoder=encoder,
         sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
-        device=choose_device(device).type,
+        device=device_type,
         num_processes=processes,
     )
     plan_files = []
