@@ -61,7 +61,7 @@ def train_fold(
     _check_fold(fold, dataset_name, folders)
     if from_scratch:
         plans = without_pretrained_weights(plans)
-    _share_cores()
+    _share_cores(chosen.type)
 
     from sam3dnet.training.checkpoint import newest_whole_checkpoint
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
@@ -136,9 +136,10 @@ def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders)
         )
 
 
-def _share_cores() -> None:
+def _share_cores(device: str) -> None:
     """Keep loaders, export and torch from asking for more cores than there are; set variables win."""
     cores = os.cpu_count() or 1
     # On two cores a loader of its own takes from torch what it gives: 0.31 s a step, 0.26 s with the loader in turn.
-    os.environ.setdefault("nnUNet_n_proc_DA", str(min(12, cores - 1) if cores > 2 else 0))
+    loaders = 0 if device == "cpu" and cores <= 2 else min(12, max(1, cores - 1))
+    os.environ.setdefault("nnUNet_n_proc_DA", str(loaders))
     os.environ.setdefault("nnUNet_def_n_proc", str(min(8, cores)))
