@@ -480,6 +480,15 @@ def test_an_output_folder_that_cannot_be_written_stops_before_any_work(tmp_path,
         predict_folder(images, images, model, device="cpu")
 
 
+@pytest.mark.parametrize(("num_processes", "ahead"), [(None, 1), (0, 1), (-1, 1), (3, 3)])
+def test_as_many_images_are_read_ahead_as_asked_for_and_at_least_one(predict, monkeypatch, num_processes, ahead):
+    seen = []
+    real = predictor._read_ahead
+    monkeypatch.setattr(predictor, "_read_ahead", lambda *arguments: seen.append(arguments[2]) or real(*arguments))
+    assert predict(num_processes=num_processes).written == ["a", "b", "c"]
+    assert seen == [ahead]
+
+
 @pytest.mark.parametrize("step_size", [0.0, 1.5])
 def test_step_sizes_out_of_range_are_refused(predict, step_size):
     with pytest.raises(DatasetError, match="above 0 and at most 1"):

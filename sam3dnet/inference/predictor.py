@@ -94,7 +94,7 @@ def predict_folder(
     report.skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
     _write_companions(output, settings, model)
     run = _Run(model, output, step_size, model.mirror_axes if mirror else (), report)
-    run.predict([case for case in cases if case.name not in set(report.skipped)], num_processes or 1, progress)
+    run.predict([case for case in cases if case.name not in set(report.skipped)], max(1, num_processes or 1), progress)
     shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
     return report
 
