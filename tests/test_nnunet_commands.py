@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from multiprocessing.pool import ThreadPool
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 from phantoms import make_raw_dataset
 
 from sam3dnet.inference.models import find_model
@@ -46,8 +48,11 @@ def folders(nnunet_root, threads_in_place_of_processes):
         DATASET, folders, cost=training_cost, encoder="tiny", sam_weights_at_hand=False, device="cpu", progress=False
     )
     preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
-    for fold in range(5):
-        train_fold(DATASET, fold, folders, epochs=1, iterations_per_epoch=1 if fold else 30, device="cpu")
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    for fold in range(5):  # a hesitant network has many ties, which fall to either side in half precision
+        train_fold(DATASET, fold, folders, epochs=1, iterations_per_epoch=1 if fold else 120, device="cpu")
     return folders
 
 
