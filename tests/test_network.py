@@ -72,7 +72,6 @@ def test_one_step_changes_exactly_the_trainable_names(pretrained):
     sum(level.square().sum() for level in network(torch.randn(2, 1, 8, 12, 16))).backward()
     torch.optim.SGD(trainable, 1e-2).step()
     changed = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
-    # The bias of the keys cannot change a softmax, and the group norm behind it removes the constant of the merge.
     assert changed == set(network.trainable_names())
 
 

@@ -29,7 +29,6 @@ class EncoderSize:
         window: Window (depth, height, width) in tokens.
         adapter_width: Bottleneck of the spatial adapters.
         neck_width: Channels of each level that leaves the encoder.
-        position_table: Rows and columns of the absolute position table; None: the token grid of the patch.
         global_table: Tokens a side that the relative tables of global blocks cover; None: the token grid.
     """
 
