@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from sam3dnet.errors import PromptError
 
-Coordinates: TypeAlias = "tuple[float, float, float]"
+Coordinates: TypeAlias = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class ClassPrompts:
 
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
-    mask: "npt.NDArray[np.bool_] | None" = None
+    mask: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(self.points))
