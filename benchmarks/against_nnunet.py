@@ -19,7 +19,7 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -30,7 +30,7 @@ from process_load import run_measured
 HERE = Path(__file__).resolve().parent
 METHODS = ("nnunet", "nnunet-batch2", "sam3d")
 PACKAGES = ("torch", "nnunetv2", "sam3dnet", "numpy", "SimpleITK", "batchgeneratorsv2")
-AUGMENTATION_PROCESSES = 1
+NNUNET_AUGMENTATION_PROCESSES = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def cores() -> int:
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment of all stages: nnU-Net's folders, the budget, the same number of processes for all."""
+    """Return the environment of all stages: nnU-Net's folders and budget, and as many processes as there are cores."""
     trainer_folders = [HERE / "clock_trainer", HERE.parent / "sam3dnet" / "nnunet_ext"]
     return os.environ | {
         "nnUNet_raw": str(settings.work / "nnUNet_raw"),
@@ -93,7 +93,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "nnUNet_extTrainer": os.pathsep.join(map(str, trainer_folders)),
         "nnUNet_clock_minutes": str(settings.minutes),
         "nnUNet_def_n_proc": str(cores()),
-        "nnUNet_n_proc_DA": str(AUGMENTATION_PROCESSES),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -128,8 +127,15 @@ def write_json(path: Path, content: dict) -> None:
     os.replace(temporary, path)
 
 
-def run_stage(settings: Settings, name: str, keys: dict, command: Sequence[str], mark_file: Path | None = None) -> dict:
-    """Run the command unless this stage is finished, and return its record.
+def run_stage(
+    settings: Settings,
+    name: str,
+    keys: dict,
+    command: Sequence[str],
+    mark_file: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+) -> dict:
+    """Run the command, with these further environment variables, unless this stage is finished; return its record.
 
     Raises:
         StageError: If the command fails.
@@ -141,7 +147,7 @@ def run_stage(settings: Settings, name: str, keys: dict, command: Sequence[str],
         print(f"{name}: finished before, {record['load']['wall_seconds']:.0f} s", flush=True)
         return record
     print(f"{name}: {shlex.join(command)}", flush=True)
-    load = run_measured(command, folder / f"{name}.log", environment(settings), mark_file)
+    load = run_measured(command, folder / f"{name}.log", environment(settings) | (variables or {}), mark_file)
     if load.returncode != 0:
         tail = "\n".join((folder / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
         raise StageError(f"stage {name} ended with status {load.returncode}; see {folder / name}.log:\n{tail}")
@@ -218,8 +224,11 @@ def train_and_validate(settings: Settings, method: str) -> dict:
     final_checkpoint = model.model_folder(settings) / f"fold_{settings.fold}" / "checkpoint_final.pth"
     if finished_stage(settings, stage, keys) is None and final_checkpoint.parent.exists():
         shutil.rmtree(final_checkpoint.parent)
-    command = sam3d_training(settings) if method == "sam3d" else nnunet_training(settings, model)
-    return run_stage(settings, stage, keys, command, final_checkpoint)
+    if method == "sam3d":
+        return run_stage(settings, stage, keys, sam3d_training(settings), final_checkpoint)
+    # By itself nnU-Net would start twelve loaders; ours chooses for the machine.
+    loaders = {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES)}
+    return run_stage(settings, stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
 
 
 def nnunet_training(settings: Settings, model: Method) -> list[str]:

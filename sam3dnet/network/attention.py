@@ -3,10 +3,13 @@
 Axes in names: B batch (or batch times windows), h heads, N tokens = D * H * W, E token width, e width of a head.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+FitTable = Callable[[Tensor, int], Tensor]
 MASKED = -1e4  # finite, so that bf16 and fp16 stay free of NaN
 
 
@@ -28,20 +31,19 @@ def fit_relative_table(table: Tensor, size: int) -> Tensor:
     return table[rows]
 
 
-def relative_position(query_BhNe: Tensor, table: Tensor, size: int, coordinate_N: Tensor) -> Tensor:
+def relative_position(query_BhNe: Tensor, fitted: Tensor, size: int, coordinate_N: Tensor) -> Tensor:
     """Give q . R for every key coordinate along one axis.
 
     Args:
         query_BhNe: Unscaled queries.
-        table: Relative position table of the axis, any odd number of rows.
+        fitted: Relative position table of the axis, 2 * size - 1 rows.
         size: Tokens along the axis.
         coordinate_N: Each token's coordinate along the axis.
 
     Returns:
         (B, h, N, size): entry k is the bias towards keys with coordinate k.
     """
-    fitted = fit_relative_table(table, size)
-    offsets_NS = coordinate_N[:, None] - torch.arange(size, device=table.device)[None] + size - 1
+    offsets_NS = coordinate_N[:, None] - torch.arange(size, device=fitted.device)[None] + size - 1
     scores_BhNR = query_BhNe @ fitted.t().to(query_BhNe.dtype)
     return scores_BhNR.gather(-1, offsets_NS.expand(*scores_BhNR.shape[:2], -1, -1))
 
@@ -57,11 +59,22 @@ class Attention3D(nn.Module):
         width: Token width E.
         heads: Number of heads.
         table_size: Tokens along (depth, height, width) that the relative position tables cover.
+        qkv_adapter: What it returns for tokens (B, N, E) is added to their queries, keys and values (B, N, 3 * E).
+        fit_table: (table, tokens along its axis) -> table of 2 * tokens - 1 rows.
     """
 
-    def __init__(self, width: int, heads: int, table_size: tuple[int, int, int]):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        table_size: tuple[int, int, int],
+        qkv_adapter: nn.Module | None = None,
+        fit_table: FitTable = fit_relative_table,
+    ):
         super().__init__()
         self.heads = heads
+        self.fit_table = fit_table
+        self.qkv_adapter = qkv_adapter
         self.scale = (width // heads) ** -0.5
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -70,61 +83,97 @@ class Attention3D(nn.Module):
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, width // heads))
         self.rel_pos_w = nn.Parameter(torch.zeros(2 * breadth - 1, width // heads))
 
-    def forward(self, tokens_BDHWE: Tensor, padding_BN: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BDHWE: Tensor, padding_BN: Tensor | None = None, wrapped_BNA: Tensor | None = None
+    ) -> Tensor:
         """Attend among all tokens of each batch entry.
 
         Args:
             tokens_BDHWE: Tokens on their grid.
             padding_BN: True where a token is padding and must not be attended to; None where there is none.
+            wrapped_BNA: For each axis, True where a token came from the other end of the grid; tokens that differ in
+                any of them do not attend to each other. None where none did.
 
         Returns:
             (B, D, H, W, E)
         """
         batch, *grid, width = tokens_BDHWE.shape
-        qkv = self.qkv(tokens_BDHWE.flatten(1, 3))
+        tokens_BNE = tokens_BDHWE.flatten(1, 3)
+        qkv = self.qkv(tokens_BNE)
+        if self.qkv_adapter is not None:
+            qkv = qkv + self.qkv_adapter(tokens_BNE)
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query_aug, key_aug = self._augment(query, key, grid, padding_BN)
+        query_aug, key_aug = self._augment(query, key, grid, (padding_BN, wrapped_BNA))
         value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
         out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=1.0)[..., : value.shape[-1]]
         return self.proj(out.transpose(1, 2).flatten(2)).view(batch, *grid, width)
 
-    def _augment(self, query: Tensor, key: Tensor, grid: list[int], padding_BN: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _augment(
+        self, query: Tensor, key: Tensor, grid: list[int], masks: tuple[Tensor | None, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        padding_BN, wrapped_BNA = masks
         queries, keys = [query * self.scale], [key]
         coordinates = torch.meshgrid(*(torch.arange(size, device=query.device) for size in grid), indexing="ij")
         tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
         for coordinate, size, table in zip(coordinates, grid, tables, strict=True):
             flat_N = coordinate.flatten()
-            queries.append(relative_position(query, table, size, flat_N))
+            queries.append(relative_position(query, self.fit_table(table, size), size, flat_N))
             one_hot_NS = flat_N[:, None] == torch.arange(size, device=key.device)
             keys.append(one_hot_NS.to(key.dtype).expand(*key.shape[:2], -1, -1))
         if padding_BN is not None:
             queries.append(torch.ones_like(query[..., :1]))
             keys.append((padding_BN.to(key.dtype) * MASKED)[:, None, :, None].expand(-1, key.shape[1], -1, -1))
+        if wrapped_BNA is not None:
+            queries.append(_per_head(torch.cat((wrapped_BNA, ~wrapped_BNA), -1), query))
+            keys.append(_per_head(torch.cat((~wrapped_BNA, wrapped_BNA), -1), key) * MASKED)
         missing = -sum(part.shape[-1] for part in queries) % 8  # fused GPU kernels want multiples of 8
         queries.append(query.new_zeros(*query.shape[:3], missing))
         keys.append(key.new_zeros(*key.shape[:3], missing))
         return torch.cat(queries, -1), torch.cat(keys, -1)
 
 
-def partition_windows(tokens_BDHWE: Tensor, window: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
+def _per_head(flags_BNA: Tensor, like_BhNe: Tensor) -> Tensor:
+    return flags_BNA.to(like_BhNe.dtype)[:, None].expand(-1, like_BhNe.shape[1], -1, -1)
+
+
+def partition_windows(
+    tokens_BDHWE: Tensor, window: tuple[int, int, int], shift: tuple[int, int, int] = (0, 0, 0)
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Cut a token grid into windows, padding it at its far ends.
 
     Args:
         tokens_BDHWE: Tokens on any grid.
         window: Window size (depth, height, width) in tokens.
+        shift: Tokens along each axis by which the windows are shifted; the grid is a ring then, as in Swin.
 
     Returns:
-        Windows (B * windows, d, h, w, E) and the padding mask (B * windows, d * h * w), None where nothing was padded.
+        Windows (B * windows, d, h, w, E); the padding mask (B * windows, d * h * w), None where nothing was padded; and
+        along which axes a token came round the ring (B * windows, d * h * w, 3), None without a shift.
     """
     batch, *grid, _ = tokens_BDHWE.shape
     pads = [-size % side for size, side in zip(grid, window, strict=True)]
-    mask = None
+    padding = wrapped = None
     if any(pads):
         inside = tokens_BDHWE.new_zeros((1, *grid, 1), dtype=torch.bool)
         widths = (0, 0, 0, pads[2], 0, pads[1], 0, pads[0])
         tokens_BDHWE = F.pad(tokens_BDHWE, widths)
-        mask = _cut(F.pad(inside, widths, value=True), window).flatten(1).repeat(batch, 1)
-    return _cut(tokens_BDHWE, window), mask
+        padding = F.pad(inside, widths, value=True)
+    if any(shift):
+        back = [-step for step in shift]
+        tokens_BDHWE = tokens_BDHWE.roll(back, (1, 2, 3))
+        padding = None if padding is None else padding.roll(back, (1, 2, 3))
+        wrapped = _cut(_came_round(tokens_BDHWE, shift), window).flatten(1, 3).repeat(batch, 1, 1)
+    mask = None if padding is None else _cut(padding, window).flatten(1).repeat(batch, 1)
+    return _cut(tokens_BDHWE, window), mask, wrapped
+
+
+def _came_round(tokens_BDHWE: Tensor, shift: tuple[int, int, int]) -> Tensor:
+    """Tell which positions of a rolled grid hold tokens from its other end, along each axis: (1, D, H, W, 3)."""
+    grid = tokens_BDHWE.shape[1:4]
+    axes = [
+        torch.arange(size, device=tokens_BDHWE.device) >= size - step for size, step in zip(grid, shift, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)[None]
 
 
 def _cut(x_BDHWE: Tensor, window: tuple[int, int, int]) -> Tensor:
@@ -132,10 +181,12 @@ def _cut(x_BDHWE: Tensor, window: tuple[int, int, int]) -> Tensor:
     return split.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(0, 3)
 
 
-def join_windows(windows_BdhwE: Tensor, grid: tuple[int, int, int]) -> Tensor:
+def join_windows(windows_BdhwE: Tensor, grid: tuple[int, int, int], shift: tuple[int, int, int] = (0, 0, 0)) -> Tensor:
     """Undo partition_windows: (B * windows, d, h, w, E) -> (B, *grid, E)."""
     window = windows_BdhwE.shape[1:4]
     counts = [-(-size // side) for size, side in zip(grid, window, strict=True)]
     split = windows_BdhwE.unflatten(0, (-1, *counts)).permute(0, 1, 4, 2, 5, 3, 6, 7)
     whole = split.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    if any(shift):
+        whole = whole.roll(shift, (1, 2, 3))
     return whole[:, : grid[0], : grid[1], : grid[2]]

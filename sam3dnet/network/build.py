@@ -3,8 +3,9 @@
 Axes in names: B batch, C channels, z y x voxels, D H W tokens, E token width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,8 @@ from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import DetailStem, triple
 from sam3dnet.network.image_encoder import EncoderSize, ImageEncoder3D
 from sam3dnet.network.mask_decoder import MaskDecoder3D
+from sam3dnet.network.prompt_decoder import ImageFeatures, PromptDecoder
+from sam3dnet.network.prompt_encoder import PromptBatch
 
 ENCODER_SIZES = {
     "tiny": EncoderSize(48, 4, 3, (1, 3), (4, 4, 4), 24, 32),
@@ -21,6 +24,7 @@ ENCODER_SIZES = {
     "vit_l": EncoderSize(1024, 24, 16, (5, 11, 17, 23), (8, 14, 14), 512, 256, 64),
     "vit_h": EncoderSize(1280, 32, 16, (7, 15, 23, 31), (8, 14, 14), 640, 256, 64),
 }
+Prompter = Callable[["SAM3D", ImageFeatures], Any]
 STEM_FEATURES = (16, 32, 64, 96)
 STEM_UNITS = (1, 2, 2, 2)
 DECODER_WIDTH = 128
@@ -51,6 +55,7 @@ class SAM3D(nn.Module):
         strides: Factor of each level relative to the level before; (1, 1, 1) first; their product is token_stride.
         pretrained: Whether SAM's weights will be loaded; they are then frozen.
         checkpointing: Whether the blocks' activations are recomputed in the backward pass to save memory.
+        prompts: Whether the network answers prompts, besides segmenting without one.
 
     Raises:
         PlanError: If the encoder is unknown or the strides do not multiply to the token stride.
@@ -68,6 +73,7 @@ class SAM3D(nn.Module):
         strides: Sequence[Sequence[int]],
         pretrained: bool = False,
         checkpointing: bool = False,
+        prompts: bool = False,
     ):
         super().__init__()
         size = _encoder_size(encoder)
@@ -83,6 +89,7 @@ class SAM3D(nn.Module):
         self.decoder = MaskDecoder3D(
             size.neck_width, DECODER_WIDTH, features, strides, units, num_classes, deep_supervision
         )
+        self.prompt_decoder = PromptDecoder(num_classes, DECODER_WIDTH, features, strides, stride) if prompts else None
         self.pretrained = pretrained
         self._initialise()
         self._order_memory()
@@ -113,20 +120,61 @@ class SAM3D(nn.Module):
         names = [name for name, _ in self.named_parameters()]
         if not self.pretrained:
             return names
-        return [name for name in names if not any(part in name for part in FROZEN_PARTS)]
+        return [name for name in names if not _is_frozen(name)]
 
-    def forward(self, x_BCzyx: Tensor) -> Tensor | list[Tensor]:
-        """Return logits (B, num_classes, z, y, x), or with deep supervision a list of them, finest first."""
+    def forward(
+        self, x_BCzyx: Tensor, prompter: Prompter | None = None
+    ) -> Tensor | list[Tensor] | tuple[list[Tensor], Any]:
+        """Segment, and in training answer the prompts that a prompter makes up.
+
+        Args:
+            x_BCzyx: Images (B, C, z, y, x).
+            prompter: Is given this network and the features of the images; None where only logits are wanted.
+
+        Returns:
+            Logits (B, num_classes, z, y, x), or with deep supervision a list of them, finest first. With a prompter:
+            that list and what the prompter returned.
+        """
+        features = self.features(x_BCzyx)
+        if prompter is not None:
+            return list(features.logits), prompter(self, features)
+        return list(features.logits) if self.decoder.deep_supervision else features.logits[0]
+
+    def features(self, x_BCzyx: Tensor) -> ImageFeatures:
+        """Return what prompts are answered from, the automatic logits among it."""
         x_BCzyx = x_BCzyx.contiguous(memory_format=torch.channels_last_3d)
         stem = self.detail_stem(x_BCzyx)
         levels = self.image_encoder(x_BCzyx, self._detail_tokens(stem[-1]))
-        return self.decoder(levels, stem)
+        tokens, pyramid = self.decoder.pyramid(levels, stem)
+        return ImageFeatures(tokens, tuple(pyramid), tuple(self.decoder.logits(pyramid)))
+
+    def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+        """Answer prompts from the features alone.
+
+        Args:
+            features: Of a batch of images.
+            batch: The queries, one class of one image each.
+            margin_Qzyx: Logit of the query's class against all others before the prompt, see `class_margin`.
+
+        Returns:
+            Corrections (Q, z, y, x): what the prompts add to the logit of the query's class, or to its margin.
+
+        Raises:
+            PlanError: If the network was planned without prompts.
+        """
+        if self.prompt_decoder is None:
+            raise PlanError("this model was planned without prompts; plan and train again without --no-prompts")
+        return self.prompt_decoder(features, batch, margin_Qzyx)
 
     def _detail_tokens(self, finest_BCzyx: Tensor) -> Tensor:
         pads = []
         for size, step in zip(reversed(finest_BCzyx.shape[2:]), reversed(self.detail_to_tokens.stride), strict=True):
             pads += [0, -size % step]
         return self.detail_to_tokens(nn.functional.pad(finest_BCzyx, pads) if any(pads) else finest_BCzyx)
+
+
+def _is_frozen(name: str) -> bool:
+    return name.startswith("image_encoder.") and any(part in name for part in FROZEN_PARTS)
 
 
 def _encoder_size(name: str) -> EncoderSize:

@@ -3,6 +3,7 @@
 Axes in names: B batch, C channels, z y x voxels, D H W tokens, E token width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sam3dnet.network.adapters import SpatialAdapter
 from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
 from sam3dnet.network.patch_embedding import PatchEmbed3D
+from sam3dnet.network.tuning import (
+    AFTER_ATTENTION,
+    AFTER_MLP,
+    DEFAULT_TUNING,
+    ENTRANCE,
+    EXIT,
+    QKV,
+    TUNINGS,
+    Tuning,
+    encoder_part,
+)
 
 LAYER_NORM_EPS = 1e-6
 
@@ -27,7 +38,7 @@ class EncoderSize:
         heads: Attention heads.
         global_blocks: Blocks that attend over the whole grid; the others attend within windows.
         window: Window (depth, height, width) in tokens.
-        adapter_width: Bottleneck of the spatial adapters.
+        adapter_width: Bottleneck of the adapters.
         neck_width: Channels of each level that leaves the encoder.
         global_table: Tokens a side that the relative tables of global blocks cover; None: the token grid.
     """
@@ -46,40 +57,75 @@ class EncoderSize:
         return tuple(self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 
 
+@dataclass(frozen=True)
+class BlockLayout:
+    """Which tokens a block attends to.
+
+    Attributes:
+        window: Window (depth, height, width) in tokens, None for attention over the whole grid.
+        table_size: Tokens along (depth, height, width) that the relative position tables cover.
+        shifted: Whether the windows are shifted by half their size, as in every other block of Swin.
+    """
+
+    window: tuple[int, int, int] | None
+    table_size: tuple[int, int, int]
+    shifted: bool = False
+
+
+def sam_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
+    """Lay a block out as SAM does: most within windows, a few over the whole grid."""
+    if index not in size.global_blocks:
+        return BlockLayout(size.window, size.window)
+    side = size.global_table
+    return BlockLayout(None, (token_grid[0], side, side) if side else token_grid)
+
+
 class TransformerBlock3D(nn.Module):
-    """Adapter, attention (windowed or global) and MLP, each with a residual connection.
+    """Attention (windowed or global) and MLP, each with a residual connection, and places for adapters.
 
     Args:
         size: Dimensions of the encoder.
-        window: Window in tokens, None for attention over the whole grid.
-        table_size: Tokens along (depth, height, width) that the relative position tables cover.
+        layout: Which tokens attend to each other.
+        parts: Makes the attention, and the adapters of the tuning method.
     """
 
-    def __init__(self, size: EncoderSize, window: tuple[int, int, int] | None, table_size: tuple[int, int, int]):
+    def __init__(self, size: EncoderSize, layout: BlockLayout, parts: "EncoderParts"):
         super().__init__()
-        self.window = window
-        self.adapter = SpatialAdapter(size.width, size.adapter_width)
+
+        def place(name: str) -> nn.Module | None:
+            return parts.tuning.make(name, size.width, size.adapter_width)
+
+        self.layout = layout
+        self.adapter = place(ENTRANCE) or nn.Identity()
         self.norm1 = nn.LayerNorm(size.width, eps=LAYER_NORM_EPS)
-        self.attn = Attention3D(size.width, size.heads, table_size)
+        self.attn = parts.attention(size.width, size.heads, layout.table_size, place(QKV))
+        self.attention_adapter = place(AFTER_ATTENTION) or nn.Identity()
         self.norm2 = nn.LayerNorm(size.width, eps=LAYER_NORM_EPS)
         self.mlp = nn.ModuleDict(
             {"lin1": nn.Linear(size.width, 4 * size.width), "lin2": nn.Linear(4 * size.width, size.width)}
         )
+        self.mlp_adapter = place(AFTER_MLP) or nn.Identity()
+        self.exit_adapter = place(EXIT) or nn.Identity()
 
     def forward(self, tokens_BDHWE: Tensor) -> Tensor:
         """Return tokens of the same shape (B, D, H, W, E)."""
         tokens_BDHWE = self.adapter(tokens_BDHWE)
-        tokens_BDHWE = tokens_BDHWE + self._attend(self.norm1(tokens_BDHWE))
-        hidden = F.gelu(self.mlp["lin1"](self.norm2(tokens_BDHWE)))
-        return tokens_BDHWE + self.mlp["lin2"](hidden)
+        tokens_BDHWE = tokens_BDHWE + self.attention_adapter(self._attend(self.norm1(tokens_BDHWE)))
+        hidden = self.mlp["lin2"](F.gelu(self.mlp["lin1"](self.norm2(tokens_BDHWE))))
+        return self.exit_adapter(tokens_BDHWE + self.mlp_adapter(hidden))
 
     def _attend(self, tokens_BDHWE: Tensor) -> Tensor:
-        depth, height, width = tokens_BDHWE.shape[1:4]
-        if self.window is None:
+        grid = (tokens_BDHWE.shape[1], tokens_BDHWE.shape[2], tokens_BDHWE.shape[3])
+        if self.layout.window is None:
             return self.attn(tokens_BDHWE)
-        window = (min(self.window[0], depth), min(self.window[1], height), min(self.window[2], width))
-        windows, padding = partition_windows(tokens_BDHWE, window)
-        return join_windows(self.attn(windows, padding), (depth, height, width))
+        sides = [min(side, size) for side, size in zip(self.layout.window, grid, strict=True)]
+        # a window as large as the grid sees everything already
+        steps = [
+            side // 2 if self.layout.shifted and side < size else 0 for side, size in zip(sides, grid, strict=True)
+        ]
+        shift = (steps[0], steps[1], steps[2])
+        windows, padding, wrapped = partition_windows(tokens_BDHWE, (sides[0], sides[1], sides[2]), shift)
+        return join_windows(self.attn(windows, padding, wrapped), grid, shift)
 
 
 class LayerNormChannels(nn.LayerNorm):
@@ -99,10 +145,12 @@ class Neck3D(nn.Module):
     Args:
         width: Token width.
         channels: Channels out.
+        depth_padding: "replicate", or "constant" for zeros.
     """
 
-    def __init__(self, width: int, channels: int):
+    def __init__(self, width: int, channels: int, depth_padding: str = "replicate"):
         super().__init__()
+        self.depth_padding = depth_padding
         self.conv1 = nn.Conv3d(width, channels, 1, bias=False)
         self.norm1 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
         self.conv2 = nn.Conv3d(channels, channels, 3, padding=(0, 1, 1), bias=False)
@@ -111,7 +159,40 @@ class Neck3D(nn.Module):
     def forward(self, x_BEDHW: Tensor) -> Tensor:
         """Return (B, channels, D, H, W)."""
         hidden = self.norm1(self.conv1(x_BEDHW))
-        return self.norm2(self.conv2(F.pad(hidden, (0, 0, 0, 0, 1, 1), mode="replicate")))
+        return self.norm2(self.conv2(F.pad(hidden, (0, 0, 0, 0, 1, 1), mode=self.depth_padding)))
+
+
+def resize_position_table(table_HWE: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resample an absolute position table (H, W, E) to another grid of tokens, (*grid, E), with antialiasing."""
+    resized = F.interpolate(table_HWE.permute(2, 0, 1)[None], grid, mode="bilinear", antialias=True)
+    return resized[0].permute(1, 2, 0)
+
+
+def keep_start(_encoder: "ImageEncoder3D") -> None:
+    """Leave what SAM does not have at its initial values."""
+
+
+@dataclass(frozen=True)
+class EncoderParts:
+    """What an encoder is made of.
+
+    Attributes:
+        tuning: What is put into the blocks, and what is trained.
+        layout: (dimensions, index of the block, token grid) -> which tokens the block attends to.
+        patch_embed: (image channels, token width, token stride) -> module from an image to tokens (B, E, D, H, W).
+        attention: (token width, heads, size of the tables, adapter of queries, keys and values) -> module.
+        neck: (token width, channels) -> module from tokens (B, E, D, H, W) to a level.
+        resize_table: (position table (H, W, E), grid) -> table (*grid, E).
+        after_loading: Called after SAM's weights were loaded; sets what derives from them.
+    """
+
+    tuning: Tuning = TUNINGS[DEFAULT_TUNING]
+    layout: Callable[[EncoderSize, int, tuple[int, int, int]], BlockLayout] = sam_layout
+    patch_embed: Callable[[int, int, tuple[int, int, int]], nn.Module] = PatchEmbed3D
+    attention: Callable[[int, int, tuple[int, int, int], nn.Module | None], nn.Module] = Attention3D
+    neck: Callable[[int, int], nn.Module] = Neck3D
+    resize_table: Callable[[Tensor, tuple[int, int]], Tensor] = resize_position_table
+    after_loading: Callable[["ImageEncoder3D"], None] = keep_start
 
 
 class ImageEncoder3D(nn.Module):
@@ -122,6 +203,7 @@ class ImageEncoder3D(nn.Module):
         input_channels: Channels of the image.
         token_grid: Tokens (depth, height, width) of a training patch; other grids work too.
         token_stride: Voxels a token covers along (z, y, x).
+        parts: What it is made of.
     """
 
     def __init__(
@@ -130,22 +212,23 @@ class ImageEncoder3D(nn.Module):
         input_channels: int,
         token_grid: tuple[int, int, int],
         token_stride: tuple[int, int, int],
+        parts: EncoderParts | None = None,
     ):
         super().__init__()
         self.size = size
+        self.parts = parts or EncoderParts()
         self.checkpointing = False
-        self.patch_embed = PatchEmbed3D(input_channels, size.width, token_stride)
+        self.patch_embed = self.parts.patch_embed(input_channels, size.width, token_stride)
         self.pos_embed = nn.Parameter(torch.zeros(1, *token_grid[1:], size.width))
         self.depth_pos_embed = nn.Parameter(torch.zeros(token_grid[0], size.width))
-        self.blocks = nn.ModuleList(self._make_block(index, token_grid) for index in range(size.depth))
-        self.necks = nn.ModuleList(Neck3D(size.width, size.neck_width) for _ in range(4))
+        layouts = [self.parts.layout(size, index, token_grid) for index in range(size.depth)]
+        self.blocks = nn.ModuleList(TransformerBlock3D(size, layout, self.parts) for layout in layouts)
+        self.necks = nn.ModuleList(self.parts.neck(size.width, size.neck_width) for _ in range(4))
 
-    def _make_block(self, index: int, token_grid: tuple[int, int, int]) -> TransformerBlock3D:
-        size = self.size
-        if index not in size.global_blocks:
-            return TransformerBlock3D(size, size.window, size.window)
-        side = size.global_table
-        return TransformerBlock3D(size, None, (token_grid[0], side, side) if side else token_grid)
+    def trained_names(self) -> list[str]:
+        """Return the names of the parameters that the tuning method trains."""
+        names = [name for name, _ in self.named_parameters()]
+        return [name for name in names if encoder_part(name) in self.parts.tuning.trained]
 
     def forward(self, x_BCzyx: Tensor, detail_BEDHW: Tensor | None = None) -> list[Tensor]:
         """Encode a volume.
@@ -176,13 +259,7 @@ class ImageEncoder3D(nn.Module):
         in_plane_HWE: Tensor = self.pos_embed[0]
         depth_DE: Tensor = self.depth_pos_embed
         if in_plane_HWE.shape[:2] != grid[1:]:
-            in_plane_HWE = resize_position_table(in_plane_HWE, (grid[1], grid[2]))
+            in_plane_HWE = self.parts.resize_table(in_plane_HWE, (grid[1], grid[2]))
         if depth_DE.shape[0] != grid[0]:
             depth_DE = F.interpolate(depth_DE.t()[None], grid[0], mode="linear")[0].t()
         return in_plane_HWE[None] + depth_DE[:, None, None]
-
-
-def resize_position_table(table_HWE: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resample an absolute position table (H, W, E) to another grid of tokens, (*grid, E), with antialiasing."""
-    resized = F.interpolate(table_HWE.permute(2, 0, 1)[None], grid, mode="bilinear", antialias=True)
-    return resized[0].permute(1, 2, 0)

@@ -72,20 +72,23 @@ class MaskDecoder3D(nn.Module):
         )
         self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in reversed(features))
 
-    def forward(self, levels: Sequence[Tensor], stem: Sequence[Tensor]) -> Tensor | list[Tensor]:
-        """Decode.
+    def pyramid(self, levels: Sequence[Tensor], stem: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decode up to the features from which the logits are read.
 
         Args:
             levels: Four levels (B, level_channels, D, H, W).
             stem: Features of the detail stem, finest first.
 
         Returns:
-            Logits (B, num_classes, z, y, x), or with deep supervision a list of them, finest first.
+            Features on the token grid (B, width, D, H, W), and of every resolution above it, finest first.
         """
-        features = self.token_convs(self.merge(torch.cat(tuple(levels), 1)))
-        logits = []
-        for index, (stage, fine) in enumerate(zip(self.stages, reversed(stem), strict=True)):
-            features = stage(features, fine)
-            if self.deep_supervision or index == len(self.stages) - 1:
-                logits.append(self.heads[index](features))
-        return logits[::-1] if self.deep_supervision else logits[-1]
+        tokens = self.token_convs(self.merge(torch.cat(tuple(levels), 1)))
+        features = [tokens]
+        for stage, fine in zip(self.stages, reversed(stem), strict=True):
+            features.append(stage(features[-1], fine))
+        return tokens, features[:0:-1]
+
+    def logits(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
+        """Return logits (B, num_classes, z, y, x), finest first; only the finest without deep supervision."""
+        read = list(pyramid) if self.deep_supervision else list(pyramid)[:1]
+        return [head(features) for head, features in zip(list(self.heads)[::-1], read, strict=False)]

@@ -1,6 +1,6 @@
 """SAM's 2D weights in the 3D network: from one state dict to another, and what is allowed to stay untouched."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -8,31 +8,44 @@ from torch import Tensor, nn
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.network.attention import fit_relative_table
-from sam3dnet.network.image_encoder import resize_position_table
-
-PREFIX = "image_encoder."
-# What SAM's encoder does not have; these parts keep their initial values, under which ours computes what SAM's does.
-NEW_PARTS = (
-    "patch_embed.channel_mix",
-    "patch_embed.depth_kernel_OK",
-    "depth_pos_embed",
-    ".attn.rel_pos_d",
-    ".adapter.",
-    "necks.0.",
-    "necks.1.",
-    "necks.2.",
+from sam3dnet.network.image_encoder import ImageEncoder3D, resize_position_table
+from sam3dnet.network.tuning import (
+    ADAPTERS,
+    CHANNEL_MIX,
+    DEPTH_CONV,
+    DEPTH_RELATIVE,
+    DEPTH_TABLE,
+    NECKS,
+    NEW_PATCH_EMBEDDING,
+    encoder_part,
 )
 
+PREFIX = "image_encoder."
+PATCH_KERNEL = "patch_embed.proj."
+LAST_NECK = "necks.3."
+ResizeTable = Callable[[Tensor, tuple[int, int]], Tensor]
+# What SAM's encoder does not have; these parts keep their initial values, under which ours computes what SAM's does.
+NEW_PARTS = frozenset({ADAPTERS, CHANNEL_MIX, DEPTH_CONV, DEPTH_TABLE, DEPTH_RELATIVE, NECKS, NEW_PATCH_EMBEDDING})
 
-def convert_sam_state(sam_state: Mapping[str, Tensor], own_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+
+def is_new(name: str) -> bool:
+    """Tell whether a parameter of our image encoder has no counterpart in SAM's."""
+    return encoder_part(name) in NEW_PARTS and not name.startswith(LAST_NECK)
+
+
+def convert_sam_state(
+    sam_state: Mapping[str, Tensor], own_state: Mapping[str, Tensor], resize_table: ResizeTable = resize_position_table
+) -> dict[str, Tensor]:
     """Translate SAM's image encoder into ours.
 
     The absolute position table is resampled to our token grid, relative tables are fitted by their central rows, the
-    neck's 3x3 kernel becomes the mean over three slices.
+    neck's 3x3 kernel becomes the mean over three slices. SAM's patch kernel is left out where ours has another patch
+    embedding in its place.
 
     Args:
         sam_state: State dict of SAM (`image_encoder.*`, other entries are ignored), as in the official checkpoints.
         own_state: State dict of our ImageEncoder3D, for the shapes.
+        resize_table: (position table (H, W, E), grid) -> table (*grid, E).
 
     Returns:
         The entries of our state dict that SAM provides.
@@ -41,10 +54,11 @@ def convert_sam_state(sam_state: Mapping[str, Tensor], own_state: Mapping[str, T
         CheckpointError: If an entry has another shape than this encoder size needs, or one is missing.
     """
     converted = {}
+    replaced = any(encoder_part(name) == NEW_PATCH_EMBEDDING for name in own_state)
     for name, value in sam_state.items():
-        if not name.startswith(PREFIX):
+        if not name.startswith(PREFIX) or (replaced and name.startswith(PREFIX + PATCH_KERNEL)):
             continue
-        own_name, own_value = _translate(name.removeprefix(PREFIX), value, own_state)
+        own_name, own_value = _translate(name.removeprefix(PREFIX), value, own_state, resize_table)
         if own_name not in own_state or own_value.shape != own_state[own_name].shape:
             expected = tuple(own_state[own_name].shape) if own_name in own_state else "no such part"
             raise CheckpointError(
@@ -52,7 +66,7 @@ def convert_sam_state(sam_state: Mapping[str, Tensor], own_state: Mapping[str, T
                 "use the checkpoint of the encoder that the plan names"
             )
         converted[own_name] = own_value
-    missing = [name for name in own_state if name not in converted and not any(part in name for part in NEW_PARTS)]
+    missing = [name for name in own_state if name not in converted and not is_new(name)]
     if missing:
         raise CheckpointError(
             f"SAM weights: {len(missing)} entries are missing, the first is {PREFIX}{missing[0]}; expected an official "
@@ -61,9 +75,11 @@ def convert_sam_state(sam_state: Mapping[str, Tensor], own_state: Mapping[str, T
     return converted
 
 
-def _translate(name: str, value: Tensor, own_state: Mapping[str, Tensor]) -> tuple[str, Tensor]:
+def _translate(
+    name: str, value: Tensor, own_state: Mapping[str, Tensor], resize_table: ResizeTable
+) -> tuple[str, Tensor]:
     if name == "pos_embed" and value.ndim == 4:
-        return name, resize_to_table(value, own_state[name])
+        return name, resize_to_table(value, own_state[name], resize_table)
     if name.endswith(("rel_pos_h", "rel_pos_w")) and name in own_state:
         return name, fit_relative_table(value, (own_state[name].shape[0] + 1) // 2)
     neck = {
@@ -78,12 +94,12 @@ def _translate(name: str, value: Tensor, own_state: Mapping[str, Tensor]) -> tup
     return name, value
 
 
-def resize_to_table(value_1HWE: Tensor, own_1HWE: Tensor) -> Tensor:
+def resize_to_table(value_1HWE: Tensor, own_1HWE: Tensor, resize_table: ResizeTable) -> Tensor:
     """Resample SAM's position table (1, H, W, E) to the grid of ours; returned as it is where they agree."""
     if value_1HWE.shape == own_1HWE.shape:
         return value_1HWE
     grid = (own_1HWE.shape[1], own_1HWE.shape[2])
-    return resize_position_table(value_1HWE[0], grid)[None]
+    return resize_table(value_1HWE[0], grid)[None]
 
 
 def _inflate(value: Tensor) -> Tensor:
@@ -108,9 +124,11 @@ def load_sam_weights(encoder: nn.Module, path: Path) -> None:
     except Exception as error:  # torch raises whatever its unpickler met
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); download it again") from error
+    assert isinstance(encoder, ImageEncoder3D)
     state = state.get("model", state) if isinstance(state, dict) else {}
     try:
-        converted = convert_sam_state(state, encoder.state_dict())
+        converted = convert_sam_state(state, encoder.state_dict(), encoder.parts.resize_table)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     encoder.load_state_dict(converted, strict=False)
+    encoder.parts.after_loading(encoder)

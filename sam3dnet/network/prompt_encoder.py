@@ -1,0 +1,253 @@
+"""Prompts as tensors: sparse ones (clicks, corners of boxes) become tokens, dense ones become maps.
+
+Axes in names: Q queries (one class of one image each), P clicks, R boxes, T tokens, C channels, E token width,
+z y x voxels of the window, D H W tokens of the image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import pi
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam3dnet.prompts.types import ClassPrompts
+
+POSITIVE, NEGATIVE, ABSENT = 1, 0, -1
+DENSE_CHANNELS = 8
+NEAR, FAR = 0.2, 0.6  # standard deviations of a click's maps, as shares of the token stride
+FREQUENCIES = 8
+LONGEST_PERIOD = 256.0  # tokens
+LARGEST_MARGIN = 10.0  # logits beyond it say no more
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked of the network: one class of one image of the batch, with its prompts.
+
+    Attributes:
+        sample: Which image of the batch.
+        class_index: Channel of the logits: the label for classes, the number of the region for regions.
+        prompts: In voxel coordinates (z, y, x) of the window, voxel centres at integers; may be empty.
+    """
+
+    sample: int
+    class_index: int
+    prompts: ClassPrompts = ClassPrompts()
+
+
+@dataclass
+class PromptBatch:
+    """Queries as tensors, padded to the largest number of clicks and boxes.
+
+    Attributes:
+        sample_Q: Which image of the batch each query belongs to.
+        class_Q: Channel of the logits.
+        points_QP3: Clicks (z, y, x).
+        polarity_QP: POSITIVE, NEGATIVE, or ABSENT for padding.
+        corners_QR23: Boxes, low and high corner (z, y, x), inclusive.
+        has_box_QR: False for padding.
+        mask_Qzyx: Previous masks, 0 or 1; None where no query has one.
+        has_mask_Q: Which queries have one.
+    """
+
+    sample_Q: Tensor
+    class_Q: Tensor
+    points_QP3: Tensor
+    polarity_QP: Tensor
+    corners_QR23: Tensor
+    has_box_QR: Tensor
+    mask_Qzyx: Tensor | None
+    has_mask_Q: Tensor
+
+    @classmethod
+    def of(cls, queries: Sequence[Query], window_shape: Sequence[int]) -> "PromptBatch":
+        """Make the tensors of some queries on windows of this shape (z, y, x)."""
+        clicks = max((len(query.prompts.points) for query in queries), default=0)
+        boxes = max((len(query.prompts.boxes) for query in queries), default=0)
+        points = np.zeros((len(queries), clicks, 3), np.float32)
+        polarity = np.full((len(queries), clicks), ABSENT)
+        corners = np.zeros((len(queries), boxes, 2, 3), np.float32)
+        has_box = np.zeros((len(queries), boxes), bool)
+        for row, query in enumerate(queries):
+            for column, point in enumerate(query.prompts.points):
+                points[row, column] = point.at
+                polarity[row, column] = POSITIVE if point.positive else NEGATIVE
+            for column, box in enumerate(query.prompts.boxes):
+                corners[row, column] = box.low, box.high
+                has_box[row, column] = True
+        return cls(
+            torch.tensor([query.sample for query in queries], dtype=torch.long),
+            torch.tensor([query.class_index for query in queries], dtype=torch.long),
+            *map(torch.from_numpy, (points, polarity, corners, has_box)),
+            *_masks(queries, window_shape),
+        )
+
+    def to(self, device: torch.device) -> "PromptBatch":
+        """Return the same queries on a device."""
+        values = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **values)
+
+
+def _masks(queries: Sequence[Query], window_shape: Sequence[int]) -> tuple[Tensor | None, Tensor]:
+    has_mask_Q = torch.tensor([query.prompts.mask is not None for query in queries])
+    if not has_mask_Q.any():
+        return None, has_mask_Q
+    empty = np.zeros(tuple(window_shape), bool)
+    masks = [empty if query.prompts.mask is None else query.prompts.mask for query in queries]
+    return torch.from_numpy(np.stack(masks).astype(np.float32)), has_mask_Q
+
+
+def position_features(positions_3: Tensor, token_stride: Sequence[int]) -> Tensor:
+    """Give sines and cosines of positions at periods from 2 tokens to the longest.
+
+    Args:
+        positions_3: (..., 3) in voxels (z, y, x), voxel centres at integers.
+        token_stride: Voxels a token covers along (z, y, x).
+
+    Returns:
+        (..., 6 * FREQUENCIES)
+    """
+    stride_3 = positions_3.new_tensor(list(token_stride))
+    in_tokens_3 = (positions_3 + 0.5) / stride_3
+    ratio = LONGEST_PERIOD / 2.0
+    periods = 2.0 * ratio ** torch.linspace(0, 1, FREQUENCIES, device=positions_3.device)
+    angles = (2 * pi * in_tokens_3[..., None] / periods).flatten(-2)
+    return torch.cat((angles.sin(), angles.cos()), -1)
+
+
+def sample_at(features_BCzyx: Tensor, sample_Q: Tensor, points_QP3: Tensor, window_shape: Sequence[int]) -> Tensor:
+    """Read features at clicks, with linear interpolation: the visual sampler of 3DSAM-adapter (Gong et al. 2024).
+
+    Args:
+        features_BCzyx: Features of the batch at any resolution.
+        sample_Q: Which image each query belongs to.
+        points_QP3: Clicks in voxels (z, y, x) of the window.
+        window_shape: Voxels of the window (z, y, x).
+
+    Returns:
+        (Q, P, C)
+    """
+    size_3 = points_QP3.new_tensor(list(window_shape))
+    share_QP3 = ((points_QP3 + 0.5) / size_3 * 2 - 1).flip(-1)
+    grid = share_QP3[:, :, None, None].to(features_BCzyx.dtype)
+    # one query at a time: indexing the batch would copy whole feature maps
+    rows = [
+        F.grid_sample(features_BCzyx[sample : sample + 1], grid[row : row + 1], "bilinear", "border", False)
+        for row, sample in enumerate(sample_Q.tolist())
+    ]
+    return torch.cat(rows)[..., 0, 0].transpose(1, 2)
+
+
+def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequence[int]) -> Tensor:
+    """Draw the prompts of each query as maps on the voxels of the window.
+
+    Args:
+        batch: The queries.
+        margin_Qzyx: Logit of the query's class against all others, before the prompt.
+        token_stride: Voxels a token covers along (z, y, x).
+
+    Returns:
+        (Q, DENSE_CHANNELS, z, y, x): positive clicks near and far, negative clicks near and far, inside of a box,
+        previous mask, whether there is one, and the margin; each between -1 and 1.
+    """
+    shape = margin_Qzyx.shape[1:]
+    channels = []
+    for polarity in (POSITIVE, NEGATIVE):
+        for share in (NEAR, FAR):
+            weight_QP = (batch.polarity_QP == polarity).to(margin_Qzyx.dtype)
+            channels.append(_proximity(batch.points_QP3, weight_QP, shape, share, token_stride))
+    channels.append(_inside_boxes(batch, shape).to(margin_Qzyx.dtype))
+    has_mask = batch.has_mask_Q.to(margin_Qzyx.dtype)[:, None, None, None]
+    mask = torch.zeros_like(margin_Qzyx) if batch.mask_Qzyx is None else batch.mask_Qzyx.to(margin_Qzyx.dtype)
+    channels += [mask, has_mask.expand_as(margin_Qzyx)]
+    channels.append(margin_Qzyx.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN)
+    return torch.stack(channels, 1).contiguous(memory_format=torch.channels_last_3d)
+
+
+def _proximity(
+    points_QP3: Tensor, weight_QP: Tensor, shape: Sequence[int], share: float, token_stride: Sequence[int]
+) -> Tensor:
+    """Add up a Gaussian a click; it is a product of one along each axis, so this is a matrix product."""
+    along = []
+    for axis, (size, stride) in enumerate(zip(shape, token_stride, strict=True)):
+        offset_QPn = torch.arange(size, device=points_QP3.device) - points_QP3[..., axis, None]
+        along.append(torch.exp(-0.5 * (offset_QPn / (share * stride)) ** 2).to(weight_QP.dtype))
+    z_QPz = along[0] * weight_QP[..., None]
+    plane_QPn = (along[1][..., :, None] * along[2][..., None, :]).flatten(2)
+    return (z_QPz.transpose(1, 2) @ plane_QPn).clamp(max=1).unflatten(-1, tuple(shape[1:]))
+
+
+def _inside_boxes(batch: PromptBatch, shape: Sequence[int]) -> Tensor:
+    inside = torch.zeros((len(batch.sample_Q), *shape), dtype=torch.bool, device=batch.has_box_QR.device)
+    for box in range(batch.has_box_QR.shape[1]):
+        low_Q3, high_Q3 = batch.corners_QR23[:, box].unbind(1)
+        one = batch.has_box_QR[:, box, None, None, None]
+        for axis, size in enumerate(shape):
+            position_n = torch.arange(size, device=inside.device)
+            within_Qn = (position_n >= low_Q3[:, axis, None] - 0.5) & (position_n <= high_Q3[:, axis, None] + 0.5)
+            one = one & within_Qn.view(len(within_Qn), *(size if other == axis else 1 for other in range(3)))
+        inside |= one
+    return inside
+
+
+class PromptEncoder(nn.Module):
+    """Turn the sparse prompts of each query into tokens.
+
+    What the published visual sampler lacks is here: where a click lies, whether it is positive, and of which class.
+
+    Args:
+        num_classes: Channels of the logits.
+        feature_channels: Channels of the features that are read at a click, finest first.
+        width: Token width.
+        token_stride: Voxels a token covers along (z, y, x).
+    """
+
+    def __init__(self, num_classes: int, feature_channels: Sequence[int], width: int, token_stride: Sequence[int]):
+        super().__init__()
+        self.token_stride = tuple(token_stride)
+        self.class_tokens = nn.Embedding(num_classes, width)
+        self.kinds = nn.Embedding(4, width)  # negative click, positive click, low corner, high corner
+        self.position = nn.Linear(6 * FREQUENCIES, width)
+        self.appearance = nn.Linear(sum(feature_channels), width)
+        for embedding in (self.class_tokens, self.kinds):
+            nn.init.normal_(embedding.weight, std=0.5)
+
+    def image_positions(self, grid: Sequence[int], device: torch.device) -> Tensor:
+        """Return the position code of every token of the image, (D * H * W, E)."""
+        axes = [
+            (torch.arange(size, device=device) + 0.5) * stride - 0.5
+            for size, stride in zip(grid, self.token_stride, strict=True)
+        ]
+        centres_N3 = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 2)
+        return self.position(position_features(centres_N3, self.token_stride))
+
+    def forward(
+        self, batch: PromptBatch, features: Sequence[Tensor], window_shape: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Encode.
+
+        Args:
+            batch: The queries.
+            features: Features of the images (B, C, ...), finest first, at any resolution.
+            window_shape: Voxels of the window (z, y, x).
+
+        Returns:
+            Tokens (Q, T, E), the class token first, then clicks, then two corners a box; and which are there, (Q, T).
+        """
+        class_QE = self.class_tokens(batch.class_Q)
+        tokens, there = [class_QE[:, None]], [torch.ones_like(batch.class_Q, dtype=torch.bool)[:, None]]
+        if batch.points_QP3.shape[1]:
+            seen_QPC = torch.cat([sample_at(f, batch.sample_Q, batch.points_QP3, window_shape) for f in features], -1)
+            kind_QPE = self.kinds(batch.polarity_QP.clamp(min=0))
+            place_QPE = self.position(position_features(batch.points_QP3, self.token_stride))
+            tokens.append(class_QE[:, None] + kind_QPE + place_QPE + self.appearance(seen_QPC))
+            there.append(batch.polarity_QP != ABSENT)
+        if batch.corners_QR23.shape[1]:
+            place_QR2E = self.position(position_features(batch.corners_QR23, self.token_stride))
+            corners_QR2E = class_QE[:, None, None] + self.kinds.weight[2:] + place_QR2E
+            tokens.append(corners_QR2E.flatten(1, 2))
+            there.append(batch.has_box_QR.repeat_interleave(2, 1))
+        return torch.cat(tokens, 1), torch.cat(there, 1)
