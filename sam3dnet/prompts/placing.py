@@ -1,7 +1,7 @@
 """From a user's coordinates to the preprocessed array that the network sees, and to the voxels of the label map."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def place_prompts(prompts: ClassPrompts, space: Space, geometry: CaseGeometry) -
 
 
 def place_case(
-    stated_by_class: CasePrompts, geometry: CaseGeometry, reader_writer: Any, properties: Any
+    stated_by_class: CasePrompts, geometry: CaseGeometry, reader_writer: Any, properties: Mapping[str, Any]
 ) -> "dict[str, PlacedPrompts]":
     """Bring all prompts that files state about one case to its preprocessed array.
 
@@ -79,7 +79,7 @@ def place_case(
 
 
 def _place_class(
-    stated: Sequence[StatedPrompts], geometry: CaseGeometry, reader_writer: Any, properties: Any
+    stated: Sequence[StatedPrompts], geometry: CaseGeometry, reader_writer: Any, properties: Mapping[str, Any]
 ) -> PlacedPrompts:
     voxels: list[tuple[Voxel, bool]] = []
     boxes: list[Box] = []
@@ -96,7 +96,7 @@ def _place_class(
     return _placed(voxels, boxes, mask, geometry)
 
 
-def read_mask(file: Path, reader_writer: Any, image_properties: Any, array_shape: Voxel) -> Mask:
+def read_mask(file: Path, reader_writer: Any, image_properties: Mapping[str, Any], array_shape: Voxel) -> Mask:
     """Read a binary mask that lies on the image's grid.
 
     Args:
