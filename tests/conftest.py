@@ -4,7 +4,9 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(tempfile.mkdtemp(prefix="sam3dnet_tests_"))
 atexit.register(shutil.rmtree, ROOT, ignore_errors=True)
@@ -29,3 +31,33 @@ def tiny_dataset(nnunet_root: Path) -> str:
     """The name of a sound dataset in nnUNet_raw: 6 cases, one CT-like channel, background, organ and lesion."""
     make_raw_dataset(nnunet_root / "nnUNet_raw" / TINY_DATASET)
     return TINY_DATASET
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """A folder with three images to predict, a, b and c."""
+    from tiny_models import write_image
+
+    for seed, name in enumerate("abc"):
+        write_image(tmp_path / "images" / f"{name}_0000.nii.gz", seed)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder with one trained fold."""
+    from tiny_models import make_model
+
+    return make_model(tmp_path / "results")
+
+
+@pytest.fixture
+def predict(tmp_path: Path, model: Path, images: Path) -> Callable[..., Any]:
+    """Predict the three images into the folder "out"; the options are those of predict_folder."""
+    from sam3dnet.inference.predictor import predict_folder
+
+    def run(**options: Any) -> Any:
+        folder = options.pop("model", model)
+        return predict_folder(images, tmp_path / "out", folder, device="cpu", progress=False, **options)
+
+    return run

@@ -1,0 +1,117 @@
+"""Trained models: which is found, which checkpoint counts, and what is refused."""
+
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import make_checkpoint, make_model, make_weights, truncate
+
+from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.inference.models import choose_checkpoint, find_model, list_models, load_checkpoint, load_model
+
+
+def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):
+    first = make_model(tmp_path, dataset="Dataset901_Tiny")
+    assert find_model(tmp_path) == first
+    second = make_model(tmp_path, dataset="Dataset902_Other", folds=("all",))
+    assert (
+        find_model(tmp_path, 902) == find_model(tmp_path, "902") == find_model(tmp_path, "Dataset902_Other") == second
+    )
+    assert [model.folds for model in list_models(tmp_path)] == [(0,), ("all",)]
+    with pytest.raises(CheckpointError, match=r"Dataset901_Tiny/.* \(folds 0\), Dataset902_Other/.*choose one with -d"):
+        find_model(tmp_path)
+    with pytest.raises(CheckpointError, match=r"for dataset 903; trained are Dataset901_Tiny"):
+        find_model(tmp_path, 903)
+    with pytest.raises(CheckpointError, match="there is none; train one first: sam3d_train"):
+        find_model(tmp_path / "nothing")
+
+
+def test_folds_default_to_the_numbered_ones_and_missing_ones_are_listed(tmp_path):
+    model = make_model(tmp_path, folds=(1, 3, "all"))
+    assert [file.parent.name for file in load_model(model).checkpoint_files] == ["fold_1", "fold_3"]
+    assert [file.parent.name for file in load_model(model, ["all"]).checkpoint_files] == ["fold_all"]
+    with pytest.raises(CheckpointError, match=r"fold\(s\) 0 4 asked for, trained are 1 3 all"):
+        load_model(model, [0, 1, 4])
+
+
+def test_the_first_checkpoint_that_opens_is_taken(tmp_path, caplog):
+    fold = make_model(tmp_path) / "fold_0"
+    for name in ("best", "latest"):
+        shutil.copy(fold / "checkpoint_final.pth", fold / f"checkpoint_{name}.pth")
+    assert choose_checkpoint(fold)[0].name == "checkpoint_final.pth"
+    assert choose_checkpoint(fold, "checkpoint_latest.pth")[0].name == "checkpoint_latest.pth"
+    truncate(fold / "checkpoint_final.pth")
+    with caplog.at_level(logging.WARNING):
+        assert choose_checkpoint(fold)[0].name == "checkpoint_best.pth"
+    assert "checkpoint_final.pth is truncated" in caplog.text
+    truncate(fold / "checkpoint_best.pth")
+    (fold / "checkpoint_latest.pth").write_bytes(b"")
+    with pytest.raises(
+        CheckpointError, match=r"final.pth is truncated.*best.pth is truncated.*latest.pth is truncated"
+    ):
+        choose_checkpoint(fold)
+    with pytest.raises(CheckpointError, match=r"checkpoint_x.pth does not exist; there is checkpoint_best.pth"):
+        choose_checkpoint(fold, "checkpoint_x.pth")
+
+
+def test_checkpoints_with_numpy_values_open(tmp_path):
+    logging_values = {"dice": [np.float64(0.5), np.float32(0.25), np.int64(3)], "state": np.arange(3, dtype=np.uint32)}
+    torch.save(make_checkpoint(make_weights(0), logging=logging_values), tmp_path / "c.pth")
+    assert load_checkpoint(tmp_path / "c.pth")["logging"]["dice"] == [0.5, 0.25, 3]
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+def test_checkpoints_that_would_run_code_are_refused(tmp_path):
+    torch.save(make_checkpoint({}, extra=Evil()), tmp_path / "c.pth")
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "c.pth")
+    torch.save([1, 2], tmp_path / "d.pth")
+    with pytest.raises(CheckpointError, match="no network_weights"):
+        load_checkpoint(tmp_path / "d.pth")
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_weights_of_wrapped_networks_load(tmp_path, prefix):
+    model = make_model(tmp_path)
+    plain = make_weights(5)
+    wrapped = {f"{prefix}{name}": value for name, value in plain.items()}
+    torch.save(make_checkpoint(wrapped), model / "fold_0" / "checkpoint_final.pth")
+    loaded = load_model(model)
+    assert all(torch.equal(value, plain[name]) for name, value in loaded.network.state_dict().items())
+    assert not loaded.network.training
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    model = make_model(tmp_path, folds=(0, 1))
+    torch.save(make_checkpoint(make_weights(0, num_heads=7)), model / "fold_1" / "checkpoint_final.pth")
+    with pytest.raises(CheckpointError, match=r"fold_1.*2 differ, such as last.bias: expected \(3,\), found \(7,\)"):
+        load_model(model)
+
+
+def test_damaged_and_foreign_plans_are_refused(tmp_path):
+    model = make_model(tmp_path)
+    plans = json.loads((model / "plans.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    changes = {
+        "cannot be built": {
+            "architecture": configuration["architecture"] | {"network_class_name": "torch.nn.Identity9"}
+        },
+        "a 2D configuration": {"patch_size": [8, 8]},
+        "second stage of a cascade": {"previous_stage": "3d_lowres"},
+    }
+    for message, change in changes.items():
+        plans["configurations"]["3d_fullres"] = configuration | change
+        (model / "plans.json").write_text(json.dumps(plans))
+        with pytest.raises(PlanError, match=message):
+            load_model(model)
+    truncate(model / "plans.json")
+    with pytest.raises(PlanError, match=r"plans.json cannot be read"):
+        load_model(model)
