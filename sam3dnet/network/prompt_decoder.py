@@ -105,7 +105,9 @@ class CrossAttention(nn.Module):
             (Q, N, E), without the residual.
         """
         query = self.query(self.norm_query(query_QNE)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.key_value(self.norm_context(context_QTE)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        key, value = (
+            self.key_value(self.norm_context(context_QTE)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
         mask = None if there_QT is None else there_QT[:, None, None]
         return self.proj(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
@@ -146,9 +148,7 @@ class PromptLevel(nn.Module):
         convolve: Whether a 3x3x3 convolution follows; without one the level is pointwise and cheap.
     """
 
-    def __init__(
-        self, channels_in: int, image_channels: int, channels_out: int, stride: Sequence[int], convolve: bool
-    ):
+    def __init__(self, channels_in: int, image_channels: int, channels_out: int, stride: Sequence[int], convolve: bool):
         super().__init__()
         self.up = nn.ConvTranspose3d(channels_in, channels_out, triple(stride), stride=triple(stride), bias=False)
         self.from_image = nn.Conv3d(image_channels, channels_out, 1, bias=False)
@@ -196,7 +196,10 @@ class PromptDecoder(nn.Module):
             for index in reversed(range(len(features)))
         )
         self.mask_token = nn.Sequential(
-            nn.LayerNorm(token_width), nn.Linear(token_width, token_width), nn.GELU(), nn.Linear(token_width, widths[0] + 1)
+            nn.LayerNorm(token_width),
+            nn.Linear(token_width, token_width),
+            nn.GELU(),
+            nn.Linear(token_width, widths[0] + 1),
         )
 
     def forward(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:

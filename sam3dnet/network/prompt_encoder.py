@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam3dnet.prompts.types import ClassPrompts
 
 POSITIVE, NEGATIVE, ABSENT = 1, 0, -1
+NO_PROMPTS = ClassPrompts()
 DENSE_CHANNELS = 8
 NEAR, FAR = 0.2, 0.6  # standard deviations of a click's maps, as shares of the token stride
 FREQUENCIES = 8
@@ -35,7 +36,7 @@ class Query:
 
     sample: int
     class_index: int
-    prompts: ClassPrompts = ClassPrompts()
+    prompts: ClassPrompts = NO_PROMPTS
 
 
 @dataclass
