@@ -37,8 +37,8 @@ def read_markups(
 
     A control point's label is the class, with or without Slicer's numbering (tumour, tumour-1, tumour_2), after the
     case's name or not; a leading "-", or the word "negative" in its description, makes the click negative. Points that
-    were not placed are left out, hidden ones count. The class of a region is its name, else the label of its control point, else what the file's name says after
-    the case.
+    were not placed are left out, hidden ones count. The class of a region is its name, else the label of its control
+    point, else what the file's name says after the case.
 
     Args:
         file: Named CASE.mrk.json, or CASE_anything.mrk.json.
