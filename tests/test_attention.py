@@ -54,7 +54,7 @@ def test_relative_tables_keep_the_meaning_of_an_offset():
     table = torch.arange(7.0)[:, None]
     assert fit_relative_table(table, 2).flatten().tolist() == [2, 3, 4]
     assert fit_relative_table(table, 5).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 6]
-    scores = relative_position(torch.ones(1, 1, 3, 1), table, 3, torch.arange(3))
+    scores = relative_position(torch.ones(1, 1, 3, 1), fit_relative_table(table, 3), 3, torch.arange(3))
     assert scores[0, 0].tolist() == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
 
 
@@ -62,7 +62,8 @@ def test_relative_tables_keep_the_meaning_of_an_offset():
 @pytest.mark.parametrize("window", [(2, 3, 4), (4, 4, 4), (1, 1, 1)])
 def test_windows_come_back_whole(grid, window):
     tokens = torch.randn(2, *grid, 3)
-    windows, mask = partition_windows(tokens, window)
+    windows, mask, wrapped = partition_windows(tokens, window)
+    assert wrapped is None
     assert torch.equal(join_windows(windows, grid), tokens)
     padded = any(size % side for size, side in zip(grid, window, strict=True))
     assert (mask is not None) == padded
@@ -73,8 +74,25 @@ def test_windows_come_back_whole(grid, window):
 def test_padding_is_not_attended_to():
     module = random_attention((4, 4, 4))
     tokens = torch.randn(1, 3, 4, 2, 12, dtype=torch.float64)
-    windows, mask = partition_windows(tokens, (4, 4, 4))
+    windows, mask, _ = partition_windows(tokens, (4, 4, 4))
     inside = join_windows(module(windows, mask), (3, 4, 2))
     assert torch.allclose(inside, module(tokens), atol=1e-10)
     loud = windows.masked_fill(mask.view(1, 4, 4, 4, 1), 7.0)
     assert torch.equal(join_windows(module(loud, mask), (3, 4, 2)), inside)
+
+
+def test_shifted_windows_see_what_their_unshifted_neighbours_cut_apart():
+    """Rolled windows with a mask equal windows that are cut out of the grid at the shift, one by one."""
+    module = random_attention((2, 4, 2))
+    tokens = torch.randn(2, 3, 7, 4, 12, dtype=torch.float64)
+    shift = (0, 2, 1)
+    windows, mask, wrapped = partition_windows(tokens, (2, 4, 2), shift)
+    found = join_windows(module(windows, mask, wrapped), (3, 7, 4), shift)
+    expected = torch.empty_like(tokens)
+    for z in ((0, 2), (2, 3)):
+        for y in ((0, 2), (2, 6), (6, 7)):
+            for x in ((0, 1), (1, 3), (3, 4)):
+                part = (slice(None), slice(*z), slice(*y), slice(*x))
+                expected[part] = module(tokens[part])
+    assert torch.allclose(found, expected, atol=1e-10)
+    assert not torch.allclose(found, module(tokens))

@@ -8,9 +8,10 @@ from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional
 
 from sam3dnet.errors import CheckpointError
-from sam3dnet.network.build import ENCODER_SIZES, SAM3D
+from sam3dnet.network.build import SAM3D
 from sam3dnet.network.image_encoder import ImageEncoder3D
-from sam3dnet.network.sam_weights import NEW_PARTS, convert_sam_state, load_sam_weights
+from sam3dnet.network.sam_weights import convert_sam_state, is_new, load_sam_weights
+from sam3dnet.network.segmentation import ENCODER_SIZES
 
 TOLERANCE = 1e-4
 HEADS = {"vit_b": 12, "vit_l": 16, "vit_h": 16}
@@ -88,7 +89,7 @@ def test_the_official_1024_pixel_file_loads_into_any_grid_and_only_new_parts_sta
     after = network.state_dict()
     untouched = {name for name in after if torch.equal(after[name], before[name])}
     encoder_untouched = {name.removeprefix("image_encoder.") for name in untouched if name.startswith("image_encoder.")}
-    new = {name for name in network.image_encoder.state_dict() if any(part in name for part in NEW_PARTS)}
+    new = {name for name in network.image_encoder.state_dict() if is_new(name)}
     constant_in_both = {name for name in encoder_untouched if "norm" in name or name.endswith(".bias")}
     assert encoder_untouched - constant_in_both == new - constant_in_both
     assert network(torch.randn(1, 2, 5, 9, 17))[0].shape == (1, 3, 5, 9, 17)

@@ -23,6 +23,12 @@ from sam3dnet.network.tuning import (
 PREFIX = "image_encoder."
 PATCH_KERNEL = "patch_embed.proj."
 LAST_NECK = "necks.3."
+NECK_NAMES = {
+    "neck.0.": LAST_NECK + "conv1.",
+    "neck.1.": LAST_NECK + "norm1.",
+    "neck.2.": LAST_NECK + "conv2.",
+    "neck.3.": LAST_NECK + "norm2.",
+}
 ResizeTable = Callable[[Tensor, tuple[int, int]], Tensor]
 # What SAM's encoder does not have; these parts keep their initial values, under which ours computes what SAM's does.
 NEW_PARTS = frozenset({ADAPTERS, CHANNEL_MIX, DEPTH_CONV, DEPTH_TABLE, DEPTH_RELATIVE, NECKS, NEW_PATCH_EMBEDDING})
@@ -58,14 +64,14 @@ def convert_sam_state(
     for name, value in sam_state.items():
         if not name.startswith(PREFIX) or (replaced and name.startswith(PREFIX + PATCH_KERNEL)):
             continue
-        own_name, own_value = _translate(name.removeprefix(PREFIX), value, own_state, resize_table)
-        if own_name not in own_state or own_value.shape != own_state[own_name].shape:
-            expected = tuple(own_state[own_name].shape) if own_name in own_state else "no such part"
+        ours, own_value = _translate(name.removeprefix(PREFIX), value, own_state, resize_table)
+        if ours not in own_state or own_value.shape != own_state[ours].shape:
+            expected = tuple(own_state[ours].shape) if ours in own_state else "no such part"
             raise CheckpointError(
                 f"SAM weights: {name} has shape {tuple(value.shape)}, this encoder has {expected} for it; "
                 "use the checkpoint of the encoder that the plan names"
             )
-        converted[own_name] = own_value
+        converted[ours] = own_value
     missing = [name for name in own_state if name not in converted and not is_new(name)]
     if missing:
         raise CheckpointError(
@@ -75,23 +81,23 @@ def convert_sam_state(
     return converted
 
 
+def own_name(name: str) -> str:
+    """Give our name for a parameter of SAM's image encoder, both without the prefix."""
+    for theirs, ours in NECK_NAMES.items():
+        if name.startswith(theirs):
+            return name.replace(theirs, ours)
+    return name
+
+
 def _translate(
     name: str, value: Tensor, own_state: Mapping[str, Tensor], resize_table: ResizeTable
 ) -> tuple[str, Tensor]:
+    ours = own_name(name)
     if name == "pos_embed" and value.ndim == 4:
-        return name, resize_to_table(value, own_state[name], resize_table)
+        return ours, resize_to_table(value, own_state[ours], resize_table)
     if name.endswith(("rel_pos_h", "rel_pos_w")) and name in own_state:
-        return name, fit_relative_table(value, (own_state[name].shape[0] + 1) // 2)
-    neck = {
-        "neck.0.": "necks.3.conv1.",
-        "neck.1.": "necks.3.norm1.",
-        "neck.2.": "necks.3.conv2.",
-        "neck.3.": "necks.3.norm2.",
-    }
-    for theirs, ours in neck.items():
-        if name.startswith(theirs):
-            return name.replace(theirs, ours), _inflate(value)
-    return name, value
+        return ours, fit_relative_table(value, (own_state[ours].shape[0] + 1) // 2)
+    return ours, _inflate(value) if ours != name else value
 
 
 def resize_to_table(value_1HWE: Tensor, own_1HWE: Tensor, resize_table: ResizeTable) -> Tensor:

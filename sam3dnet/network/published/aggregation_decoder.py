@@ -1,0 +1,171 @@
+"""3DSAM-adapter's mask decoder, multi-layer aggregation, as published and up to full resolution.
+
+Axes in names: B batch, C channels, K logits, D H W tokens, z y x voxels of a level.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from math import prod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam3dnet.network.detail_stem import ConvUnit, triple
+from sam3dnet.network.published.patch_embedding import pad_to_tokens
+
+COARSEST_FACTOR = 2
+
+
+class PlainUnit(nn.Module):
+    """3x3x3 convolution without bias, instance norm without parameters, ReLU.
+
+    Args:
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, 3, padding=1, bias=False)
+
+    def forward(self, x_BCzyx: Tensor) -> Tensor:
+        """Return (B, channels_out, z, y, x)."""
+        hidden = self.conv(x_BCzyx)
+        return F.relu(torch.group_norm(hidden, hidden.shape[1]))
+
+
+class AggregationDecoder(nn.Module):
+    """Two convolutions a level, then all four levels together with the image.
+
+    Args:
+        branches: One module a level.
+        strides: Factor of each resolution relative to the finer one, (1, 1, 1) first, the tokens last.
+        deep_supervision: Whether logits of every resolution above the tokens are returned.
+    """
+
+    def __init__(self, branches: Sequence[nn.Module], strides: Sequence[Sequence[int]], deep_supervision: bool):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.branches = nn.ModuleList(branches)
+        self.strides = [triple(stride) for stride in strides]
+
+    def branch(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Apply to the first levels (B, C, D, H, W), shallow first, the convolutions that each has of its own."""
+        return [branch(level) for branch, level in zip(self.branches, levels, strict=False)]
+
+    @abstractmethod
+    def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
+        """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision.
+
+        Args:
+            branched: All four levels, as `branch` returns them.
+            image_BCzyx: The image.
+        """
+
+
+class CoarseAggregationDecoder(AggregationDecoder):
+    """The published decoder: logits at twice the resolution of the tokens, then interpolated to the voxels.
+
+    With deep supervision the coarser logits are the same ones, interpolated.
+
+    Args:
+        level_channels: Channels of a level.
+        image_channels: Channels of the image.
+        num_classes: Channels of the logits.
+        strides: Factor of each resolution relative to the finer one, (1, 1, 1) first, the tokens last.
+        deep_supervision: Whether logits of every resolution above the tokens are returned.
+    """
+
+    def __init__(
+        self,
+        level_channels: int,
+        image_channels: int,
+        num_classes: int,
+        strides: Sequence[Sequence[int]],
+        deep_supervision: bool,
+    ):
+        width = level_channels // 2
+        branches = [nn.Sequential(PlainUnit(level_channels, width), PlainUnit(width, width)) for _ in range(4)]
+        super().__init__(branches, strides, deep_supervision)
+        self.merge = PlainUnit(4 * width + image_channels, width)
+        self.head = nn.Conv3d(width, num_classes, 3, padding=1, bias=False)
+        steps = [prod(stride[axis] for stride in self.strides) for axis in range(3)]
+        self.token_stride = triple(steps)
+        self.factor = triple([min(COARSEST_FACTOR, step) for step in steps])
+
+    def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
+        """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
+        padded = pad_to_tokens(image_BCzyx, self.token_stride)
+        grid = [size * factor for size, factor in zip(branched[0].shape[2:], self.factor, strict=True)]
+        raised = [F.interpolate(level, grid, mode="trilinear") for level in branched]
+        coarse = self.head(self.merge(torch.cat((*raised, F.interpolate(padded, grid, mode="trilinear")), 1)))
+        depth, height, width = image_BCzyx.shape[2:]
+        finest = F.interpolate(coarse, padded.shape[2:], mode="trilinear")[:, :, :depth, :height, :width]
+        shapes = _shapes(image_BCzyx.shape[2:], self.strides)[1:] if self.deep_supervision else []
+        return [finest, *(F.interpolate(finest, shape, mode="trilinear") for shape in shapes)]
+
+
+class FullResolutionDecoder(AggregationDecoder):
+    """The corrected decoder: from the aggregated levels on to the voxels step by step, the image beside every step.
+
+    Args:
+        level_channels: Channels of a level.
+        image_channels: Channels of the image.
+        num_classes: Channels of the logits.
+        strides: Factor of each resolution relative to the finer one, (1, 1, 1) first, the tokens last.
+        deep_supervision: Whether logits of every resolution above the tokens are returned.
+    """
+
+    def __init__(
+        self,
+        level_channels: int,
+        image_channels: int,
+        num_classes: int,
+        strides: Sequence[Sequence[int]],
+        deep_supervision: bool,
+    ):
+        width = level_channels // 2
+        branches = [nn.Sequential(ConvUnit(level_channels, width), ConvUnit(width, width)) for _ in range(4)]
+        super().__init__(branches, strides, deep_supervision)
+        widths = [max(width >> step, 8) for step in range(len(strides) - 1)]
+        self.merge = ConvUnit(4 * width + image_channels, widths[0])
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose3d(wide, narrow, stride, stride=stride, bias=False)
+            for wide, narrow, stride in zip(widths, widths[1:], self.strides[-2:0:-1], strict=False)
+        )
+        self.units = nn.ModuleList(ConvUnit(narrow + image_channels, narrow) for narrow in widths[1:])
+        self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in widths)
+
+    def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
+        """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
+        images = pool_image(image_BCzyx, self.strides[1:-1])[::-1]
+        factor = [float(step) for step in self.strides[-1]]
+        raised = [cropped(F.interpolate(level, scale_factor=factor, mode="trilinear"), images[0]) for level in branched]
+        features = [self.merge(torch.cat((*raised, images[0]), 1))]
+        for up, unit, image in zip(self.ups, self.units, images[1:], strict=True):
+            features.append(unit(torch.cat((cropped(up(features[-1]), image), image), 1)))
+        wanted = slice(None) if self.deep_supervision else slice(-1, None)
+        return [head(level) for head, level in zip(list(self.heads)[wanted], features[wanted], strict=True)][::-1]
+
+
+def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> list[Tensor]:
+    """Average the image over the voxels of each coarser resolution; finest first, the image itself among them."""
+    images = [image_BCzyx]
+    for stride in strides:
+        images.append(F.avg_pool3d(images[-1], stride, ceil_mode=True, count_include_pad=False))
+    return images
+
+
+def cropped(x_BCzyx: Tensor, like: Tensor) -> Tensor:
+    """Leave out what lies beyond the shape (z, y, x) of another volume."""
+    depth, height, width = like.shape[2:]
+    return x_BCzyx[:, :, :depth, :height, :width]
+
+
+def _shapes(shape: Sequence[int], strides: Sequence[tuple[int, int, int]]) -> list[list[int]]:
+    """Give the shape of every resolution above the tokens, finest first."""
+    shapes = [list(shape)]
+    for stride in strides[1:-1]:
+        shapes.append([-(-size // step) for size, step in zip(shapes[-1], stride, strict=True)])
+    return shapes

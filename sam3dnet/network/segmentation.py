@@ -1,0 +1,145 @@
+"""What every network of a plan has in common: which parameters are trained, how it starts, and how it is called.
+
+Axes in names: B batch, C channels, K logits, Q queries, z y x voxels.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam3dnet.errors import PlanError
+from sam3dnet.network.detail_stem import triple
+from sam3dnet.network.image_encoder import EncoderSize, ImageEncoder3D
+from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.network.prompt_encoder import PromptBatch
+
+ENCODER_SIZES = {
+    "tiny": EncoderSize(48, 4, 3, (1, 3), (4, 4, 4), 24, 32),
+    "small": EncoderSize(192, 8, 6, (1, 3, 5, 7), (8, 8, 8), 96, 96),
+    "vit_b": EncoderSize(768, 12, 12, (2, 5, 8, 11), (8, 14, 14), 384, 256, 64),
+    "vit_l": EncoderSize(1024, 24, 16, (5, 11, 17, 23), (8, 14, 14), 512, 256, 64),
+    "vit_h": EncoderSize(1280, 32, 16, (7, 15, 23, 31), (8, 14, 14), 640, 256, 64),
+}
+Prompter = Callable[["SegmentationNetwork", ImageFeatures], Any]
+
+
+class SegmentationNetwork(nn.Module):
+    """An image encoder that may hold SAM's weights, and a decoder; the base of all networks of plans.
+
+    Attributes:
+        image_encoder: Tuned as its parts say, where it holds SAM's weights; else trained whole.
+        decoder: Has the switch `deep_supervision`, which nnU-Net turns.
+        pretrained: Whether the image encoder gets SAM's weights.
+    """
+
+    image_encoder: ImageEncoder3D
+    decoder: nn.Module
+    pretrained: bool
+
+    def start_training_state(self) -> None:
+        """Freeze what is not tuned, or start the encoder for training from scratch; order the memory."""
+        if self.pretrained:
+            trainable = set(self.trainable_names())
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_(name in trainable)
+        else:
+            start_from_scratch(self.image_encoder)
+        for module in self.modules():  # channels-last, in which narrow convolutions are several times faster on a CPU
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+
+    def trainable_names(self) -> list[str]:
+        """Return the names of the tuned parameters: all, or with SAM's weights what the tuning method says."""
+        names = [name for name, _ in self.named_parameters()]
+        if not self.pretrained:
+            return names
+        tuned = {f"image_encoder.{name}" for name in self.image_encoder.trained_names()}
+        return [name for name in names if name in tuned or not name.startswith("image_encoder.")]
+
+    def forward(
+        self, x_BCzyx: Tensor, prompter: Prompter | None = None
+    ) -> Tensor | list[Tensor] | tuple[list[Tensor], Any]:
+        """Segment, and in training answer the prompts that a prompter makes up.
+
+        Args:
+            x_BCzyx: Images (B, C, z, y, x).
+            prompter: Is given this network and the features of the images; None where only logits are wanted.
+
+        Returns:
+            Logits (B, K, z, y, x), or with deep supervision a list of them, finest first. With a prompter: that list
+            and what the prompter returned.
+        """
+        features = self.features(x_BCzyx)
+        if prompter is not None:
+            return list(features.logits), prompter(self, features)
+        return list(features.logits) if self.decoder.deep_supervision else features.logits[0]
+
+    @abstractmethod
+    def features(self, x_BCzyx: Tensor) -> ImageFeatures:
+        """Return what prompts are answered from, the automatic logits among it."""
+
+    @abstractmethod
+    def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+        """Answer prompts from the features alone.
+
+        Args:
+            features: Of a batch of images.
+            batch: The queries, one class of one image each.
+            margin_Qzyx: Logit of the query's class against all others before the prompt, see `class_margin`.
+
+        Returns:
+            Corrections (Q, z, y, x): what the prompts add to the logit of the query's class, or to its margin.
+
+        Raises:
+            PlanError: If the network was planned without prompts.
+        """
+
+
+def no_prompts() -> PlanError:
+    """Give the error for a prompt to a network without a prompt encoder."""
+    return PlanError("this model was planned without prompts; plan and train again without --no-prompts")
+
+
+def start_from_scratch(encoder: ImageEncoder3D) -> None:
+    """Start an image encoder for training without SAM's weights; adapters stay what they are at birth."""
+    nn.init.trunc_normal_(encoder.pos_embed, std=0.02)
+    nn.init.trunc_normal_(encoder.depth_pos_embed, std=0.02)
+    for name, module in encoder.blocks.named_modules():
+        if isinstance(module, nn.Linear) and not name.rpartition(".")[2].startswith("up"):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5 / 2)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+def find_encoder_size(name: str) -> EncoderSize:
+    """Give the dimensions of an encoder by its name.
+
+    Raises:
+        PlanError: If there is none of that name.
+    """
+    if name not in ENCODER_SIZES:
+        raise PlanError(f"encoder {name!r} in the plan: expected one of {', '.join(ENCODER_SIZES)}; plan again")
+    return ENCODER_SIZES[name]
+
+
+def token_grid(patch_size: Sequence[int], token_stride: Sequence[int]) -> tuple[int, int, int]:
+    """Give the tokens (D, H, W) of a patch (z, y, x), rounded up."""
+    return triple([-(-voxels // step) for voxels, step in zip(patch_size, token_stride, strict=True)])
+
+
+def check_strides(strides: Sequence[Sequence[int]], token_stride: Sequence[int]) -> None:
+    """Refuse strides that do not lead from voxels to tokens.
+
+    Raises:
+        PlanError: If they do not multiply to the token stride, or do not begin at full resolution.
+    """
+    product = [prod(step[axis] for step in strides) for axis in range(3)]
+    if product != list(token_stride) or any(step != 1 for step in strides[0]):
+        raise PlanError(
+            f"the plan's strides {list(strides)} multiply to {product}; expected (1, 1, 1) first and the token stride "
+            f"{list(token_stride)} as product; plan again"
+        )
