@@ -57,11 +57,20 @@ class CropFitter:
         budget: What a step may cost.
         input_channels: Channels of the image.
         output_channels: Channels of the logits.
+        network_options: What else the network's arguments hold, whatever its size.
     """
 
-    def __init__(self, cost: Cost, budget: Budget, input_channels: int, output_channels: int) -> None:
+    def __init__(
+        self,
+        cost: Cost,
+        budget: Budget,
+        input_channels: int,
+        output_channels: int,
+        network_options: Mapping[str, Any],
+    ) -> None:
         self.cost = cost
         self.budget = budget
+        self.network_options = network_options
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
@@ -108,6 +117,7 @@ class CropFitter:
             "token_stride": list(token_stride.value),
             "strides": [list(stride) for stride in strides.value],
             "pretrained": encoder["pretrained"],
+            **self.network_options,
         }
         return Fit(patch, token_stride, strides, arch_kwargs, self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH))
 

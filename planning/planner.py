@@ -45,6 +45,7 @@ class SAM3DPlanner(ExperimentPlanner):
         encoder: "auto" or a size by name.
         sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
         plans_name: Name of the plans file.
+        prompts: Whether the network shall answer prompts too.
     """
 
     def __init__(
@@ -56,16 +57,19 @@ class SAM3DPlanner(ExperimentPlanner):
         encoder: str = "auto",
         sam_weights_at_hand: bool = False,
         plans_name: str = "SAM3DPlans",
+        prompts: bool = True,
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
         limits, budget_decision = budget
         self.encoder = encoder
         self.sam_weights_at_hand = sam_weights_at_hand
         self.chosen_encoder: EncoderChoice | None = None
-        self.decisions: list[Decision] = [budget_decision]
+        answers_prompts = rules.choose_prompts(prompts)
+        self.decisions: list[Decision] = [budget_decision, answers_prompts]
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
         num_channels = len(channel_names(self.dataset_json))
-        self.fitter = CropFitter(cost, limits, num_channels, output_channels(self.dataset_json))
+        options = {answers_prompts.name: answers_prompts.value}
+        self.fitter = CropFitter(cost, limits, num_channels, output_channels(self.dataset_json), options)
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -344,6 +348,7 @@ def plan_dataset(
     plans_name: str = "SAM3DPlans",
     num_processes: int = 1,
     progress: bool = True,
+    prompts: bool = True,
 ) -> Path:
     """Plan a dataset and write its plans file.
 
@@ -358,6 +363,7 @@ def plan_dataset(
         plans_name: Name of the plans file.
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
+        prompts: Plan a network that answers prompts too.
 
     Returns:
         The plans file, folders.preprocessed / dataset_name / (plans_name + ".json").
@@ -375,6 +381,7 @@ def plan_dataset(
         encoder=encoder,
         sam_weights_at_hand=sam_weights_at_hand,
         plans_name=plans_name,
+        prompts=prompts,
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"

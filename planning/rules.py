@@ -310,6 +310,13 @@ def choose_mirror_axes(left_right: int | None, axes: Sequence[int] = (0, 1, 2)) 
     return Decision("mirror_axes", [list(axes).index(left_right)], reason, MEASURED)
 
 
+def choose_prompts(wanted: bool) -> Decision:
+    """Decide whether the network answers clicks, boxes and previous masks besides segmenting without them."""
+    if not wanted:
+        return Decision("prompts", False, "asked for with --no-prompts", "user")
+    return Decision("prompts", True, "one network segments by itself and answers clicks, boxes and masks", "sam3dnet")
+
+
 def smallest_class(classes: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Name the class with the smallest median volume among those that occur; None if none does."""
     volumes = {name: float(np.median(c["volume_mm3"])) for name, c in classes.items() if c["volume_mm3"]}

@@ -3,8 +3,11 @@
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sam3dnet.network.build import SAM3D
+from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
+from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.planning.memory import training_bytes
 
 
@@ -30,4 +33,37 @@ def training_cost(
     """
     shape = (batch_size, input_channels, *arch_kwargs["patch_size"])
     autocast = torch.bfloat16 if mixed_precision else None
-    return training_bytes(lambda: SAM3D(input_channels, num_classes, True, **arch_kwargs), shape, autocast=autocast)
+    return training_bytes(lambda: _TrainedNetwork(input_channels, num_classes, arch_kwargs), shape, autocast=autocast)
+
+
+class _TrainedNetwork(nn.Module):
+    """The network as training runs it: with a prompt in half of the images, where it answers prompts."""
+
+    def __init__(self, input_channels: int, num_classes: int, arch_kwargs: dict[str, Any]):
+        super().__init__()
+        self.network = SAM3D(input_channels, num_classes, True, **arch_kwargs)
+
+    def forward(self, x_BCzyx: Tensor) -> list[Tensor]:
+        """Return all logits that a loss is taken of."""
+        if self.network.prompt_decoder is None:
+            return self.network(x_BCzyx)
+        logits, margin_Qzyx = self.network(x_BCzyx, _ask_half)
+        return [*logits, torch.stack((torch.zeros_like(margin_Qzyx), margin_Qzyx), 1)]
+
+
+def _ask_half(network: SAM3D, features: ImageFeatures) -> Tensor:
+    logits_BKzyx = features.logits[0].detach()
+    queries = (len(logits_BKzyx) + 1) // 2
+    first = torch.arange(queries)
+    batch = PromptBatch(
+        sample_Q=first,
+        class_Q=torch.zeros_like(first),
+        points_QP3=torch.zeros(queries, 1, 3),
+        polarity_QP=torch.ones(queries, 1, dtype=torch.long),
+        corners_QR23=torch.zeros(queries, 1, 2, 3),
+        has_box_QR=torch.ones(queries, 1, dtype=torch.bool),
+        mask_Qzyx=torch.zeros(queries, *logits_BKzyx.shape[2:]),
+        has_mask_Q=torch.ones(queries, dtype=torch.bool),
+    )
+    margin_Qzyx = class_margin(logits_BKzyx[:queries].float(), batch.class_Q, regions=False)
+    return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)

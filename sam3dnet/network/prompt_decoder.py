@@ -38,9 +38,11 @@ class ImageFeatures:
         """All features, finest first, the tokens last."""
         return (*self.pyramid, self.tokens_BCDHW)
 
-    def select(self, samples: Sequence[int] | slice | Tensor) -> "ImageFeatures":
-        """Return the features of some images of the batch."""
-        return self._map(lambda value: value[samples])
+    def select(self, sample_Q: Tensor) -> "ImageFeatures":
+        """Return the features of some images of the batch, any of them more than once."""
+        if len(self.tokens_BCDHW) == 1:  # nothing to choose, nothing to copy
+            return self._map(lambda value: value.expand(len(sample_Q), *value.shape[1:]))
+        return self._map(lambda value: value[sample_Q])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ImageFeatures":
         """Return the features on a device, and in another precision where one is given."""
@@ -215,15 +217,16 @@ class PromptDecoder(nn.Module):
         """
         window_shape = margin_Qzyx.shape[1:]
         dense = self._pyramid(dense_prompts(batch, margin_Qzyx, self.token_stride))
+        features = features.select(batch.sample_Q)
         prompts_QTE, there_QT = self.encoder(batch, features.levels, window_shape)
-        image_QEDHW = features.tokens_BCDHW[batch.sample_Q] + self.dense_to_tokens(dense[-1])
+        image_QEDHW = features.tokens_BCDHW + self.dense_to_tokens(dense[-1])
         grid = image_QEDHW.shape[2:]
         image_QNE = image_QEDHW.flatten(2).transpose(1, 2) + self.encoder.image_positions(grid, image_QEDHW.device)
         for block in self.blocks:
             prompts_QTE, image_QNE = block(prompts_QTE, image_QNE, there_QT)
         correction = image_QNE.transpose(1, 2).unflatten(2, grid)
         for level, image, drawn in zip(self.levels, reversed(features.pyramid), reversed(dense[:-1]), strict=True):
-            correction = level(correction, image[batch.sample_Q], drawn)
+            correction = level(correction, image, drawn)
         weights_QC, bias_Q = self.mask_token(prompts_QTE[:, 0]).tensor_split([-1], -1)
         return torch.einsum("qczyx,qc->qzyx", correction, weights_QC) + bias_Q[:, :, None, None]
 

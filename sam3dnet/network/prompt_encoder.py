@@ -41,7 +41,7 @@ class Query:
 
 @dataclass
 class PromptBatch:
-    """Queries as tensors, padded to the largest number of clicks and boxes.
+    """Queries as tensors, padded to the largest number of clicks and boxes, at least one of each.
 
     Attributes:
         sample_Q: Which image of the batch each query belongs to.
@@ -66,8 +66,8 @@ class PromptBatch:
     @classmethod
     def of(cls, queries: Sequence[Query], window_shape: Sequence[int]) -> "PromptBatch":
         """Make the tensors of some queries on windows of this shape (z, y, x)."""
-        clicks = max((len(query.prompts.points) for query in queries), default=0)
-        boxes = max((len(query.prompts.boxes) for query in queries), default=0)
+        clicks = max(1, *(len(query.prompts.points) for query in queries))
+        boxes = max(1, *(len(query.prompts.boxes) for query in queries))
         points = np.zeros((len(queries), clicks, 3), np.float32)
         polarity = np.full((len(queries), clicks), ABSENT)
         corners = np.zeros((len(queries), boxes, 2, 3), np.float32)
@@ -119,12 +119,11 @@ def position_features(positions_3: Tensor, token_stride: Sequence[int]) -> Tenso
     return torch.cat((angles.sin(), angles.cos()), -1)
 
 
-def sample_at(features_BCzyx: Tensor, sample_Q: Tensor, points_QP3: Tensor, window_shape: Sequence[int]) -> Tensor:
+def sample_at(features_QCzyx: Tensor, points_QP3: Tensor, window_shape: Sequence[int]) -> Tensor:
     """Read features at clicks, with linear interpolation: the visual sampler of 3DSAM-adapter (Gong et al. 2024).
 
     Args:
-        features_BCzyx: Features of the batch at any resolution.
-        sample_Q: Which image each query belongs to.
+        features_QCzyx: Features of each query's image at any resolution.
         points_QP3: Clicks in voxels (z, y, x) of the window.
         window_shape: Voxels of the window (z, y, x).
 
@@ -133,13 +132,9 @@ def sample_at(features_BCzyx: Tensor, sample_Q: Tensor, points_QP3: Tensor, wind
     """
     size_3 = points_QP3.new_tensor(list(window_shape))
     share_QP3 = ((points_QP3 + 0.5) / size_3 * 2 - 1).flip(-1)
-    grid = share_QP3[:, :, None, None].to(features_BCzyx.dtype)
-    # one query at a time: indexing the batch would copy whole feature maps
-    rows = [
-        F.grid_sample(features_BCzyx[sample : sample + 1], grid[row : row + 1], "bilinear", "border", False)
-        for row, sample in enumerate(sample_Q.tolist())
-    ]
-    return torch.cat(rows)[..., 0, 0].transpose(1, 2)
+    grid = share_QP3[:, :, None, None].to(features_QCzyx.dtype)
+    read_QCP = F.grid_sample(features_QCzyx, grid, "bilinear", "border", False)[..., 0, 0]
+    return read_QCP.transpose(1, 2)
 
 
 def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequence[int]) -> Tensor:
@@ -232,23 +227,19 @@ class PromptEncoder(nn.Module):
 
         Args:
             batch: The queries.
-            features: Features of the images (B, C, ...), finest first, at any resolution.
+            features: Features of each query's image (Q, C, ...), finest first, at any resolution.
             window_shape: Voxels of the window (z, y, x).
 
         Returns:
             Tokens (Q, T, E), the class token first, then clicks, then two corners a box; and which are there, (Q, T).
         """
         class_QE = self.class_tokens(batch.class_Q)
-        tokens, there = [class_QE[:, None]], [torch.ones_like(batch.class_Q, dtype=torch.bool)[:, None]]
-        if batch.points_QP3.shape[1]:
-            seen_QPC = torch.cat([sample_at(f, batch.sample_Q, batch.points_QP3, window_shape) for f in features], -1)
-            kind_QPE = self.kinds(batch.polarity_QP.clamp(min=0))
-            place_QPE = self.position(position_features(batch.points_QP3, self.token_stride))
-            tokens.append(class_QE[:, None] + kind_QPE + place_QPE + self.appearance(seen_QPC))
-            there.append(batch.polarity_QP != ABSENT)
-        if batch.corners_QR23.shape[1]:
-            place_QR2E = self.position(position_features(batch.corners_QR23, self.token_stride))
-            corners_QR2E = class_QE[:, None, None] + self.kinds.weight[2:] + place_QR2E
-            tokens.append(corners_QR2E.flatten(1, 2))
-            there.append(batch.has_box_QR.repeat_interleave(2, 1))
-        return torch.cat(tokens, 1), torch.cat(there, 1)
+        seen_QPC = torch.cat([sample_at(level, batch.points_QP3, window_shape) for level in features], -1)
+        kind_QPE = self.kinds(batch.polarity_QP.clamp(min=0))
+        place_QPE = self.position(position_features(batch.points_QP3, self.token_stride))
+        clicks_QPE = class_QE[:, None] + kind_QPE + place_QPE + self.appearance(seen_QPC)
+        place_QR2E = self.position(position_features(batch.corners_QR23, self.token_stride))
+        corners_QR2E = class_QE[:, None, None] + self.kinds.weight[2:] + place_QR2E
+        class_there = torch.ones_like(batch.class_Q, dtype=torch.bool)[:, None]
+        there = (class_there, batch.polarity_QP != ABSENT, batch.has_box_QR.repeat_interleave(2, 1))
+        return torch.cat((class_QE[:, None], clicks_QPE, corners_QR2E.flatten(1, 2)), 1), torch.cat(there, 1)

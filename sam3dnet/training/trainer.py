@@ -19,9 +19,12 @@ from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
 from sam3dnet.training.progress import EpochProgress, format_seconds
+from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, make_classes
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
+PROMPT_LOSS_WEIGHT = 0.5
+TRAINING_SEED, VALIDATION_SEED = 501, 502  # of prompts
 GRADIENT_CLIP = 12.0  # nnU-Net's, and 3DSAM-adapter's for automatic segmentation
 
 
@@ -56,11 +59,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._resume: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._loading_own_weights = False
+        self._classes: Classes | None = None
+        self._prompted_dice: float | None = None
         self.iterations_done = 0
 
     def initialize(self) -> None:
         """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
         super().initialize()
+        if self._arch_kwargs().get("prompts"):
+            stride = self._arch_kwargs()["token_stride"]
+            self._classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
         if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
             from sam3dnet.network.sam_weights import load_sam_weights
             from sam3dnet.network.weights_file import require_sam_weights
@@ -131,15 +139,34 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             outputs.append(self.train_step(next(self.dataloader_train)))
             progress.update(float(outputs[-1]["loss"]), self.budget.seconds_left(done))
         progress.close()
-        self.iterations_done += len(outputs)
         self.on_train_epoch_end(outputs)
 
     def _validate_epoch(self) -> None:
         with torch.no_grad():
             self.on_validation_epoch_start()
-            self.on_validation_epoch_end(
-                [self.validation_step(next(self.dataloader_val)) for _ in range(self.num_val_iterations_per_epoch)]
-            )
+            outputs, answers = [], []
+            for iteration in range(self.num_val_iterations_per_epoch):
+                batch = next(self.dataloader_val)
+                outputs.append(self.validation_step(batch))
+                if self._classes is not None:
+                    answers.append(self._answer_prompts(batch, iteration).hard_dice_counts())
+            self.on_validation_epoch_end(outputs)
+        if answers:
+            overlaps, sizes = (torch.cat(values).sum().item() for values in zip(*answers, strict=True))
+            self._prompted_dice = overlaps / max(sizes, 1)
+
+    def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
+        """Ask for prompts that are the same in every epoch, as far as the patches are."""
+        target = self._to_device(batch["target"])
+        data = batch["data"].to(self.device, non_blocking=True)
+        with self._autocast():
+            _, answer = self.network(data, self._prompter(target, (VALIDATION_SEED, iteration)))
+        return answer
+
+    def _prompter(self, target: Any, seed: tuple[int, ...]) -> TrainingPrompter:
+        assert self._classes is not None
+        finest = target[0] if isinstance(target, list) else target
+        return TrainingPrompter(finest, self._classes, np.random.default_rng((*seed, self.local_rank)))
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -154,7 +181,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         target = self._to_device(batch["target"])
         self.optimizer.zero_grad(set_to_none=True)
         with self._autocast():
-            loss = self.loss(self.network(data), target)
+            loss = self._loss(data, target)
         if not torch.isfinite(loss):
             raise PlanError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
@@ -163,7 +190,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
         self.optimizer.step()
+        self.iterations_done += 1
         return {"loss": loss.detach().cpu().numpy()}
+
+    def _loss(self, data: torch.Tensor, target: Any) -> torch.Tensor:
+        if self._classes is None:
+            return self.loss(self.network(data), target)
+        logits, answer = self.network(data, self._prompter(target, (TRAINING_SEED, self.iterations_done)))
+        return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
     def _to_device(self, target: Any) -> Any:
         if isinstance(target, list):
@@ -208,10 +242,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             "train_loss": value("train_losses", step=-1),
             "val_loss": value("val_losses", step=-1),
             "pseudo_dice": value("dice_per_class_or_region", step=-1),
+            "prompted_dice": self._prompted_dice,
         }
         with self._epoch_log.open("a") as file:
             file.write(json.dumps(plain(line)) + "\n")
         dice = ", ".join(f"{score:.3f}" for score in line["pseudo_dice"])
+        if self._prompted_dice is not None:
+            dice += f", with prompts {self._prompted_dice:.3f}"
         left = format_seconds(self.budget.seconds_left(epoch + 1))
         self.print_to_log_file(
             f"epoch {epoch}: {self.iterations_done} iterations, loss {line['train_loss']:.4f}, validation loss "
