@@ -1,0 +1,125 @@
+"""Clicks, boxes and masks drawn from a target."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from sam3dnet.prompts.sampling import (
+    corrective_click,
+    draw_prompts,
+    innermost_voxel,
+    jittered_box,
+    margin_voxel,
+    negative_clicks,
+    random_component,
+    spoiled_mask,
+)
+
+SPACING = (3.0, 0.7, 1.1)
+
+
+def two_objects(shape=(7, 12, 15)):
+    """A large block and a single voxel."""
+    mask = np.zeros(shape, bool)
+    mask[1:5, 1:7, 2:8] = True
+    mask[5, 10, 13] = True
+    return mask
+
+
+def at(mask, voxel):
+    return bool(mask[tuple(int(v) for v in voxel)])
+
+
+def depth_by_hand(mask, voxel):
+    """Distance in mm to the nearest voxel that is not of the mask, beyond the array included."""
+    outside = np.argwhere(~np.pad(mask, 1)) - 1
+    return np.sqrt((((outside - np.array(voxel)) * SPACING) ** 2).sum(1)).min()
+
+
+def test_the_innermost_voxel_is_farthest_from_everything_outside_in_millimetres():
+    rng = np.random.default_rng(0)
+    mask = ndimage.gaussian_filter(rng.normal(size=(5, 11, 13)), 1.5) > 0
+    depths = {tuple(v): depth_by_hand(mask, v) for v in np.argwhere(mask)}
+    assert depth_by_hand(mask, innermost_voxel(mask, SPACING)) == pytest.approx(max(depths.values()))
+
+
+def test_the_border_of_the_array_counts_as_outside():
+    assert innermost_voxel(np.ones((3, 9, 5), bool), SPACING) == (1, 4, 2)
+
+
+def test_an_empty_mask_has_no_innermost_voxel():
+    with pytest.raises(ValueError, match="the mask is empty"):
+        innermost_voxel(np.zeros((2, 3, 4), bool), SPACING)
+
+
+def test_a_margin_voxel_lies_inside_and_near_the_surface():
+    mask = np.zeros((20, 22, 24), bool)
+    mask[2:18, 2:20, 2:22] = True
+    for seed in range(20):
+        voxel = margin_voxel(mask, (1.0, 1.0, 1.0), np.random.default_rng(seed))
+        assert at(mask, voxel)
+        assert min(min(v - low, high - 1 - v) for v, low, high in zip(voxel, (2, 2, 2), (18, 20, 22), strict=True)) <= 1
+
+
+def test_components_are_drawn_equally_often_whatever_their_size():
+    rng = np.random.default_rng(0)
+    small = sum(random_component(two_objects(), rng).sum() == 1 for _ in range(200))
+    assert 70 < small < 130
+
+
+def test_the_corrective_click_answers_the_largest_error():
+    truth = two_objects()
+    predicted = truth.copy()
+    predicted[1:5, 1:7, 2:5] = False  # 72 voxels missed
+    predicted[0:2, 9:12, 0:4] = True  # 24 false ones
+    missed = corrective_click(predicted, truth, SPACING)
+    assert missed.positive and at(truth & ~predicted, missed.at)
+    predicted = truth.copy()
+    predicted[0:2, 9:12, 0:4] = True
+    predicted[5, 10, 13] = False
+    false = corrective_click(predicted, truth, SPACING)
+    assert not false.positive and at(predicted & ~truth, false.at)
+    assert corrective_click(truth, truth, SPACING) is None
+
+
+def test_prompts_say_the_truth_and_every_kind_occurs():
+    truth = two_objects()
+    kinds = set()
+    for seed in range(150):
+        prompts = draw_prompts(truth, SPACING, np.random.default_rng(seed))
+        assert all(at(truth, point.at) == point.positive for point in prompts.points)
+        kinds |= {("click", point.positive) for point in prompts.points}
+        kinds |= {"box" for _ in prompts.boxes}
+        kinds |= {"mask"} if prompts.mask is not None else set()
+        kinds |= set() if prompts else {"nothing"}
+    assert kinds == {("click", True), ("click", False), "box", "mask", "nothing"}
+
+
+def test_the_same_seed_draws_the_same_prompts():
+    drawn = [draw_prompts(two_objects(), SPACING, np.random.default_rng(3)) for _ in range(2)]
+    assert drawn[0].points == drawn[1].points and drawn[0].boxes == drawn[1].boxes
+
+
+def test_of_an_absent_class_only_negative_clicks_are_drawn():
+    for seed in range(30):
+        prompts = draw_prompts(np.zeros((5, 6, 7), bool), SPACING, np.random.default_rng(seed))
+        assert not prompts.boxes and prompts.mask is None and not any(point.positive for point in prompts.points)
+    assert negative_clicks(np.ones((2, 3, 4), bool), np.random.default_rng(0)) == ()
+
+
+def test_a_jittered_box_stays_in_the_image_and_near_the_object():
+    mask = two_objects()
+    mask[5, 10, 13] = False
+    boxes = [jittered_box(mask, np.random.default_rng(seed)) for seed in range(50)]
+    lows, highs = (np.array([getattr(box, corner) for box in boxes]) for corner in ("low", "high"))
+    assert (lows >= 0).all() and (highs < mask.shape).all()
+    assert (abs(lows - [1, 1, 2]) <= 2).all() and (abs(highs - [4, 6, 7]) <= 2).all()
+    assert len(np.unique(lows, axis=0)) > 5
+
+
+def test_a_spoiled_mask_differs_from_the_truth_but_overlaps_it():
+    truth = two_objects()
+    spoiled = [spoiled_mask(truth, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(mask.dtype == bool and mask.shape == truth.shape for mask in spoiled)
+    assert sum(bool((mask & truth).any()) for mask in spoiled) > 15
+    assert sum(bool((mask ^ truth).any()) for mask in spoiled) > 15

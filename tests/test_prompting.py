@@ -1,0 +1,156 @@
+"""Prompts in training."""
+
+import numpy as np
+import pytest
+import torch
+
+from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.training import prompting
+from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter
+
+SHAPE = (6, 14, 12)
+LABELS = Classes((1, 2), False, None, (3.0, 0.7, 1.1), (2, 4, 4))
+
+
+class Answering:
+    """Stands for the network: adds what a function of the batch gives, and remembers what it was asked."""
+
+    def __init__(self, correction):
+        self.correction = correction
+        self.asked = []
+
+    def prompted(self, features, batch, margin_Qzyx):
+        self.asked.append(batch)
+        return self.correction(batch, margin_Qzyx)
+
+
+def make_target(batch_size=2):
+    target = torch.zeros(batch_size, 1, *SHAPE)
+    target[:, 0, 1:5, 2:12, 1:9] = 1
+    target[:, 0, 2:4, 5:8, 3:6] = 2
+    return target
+
+
+def make_features(target, classes=3):
+    """Automatic logits that are right everywhere."""
+    logits = torch.nn.functional.one_hot(target[:, 0].long(), classes).permute(0, 4, 1, 2, 3) * 10.0
+    return ImageFeatures(torch.zeros(len(target), 1, 1, 1, 1), (), (logits,))
+
+
+def ask(seed, target=None, classes=LABELS, network=None):
+    target = make_target() if target is None else target
+    network = network or Answering(lambda batch, margin: torch.zeros_like(margin))
+    prompter = TrainingPrompter(target, classes, np.random.default_rng(seed))
+    return network, prompter(network, make_features(make_target(len(target))))
+
+
+def test_half_of_the_images_are_asked_about():
+    network, answer = ask(0, make_target(4))
+    assert network.asked[-1].sample_Q.unique().numel() == 2
+    assert answer.margin_Qzyx.shape == (2, *SHAPE)
+    assert ask(0, make_target(1))[1].margin_Qzyx.shape == (1, *SHAPE)
+
+
+def test_the_same_seed_asks_the_same():
+    for one, other in zip(ask(5)[0].asked, ask(5)[0].asked, strict=True):
+        assert torch.equal(one.points_QP3, other.points_QP3)
+        assert torch.equal(one.sample_Q, other.sample_Q)
+    drawn = {tuple(ask(seed)[0].asked[-1].points_QP3.flatten().tolist()) for seed in range(10)}
+    assert len(drawn) > 5
+
+
+def test_every_class_is_asked_for_and_the_truth_is_that_class():
+    classes = set()
+    for seed in range(20):
+        _, answer = ask(seed)
+        classes |= set(answer.class_Q.tolist())
+        assert torch.equal(answer.truth_Qzyx[0], make_target()[0, 0] == answer.class_Q[0])
+    assert classes == {1, 2}
+
+
+def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
+    monkeypatch.setattr(prompting, "SPOILED_MARGIN", 0.0)
+
+    def always_misses(batch, margin):
+        return torch.full_like(margin, -40.0)
+
+    corrected = 0
+    for seed in range(20):
+        network, _ = ask(seed, network=Answering(always_misses))
+        first, last = network.asked[0], network.asked[-1]
+        clicks = [int((batch.polarity_QP >= 0).sum()) for batch in (first, last)]
+        assert clicks[1] == clicks[0] + len(network.asked) - 1
+        if len(network.asked) > 1:
+            corrected += 1
+            z, y, x = last.points_QP3[0, clicks[1] - 1].int().tolist()
+            assert last.polarity_QP[0, clicks[1] - 1] == 1
+            assert make_target()[0, 0, z, y, x] == last.class_Q[0]
+    assert corrected > 5
+
+
+def test_a_spoiled_margin_comes_with_a_click_that_names_the_error(monkeypatch):
+    monkeypatch.setattr(prompting, "SPOILED_MARGIN", 1.0)
+    monkeypatch.setattr(prompting, "MOST_CORRECTIONS", 0)
+    kinds = set()
+    for seed in range(40):
+        network, answer = ask(seed)
+        wrong = (answer.margin_Qzyx > 0) ^ answer.truth_Qzyx
+        if not wrong.any():
+            continue
+        batch = network.asked[-1]
+        last = int((batch.polarity_QP >= 0).sum()) - 1
+        z, y, x = batch.points_QP3[0, last].int().tolist()
+        missed = bool(answer.truth_Qzyx[0, z, y, x])
+        assert wrong[0, z, y, x] or missed
+        assert batch.polarity_QP[0, last] == int(missed)
+        kinds.add(missed)
+    assert kinds == {True, False}
+
+
+def test_ignored_voxels_are_neither_asked_for_nor_scored():
+    target = make_target()
+    target[:, 0, 2:4, 5:8, 3:6] = 3
+    classes = Classes((1, 2), False, 3, LABELS.spacing_mm, LABELS.token_stride)
+    for seed in range(10):
+        _, answer = ask(seed, target, classes)
+        assert not answer.valid_Qzyx[0, 2:4, 5:8, 3:6].any()
+        assert answer.valid_Qzyx.sum() == answer.valid_Qzyx.numel() - 18
+        spoiled = PromptAnswer(answer.margin_Qzyx.clone(), answer.truth_Qzyx, answer.valid_Qzyx, answer.class_Q)
+        spoiled.margin_Qzyx[0, 2:4, 5:8, 3:6] = 77.0
+        assert torch.equal(spoiled.loss(), answer.loss())
+        assert torch.equal(spoiled.hard_dice_counts()[1], answer.hard_dice_counts()[1])
+
+
+def test_regions_are_read_from_their_own_channel():
+    labels = make_target()
+    target = torch.cat((labels > 0, labels == 2, torch.zeros_like(labels) > 0), 1)
+    target[:, 2, 0] = True
+    classes = Classes((0, 1), True, 3, LABELS.spacing_mm, LABELS.token_stride)
+    _, answer = ask(0, target, classes)
+    assert torch.equal(answer.truth_Qzyx[0], target[0, answer.class_Q[0]] & ~target[0, 2])
+    assert not answer.valid_Qzyx[0, 0].any() and answer.valid_Qzyx[0, 1:].all()
+
+
+def test_the_loss_falls_from_wrong_to_right():
+    truth = make_target(1)[:, 0] == 1
+    valid, class_Q = torch.ones_like(truth), torch.tensor([1])
+    right, wrong = (PromptAnswer(sign * (truth * 40.0 - 20), truth, valid, class_Q) for sign in (1.0, -1.0))
+    assert right.loss() < 1e-3
+    assert wrong.loss() > 10
+    assert right.hard_dice_counts()[0] == right.hard_dice_counts()[1]
+    assert wrong.hard_dice_counts()[0] == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_only_the_last_answer_carries_a_gradient(batch_size):
+    parameter = torch.nn.Parameter(torch.zeros(()))
+    seen = []
+
+    def correction(batch, margin):
+        seen.append(torch.is_grad_enabled())
+        return margin * 0 + parameter
+
+    _, answer = ask(2, make_target(batch_size), network=Answering(correction))
+    answer.loss().backward()
+    assert seen[-1] and not any(seen[:-1])
+    assert parameter.grad != 0
