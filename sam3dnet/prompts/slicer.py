@@ -82,7 +82,9 @@ class _ClassNames:
     def find(self, label: str) -> str | None:
         """Give the class that a label names: itself, or followed by a number, after the case's name or not."""
         label = label.strip()
-        for text in (label, label.removeprefix(str(self.source.case)).lstrip(_CASE_SEPARATORS)):
+        case = str(self.source.case)
+        after_case = label[len(case) :].lstrip(_CASE_SEPARATORS) if label.startswith(case) else label
+        for text in (label, after_case):
             if text in self.class_names:
                 return text
             found = [name for name in self.class_names if re.fullmatch(re.escape(name) + _NUMBERING, text)]

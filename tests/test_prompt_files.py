@@ -1,0 +1,163 @@
+"""Prompts in our JSON, and in folders; what is wrong is refused with file, case and class."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sam3dnet.errors import PromptError
+from sam3dnet.prompts.files import FORMAT, read_prompts
+from sam3dnet.prompts.stated import FilePrompts, Source, StatedPrompts, corners_of
+from sam3dnet.prompts.types import Box, Point
+
+CASES = ("kidney_1", "kidney_10")
+CLASSES = ("kidney", "tumour")
+FILE = "prompts.json"
+POINT = {"at": [1, 2.5, -3]}
+
+
+def write(folder: Path, cases: Any, name: str = FILE, **keys: Any) -> Path:
+    path = folder / name
+    path.write_text(json.dumps({"format": FORMAT, "space": "voxel", "cases": cases, **keys}), encoding="utf-8")
+    return path
+
+
+def write_class(folder: Path, content: Any) -> Path:
+    return write(folder, {"kidney_1": {"tumour": content}})
+
+
+def read(path: Path) -> FilePrompts:
+    return read_prompts(path, CASES, CLASSES)
+
+
+def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    mask = tmp_path / "masks" / "previous.nii.gz"
+    mask.touch()
+    points = [{"at": [3, 4, 5], "positive": False}, {"at": [1, 2.5, -3]}, {"at": [7, 8, 9], "positive": True}]
+    boxes = [{"min": [1, 2, 3], "max": [4, 5, 3]}]
+    content = {"points": points, "boxes": boxes, "mask": "masks/previous.nii.gz"}
+    path = write(tmp_path, {"kidney_1": {"tumour": content, "kidney": {}}, "kidney_10": {}}, space="RAS")
+    expected = StatedPrompts(
+        Source(path, "kidney_1", "tumour"),
+        "RAS",
+        (Point((3, 4, 5), False), Point((1, 2.5, -3)), Point((7, 8, 9))),
+        (corners_of(Box((1, 2, 3), (4, 5, 3))),),
+        mask.resolve(),
+    )
+    assert read(path).cases == {"kidney_1": {"tumour": (expected,)}}
+    assert read(path).of_case("kidney_1") == {"tumour": (expected,)}
+    assert read(path).of_case("kidney_10") == {}
+
+
+def test_corners_of_a_box() -> None:
+    corners = corners_of(Box((1, 2, 3), (4, 5, 6)))
+    assert len(set(corners)) == 8
+    assert {axis for axis, *_ in corners} == {1, 4}
+    assert {axis for *_, axis in corners} == {3, 6}
+
+
+def test_folder_merges_its_files_by_name(tmp_path: Path) -> None:
+    write(tmp_path, {"kidney_1": {"tumour": {"points": [POINT]}}}, "b.json", space="LPS")
+    write(tmp_path, {"kidney_1": {"tumour": {"points": [{"at": [9, 9, 9]}]}, "kidney": {"points": [POINT]}}}, "a.json")
+    markups = {"markups": [{"type": "Fiducial", "controlPoints": [{"label": "kidney", "position": [1, 2, 3]}]}]}
+    (tmp_path / "kidney_10.mrk.json").write_text(json.dumps(markups), encoding="utf-8")
+    (tmp_path / ".hidden.json").write_text("no JSON", encoding="utf-8")
+    (tmp_path / "readme.txt").write_text("no JSON", encoding="utf-8")
+    prompts = read(tmp_path)
+    stated = prompts.of_case("kidney_1")["tumour"]
+    assert [(one.source.file.name, one.space, one.points[0].at) for one in stated] == [
+        ("a.json", "voxel", (9, 9, 9)),
+        ("b.json", "LPS", (1, 2.5, -3)),
+    ]
+    assert {case: sorted(classes) for case, classes in prompts.cases.items()} == {
+        "kidney_1": ["kidney", "tumour"],
+        "kidney_10": ["kidney"],
+    }
+
+
+def test_nothing_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="nowhere: not found; give a file"):
+        read(tmp_path / "nowhere")
+    with pytest.raises(PromptError, match=r"no file ends in .json or .mrk.json"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "holds a list, expected an object"),
+        ('{"space": "LPS", "space": "RAS"}', "the key 'space' stands twice"),
+        ("[" * 100_000, "cannot be read as JSON"),
+        (b"\xff\xfe", "cannot be read as JSON"),
+    ],
+)
+def test_malformed_file_is_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
+    path = tmp_path / FILE
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(PromptError, match=f"{FILE}: .*{message}"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"format": "sam3dnet-prompts/2"}, '"format" is .sam3dnet-prompts/2., expected "sam3dnet-prompts/1"'),
+        ({"format": None}, '"format" is None, expected'),
+        ({"space": "ras"}, '"space" is .ras., expected one of "LPS", "RAS", "voxel"'),
+        ({"space": ["LPS"]}, '"space" is .*, expected one of'),
+        ({"cases": [1]}, r'"cases" is \[1\], expected an object'),
+        ({"units": "mm"}, "the file has the key 'units', expected 'format', 'space', 'cases'"),
+        ({"cases": {"kidney_1": 5}}, 'case "kidney_1": the case is 5, expected an object'),
+        (
+            {"cases": {"kidney_2": {}}},
+            'there is no case "kidney_2", there are kidney_1, kidney_10; name it as its image',
+        ),
+        (
+            {"cases": {"kidney_1": {"background": {}}}},
+            'case "kidney_1": there is no class "background", there are kidney, tumour; give one of the model',
+        ),
+    ],
+)
+def test_wrong_key_of_the_file_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(PromptError, match=f"{FILE}: {message}"):
+        read(write(tmp_path, **{"cases": {}, **keys}))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "the class is .*, expected an object"),
+        ({"point": [POINT]}, "a class has the key 'point', expected 'points', 'boxes', 'mask'"),
+        ({"points": POINT}, '"points" is .*, expected a list'),
+        ({"points": [[1, 2, 3]]}, r"point 1 is \[1, 2, 3\], expected an object"),
+        ({"points": [POINT, {}]}, 'point 2: "at" is None, expected three finite numbers'),
+        ({"points": [{"at": [1, 2, True]}]}, 'point 1: "at" is .*, expected three finite numbers'),
+        ({"points": [{"at": [1, 2, float("nan")]}]}, 'point 1: "at" is .*, expected three finite numbers'),
+        ({"points": [{"at": [1, 2, "3"]}]}, 'point 1: "at" is .*, expected three finite numbers'),
+        ({"points": [{**POINT, "positive": 1}]}, 'point 1: "positive" is 1, expected true or false'),
+        ({"points": [{**POINT, "label": 1}]}, "point 1 has the key 'label', expected 'at', 'positive'"),
+        ({"boxes": [{"min": [1, 2, 3]}]}, 'box 1: "max" is None, expected three finite numbers'),
+        ({"boxes": [{"min": [1, 2, 3], "max": [1, 1, 4]}]}, r"box 1: a box from \(1, 2, 3\) to \(1, 1, 4\) is empty"),
+        ({"mask": 5}, '"mask" is 5, expected the name of a file'),
+        ({"mask": "absent.nii.gz"}, "mask 'absent.nii.gz': not found in"),
+        ({"mask": "../outside.nii.gz"}, "mask '../outside.nii.gz' leads out of the folder"),
+        ({"mask": "link.nii.gz"}, "mask 'link.nii.gz' leads out of the folder"),
+    ],
+)
+def test_wrong_prompt_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    (tmp_path / "outside.nii.gz").touch()
+    (folder / "link.nii.gz").symlink_to(tmp_path / "outside.nii.gz")
+    with pytest.raises(PromptError, match=f'{FILE}: case "kidney_1", class "tumour": {message}'):
+        read(write_class(folder, content))
+
+
+def test_absolute_mask_is_refused_even_inside_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "mask.nii.gz").touch()
+    assert read(write_class(tmp_path, {"mask": "mask.nii.gz"}))
+    with pytest.raises(PromptError, match=r"leads out of the folder .* give its name alone"):
+        read(write_class(tmp_path, {"mask": str(tmp_path / "mask.nii.gz")}))
