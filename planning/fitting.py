@@ -58,6 +58,7 @@ class CropFitter:
         input_channels: Channels of the image.
         output_channels: Channels of the logits.
         network_options: What else the network's arguments hold, whatever its size.
+        finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
     """
 
     def __init__(
@@ -67,10 +68,12 @@ class CropFitter:
         input_channels: int,
         output_channels: int,
         network_options: Mapping[str, Any],
+        finest_strides: Sequence[int] | None = None,
     ) -> None:
         self.cost = cost
         self.budget = budget
         self.network_options = network_options
+        self.finest_strides = finest_strides
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
@@ -78,7 +81,8 @@ class CropFitter:
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
         """Find the finest affordable tokens, else the coarsest that fit; None if none do."""
         found = None
-        for finest in rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape):
+        rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
+        for finest in self.finest_strides or rule:
             token_stride = rules.choose_token_stride(finest, grid.spacing_mm, grid.median_shape)
             found = self.fit_to_memory(grid, token_stride, encoder) or found
             need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import PlanError
+from sam3dnet.planning.methods import NETWORK_CLASSES
 from sam3dnet.planning.rules import Decision
 
-NETWORK_CLASS = "sam3dnet.network.build.SAM3D"
 PLAN_VERSION = 1
 REMEDY = "plan again with sam3d_plan_and_preprocess"
 REASON_WIDTH = 68
@@ -155,7 +155,7 @@ def read_configuration(configurations: Entry, name: str) -> Configuration:
     entry = Entry(configurations.path, f"configurations.{name}", inherit(configurations, name))
     architecture = entry.child("architecture")
     network = architecture.child("network_class_name")
-    network.expect(network.value == NETWORK_CLASS, f"{NETWORK_CLASS!r}")
+    network.expect(network.value in NETWORK_CLASSES, f"one of {', '.join(NETWORK_CLASSES)}")
     arguments = architecture.child("arch_kwargs")
     strides = tuple(level.triple() for level in arguments.child("strides").items())
     token_stride = arguments.child("token_stride").triple()

@@ -21,8 +21,9 @@ from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
+from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis
-from sam3dnet.planning.plan import NETWORK_CLASS, PLAN_VERSION
+from sam3dnet.planning.plan import PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
@@ -36,7 +37,7 @@ MANY_LABELS = 16
 
 
 class SAM3DPlanner(ExperimentPlanner):
-    """Plan a dataset for the network "sam3d" by nnU-Net's rules and ours.
+    """Plan a dataset for one of our networks by nnU-Net's rules and ours.
 
     Args:
         dataset_name: A folder in nnUNet_raw whose fingerprint exists.
@@ -45,7 +46,7 @@ class SAM3DPlanner(ExperimentPlanner):
         encoder: "auto" or a size by name.
         sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
         plans_name: Name of the plans file.
-        prompts: Whether the network shall answer prompts too.
+        choice: The method, and how it is tuned.
     """
 
     def __init__(
@@ -56,20 +57,27 @@ class SAM3DPlanner(ExperimentPlanner):
         budget: tuple[Budget, Decision],
         encoder: str = "auto",
         sam_weights_at_hand: bool = False,
-        plans_name: str = "SAM3DPlans",
-        prompts: bool = True,
+        plans_name: str = DEFAULT_PLANS_NAME,
+        choice: MethodChoice | None = None,
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
         limits, budget_decision = budget
         self.encoder = encoder
         self.sam_weights_at_hand = sam_weights_at_hand
         self.chosen_encoder: EncoderChoice | None = None
-        answers_prompts = rules.choose_prompts(prompts)
-        self.decisions: list[Decision] = [budget_decision, answers_prompts]
+        self.choice = choice or MethodChoice()
+        self.decisions: list[Decision] = [budget_decision, *self.choice.decisions()]
+        if self.choice.method.answers_prompts:
+            self.decisions.append(rules.choose_prompts(self.choice.prompts))
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
-        num_channels = len(channel_names(self.dataset_json))
-        options = {answers_prompts.name: answers_prompts.value}
-        self.fitter = CropFitter(cost, limits, num_channels, output_channels(self.dataset_json), options)
+        self.fitter = CropFitter(
+            cost,
+            limits,
+            len(channel_names(self.dataset_json)),
+            output_channels(self.dataset_json),
+            self.choice.network_options(has_regions(self.dataset_json)),
+            self.choice.method.finest_strides,
+        )
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -133,7 +141,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "resampling_fn_probabilities": probabilities.__name__,
             "resampling_fn_probabilities_kwargs": probabilities_options,
             "architecture": {
-                "network_class_name": NETWORK_CLASS,
+                "network_class_name": self.choice.method.network_class,
                 "arch_kwargs": fit.arch_kwargs,
                 "_kw_requires_import": [],
             },
@@ -206,6 +214,8 @@ class SAM3DPlanner(ExperimentPlanner):
         encoder = configurations[FULLRES]["architecture"]["arch_kwargs"]
         plans["sam3d"] = {
             "version": PLAN_VERSION,
+            "method": self.choice.name,
+            "text_model": self.choice.text.model if self.choice.text else None,
             "encoder": encoder["encoder"],
             "pretrained": encoder["pretrained"],
             "mirror_axes": mirror_axes.value,
@@ -280,10 +290,22 @@ class SAM3DPlanner(ExperimentPlanner):
             shutil.copyfile(Path(self.raw_dataset_folder) / "dataset.json", temporary)
 
 
+def output_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name the network's outputs in their order: background and the classes by label, or the regions."""
+    classes = foreground_classes(dataset_json)
+    if has_regions(dataset_json):
+        return list(classes)
+    return ["background", *sorted(classes, key=lambda name: classes[name])]
+
+
 def output_channels(dataset_json: Mapping[str, Any]) -> int:
     """Count the network's outputs: a channel a class and one for background, or a channel a region."""
-    has_regions = any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
-    return len(foreground_classes(dataset_json)) + (0 if has_regions else 1)
+    return len(output_names(dataset_json))
+
+
+def has_regions(dataset_json: Mapping[str, Any]) -> bool:
+    """Tell whether the outputs are regions that may overlap, and not classes."""
+    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
 
 
 def torch_resampling_options() -> dict[str, Any]:
@@ -345,10 +367,10 @@ def plan_dataset(
     encoder: str = "auto",
     sam_weights_at_hand: bool,
     device: str = "cpu",
-    plans_name: str = "SAM3DPlans",
+    plans_name: str | None = None,
     num_processes: int = 1,
     progress: bool = True,
-    prompts: bool = True,
+    choice: MethodChoice | None = None,
 ) -> Path:
     """Plan a dataset and write its plans file.
 
@@ -360,10 +382,10 @@ def plan_dataset(
         encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
         sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
         device: Where training will run.
-        plans_name: Name of the plans file.
+        plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
-        prompts: Plan a network that answers prompts too.
+        choice: The method, and how it is tuned; None: the default.
 
     Returns:
         The plans file, folders.preprocessed / dataset_name / (plans_name + ".json").
@@ -372,6 +394,8 @@ def plan_dataset(
         DatasetError: If the dataset cannot be read.
         PlanError: If no network fits the memory.
     """
+    choice = choice or MethodChoice()
+    plans_name = plans_name or choice.plans_name
     load_or_make_fingerprint(dataset_name, folders, num_processes, progress)
     budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))
     planner = SAM3DPlanner(
@@ -381,7 +405,7 @@ def plan_dataset(
         encoder=encoder,
         sam_weights_at_hand=sam_weights_at_hand,
         plans_name=plans_name,
-        prompts=prompts,
+        choice=choice,
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"

@@ -8,8 +8,9 @@ from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.build import ENCODER_SIZES, SAM3D
+from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
+from sam3dnet.network.segmentation import ENCODER_SIZES
 
 STRIDES = {
     (4, 4, 4): [[1, 1, 1], [2, 2, 2], [2, 2, 2]],

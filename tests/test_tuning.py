@@ -1,5 +1,6 @@
 """Tuning methods: what each puts into a block, what it trains, and that it starts as the identity."""
 
+import math
 import re
 
 import pytest
@@ -44,12 +45,13 @@ ADAPTERS_VIT_B = {
 }
 
 
-def make(tuning, *, encoder="tiny", pretrained=True, patch=(8, 12, 16), strides=STRIDES):
+def make(tuning, *, encoder="tiny", pretrained=True, patch=(8, 12, 16), strides=STRIDES, deep_supervision=False):
     torch.manual_seed(0)
-    stride = [torch.tensor(strides).prod(0)[axis].item() for axis in range(3)]
+    stride = [math.prod(step[axis] for step in strides) for axis in range(3)]
     return SAM3D(
         1,
         2,
+        deep_supervision,
         encoder=encoder,
         patch_size=patch,
         token_stride=stride,
@@ -75,7 +77,7 @@ def test_every_method_of_the_papers_is_there():
 
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_one_step_changes_exactly_the_trained_names(tuning):
-    network = make(tuning)
+    network = make(tuning, deep_supervision=True)
     others = {name for name, _ in network.named_parameters() if not name.startswith("image_encoder.")}
     assert set(network.trainable_names()) - others == {f"image_encoder.{n}" for n in expected_names(tuning, network)}
     with torch.no_grad():  # what is zero at birth would hide the gradient of what lies before it
@@ -83,7 +85,7 @@ def test_one_step_changes_exactly_the_trained_names(tuning):
             if re.search(r"adapter\.up", name) or "detail_to_tokens" in name:
                 parameter.normal_(std=0.02)
     before = {name: value.clone() for name, value in network.named_parameters()}
-    network(torch.randn(2, 1, 8, 12, 16)).square().sum().backward()
+    sum(level.square().sum() for level in network(torch.randn(2, 1, 8, 12, 16))).backward()
     torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1e-2).step()
     changed = {name for name, value in network.named_parameters() if not torch.equal(value, before[name])}
     assert changed == set(network.trainable_names())

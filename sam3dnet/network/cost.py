@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch
+from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
 from sam3dnet.planning.memory import training_bytes
+from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
 
 
 def training_cost(
@@ -18,40 +19,48 @@ def training_cost(
     batch_size: int,
     *,
     mixed_precision: bool = False,
+    network_class: str = METHODS[DEFAULT_METHOD].network_class,
 ) -> int:
     """Measure the memory of a training step by tracing it; no kernel runs.
 
     Args:
-        arch_kwargs: Arguments of SAM3D, as in a plan.
+        arch_kwargs: Arguments of the network, as in a plan.
         input_channels: Channels of the image.
         num_classes: Channels of the logits.
         batch_size: Patches in a batch.
         mixed_precision: Whether training runs under bf16 autocast, as it does on a CUDA card.
+        network_class: Where the network's class is, as in a plan.
 
     Returns:
         Bytes.
     """
     shape = (batch_size, input_channels, *arch_kwargs["patch_size"])
     autocast = torch.bfloat16 if mixed_precision else None
-    return training_bytes(lambda: _TrainedNetwork(input_channels, num_classes, arch_kwargs), shape, autocast=autocast)
+
+    def make() -> nn.Module:
+        network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
+        return _TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
+
+    return training_bytes(make, shape, autocast=autocast)
 
 
 class _TrainedNetwork(nn.Module):
     """The network as training runs it: with a prompt in half of the images, where it answers prompts."""
 
-    def __init__(self, input_channels: int, num_classes: int, arch_kwargs: dict[str, Any]):
+    def __init__(self, network: SegmentationNetwork, prompts: bool):
         super().__init__()
-        self.network = SAM3D(input_channels, num_classes, True, **arch_kwargs)
+        self.network = network
+        self.prompts = prompts
 
     def forward(self, x_BCzyx: Tensor) -> list[Tensor]:
         """Return all logits that a loss is taken of."""
-        if self.network.prompt_decoder is None:
+        if not self.prompts:
             return self.network(x_BCzyx)
         logits, margin_Qzyx = self.network(x_BCzyx, _ask_half)
         return [*logits, torch.stack((torch.zeros_like(margin_Qzyx), margin_Qzyx), 1)]
 
 
-def _ask_half(network: SAM3D, features: ImageFeatures) -> Tensor:
+def _ask_half(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
     logits_BKzyx = features.logits[0].detach()
     queries = (len(logits_BKzyx) + 1) // 2
     first = torch.arange(queries)

@@ -3,6 +3,7 @@
 Axes in names: B batch, C channels, K logits, Q queries, z y x voxels.
 """
 
+import pydoc
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import prod
@@ -97,6 +98,20 @@ class SegmentationNetwork(nn.Module):
         Raises:
             PlanError: If the network was planned without prompts.
         """
+
+
+def locate_network(name: str) -> type[SegmentationNetwork]:
+    """Find the class of a network by where a plan says it is.
+
+    Raises:
+        PlanError: If there is no such class.
+    """
+    found = pydoc.locate(name)
+    if not (isinstance(found, type) and issubclass(found, SegmentationNetwork)):
+        raise PlanError(
+            f"network {name!r} in the plan: no such network; install the version that the plan was made with"
+        )
+    return found
 
 
 def no_prompts() -> PlanError:

@@ -112,24 +112,17 @@ class Adapter3DSAM(SegmentationNetwork):
         shallow, last = self.decoder.branch(levels[:-1]), levels[-1]
         unprompted = last
         if isinstance(self.prompt_encoder, VisualSampler):
-            unprompted = self.prompt_encoder(last, None, x_BCzyx.shape[2:])
+            unprompted = self.prompt_encoder.without_clicks(last)
         logits = self.decoder.logits([*shallow, self.decoder.branches[-1](unprompted)], x_BCzyx)
         return ImageFeatures(torch.cat((*shallow, last), 1), (x_BCzyx,), tuple(logits))
 
     def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
-        """Answer prompts as the base class says: the margin with prompts less the margin without."""
-        (image_BCzyx,) = features.pyramid
-        width = self.image_encoder.size.neck_width
-        *shallow, last = features.tokens_BCDHW.split([width // 2] * 3 + [width], 1)
-        changed = self._prompt(last, batch, margin_Qzyx.shape[1:])
-        branched = [*(level[batch.sample_Q] for level in shallow), self.decoder.branches[-1](changed)]
-        logits = self.decoder.logits(branched, image_BCzyx[batch.sample_Q])[0]
-        before = class_margin(features.logits[0][batch.sample_Q], batch.class_Q, self.regions)
-        return class_margin(logits, batch.class_Q, self.regions) - before
-
-    def _prompt(self, last_BCDHW: Tensor, batch: PromptBatch, window_shape: Sequence[int]) -> Tensor:
+        """Answer prompts as the base class says: the network's own margin with prompts less the margin before."""
         if self.prompt_encoder is None:
             raise no_prompts()
-        if isinstance(self.prompt_encoder, VisualSampler):
-            return self.prompt_encoder(last_BCDHW[batch.sample_Q], batch, tuple(window_shape))
-        return self.prompt_encoder(last_BCDHW, batch, window_shape)
+        features = features.select(batch.sample_Q)
+        width = self.image_encoder.size.neck_width
+        *shallow, last = features.tokens_BCDHW.split([width // 2] * 3 + [width], 1)
+        changed = self.prompt_encoder(last, batch, margin_Qzyx.shape[1:])
+        logits = self.decoder.logits([*shallow, self.decoder.branches[-1](changed)], features.pyramid[0])[0]
+        return class_margin(logits, batch.class_Q, self.regions) - margin_Qzyx

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sam3dnet.network.detail_stem import ConvUnit, triple
 from sam3dnet.network.published.patch_embedding import pad_to_tokens
+from sam3dnet.network.published.resolutions import cropped, enlarged, pool_image, resolution_shapes
 
 COARSEST_FACTOR = 2
 
@@ -100,9 +101,8 @@ class CoarseAggregationDecoder(AggregationDecoder):
         grid = [size * factor for size, factor in zip(branched[0].shape[2:], self.factor, strict=True)]
         raised = [F.interpolate(level, grid, mode="trilinear") for level in branched]
         coarse = self.head(self.merge(torch.cat((*raised, F.interpolate(padded, grid, mode="trilinear")), 1)))
-        depth, height, width = image_BCzyx.shape[2:]
-        finest = F.interpolate(coarse, padded.shape[2:], mode="trilinear")[:, :, :depth, :height, :width]
-        shapes = _shapes(image_BCzyx.shape[2:], self.strides)[1:] if self.deep_supervision else []
+        finest = cropped(F.interpolate(coarse, padded.shape[2:], mode="trilinear"), image_BCzyx.shape[2:])
+        shapes = resolution_shapes(image_BCzyx.shape[2:], self.strides)[1:] if self.deep_supervision else []
         return [finest, *(F.interpolate(finest, shape, mode="trilinear") for shape in shapes)]
 
 
@@ -139,33 +139,10 @@ class FullResolutionDecoder(AggregationDecoder):
 
     def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
         """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
-        images = pool_image(image_BCzyx, self.strides[1:-1])[::-1]
-        factor = [float(step) for step in self.strides[-1]]
-        raised = [cropped(F.interpolate(level, scale_factor=factor, mode="trilinear"), images[0]) for level in branched]
+        images = pool_image(image_BCzyx, self.strides)[::-1]
+        raised = [enlarged(level, self.strides[-1], images[0].shape[2:]) for level in branched]
         features = [self.merge(torch.cat((*raised, images[0]), 1))]
         for up, unit, image in zip(self.ups, self.units, images[1:], strict=True):
-            features.append(unit(torch.cat((cropped(up(features[-1]), image), image), 1)))
+            features.append(unit(torch.cat((cropped(up(features[-1]), image.shape[2:]), image), 1)))
         wanted = slice(None) if self.deep_supervision else slice(-1, None)
         return [head(level) for head, level in zip(list(self.heads)[wanted], features[wanted], strict=True)][::-1]
-
-
-def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> list[Tensor]:
-    """Average the image over the voxels of each coarser resolution; finest first, the image itself among them."""
-    images = [image_BCzyx]
-    for stride in strides:
-        images.append(F.avg_pool3d(images[-1], stride, ceil_mode=True, count_include_pad=False))
-    return images
-
-
-def cropped(x_BCzyx: Tensor, like: Tensor) -> Tensor:
-    """Leave out what lies beyond the shape (z, y, x) of another volume."""
-    depth, height, width = like.shape[2:]
-    return x_BCzyx[:, :, :depth, :height, :width]
-
-
-def _shapes(shape: Sequence[int], strides: Sequence[tuple[int, int, int]]) -> list[list[int]]:
-    """Give the shape of every resolution above the tokens, finest first."""
-    shapes = [list(shape)]
-    for stride in strides[1:-1]:
-        shapes.append([-(-size // step) for size, step in zip(shapes[-1], stride, strict=True)])
-    return shapes

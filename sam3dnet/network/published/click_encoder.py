@@ -36,18 +36,17 @@ class ClickEncoder(nn.Module):
             for parameter in block.from_image.proj.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, level_BCDHW: Tensor, batch: PromptBatch, window_shape: Sequence[int]) -> Tensor:
-        """Return the changed level of each query, (Q, C, D, H, W).
+    def forward(self, level_QCDHW: Tensor, batch: PromptBatch, window_shape: Sequence[int]) -> Tensor:
+        """Return the changed level of each query's image, same shape.
 
         Args:
-            level_BCDHW: The level of the batch of images.
+            level_QCDHW: The level of each query's image.
             batch: The queries.
             window_shape: Voxels of the window (z, y, x).
         """
-        prompts_QTE, there_QT = self.prompts(batch, (level_BCDHW,), window_shape)
+        prompts_QTE, there_QT = self.prompts(batch, (level_QCDHW,), window_shape)
         prompts_QTE = torch.cat((prompts_QTE, self.queries.expand(len(prompts_QTE), -1, -1)), 1)
         there_QT = torch.cat((there_QT, there_QT.new_ones((len(there_QT), GLOBAL_QUERIES))), 1)
-        level_QCDHW = level_BCDHW[batch.sample_Q]
         grid = level_QCDHW.shape[2:]
         before_QNE = level_QCDHW.flatten(2).transpose(1, 2) + self.prompts.image_positions(grid, level_QCDHW.device)
         image_QNE = before_QNE
