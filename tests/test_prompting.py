@@ -37,17 +37,18 @@ def make_features(target, classes=3):
     return ImageFeatures(torch.zeros(len(target), 1, 1, 1, 1), (), (logits,))
 
 
-def ask(seed, target=None, classes=LABELS, network=None):
+def ask(seed, target=None, classes=LABELS, network=None, share=0.5):
     target = make_target() if target is None else target
     network = network or Answering(lambda batch, margin: torch.zeros_like(margin))
-    prompter = TrainingPrompter(target, classes, np.random.default_rng(seed))
+    prompter = TrainingPrompter(target, classes, np.random.default_rng(seed), share)
     return network, prompter(network, make_features(make_target(len(target))))
 
 
-def test_half_of_the_images_are_asked_about():
+def test_a_share_of_the_images_is_asked_about():
     network, answer = ask(0, make_target(4))
     assert network.asked[-1].sample_Q.unique().numel() == 2
     assert answer.margin_Qzyx.shape == (2, *SHAPE)
+    assert ask(0, make_target(4), share=1.0)[0].asked[-1].sample_Q.unique().numel() == 4
     assert ask(0, make_target(1))[1].margin_Qzyx.shape == (1, *SHAPE)
 
 

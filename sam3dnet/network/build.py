@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import Conv3d
 from sam3dnet.network.detail_stem import DetailStem, triple
 from sam3dnet.network.image_encoder import EncoderParts, ImageEncoder3D
 from sam3dnet.network.mask_decoder import MaskDecoder3D
@@ -75,7 +76,7 @@ class SAM3D(SegmentationNetwork):
         self.image_encoder = ImageEncoder3D(size, input_channels, grid, stride, EncoderParts(find_tuning(tuning)))
         self.image_encoder.checkpointing = checkpointing
         self.detail_stem = DetailStem(input_channels, features, strides, units)
-        self.detail_to_tokens = nn.Conv3d(features[-1], size.width, triple(strides[-1]), stride=triple(strides[-1]))
+        self.detail_to_tokens = Conv3d(features[-1], size.width, triple(strides[-1]), stride=triple(strides[-1]))
         self.decoder = MaskDecoder3D(
             size.neck_width, DECODER_WIDTH, features, strides, units, num_classes, deep_supervision
         )

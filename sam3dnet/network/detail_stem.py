@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import Conv3d
+
 NEGATIVE_SLOPE = 0.01
 
 
@@ -44,7 +46,7 @@ class ConvUnit(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
         super().__init__()
-        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
+        self.conv = Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
         self.norm = InstanceNorm(channels_out)
         nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
+from sam3dnet.network.convolution import Conv3d, PointwiseConv
 from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.tuning import (
     AFTER_ATTENTION,
@@ -151,9 +152,9 @@ class Neck3D(nn.Module):
     def __init__(self, width: int, channels: int, depth_padding: str = "replicate"):
         super().__init__()
         self.depth_padding = depth_padding
-        self.conv1 = nn.Conv3d(width, channels, 1, bias=False)
+        self.conv1 = PointwiseConv(width, channels, bias=False)
         self.norm1 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=(0, 1, 1), bias=False)
+        self.conv2 = Conv3d(channels, channels, 3, padding=(0, 1, 1), bias=False)
         self.norm2 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
 
     def forward(self, x_BEDHW: Tensor) -> Tensor:

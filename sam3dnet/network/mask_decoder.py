@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import PointwiseConv, UpConv3d
 from sam3dnet.network.detail_stem import ConvUnit, triple
 
 
@@ -25,7 +26,7 @@ class UpStage(nn.Module):
 
     def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int], units: int):
         super().__init__()
-        self.up = nn.ConvTranspose3d(channels_in, channels_out, triple(stride), stride=triple(stride), bias=False)
+        self.up = UpConv3d(channels_in, channels_out, triple(stride))
         self.convs = nn.Sequential(*(ConvUnit(channels_out, channels_out) for _ in range(units)))
 
     def forward(self, coarse_BCzyx: Tensor, fine_BCzyx: Tensor) -> Tensor:
@@ -63,14 +64,14 @@ class MaskDecoder3D(nn.Module):
     ):
         super().__init__()
         self.deep_supervision = deep_supervision
-        self.merge = nn.Conv3d(4 * level_channels, width, 1, bias=False)
+        self.merge = PointwiseConv(4 * level_channels, width, bias=False)
         self.token_convs = nn.Sequential(ConvUnit(width, width), ConvUnit(width, width))
         widths = (*features, width)
         self.stages = nn.ModuleList(
             UpStage(widths[index + 1], widths[index], strides[index + 1], units[index])
             for index in reversed(range(len(features)))
         )
-        self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in reversed(features))
+        self.heads = nn.ModuleList(PointwiseConv(channels, num_classes) for channels in reversed(features))
 
     def pyramid(self, levels: Sequence[Tensor], stem: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode up to the features from which the logits are read.

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import PointwiseConv, UpConv3d
 from sam3dnet.network.detail_stem import NEGATIVE_SLOPE, ConvUnit, triple
 from sam3dnet.network.prompt_encoder import DENSE_CHANNELS, PromptBatch, PromptEncoder, dense_prompts
 
@@ -152,9 +153,9 @@ class PromptLevel(nn.Module):
 
     def __init__(self, channels_in: int, image_channels: int, channels_out: int, stride: Sequence[int], convolve: bool):
         super().__init__()
-        self.up = nn.ConvTranspose3d(channels_in, channels_out, triple(stride), stride=triple(stride), bias=False)
-        self.from_image = nn.Conv3d(image_channels, channels_out, 1, bias=False)
-        self.from_prompts = nn.Conv3d(DENSE_CHANNELS, channels_out, 1)
+        self.up = UpConv3d(channels_in, channels_out, triple(stride))
+        self.from_image = PointwiseConv(image_channels, channels_out, bias=False)
+        self.from_prompts = PointwiseConv(DENSE_CHANNELS, channels_out)
         self.conv = ConvUnit(channels_out, channels_out) if convolve else nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
 
     def forward(self, coarse_QCzyx: Tensor, image_QCzyx: Tensor, dense_QCzyx: Tensor) -> Tensor:
@@ -190,7 +191,7 @@ class PromptDecoder(nn.Module):
         self.strides = [triple(stride) for stride in strides]
         self.token_stride = triple(token_stride)
         self.encoder = PromptEncoder(num_classes, (*features, token_width), token_width, token_stride)
-        self.dense_to_tokens = nn.Conv3d(DENSE_CHANNELS, token_width, 1)
+        self.dense_to_tokens = PointwiseConv(DENSE_CHANNELS, token_width)
         self.blocks = nn.ModuleList(TwoWayBlock(token_width) for _ in range(ROUNDS))
         widths = (*COARSE_FEATURES[: len(features)], token_width)
         self.levels = nn.ModuleList(

@@ -19,7 +19,6 @@ from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.prompts.sampling import corrective_click, draw_prompts, innermost_voxel, random_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
 
-PROMPTED_SHARE = 0.5  # of the images of a batch
 MOST_CORRECTIONS = 3
 ABSENT_CLASS = 0.1  # how often a class is asked for that the patch need not hold
 SPOILED_MARGIN = 0.5  # how often an error is put into the automatic logits; on training cases true ones become rare
@@ -99,19 +98,20 @@ class Classes:
 
 
 class TrainingPrompter:
-    """Ask for a class in about half of the images, with prompts drawn from the target, then click where it is wrong.
+    """Ask for a class in a share of the images, with prompts drawn from the target, then click where it is wrong.
 
     Args:
         target_BCzyx: nnU-Net's target at full resolution.
         classes: How to read it.
         rng: Source of all randomness.
+        share: Of the images, at least one.
     """
 
-    def __init__(self, target_BCzyx: Tensor, classes: Classes, rng: Generator):
+    def __init__(self, target_BCzyx: Tensor, classes: Classes, rng: Generator, share: float = 1.0):
         self._classes = classes
         self._rng = rng
         batch_size = len(target_BCzyx)
-        samples = rng.permutation(batch_size)[: max(1, round(PROMPTED_SHARE * batch_size))]
+        samples = rng.permutation(batch_size)[: max(1, round(share * batch_size))]
         targets = [target_BCzyx[int(sample)].cpu().numpy() for sample in samples]
         self._valid = [classes.valid(target) for target in targets]
         self._queries: list[Query] = []

@@ -3,7 +3,6 @@
 import json
 import random
 import time
-from contextlib import nullcontext
 from itertools import count
 from os.path import join
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
+from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
@@ -53,7 +53,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.initial_lr = LEARNING_RATE_NEW
         self.weight_decay = WEIGHT_DECAY
         self.num_val_iterations_per_epoch = 25
-        self.grad_scaler = None  # bf16 has the range of float32
+        self.grad_scaler = torch.amp.GradScaler("cuda", enabled=half_type(device) is torch.float16)
         self.budget = Budget(self.num_epochs)
         self._last_plot = time.monotonic()
         self._resume: dict[str, Any] | None = None
@@ -159,14 +159,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Ask for prompts that are the same in every epoch, as far as the patches are."""
         target = self._to_device(batch["target"])
         data = batch["data"].to(self.device, non_blocking=True)
-        with self._autocast():
+        with autocast_on(self.device):
             _, answer = self.network(data, self._prompter(target, (VALIDATION_SEED, iteration)))
         return answer
 
-    def _prompter(self, target: Any, seed: tuple[int, ...]) -> TrainingPrompter:
+    def _prompter(self, target: Any, seed: tuple[int, ...], share: float = 1.0) -> TrainingPrompter:
         assert self._classes is not None
         finest = target[0] if isinstance(target, list) else target
-        return TrainingPrompter(finest, self._classes, np.random.default_rng((*seed, self.local_rank)))
+        return TrainingPrompter(finest, self._classes, np.random.default_rng((*seed, self.local_rank)), share)
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -176,36 +176,38 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
 
     def train_step(self, batch: dict) -> dict:
-        """Take one optimiser step on a batch of nnU-Net's loader; bf16 on a CUDA card, float32 elsewhere."""
+        """Take one optimiser step on a batch of nnU-Net's loader; half precision on a card, float32 elsewhere."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = self._to_device(batch["target"])
         self.optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with autocast_on(self.device):
             loss = self._loss(data, target)
         if not torch.isfinite(loss):
             raise PlanError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
                 "look at these images, or lower the learning rate"
             )
-        loss.backward()
+        self.grad_scaler.scale(loss).backward()
+        self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
-        self.optimizer.step()
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
         self.iterations_done += 1
         return {"loss": loss.detach().cpu().numpy()}
 
     def _loss(self, data: torch.Tensor, target: Any) -> torch.Tensor:
-        if self._classes is None:
+        if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
             return self.loss(self.network(data), target)
-        logits, answer = self.network(data, self._prompter(target, (TRAINING_SEED, self.iterations_done)))
+        # Half of the images: all of every second batch. Under DDP half of every batch, since it wants every parameter
+        # to be used in every step.
+        share = 0.5 if self.is_ddp else 1.0
+        logits, answer = self.network(data, self._prompter(target, (TRAINING_SEED, self.iterations_done), share))
         return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
     def _to_device(self, target: Any) -> Any:
         if isinstance(target, list):
             return [entry.to(self.device, non_blocking=True) for entry in target]
         return target.to(self.device, non_blocking=True)
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
 
     def on_epoch_end(self) -> None:
         """Write the checkpoints, now and then the plot, and a line of JSON."""
@@ -262,7 +264,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         checkpoint = {
             "network_weights": self._bare_network().state_dict(),
             "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": None,
+            "grad_scaler_state": self.grad_scaler.state_dict() or None,
             "logging": plain(self.logger.get_checkpoint()),
             "_best_ema": plain(self._best_ema),
             "current_epoch": self.current_epoch + 1,
@@ -304,6 +306,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._best_ema = checkpoint["_best_ema"]
         self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
+        if checkpoint.get("grad_scaler_state"):
+            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
         self._resume = checkpoint.get("sam3d")
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
