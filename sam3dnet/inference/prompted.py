@@ -1,0 +1,205 @@
+"""Answers to prompts in a whole preprocessed image: what they add to the automatic logits of a class.
+
+An answer depends on the prompts alone, not on earlier answers. It begins in the windows at the prompts and goes on
+into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
+
+Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of the image, z y x of a window.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sam3dnet.devices import autocast_on
+from sam3dnet.inference.feature_cache import FeatureCache
+from sam3dnet.inference.stitching import Correction, Floats, Stitching
+from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in_window
+from sam3dnet.inference.windows import pad_to_patch
+from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
+from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
+from sam3dnet.preprocessing.geometry import Voxel, nearest_voxel
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+
+OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
+
+
+class Promptable(Protocol):
+    """A network that answers prompts, see `SegmentationNetwork`."""
+
+    def features(self, x_BCzyx: Tensor) -> ImageFeatures:
+        """Return what prompts are answered from."""
+
+    def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+        """Return what the prompts add to the margin."""
+
+
+class PromptedVolume:
+    """A preprocessed image whose automatic segmentation prompts correct.
+
+    Args:
+        networks: One for each fold, whose corrections are averaged; in evaluation mode, on `device`.
+        image_CZYX: The preprocessed image.
+        logits_KZYX: Its automatic logits, on the CPU.
+        patch_size: Of a window (z, y, x).
+        regions: Whether the channels of the logits are regions; else they are classes.
+        step_size: Step between windows as a share of the window.
+        device: Where the networks are.
+        cache: Keeps the features of windows.
+    """
+
+    def __init__(
+        self,
+        networks: Sequence[Promptable],
+        image_CZYX: Tensor,
+        logits_KZYX: Tensor,
+        patch_size: Sequence[int],
+        *,
+        regions: bool,
+        step_size: float = 0.5,
+        device: torch.device | str = "cpu",
+        cache: FeatureCache | None = None,
+    ):
+        self._networks = networks
+        self._device = torch.device(device)
+        self._regions = regions
+        self._image, self._inside = pad_to_patch(image_CZYX, patch_size)
+        self._logits = self._padded(logits_KZYX)
+        self._grid = WindowGrid.over(self._image.shape[1:], patch_size, step_size)
+        self._cache = FeatureCache() if cache is None else cache
+
+    @torch.inference_mode()
+    def correction(self, class_index: int, prompts: ClassPrompts) -> Correction | None:
+        """Answer the prompts of one class.
+
+        Args:
+            class_index: Channel of the logits.
+            prompts: In voxels (z, y, x) of the preprocessed image.
+
+        Returns:
+            What is added to the logits of the class; None where the prompts say nothing.
+        """
+        padded = self._place_in_padded(prompts)
+        stitching = Stitching(self._grid)
+        waiting = first_windows(self._grid, padded)
+        while waiting:
+            is_first = len(stitching) == 0
+            answers = [self._answer(index, class_index, padded, None if is_first else stitching) for index in waiting]
+            for index, (correction, lead) in zip(waiting, answers, strict=True):
+                stitching.add(index, correction, lead)
+            waiting = stitching.next_windows()
+        if not len(stitching):
+            return None
+        correction = self._cut_to_image(stitching.result())
+        self._obey(class_index, prompts.points, correction)
+        return correction
+
+    def _answer(
+        self, index: Voxel, class_index: int, prompts: ClassPrompts, so_far: Stitching | None
+    ) -> tuple[Floats, Floats]:
+        """Ask the networks about one window.
+
+        Args:
+            index: Of the window.
+            class_index: Channel of the logits.
+            prompts: In voxels of the padded image.
+            so_far: What the windows before said, which this one continues; None where the prompts begin.
+
+        Returns:
+            The correction, and by how much the class leads all others before it.
+        """
+        corner = self._grid.corner(index)
+        z, y, x = (slice(start, start + size) for start, size in zip(corner, self._grid.patch_size, strict=True))
+        logits_Kzyx = self._logits[:, z, y, x].to(self._device).float()
+        lead = self._lead(logits_Kzyx, class_index).cpu().numpy()
+        inside = prompts_in_window(prompts, corner, self._grid.patch_size)
+        if so_far is not None:
+            inside = replace(inside, mask=so_far.mask_in(index, lead))
+        batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
+        margin_Qzyx = class_margin(logits_Kzyx[None], batch.class_Q, self._regions)
+        total: Tensor | None = None
+        with autocast_on(self._device):
+            for fold, network in enumerate(self._networks):
+                compute = partial(self._features, network, self._image[:, z, y, x])
+                features = self._cache.get((fold, index), compute)
+                correction = network.prompted(features, batch, margin_Qzyx)[0].float()
+                total = correction if total is None else total + correction
+        assert total is not None
+        return (total / len(self._networks)).cpu().numpy(), lead
+
+    def _features(self, network: Promptable, window_Czyx: Tensor) -> ImageFeatures:
+        """Compute what prompts are answered from; on a card it comes in half precision."""
+        return replace(network.features(window_Czyx[None].to(self._device)), logits=())
+
+    def _lead(self, logits_Kzyx: Tensor, class_index: int) -> Tensor:
+        """Return by how much a class leads; it is there where that is above 0."""
+        if self._regions:
+            return logits_Kzyx[class_index]
+        others = [logits_zyx for number, logits_zyx in enumerate(logits_Kzyx) if number != class_index]
+        highest = others[0]
+        for logits_zyx in others[1:]:
+            highest = torch.maximum(highest, logits_zyx)
+        return logits_Kzyx[class_index] - highest
+
+    def _obey(self, class_index: int, points: Sequence[Point], correction: Correction) -> None:
+        """Change the correction at clicked voxels until they are, or are not, of the class."""
+        for point in points:
+            voxel = nearest_voxel(point.at, self._logits_shape)
+            z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
+            lead = float(self._lead(self._logits[:, z, y, x].float(), class_index))
+            at = tuple(position - first for position, first in zip(voxel, correction.low, strict=True))
+            now = lead + float(correction.values_zyx[at])
+            wanted = max(now, OBEYED_LOGIT) if point.positive else min(now, -OBEYED_LOGIT)
+            correction.values_zyx[at] = wanted - lead
+
+    @property
+    def _logits_shape(self) -> Voxel:
+        """Shape of the image without padding."""
+        z, y, x = (part.stop - part.start for part in self._inside)
+        return z, y, x
+
+    def _padded(self, logits_KZYX: Tensor) -> Tensor:
+        """Pad as the image is, with logits that say background."""
+        widths = []
+        for part, size in zip(reversed(self._inside), reversed(self._image.shape), strict=False):
+            widths += [part.start, size - part.stop]
+        if not any(widths):
+            return logits_KZYX
+        padded = pad(logits_KZYX, widths, value=-LARGEST_MARGIN)
+        if not self._regions:
+            padded[0] = pad(logits_KZYX[0], widths, value=LARGEST_MARGIN)
+        return padded
+
+    def _place_in_padded(self, prompts: ClassPrompts) -> ClassPrompts:
+        before = [part.start for part in self._inside]
+        shape = self._image.shape[1:]
+        if tuple(shape) == self._logits_shape:
+            return prompts
+
+        def move(at: Coordinates) -> Coordinates:
+            z, y, x = (value + first for value, first in zip(at, before, strict=True))
+            return z, y, x
+
+        mask = None
+        if prompts.mask is not None:
+            mask = np.zeros(tuple(shape), bool)
+            mask[self._inside] = prompts.mask
+        return ClassPrompts(
+            tuple(Point(move(point.at), point.positive) for point in prompts.points),
+            tuple(Box(move(box.low), move(box.high)) for box in prompts.boxes),
+            mask,
+        )
+
+    def _cut_to_image(self, correction: Correction) -> Correction:
+        low, kept = [], []
+        for first, stop, part in zip(correction.low, correction.high, self._inside, strict=True):
+            start = max(first, part.start)
+            low.append(start - part.start)
+            kept.append(slice(start - first, min(stop, part.stop) - first))
+        z, y, x = low
+        return Correction((z, y, x), correction.values_zyx[tuple(kept)])
