@@ -208,7 +208,7 @@ def _affines_of_nibabel(stored: Mapping[str, Any]) -> tuple[Floats, Floats]:
     return RAS_FROM_LPS @ ras_from_array, np.round(np.linalg.inv(ras_from_file) @ ras_from_array)
 
 
-def _apply(affine: Floats, coordinates: npt.ArrayLike) -> Floats:
+def _apply(affine: npt.NDArray[np.floating[Any]], coordinates: npt.ArrayLike) -> Floats:
     return np.asarray(coordinates, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3]
 
 

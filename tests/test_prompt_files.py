@@ -51,6 +51,18 @@ def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
     assert read(path).of_case("kidney_10") == {}
 
 
+def test_example_of_the_documentation_is_read(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "prompts.md").read_text(encoding="utf-8")
+    path = tmp_path / FILE
+    path.write_text(text.partition("```json\n")[2].partition("```")[0], encoding="utf-8")
+    (tmp_path / "kidney_00001_previous.nii.gz").touch()
+    stated = read_prompts(path, ["kidney_00001"], CLASSES).of_case("kidney_00001")
+    (tumour,), (kidney,) = stated["tumour"], stated["kidney"]
+    assert [point.positive for point in tumour.points] == [True, False]
+    assert tumour.mask_file == (tmp_path / "kidney_00001_previous.nii.gz").resolve()
+    assert (tumour.space, len(tumour.boxes), len(kidney.points)) == ("LPS", 1, 1)
+
+
 def test_corners_of_a_box() -> None:
     corners = corners_of(Box((1, 2, 3), (4, 5, 6)))
     assert len(set(corners)) == 8
