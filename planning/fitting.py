@@ -59,6 +59,7 @@ class CropFitter:
         output_channels: Channels of the logits.
         network_options: What else the network's arguments hold, whatever its size.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
+        single_output: Whether the network has logits at full resolution alone.
     """
 
     def __init__(
@@ -69,11 +70,13 @@ class CropFitter:
         output_channels: int,
         network_options: Mapping[str, Any],
         finest_strides: Sequence[int] | None = None,
+        single_output: bool = False,
     ) -> None:
         self.cost = cost
         self.budget = budget
         self.network_options = network_options
         self.finest_strides = finest_strides
+        self.single_output = single_output
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
@@ -112,6 +115,8 @@ class CropFitter:
     def fit_of(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, voxels: float) -> Fit:
         """Plan the network for crops of at most so many voxels, and measure its step."""
         strides = rules.choose_stage_strides(token_stride.value)
+        if self.single_output:
+            strides = rules.leave_one_output(strides)
         patch = rules.choose_patch_size(
             grid.object_extent, grid.median_shape, grid.spacing_mm, token_stride.value, voxels
         )

@@ -25,6 +25,7 @@ class Method:
         fidelities: Ways to build it, the default first; empty where there is one.
         answers_prompts: Whether it can answer clicks and boxes.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
+        peer: Name of another package's network; it has no encoder of ours.
     """
 
     network_class: str
@@ -32,7 +33,11 @@ class Method:
     fidelities: tuple[str, ...] = ()
     answers_prompts: bool = False
     finest_strides: tuple[int, ...] | None = None
+    peer: str | None = None
 
+
+PEER_CLASS = "sam3dnet.network.peers.PeerNetwork"
+CUSTOM_METHOD = "network"  # with MethodChoice.network
 
 METHODS = {
     DEFAULT_METHOD: Method("sam3dnet.network.build.SAM3D", "sam3dnet", answers_prompts=True),
@@ -49,6 +54,11 @@ METHODS = {
     "3dmedsam": Method(
         "sam3dnet.network.published.medsam3d.MedSAM3D", "3DMedSAM (Lin et al. 2025), after the abstract"
     ),
+    "swin-unetr": Method(PEER_CLASS, "Swin-UNETR (Hatamizadeh et al. 2022), MONAI's", peer="swin-unetr"),
+    "unetr": Method(PEER_CLASS, "UNETR (Hatamizadeh et al. 2022), MONAI's", peer="unetr"),
+    "segresnet": Method(PEER_CLASS, "SegResNet (Myronenko 2018), MONAI's", peer="segresnet"),
+    "primus": Method(PEER_CLASS, "Primus (Wald et al. 2025), nnU-Net's", peer="primus"),
+    CUSTOM_METHOD: Method(PEER_CLASS, "the user's", peer=CUSTOM_METHOD),
 }
 NETWORK_CLASSES = tuple(method.network_class for method in METHODS.values())
 
@@ -78,9 +88,10 @@ class MethodChoice:
         tuning: How an encoder with SAM's weights is tuned.
         prompts: Whether clicks and boxes shall be answered, where the method can.
         text: The phrase of every output, for refsam3d; None where there is no text encoder.
+        network: package.module:Class of an installed package, for the method "network".
 
     Raises:
-        PlanError: If there is no such method or fidelity.
+        PlanError: If there is no such method or fidelity, or the choices do not go together.
     """
 
     name: str = DEFAULT_METHOD
@@ -88,6 +99,7 @@ class MethodChoice:
     tuning: str = DEFAULT_TUNING
     prompts: bool = True
     text: Text | None = None
+    network: str | None = None
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
@@ -95,6 +107,14 @@ class MethodChoice:
         if self.fidelity is not None and self.fidelity not in self.method.fidelities:
             known = ", ".join(self.method.fidelities) or "none to choose from"
             raise PlanError(f"method {self.name} has no fidelity {self.fidelity!r}; it has {known}")
+        if self.method.peer and self.tuning != DEFAULT_TUNING:
+            raise PlanError(
+                f"method {self.name} has no image encoder to be tuned by {self.tuning!r}; leave out the tuning"
+            )
+        if self.text is not None and self.name != TEXT_METHOD:
+            raise PlanError(f"method {self.name} reads no text; plan {TEXT_METHOD} for it")
+        if (self.name == CUSTOM_METHOD) != (self.network is not None):
+            raise PlanError("a network of your own needs both --method network and --network package.module:Class")
 
     @property
     def method(self) -> Method:
@@ -110,7 +130,8 @@ class MethodChoice:
     def plans_name(self) -> str:
         """Name of the plan: SAM3DPlans, and what differs from the default."""
         parts = [DEFAULT_PLANS_NAME]
-        parts += [self.name] if self.name != DEFAULT_METHOD else []
+        own = self.network.rpartition(":")[2] if self.network else self.name
+        parts += [own] if self.name != DEFAULT_METHOD else []
         parts += [self.fidelity] if self.fidelity not in (None, DEFAULT_FIDELITY) else []
         parts += [self.tuning] if self.tuning != DEFAULT_TUNING else []
         parts += ["automatic"] if self.name != DEFAULT_METHOD and self.prompts < self.method.answers_prompts else []
@@ -131,6 +152,8 @@ class MethodChoice:
             options |= {"fidelity": self.fidelity or self.method.fidelities[0], "regions": regions}
         if self.text is not None:
             options["text"] = self.text.embeddings
+        if self.method.peer:
+            options["network"] = self.network or self.method.peer
         return options
 
     def decisions(self) -> list[Decision]:

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 FULLRES, LOWRES, CASCADE = "3d_fullres", "3d_lowres", "3d_cascade_fullres"
 PLANNED_CONFIGURATIONS = ("2d", FULLRES, LOWRES, CASCADE)
+NO_ENCODER = {"encoder": "none", "pretrained": False}  # of other packages' networks
 # nnU-Net's torch resampling holds all labels of a case at once; beyond this many the stock one takes less memory.
 MANY_LABELS = 16
 
@@ -77,6 +78,7 @@ class SAM3DPlanner(ExperimentPlanner):
             output_channels(self.dataset_json),
             self.choice.network_options(has_regions(self.dataset_json)),
             self.choice.method.finest_strides,
+            single_output=self.choice.method.peer is not None,
         )
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
@@ -155,6 +157,8 @@ class SAM3DPlanner(ExperimentPlanner):
 
     def encoder_choice(self, dataset_voxels: float) -> EncoderChoice:
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
+        if self.choice.method.peer:
+            return NO_ENCODER
         if self.chosen_encoder is None:
             decision = rules.choose_encoder(self.encoder, self.sam_weights_at_hand, dataset_voxels)
             self.decisions.append(decision)

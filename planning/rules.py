@@ -199,6 +199,13 @@ def choose_stage_strides(token_stride: Sequence[int]) -> Decision:
     return Decision("strides", strides, "the axes of finer spacing are halved first", NNUNET)
 
 
+def leave_one_output(strides: Decision) -> Decision:
+    """Join all stages below half resolution: of two outputs nnU-Net's loss leaves out the coarser one."""
+    first, second, *others = strides.value
+    joined = [first, second, [math.prod(stage[axis] for stage in others) for axis in range(3)]]
+    return Decision(strides.name, joined, "logits at full resolution alone: the loss leaves out coarser ones", NNUNET)
+
+
 def round_up(shape: Sequence[float], multiple: Sequence[int]) -> Shape:
     """Round each axis up to a multiple, and to at least one."""
     rounded = [max(1, math.ceil(round(n, 3) / m)) * m for n, m in zip(shape, multiple, strict=True)]

@@ -123,10 +123,9 @@ def test_one_step_changes_exactly_the_trainable_names(name):
     (sum(level.square().sum() for level in logits) + corrections.square().sum()).backward()
     torch.optim.SGD([p for p in network.parameters() if p.requires_grad], 1e-3).step()
     changed = {key for key, value in network.named_parameters() if not torch.equal(value, before[key])}
-    unused = re.compile(DEAD.pattern + ("" if "corrected" not in name else r"|\.kinds\.weight"))
-    assert {key for key in network.trainable_names() if not DEAD.search(key)} - changed <= {
-        key for key in before if unused.search(key)
-    }
+    # a bias of the keys adds the same to every score, so its gradient is rounding
+    left = {key for key in set(network.trainable_names()) - changed if not key.endswith(".key.bias")}
+    assert left == {key for key in before if DEAD.search(key)}
     assert changed <= set(network.trainable_names())
     frozen = {key for key in before if key not in network.trainable_names()}
     marks = r"patch_embed\.proj\.|pos_embed$|\.attn\.(qkv|proj)\.|rel_pos_[hw]|\.mlp\.lin"

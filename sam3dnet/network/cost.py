@@ -47,7 +47,7 @@ def training_cost(
 class _TrainedNetwork(nn.Module):
     """The network as training runs it: with a prompt in half of the images, where it answers prompts."""
 
-    def __init__(self, network: SegmentationNetwork, prompts: bool):
+    def __init__(self, network: nn.Module, prompts: bool):
         super().__init__()
         self.network = network
         self.prompts = prompts

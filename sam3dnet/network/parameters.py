@@ -10,9 +10,20 @@ from torch import nn
 from sam3dnet.network.image_encoder import LAYER_NORM_EPS, EncoderSize, ImageEncoder3D
 from sam3dnet.network.sam_weights import own_name
 from sam3dnet.network.segmentation import SegmentationNetwork
-from sam3dnet.network.tuning import PARTS, encoder_part
+from sam3dnet.network.tuning import DEFAULT_TUNING, NECKS, PARTS, encoder_part
 
 IMAGE_ENCODER = "image encoder"
+# Tuned parameters of the image encoder (ViT-B) as 3DSAM-adapter's tables give them, in millions.
+PUBLISHED_MILLIONS = {
+    "spatial-adapter": 15.21,
+    "adapter": 7.61,
+    "pro-tuning": 7.17,
+    "st-adapter": 7.15,
+    "med-tuning": 11.10,
+    "full": 89.67,
+}
+# Tuned parameters of 3DSAM-adapter's official code, ViT-B and two classes.
+PUBLISHED_PARTS = {IMAGE_ENCODER: 15_209_984, "decoder": 7_088_256, "prompt encoder": 3_164_160, "all": 25_462_400}
 SAM_PIXELS, SAM_PATCH, SAM_WINDOW = 1024, 16, 14
 
 
@@ -63,6 +74,22 @@ def tuned_of_sam(encoder: ImageEncoder3D) -> int:
     tuned = set(encoder.trained_names())
     official = official_encoder(encoder.size)
     return sum(p.numel() for name, p in official.named_parameters() if own_name(name) in tuned)
+
+
+def literature_count(network: SegmentationNetwork, tuning: str) -> int:
+    """Count the tuned parameters of the image encoder as 3DSAM-adapter's table of tuning methods does.
+
+    That table counts the necks for the spatial adapter alone, and for full fine-tuning SAM's own 2D encoder.
+
+    Args:
+        network: With an image encoder that would get SAM's weights.
+        tuning: Name of the tuning method.
+    """
+    if tuning == "full":
+        return tuned_of_sam(network.image_encoder)
+    counts = count_parameters(network)
+    necks = 0 if tuning == DEFAULT_TUNING else counts[f"{IMAGE_ENCODER}: {NECKS}"].tuned
+    return counts[IMAGE_ENCODER].tuned - necks
 
 
 def official_encoder(size: EncoderSize) -> nn.Module:

@@ -100,14 +100,14 @@ class SegmentationNetwork(nn.Module):
         """
 
 
-def locate_network(name: str) -> type[SegmentationNetwork]:
+def locate_network(name: str) -> type[nn.Module]:
     """Find the class of a network by where a plan says it is.
 
     Raises:
         PlanError: If there is no such class.
     """
     found = pydoc.locate(name)
-    if not (isinstance(found, type) and issubclass(found, SegmentationNetwork)):
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise PlanError(
             f"network {name!r} in the plan: no such network; install the version that the plan was made with"
         )

@@ -12,8 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.network.detail_stem import ConvUnit, triple
-from sam3dnet.network.published.patch_embedding import pad_to_tokens
-from sam3dnet.network.published.resolutions import cropped, enlarged, pool_image, resolution_shapes
+from sam3dnet.network.published.resolutions import (
+    cropped,
+    enlarged,
+    pad_to_multiple,
+    pool_image,
+    resolution_shapes,
+)
 
 COARSEST_FACTOR = 2
 
@@ -97,7 +102,7 @@ class CoarseAggregationDecoder(AggregationDecoder):
 
     def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
         """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
-        padded = pad_to_tokens(image_BCzyx, self.token_stride)
+        padded = pad_to_multiple(image_BCzyx, self.token_stride)
         grid = [size * factor for size, factor in zip(branched[0].shape[2:], self.factor, strict=True)]
         raised = [F.interpolate(level, grid, mode="trilinear") for level in branched]
         coarse = self.head(self.merge(torch.cat((*raised, F.interpolate(padded, grid, mode="trilinear")), 1)))

@@ -8,14 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.network.patch_embedding import SAM_PATCH
-
-
-def pad_to_tokens(x_BCzyx: Tensor, token_stride: tuple[int, int, int]) -> Tensor:
-    """Repeat the last voxels of each axis until whole tokens fit."""
-    pads = []
-    for size, stride in zip(reversed(x_BCzyx.shape[2:]), reversed(token_stride), strict=True):
-        pads += [0, -size % stride]
-    return F.pad(x_BCzyx, pads, mode="replicate") if any(pads) else x_BCzyx
+from sam3dnet.network.published.resolutions import pad_to_multiple
 
 
 class UpsampledPatchEmbed(nn.Module):
@@ -42,7 +35,7 @@ class UpsampledPatchEmbed(nn.Module):
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """Return tokens (B, width, D, H, W) with D = ceil(z / stride) and so on."""
-        padded = pad_to_tokens(x_BCzyx, self.token_stride)
+        padded = pad_to_multiple(x_BCzyx, self.token_stride)
         sizes = [size * SAM_PATCH // stride for size, stride in zip(padded.shape[2:], self.token_stride, strict=True)]
         upsampled_BCZYX = F.interpolate(padded, sizes, mode="trilinear")
         slices = self._three_channels(upsampled_BCZYX).transpose(1, 2).flatten(0, 1)

@@ -22,11 +22,19 @@ def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) ->
     return shapes
 
 
+def pad_to_multiple(x_BCzyx: Tensor, multiple: Sequence[int]) -> Tensor:
+    """Repeat the last voxels of each axis until its size is a multiple of a number (z, y, x)."""
+    pads = []
+    for size, step in zip(reversed(x_BCzyx.shape[2:]), reversed(multiple), strict=True):
+        pads += [0, -size % step]
+    return F.pad(x_BCzyx, pads, mode="replicate") if any(pads) else x_BCzyx
+
+
 def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> list[Tensor]:
     """Average an image over the voxels of every resolution above the tokens; finest first, the image itself."""
     images = [image_BCzyx]
     for stride in strides[1:-1]:
-        images.append(F.avg_pool3d(images[-1], stride, ceil_mode=True, count_include_pad=False))
+        images.append(F.avg_pool3d(pad_to_multiple(images[-1], stride), stride))
     return images
 
 
