@@ -35,7 +35,7 @@ def click(*at, positive=True):
 
 def answer(network, features, *queries):
     batch = PromptBatch.of(queries, SHAPE)
-    logits = features.logits[0].detach()[batch.sample_Q]
+    logits = features.logits[0].detach()[list(batch.samples)]
     return network.prompted(features, batch, class_margin(logits, batch.class_Q, False))
 
 

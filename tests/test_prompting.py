@@ -46,16 +46,16 @@ def ask(seed, target=None, classes=LABELS, network=None, share=0.5):
 
 def test_a_share_of_the_images_is_asked_about():
     network, answer = ask(0, make_target(4))
-    assert network.asked[-1].sample_Q.unique().numel() == 2
+    assert len(set(network.asked[-1].samples)) == 2
     assert answer.margin_Qzyx.shape == (2, *SHAPE)
-    assert ask(0, make_target(4), share=1.0)[0].asked[-1].sample_Q.unique().numel() == 4
+    assert ask(0, make_target(4), share=1.0)[0].asked[-1].samples == (0, 1, 2, 3)
     assert ask(0, make_target(1))[1].margin_Qzyx.shape == (1, *SHAPE)
 
 
 def test_the_same_seed_asks_the_same():
     for one, other in zip(ask(5)[0].asked, ask(5)[0].asked, strict=True):
         assert torch.equal(one.points_QP3, other.points_QP3)
-        assert torch.equal(one.sample_Q, other.sample_Q)
+        assert one.samples == other.samples
     drawn = {tuple(ask(seed)[0].asked[-1].points_QP3.flatten().tolist()) for seed in range(10)}
     assert len(drawn) > 5
 
@@ -91,7 +91,7 @@ def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
 
 def test_a_spoiled_margin_comes_with_a_click_that_names_the_error(monkeypatch):
     monkeypatch.setattr(prompting, "SPOILED_MARGIN", 1.0)
-    monkeypatch.setattr(prompting, "MOST_CORRECTIONS", 0)
+    monkeypatch.setattr(prompting, "SHARE_OF_CORRECTIONS", (1.0,))
     kinds = set()
     for seed in range(40):
         network, answer = ask(seed)

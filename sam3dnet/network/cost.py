@@ -63,10 +63,9 @@ class _TrainedNetwork(nn.Module):
 def _ask_half(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
     logits_BKzyx = features.logits[0].detach()
     queries = (len(logits_BKzyx) + 1) // 2
-    first = torch.arange(queries)
     batch = PromptBatch(
-        sample_Q=first,
-        class_Q=torch.zeros_like(first),
+        samples=tuple(range(queries)),
+        class_Q=torch.zeros(queries, dtype=torch.long),
         points_QP3=torch.zeros(queries, 1, 3),
         polarity_QP=torch.ones(queries, 1, dtype=torch.long),
         corners_QR23=torch.zeros(queries, 1, 2, 3),

@@ -39,11 +39,14 @@ class ImageFeatures:
         """All features, finest first, the tokens last."""
         return (*self.pyramid, self.tokens_BCDHW)
 
-    def select(self, sample_Q: Tensor) -> "ImageFeatures":
-        """Return the features of some images of the batch, any of them more than once."""
-        if len(self.tokens_BCDHW) == 1:  # nothing to choose, nothing to copy
-            return self._map(lambda value: value.expand(len(sample_Q), *value.shape[1:]))
-        return self._map(lambda value: value[sample_Q])
+    def select(self, samples: Sequence[int]) -> "ImageFeatures":
+        """Return the features of some images of the batch, any of them more than once; copied only if they must be."""
+        batch_size = len(self.tokens_BCDHW)
+        if list(samples) == list(range(batch_size)):
+            return self
+        if batch_size == 1:
+            return self._map(lambda value: value.expand(len(samples), *value.shape[1:]))
+        return self._map(lambda value: value[list(samples)])
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "ImageFeatures":
         """Return the features on a device, and in another precision where one is given."""
@@ -218,7 +221,7 @@ class PromptDecoder(nn.Module):
         """
         window_shape = margin_Qzyx.shape[1:]
         dense = self._pyramid(dense_prompts(batch, margin_Qzyx, self.token_stride))
-        features = features.select(batch.sample_Q)
+        features = features.select(batch.samples)
         prompts_QTE, there_QT = self.encoder(batch, features.levels, window_shape)
         image_QEDHW = features.tokens_BCDHW + self.dense_to_tokens(dense[-1])
         grid = image_QEDHW.shape[2:]

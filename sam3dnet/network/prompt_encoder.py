@@ -44,7 +44,7 @@ class PromptBatch:
     """Queries as tensors, padded to the largest number of clicks and boxes, at least one of each.
 
     Attributes:
-        sample_Q: Which image of the batch each query belongs to.
+        samples: Which image of the batch each query belongs to.
         class_Q: Channel of the logits.
         points_QP3: Clicks (z, y, x).
         polarity_QP: POSITIVE, NEGATIVE, or ABSENT for padding.
@@ -54,7 +54,7 @@ class PromptBatch:
         has_mask_Q: Which queries have one.
     """
 
-    sample_Q: Tensor
+    samples: tuple[int, ...]
     class_Q: Tensor
     points_QP3: Tensor
     polarity_QP: Tensor
@@ -80,7 +80,7 @@ class PromptBatch:
                 corners[row, column] = box.low, box.high
                 has_box[row, column] = True
         return cls(
-            torch.tensor([query.sample for query in queries], dtype=torch.long),
+            tuple(query.sample for query in queries),
             torch.tensor([query.class_index for query in queries], dtype=torch.long),
             *map(torch.from_numpy, (points, polarity, corners, has_box)),
             *_masks(queries, window_shape),
@@ -88,7 +88,7 @@ class PromptBatch:
 
     def to(self, device: torch.device) -> "PromptBatch":
         """Return the same queries on a device."""
-        values = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        values = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **values)
 
 
@@ -177,7 +177,7 @@ def _proximity(
 
 
 def _inside_boxes(batch: PromptBatch, shape: Sequence[int]) -> Tensor:
-    inside = torch.zeros((len(batch.sample_Q), *shape), dtype=torch.bool, device=batch.has_box_QR.device)
+    inside = torch.zeros((len(batch.samples), *shape), dtype=torch.bool, device=batch.has_box_QR.device)
     for box in range(batch.has_box_QR.shape[1]):
         low_Q3, high_Q3 = batch.corners_QR23[:, box].unbind(1)
         one = batch.has_box_QR[:, box, None, None, None]

@@ -19,7 +19,7 @@ from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.prompts.sampling import corrective_click, draw_prompts, innermost_voxel, random_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
 
-MOST_CORRECTIONS = 3
+SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # how often none, one, two, three
 ABSENT_CLASS = 0.1  # how often a class is asked for that the patch need not hold
 SPOILED_MARGIN = 0.5  # how often an error is put into the automatic logits; on training cases true ones become rare
 SPOILED_SIZE = (0.3, 1.2)  # radius of such an error in token strides
@@ -111,7 +111,7 @@ class TrainingPrompter:
         self._classes = classes
         self._rng = rng
         batch_size = len(target_BCzyx)
-        samples = rng.permutation(batch_size)[: max(1, round(share * batch_size))]
+        samples = sorted(rng.permutation(batch_size)[: max(1, round(share * batch_size))])
         targets = [target_BCzyx[int(sample)].cpu().numpy() for sample in samples]
         self._valid = [classes.valid(target) for target in targets]
         self._queries: list[Query] = []
@@ -132,11 +132,11 @@ class TrainingPrompter:
         """Ask, correct up to three times without gradient, and return the last answer, which has one."""
         logits_BKzyx = features.logits[0].detach()
         class_Q = torch.tensor([query.class_index for query in self._queries], device=logits_BKzyx.device)
-        sample_Q = torch.tensor([query.sample for query in self._queries], device=logits_BKzyx.device)
-        margin = class_margin(logits_BKzyx[sample_Q].float(), class_Q, self._classes.regions)
+        logits_QKzyx = logits_BKzyx[[query.sample for query in self._queries]].float()
+        margin = class_margin(logits_QKzyx, class_Q, self._classes.regions)
         if self._rng.random() < SPOILED_MARGIN:
             margin = torch.stack([self._spoil(row, margin_zyx) for row, margin_zyx in enumerate(margin)])
-        for _ in range(self._rng.integers(MOST_CORRECTIONS + 1)):
+        for _ in range(self._rng.choice(len(SHARE_OF_CORRECTIONS), p=SHARE_OF_CORRECTIONS)):
             with torch.no_grad():
                 answer = self._ask(network, features, margin)
             for row, predicted in enumerate((answer > 0).cpu().numpy()):

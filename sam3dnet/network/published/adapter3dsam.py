@@ -120,7 +120,7 @@ class Adapter3DSAM(SegmentationNetwork):
         """Answer prompts as the base class says: the network's own margin with prompts less the margin before."""
         if self.prompt_encoder is None:
             raise no_prompts()
-        features = features.select(batch.sample_Q)
+        features = features.select(batch.samples)
         width = self.image_encoder.size.neck_width
         *shallow, last = features.tokens_BCDHW.split([width // 2] * 3 + [width], 1)
         changed = self.prompt_encoder(last, batch, margin_Qzyx.shape[1:])
