@@ -14,22 +14,22 @@ Methods:
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from process_load import run_measured
+from sam3dnet.comparison.run import CLOCK_FOLDER
+from sam3dnet.comparison.stages import StageError, Stages, call, cores, machine
+from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("nnunet", "nnunet-batch2", "sam3d")
-PACKAGES = ("torch", "nnunetv2", "sam3dnet", "numpy", "SimpleITK", "batchgeneratorsv2")
 NNUNET_AUGMENTATION_PROCESSES = 1
 
 
@@ -55,6 +55,10 @@ class Settings:
     def results(self) -> Path:
         return self.work / "nnUNet_results" / self.dataset
 
+    @property
+    def stages(self) -> Stages:
+        return Stages(self.work / "stages", environment(self))
+
 
 @dataclass(frozen=True)
 class Method:
@@ -74,18 +78,9 @@ MODELS = {
 }
 
 
-class StageError(RuntimeError):
-    """A stage's process failed; the message says where its log is."""
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def environment(settings: Settings) -> dict[str, str]:
     """Return the environment of all stages: nnU-Net's folders and budget, and as many processes as there are cores."""
-    trainer_folders = [HERE / "clock_trainer", HERE.parent / "sam3dnet" / "nnunet_ext"]
+    trainer_folders = [CLOCK_FOLDER, HERE.parent / "sam3dnet" / "nnunet_ext"]
     return os.environ | {
         "nnUNet_raw": str(settings.work / "nnUNet_raw"),
         "nnUNet_preprocessed": str(settings.work / "nnUNet_preprocessed"),
@@ -95,82 +90,6 @@ def environment(settings: Settings) -> dict[str, str]:
         "nnUNet_def_n_proc": str(cores()),
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def machine() -> dict[str, object]:
-    """Return processor, cores, versions and date, which every figure needs beside it."""
-    processor = "unknown"
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    return {
-        "processor": processor,
-        "cores": cores(),
-        "python": sys.version.split()[0],
-        "versions": {name: _version(name) for name in PACKAGES},
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write the file whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1))
-    os.replace(temporary, path)
-
-
-def run_stage(
-    settings: Settings,
-    name: str,
-    keys: dict,
-    command: Sequence[str],
-    mark_file: Path | None = None,
-    variables: Mapping[str, str] | None = None,
-) -> dict:
-    """Run the command, with these further environment variables, unless this stage is finished; return its record.
-
-    Raises:
-        StageError: If the command fails.
-    """
-    folder = settings.work / "stages"
-    folder.mkdir(parents=True, exist_ok=True)
-    record_file = folder / f"{name}.json"
-    if (record := finished_stage(settings, name, keys)) is not None:
-        print(f"{name}: finished before, {record['load']['wall_seconds']:.0f} s", flush=True)
-        return record
-    print(f"{name}: {shlex.join(command)}", flush=True)
-    load = run_measured(command, folder / f"{name}.log", environment(settings) | (variables or {}), mark_file)
-    if load.returncode != 0:
-        tail = "\n".join((folder / f"{name}.log").read_text(errors="replace").splitlines()[-15:])
-        raise StageError(f"stage {name} ended with status {load.returncode}; see {folder / name}.log:\n{tail}")
-    record = {"keys": keys, "command": list(command), "load": load.as_dict(), "machine": machine()}
-    write_json(record_file, record)
-    print(f"{name}: {load.wall_seconds:.0f} s, {load.peak_tree_mib:.0f} MiB", flush=True)
-    return record
-
-
-def finished_stage(settings: Settings, name: str, keys: dict) -> dict | None:
-    """Return the stage's record if it was finished with the same keys."""
-    record_file = settings.work / "stages" / f"{name}.json"
-    if not record_file.exists():
-        return None
-    record = json.loads(record_file.read_text())
-    return record if record["keys"] == keys else None
-
-
-def call(function: str, *arguments: str) -> list[str]:
-    """Return the command line that calls `module:function` with the arguments as its command line."""
-    module, _, name = function.partition(":")
-    code = f"import sys; from {module} import {name}; sys.exit({name}())"
-    return [sys.executable, "-c", code, *arguments]
 
 
 def link_raw_dataset(settings: Settings) -> None:
@@ -185,8 +104,7 @@ def link_raw_dataset(settings: Settings) -> None:
 
 def prepare_nnunet(settings: Settings) -> dict:
     """Plan and preprocess with stock nnU-Net, and derive the plan with two patches a batch."""
-    record = run_stage(
-        settings,
+    record = settings.stages.run(
         "nnunet-prepare",
         {"dataset": settings.dataset},
         call(
@@ -203,8 +121,7 @@ def prepare_nnunet(settings: Settings) -> dict:
 
 def prepare_sam3d(settings: Settings) -> dict:
     """Verify, plan and preprocess with sam3dnet."""
-    return run_stage(
-        settings,
+    return settings.stages.run(
         "sam3d-prepare",
         {"dataset": settings.dataset, "plan_options": settings.plan_options},
         call(
@@ -222,13 +139,13 @@ def train_and_validate(settings: Settings, method: str) -> dict:
         keys |= {"plan_options": settings.plan_options, "train_options": settings.train_options}
     stage = f"{method}-train"
     final_checkpoint = model.model_folder(settings) / f"fold_{settings.fold}" / "checkpoint_final.pth"
-    if finished_stage(settings, stage, keys) is None and final_checkpoint.parent.exists():
+    if settings.stages.finished(stage, keys) is None and final_checkpoint.parent.exists():
         shutil.rmtree(final_checkpoint.parent)
     if method == "sam3d":
-        return run_stage(settings, stage, keys, sam3d_training(settings), final_checkpoint)
+        return settings.stages.run(stage, keys, sam3d_training(settings), final_checkpoint)
     # By itself nnU-Net would start twelve loaders; ours chooses for the machine.
     loaders = {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES)}
-    return run_stage(settings, stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
+    return settings.stages.run(stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
 
 
 def nnunet_training(settings: Settings, model: Method) -> list[str]:
@@ -251,28 +168,16 @@ def sam3d_training(settings: Settings) -> list[str]:
 
 def measure(settings: Settings, method: str, trained: dict) -> dict:
     """Measure the trained model in a process of its own."""
-    output = settings.work / "stages" / f"{method}-measured.json"
-    command = [
-        *(sys.executable, str(HERE / "measure_model.py")),
-        *(str(MODELS[method].model_folder(settings)), str(settings.preprocessed)),
-        *("--fold", settings.fold, "--device", settings.device, "--threads", str(cores())),
-        *("--timed-cases", str(settings.timed_cases), "--json", str(output)),
-    ]
+    output = settings.stages.folder / f"{method}-measured.json"
+    labels = settings.raw / settings.dataset / "labelsTr"
+    command = call(
+        "sam3dnet.comparison.measure:main",
+        *map(str, (MODELS[method].model_folder(settings), settings.preprocessed, labels, output)),
+        *("--fold", settings.fold, "--device", settings.device, "--timed-cases", str(settings.timed_cases)),
+    )
     keys = {"trained": trained["keys"], "trained_on": trained["machine"]["date"], "cases": settings.timed_cases}
-    run_stage(settings, f"{method}-measure", keys, command)
+    settings.stages.run(f"{method}-measure", keys, command)
     return json.loads(output.read_text())
-
-
-def count_iterations(fold_folder: Path) -> int | None:
-    """Return the iterations that the trainer wrote down, in clock.json (nnU-Net) or in a line an epoch (ours)."""
-    clock = fold_folder / "clock.json"
-    if clock.exists():
-        return json.loads(clock.read_text())["iterations"]
-    for log in sorted(fold_folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
-        if lines and "iterations" in lines[-1]:
-            return int(lines[-1]["iterations"])
-    return None
 
 
 def stock_dice(fold_folder: Path) -> float:
@@ -288,7 +193,6 @@ def run_method(settings: Settings, method: str) -> dict:
     fold_folder = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
     return {
         "method": method,
-        "iterations": count_iterations(fold_folder),
         "stock_summary_mean_dice": stock_dice(fold_folder),
         "measured": measured,
         "prepare_load": prepared["load"],
@@ -297,18 +201,19 @@ def run_method(settings: Settings, method: str) -> dict:
     }
 
 
-def _memory(row: dict) -> str:
-    load = row["train_load"]
-    return f"{load['peak_mib']:.0f} ({load['peak_tree_mib']:.0f})"
+def mean_dice(row: dict) -> float:
+    """Return the mean over the classes."""
+    scores = row["measured"]["scores"]
+    return sum(score["dice"] for score in scores.values()) / len(scores)
 
 
 COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
     ("method", lambda r: r["method"]),
-    ("mean Dice", lambda r: f"{r['measured']['mean_dice']:.4f}"),
-    ("Dice per class", lambda r: ", ".join(f"{k} {v:.4f}" for k, v in r["measured"]["dice"].items())),
-    ("iterations", lambda r: str(r["iterations"])),
+    ("mean Dice", lambda r: f"{mean_dice(r):.4f}"),
+    ("Dice per class", lambda r: ", ".join(f"{k} {v['dice']:.4f}" for k, v in r["measured"]["scores"].items())),
+    ("iterations", lambda r: str(r["measured"]["iterations"])),
     ("patch", lambda r: "x".join(map(str, r["measured"]["patch_size"])) + f", batch {r['measured']['batch_size']}"),
-    ("parameters (tuned)", lambda r: f"{r['measured']['parameters']:,} ({r['measured']['trainable_parameters']:,})"),
+    ("parameters (tuned)", lambda r: f"{r['measured']['parameters']:,} ({r['measured']['tuned_parameters']:,})"),
     ("s/case", lambda r: f"{r['measured']['seconds_per_case']:.2f}"),
     (
         "peak MiB, process (tree)",
@@ -355,6 +260,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Run the methods one after another; print the table after each, so that an interruption leaves what is known."""
     a = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     methods = a.methods.split(",")
     if unknown := sorted(set(methods) - set(METHODS)):
         raise SystemExit(f"unknown methods {unknown}; choose from {METHODS}")

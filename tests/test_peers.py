@@ -50,8 +50,6 @@ def test_the_input_holds_as_many_blocks_as_the_network_needs(monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # those of the packages' imports
 @pytest.mark.parametrize("name", ["segresnet", "primus"])
 def test_peers_are_built_from_their_own_packages(name):
-    if name == "segresnet":
-        pytest.importorskip("monai")
     network = make(name, patch=(8, 9, 16))
     assert network(torch.randn(1, 2, 8, 9, 16))[0].shape == (1, 3, 8, 9, 16)
 

@@ -10,7 +10,7 @@ from importlib import import_module
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.errors import PlanError, Sam3dError
+from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import triple
 from sam3dnet.network.published.resolutions import cropped, resolution_shapes
 
@@ -38,17 +38,23 @@ class Peer:
 
 def make_swin_unetr(input_channels: int, num_classes: int, _shape: Shape) -> nn.Module:
     """Make MONAI's Swin-UNETR."""
-    return _monai("SwinUNETR")(in_channels=input_channels, out_channels=num_classes, feature_size=SWIN_UNETR_FEATURES)
+    from monai.networks.nets import SwinUNETR
+
+    return SwinUNETR(in_channels=input_channels, out_channels=num_classes, feature_size=SWIN_UNETR_FEATURES)
 
 
 def make_unetr(input_channels: int, num_classes: int, shape: Shape) -> nn.Module:
     """Make MONAI's UNETR."""
-    return _monai("UNETR")(in_channels=input_channels, out_channels=num_classes, img_size=shape)
+    from monai.networks.nets import UNETR
+
+    return UNETR(in_channels=input_channels, out_channels=num_classes, img_size=shape)
 
 
 def make_segresnet(input_channels: int, num_classes: int, _shape: Shape) -> nn.Module:
     """Make MONAI's SegResNet."""
-    return _monai("SegResNet")(init_filters=SEGRESNET_FILTERS, in_channels=input_channels, out_channels=num_classes)
+    from monai.networks.nets import SegResNet
+
+    return SegResNet(init_filters=SEGRESNET_FILTERS, in_channels=input_channels, out_channels=num_classes)
 
 
 def make_primus(input_channels: int, num_classes: int, shape: Shape) -> nn.Module:
@@ -65,13 +71,6 @@ def make_primus(input_channels: int, num_classes: int, shape: Shape) -> nn.Modul
         init_values=0.1,
         **PRIMUS_S,
     )
-
-
-def _monai(name: str) -> Callable[..., nn.Module]:
-    try:
-        return getattr(import_module("monai.networks.nets"), name)
-    except ImportError:
-        raise Sam3dError(f"{name} comes from MONAI; type: pip install sam3dnet[compare]") from None
 
 
 PEERS = {

@@ -1,4 +1,4 @@
-"""The benchmark: nnU-Net's trainer on the clock, the cost of a process, stages that are not repeated."""
+"""nnU-Net's trainer on the clock, and how the models of any trainer are measured."""
 
 import json
 import sys
@@ -8,14 +8,13 @@ import pytest
 import torch
 from phantoms import make_raw_dataset
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "clock_trainer")]
+from sam3dnet.comparison.measure import count_iterations, load_network, measure
+from sam3dnet.comparison.run import CLOCK_FOLDER
 
-import against_nnunet  # noqa: E402
-import nnUNetTrainerClock as clock_module  # noqa: E402
-from measure_model import load_network, measure  # noqa: E402
-from nnUNetTrainerClock import ClockPolyLR, nnUNetTrainerClock  # noqa: E402
-from process_load import process_tree, run_measured  # noqa: E402
+sys.path.insert(0, str(CLOCK_FOLDER))
+
+import nnUNetTrainerClock as clock_module
+from nnUNetTrainerClock import ClockPolyLR, nnUNetTrainerClock
 
 DATASET = "Dataset905_Clock"
 PATCH = [8, 12, 8]
@@ -142,7 +141,7 @@ def make_trainer(preprocessed, monkeypatch):
 def test_nnunet_finds_the_trainer_by_name(monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    monkeypatch.setenv("nnUNet_extTrainer", str(BENCHMARKS / "clock_trainer"))
+    monkeypatch.setenv("nnUNet_extTrainer", str(CLOCK_FOLDER))
     found = recursive_find_trainer_class_by_name("nnUNetTrainerClock")
     assert found.__name__ == "nnUNetTrainerClock"
 
@@ -176,128 +175,17 @@ def test_training_leaves_a_model_that_can_be_measured(make_trainer, preprocessed
     assert record["iterations"] == trainer.iterations_done >= 1
     assert record["budget_seconds"] == pytest.approx(1.2)
     assert record["patch_size"] == PATCH
-    assert against_nnunet.count_iterations(fold) == record["iterations"]
+    assert count_iterations(fold) == record["iterations"]
     assert trainer.optimizer.param_groups[0]["lr"] < 0.01
 
     (fold / "validation").mkdir()
     case = json.loads((preprocessed / "splits_final.json").read_text())[0]["val"][0]
     truth = preprocessed / "gt_segmentations" / f"{case}.nii.gz"
     (fold / "validation" / truth.name).write_bytes(truth.read_bytes())
-    measured = measure(fold.parent, preprocessed, "0", "cpu", timed_cases=1, threads=1)
-    assert measured["dice"] == {"organ": 1.0, "lesion": 1.0}
-    assert measured["mean_dice"] == 1.0
-    assert measured["validation_cases"] == 1
+    measured = measure(fold.parent, preprocessed, preprocessed / "gt_segmentations", "0", "cpu", timed_cases=1)
+    assert measured["scores"] == {name: {"dice": 1.0, "nsd": 1.0} for name in ("organ", "lesion")}
+    assert measured["cases"] == 1
+    assert measured["iterations"] == record["iterations"]
     network, *_ = load_network(fold.parent, "0")
     assert measured["parameters"] == sum(p.numel() for p in network.parameters())
     assert len(measured["seconds_of_cases"]) == 1
-
-
-CHILD = """
-import subprocess, sys, time
-block = bytearray(60 << 20)
-block[::4096] = b"x" * len(block[::4096])
-child = subprocess.Popen([sys.executable, "-c", "b = bytearray(90 << 20); b[::4096] = b'x' * len(b[::4096]);"
-                          "import time; time.sleep(1.5)"])
-open(sys.argv[1], "w").close()
-child.wait()
-sum(range(3_000_000))
-"""
-
-
-def test_cost_of_a_process_and_its_children(tmp_path):
-    mark = tmp_path / "mark"
-    command = [sys.executable, "-c", CHILD, str(mark)]
-    load = run_measured(command, tmp_path / "log", {}, mark, interval_seconds=0.05)
-    assert load.returncode == 0
-    assert 60 <= load.peak_mib < 120
-    assert load.peak_tree_mib >= 140
-    assert load.cpu_seconds > 0
-    assert load.wall_seconds_until_mark is not None
-    assert load.wall_seconds_until_mark < load.wall_seconds
-    assert set(load.as_dict()) >= {"wall_seconds", "cpu_seconds", "peak_mib", "peak_tree_mib"}
-
-
-def test_a_process_that_is_gone_has_no_tree():
-    assert process_tree(2**22 + 1) == []
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return against_nnunet.Settings(
-        dataset=DATASET,
-        raw=tmp_path,
-        work=tmp_path / "work",
-        minutes=1.0,
-        fold="0",
-        device="cpu",
-        timed_cases=1,
-        plan_options="",
-        train_options="--from-scratch",
-    )
-
-
-def test_a_finished_stage_is_not_repeated_unless_its_settings_change(settings, tmp_path):
-    command = [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'a').write('x')"]
-    for keys in ({"minutes": 1}, {"minutes": 1}, {"minutes": 2}):
-        record = against_nnunet.run_stage(settings, "stage", keys, command)
-    assert (tmp_path / "ran").read_text() == "xx"
-    assert record["keys"] == {"minutes": 2}
-    assert record["machine"]["versions"]["torch"]
-    assert record["load"]["returncode"] == 0
-
-
-def test_a_failed_stage_shows_the_end_of_its_log(settings):
-    command = [sys.executable, "-c", "import sys; print('the reason'); sys.exit(3)"]
-    with pytest.raises(against_nnunet.StageError, match=r"status 3(.|\n)*the reason"):
-        against_nnunet.run_stage(settings, "stage", {}, command)
-    assert against_nnunet.finished_stage(settings, "stage", {}) is None
-
-
-def test_options_reach_the_commands(settings):
-    command = against_nnunet.sam3d_training(settings)
-    assert command[-1] == "--from-scratch"
-    assert command[3:7] == [DATASET, "fold0", "--minutes", "1.0"]
-    stock = against_nnunet.nnunet_training(settings, against_nnunet.MODELS["nnunet-batch2"])
-    assert stock[3:] == [
-        DATASET,
-        "3d_fullres",
-        "0",
-        "-tr",
-        "nnUNetTrainerClock",
-        "-p",
-        "nnUNetPlansBatch2",
-        "-device",
-        "cpu",
-    ]
-    variables = against_nnunet.environment(settings)
-    assert variables["nnUNet_clock_minutes"] == "1.0"
-    assert variables["nnUNet_results"] == str(settings.work / "nnUNet_results")
-
-
-def test_dataset_by_number_or_name(tmp_path):
-    for name in ("Dataset501_A", "Dataset502_B"):
-        (tmp_path / name).mkdir()
-    assert against_nnunet.find_dataset(tmp_path, "501") == "Dataset501_A"
-    assert against_nnunet.find_dataset(tmp_path, "Dataset502_B") == "Dataset502_B"
-    with pytest.raises(SystemExit, match="expected one folder Dataset503_"):
-        against_nnunet.find_dataset(tmp_path, "503")
-
-
-def test_the_table_has_a_row_a_method():
-    row = {
-        "method": "nnunet",
-        "iterations": 12,
-        "measured": {
-            "mean_dice": 0.5,
-            "dice": {"organ": 0.75, "lesion": 0.25},
-            "patch_size": PATCH,
-            "batch_size": 2,
-            "parameters": 1234,
-            "trainable_parameters": 1000,
-            "seconds_per_case": 1.5,
-        },
-        "train_load": {"peak_mib": 10.0, "peak_tree_mib": 20.0, "cpu_seconds": 30.0, "wall_seconds": 40.0},
-    }
-    lines = against_nnunet.format_table([row]).splitlines()
-    assert len(lines) == 3
-    assert "| nnunet | 0.5000 | organ 0.7500, lesion 0.2500 | 12 | 8x12x8, batch 2 | 1,234 (1,000) | 1.50 |" in lines[2]

@@ -1,0 +1,60 @@
+"""The stage of clicks: a simulated user on the validation cases of a promptable method, scored, as JSON."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam3dnet.preprocessing.folders import write_json
+
+if TYPE_CHECKING:
+    from sam3dnet.evaluation.click_study import ClickStudy
+
+
+def kind_of_clicks(clicks: int, protocol: str) -> str:
+    """Name a column: "3 clicks, whole volume"."""
+    return f"{clicks} click{'' if clicks == 1 else 's'}, {protocol}"
+
+
+def summarise(study: "ClickStudy") -> dict[str, dict[str, dict[str, float]]]:
+    """Give mean Dice and NSD by kind of prompt and class."""
+    from sam3dnet.evaluation.click_study import PROTOCOLS
+
+    return {
+        kind_of_clicks(clicks, protocol): {
+            name: {metric: _mean(study.values(name, protocol, clicks, metric)) for metric in ("dice", "nsd")}
+            for name in study.classes
+        }
+        for protocol in PROTOCOLS
+        for clicks in study.clicks
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, click, write."""
+    parser = argparse.ArgumentParser(prog="sam3dnet.comparison.clicks", description=__doc__)
+    parser.add_argument("root", type=Path)
+    parser.add_argument("dataset")
+    parser.add_argument("plans")
+    parser.add_argument("json", type=Path)
+    parser.add_argument("--clicks", default="1,3,10")
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args(argv)
+
+    from sam3dnet.preprocessing.folders import activate_folders
+
+    folders = activate_folders(a.root)
+
+    from sam3dnet.evaluation.click_study import study_clicks
+
+    options: dict[str, Any] = {"dataset": a.dataset, "fold": int(a.fold), "plans_name": a.plans, "device": a.device}
+    study = study_clicks([int(number) for number in a.clicks.split(",")], folders, **options)
+    write_json(a.json, {"prompted": summarise(study), "failed": study.failed})
+    return 0

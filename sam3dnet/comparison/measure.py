@@ -1,0 +1,158 @@
+"""Measure a trained model of any nnU-Net trainer with one and the same code; a stage of its own, which writes JSON.
+
+Scores are those of the label maps that its own validation wrote. Seconds a case are those of nnU-Net's sliding window
+(step 0.5, mirroring as in training) on the first cases of the validation set; reading and export are left out.
+"""
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.comparison.stages import cores
+from sam3dnet.preprocessing.folders import write_json
+
+SHOWN_METRICS = ("dice", "nsd")
+
+
+def load_network(model_folder: Path, fold: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Give a network with the weights of a fold, its checkpoint, and what nnU-Net makes of the plan."""
+    import torch
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    dataset_json = json.loads((model_folder / "dataset.json").read_text())
+    plans = PlansManager(json.loads((model_folder / "plans.json").read_text()))
+    checkpoint_file = model_folder / f"fold_{fold}" / "checkpoint_final.pth"
+    # our own file of a minute ago: stock checkpoints hold numpy scalars, which weights_only refuses
+    checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=False)
+    configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
+    network = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        determine_num_input_channels(plans, configuration, dataset_json),
+        plans.get_label_manager(dataset_json).num_segmentation_heads,
+        deep_supervision=False,
+    )
+    network.load_state_dict(checkpoint["network_weights"])
+    return network, checkpoint, {"plans": plans, "configuration": configuration, "dataset_json": dataset_json}
+
+
+def validation_names(preprocessed: Path, fold: str) -> list[str]:
+    """Name the validation cases of a fold, as nnU-Net split them."""
+    return list(json.loads((preprocessed / "splits_final.json").read_text())[int(fold)]["val"])
+
+
+def time_sliding_windows(
+    network: Any,
+    checkpoint: dict[str, Any],
+    nnunet: dict[str, Any],
+    preprocessed: Path,
+    cases: Sequence[str],
+    device_name: str,
+) -> list[float]:
+    """Give the seconds of nnU-Net's sliding window for each case."""
+    import numpy as np
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    device = torch.device(device_name)
+    predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+    predictor.manual_initialization(
+        network.to(device).eval(),
+        nnunet["plans"],
+        nnunet["configuration"],
+        None,
+        nnunet["dataset_json"],
+        checkpoint["trainer_name"],
+        checkpoint["inference_allowed_mirroring_axes"],
+    )
+    folder = str(preprocessed / nnunet["configuration"].data_identifier)
+    dataset = infer_dataset_class(folder)(folder, list(cases))
+    seconds = []
+    for case in cases:
+        data, *_ = dataset.load_case(case)
+        image = torch.from_numpy(np.array(data[:]))
+        start = time.perf_counter()
+        predictor.predict_sliding_window_return_logits(image).cpu()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def score(predictions: Path, labels: Path, names: Sequence[str], num_processes: int) -> dict[str, Any]:
+    """Score label maps: Dice and NSD of each class, averaged over the cases in which they are defined.
+
+    Returns:
+        {"cases", "nsd_tolerance_mm", "scores": {class: {"dice", "nsd"}}}
+    """
+    from sam3dnet.evaluation.folder import evaluate_folder
+
+    evaluation = evaluate_folder(
+        predictions, labels, only=set(names), missing_as_empty=True, num_processes=num_processes, progress=False
+    )
+    estimates = evaluation.estimates()
+    return {
+        "cases": len(evaluation.cases),
+        "nsd_tolerance_mm": evaluation.tolerance.mm,
+        "scores": {
+            name: {metric: estimates[name][metric].mean for metric in SHOWN_METRICS}
+            for name in evaluation.scoring.classes
+        },
+    }
+
+
+def measure(
+    model_folder: Path, preprocessed: Path, labels: Path, fold: str, device: str, timed_cases: int
+) -> dict[str, Any]:
+    """Give everything that this module measures, as plain values."""
+    import torch
+
+    torch.set_num_threads(cores())
+    network, checkpoint, nnunet = load_network(model_folder, fold)
+    parameters = list(network.parameters())
+    names = validation_names(preprocessed, fold)
+    seconds = time_sliding_windows(network, checkpoint, nnunet, preprocessed, names[:timed_cases], device)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    predictions = model_folder / f"fold_{fold}" / "validation"
+    return score(predictions, labels, names, cores()) | {
+        "parameters": sum(p.numel() for p in parameters),
+        "tuned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "patch_size": [int(n) for n in nnunet["configuration"].patch_size],
+        "batch_size": int(nnunet["configuration"].batch_size),
+        "mirroring_axes": [int(axis) for axis in checkpoint["inference_allowed_mirroring_axes"] or ()],
+        "seconds_per_case": sum(seconds) / len(seconds),
+        "seconds_of_cases": [round(s, 3) for s in seconds],
+        "peak_inference_mib": peak_mib,
+        "iterations": count_iterations(model_folder / f"fold_{fold}"),
+    }
+
+
+def count_iterations(fold_folder: Path) -> int | None:
+    """Give the training steps that the trainer wrote down, in clock.json (nnU-Net) or in a line an epoch (ours)."""
+    clock = fold_folder / "clock.json"
+    if clock.exists():
+        return int(json.loads(clock.read_text())["iterations"])
+    for log in sorted(fold_folder.glob("*.jsonl")):
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+        if lines and "iterations" in lines[-1]:
+            return int(lines[-1]["iterations"])
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(prog="sam3dnet.comparison.measure", description=__doc__)
+    for name in ("model_folder", "preprocessed", "labels", "json"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--timed-cases", type=int, default=10)
+    a = parser.parse_args(argv)
+    write_json(a.json, measure(a.model_folder, a.preprocessed, a.labels, a.fold, a.device, a.timed_cases))
+    return 0
