@@ -10,11 +10,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, NoReturn, TypeAlias, TypeVar
-
-from tqdm import tqdm
+from typing import Generic, TypeAlias, TypeVar
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +28,8 @@ _THREAD_VARIABLES = (
     "OPENBLAS_NUM_THREADS",
     "NUMEXPR_NUM_THREADS",
     "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+    # nnU-Net's resampling asks for four threads, whatever the other variables say.
+    "OMP_THREAD_LIMIT",
 )
 
 
@@ -75,7 +76,7 @@ def map_cases(
     if not items:
         return []
     outcomes: dict[int, Outcome[Item, Result]] = {}
-    with tqdm(total=len(items), desc=description, unit="case", disable=not progress) as bar:
+    with Progress(len(items), description, show=progress) as bar:
         try:
             run = _run_here(function, items) if num_processes <= 0 else _run_in_pool(function, items, num_processes)
             _collect(run, outcomes, bar)
@@ -87,7 +88,7 @@ def map_cases(
     return [outcomes[index] for index in range(len(items))]
 
 
-def _collect(run: "Run[Item, Result]", outcomes: dict[int, Outcome[Item, Result]], bar: "tqdm[NoReturn]") -> None:
+def _collect(run: "Run[Item, Result]", outcomes: dict[int, Outcome[Item, Result]], bar: Progress) -> None:
     with closing(run):
         for index, outcome in run:
             outcomes[index] = outcome
@@ -116,6 +117,9 @@ def _run_in_pool(function: Callable[[Item], Result], items: Sequence[Item], num_
         indices: dict[Future[Result], int] = {pool.submit(function, item): i for i, item in enumerate(items)}
         for future in as_completed(indices):
             yield indices[future], _outcome(items[indices[future]], future)
+    except BaseException:
+        _kill_workers(pool)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -134,9 +138,19 @@ def _run_each_alone(function: Callable[[Item], Result], items: Mapping[int, Item
                 pool.shutdown()
                 pool = None
             yield index, outcome
+    except BaseException:
+        if pool is not None:
+            _kill_workers(pool)
+        raise
     finally:
         if pool is not None:
             pool.shutdown()
+
+
+def _kill_workers(pool: ProcessPoolExecutor) -> None:
+    """Wait for no result that nobody wants any more: Ctrl-C ends the work at once."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _make_pool(workers: int) -> ProcessPoolExecutor:

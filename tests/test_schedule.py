@@ -3,7 +3,6 @@
 import pytest
 
 from sam3dnet.errors import PlanError
-from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 
 
@@ -48,17 +47,3 @@ def test_time_left_follows_the_epochs():
 def test_impossible_lengths_are_refused(epochs, minutes, message):
     with pytest.raises(PlanError, match=message):
         Budget(epochs, minutes)
-
-
-def test_seconds_are_readable():
-    assert [format_seconds(s) for s in (None, 59.6, 3661)] == ["?", "0:01:00", "1:01:01"]
-
-
-def test_progress_in_a_log_tells_loss_and_rate(capsys, monkeypatch):
-    monkeypatch.setattr("sam3dnet.training.progress.SECONDS_BETWEEN_LINES", 0.0)
-    progress = EpochProgress(3, 20)
-    progress.update(0.5, 61)
-    progress.close()
-    line = capsys.readouterr().out
-    assert line.startswith("epoch 3  1/20  loss 0.5000  ")
-    assert line.rstrip().endswith("it/s  training ends in 0:01:01")

@@ -26,7 +26,7 @@ from faults import (
 from phantoms import LABELS, ORIGIN_MM, SPACING_MM, write_volume
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing import verify
+from sam3dnet.preprocessing import progress, verify
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
 from sam3dnet.preprocessing.checks_description import Description
 from sam3dnet.preprocessing.checks_files import CaseFiles
@@ -43,11 +43,13 @@ def test_regions_and_ignore_label_are_sound(tmp_path: Path) -> None:
     assert check(make(tmp_path, labels=labels, regions_class_order=[1, 2])) == []
 
 
-def test_a_sound_dataset_in_processes_of_their_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert verify_dataset(make(tmp_path), num_processes=2) == []
-    shown = capfd.readouterr().err
-    assert "verify" in shown
-    assert "4/4" in shown
+def test_a_sound_dataset_in_processes_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_FIRST_LINE", 0.0)
+    with caplog.at_level("INFO"):
+        assert verify_dataset(make(tmp_path), num_processes=2) == []
+    assert "verify: 4/4 cases" in caplog.text
 
 
 def test_float_labels_with_whole_values_are_sound(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Many cases in many processes: an item that fails, or kills its process, costs itself alone or is reported."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing import workers
 from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
 
 
@@ -37,12 +39,16 @@ def die_in_company(folder: Path, item: int) -> int:
 
 
 def thread_limits(_item: int) -> list[str | None]:
-    return [os.environ.get(name) for name in ("OMP_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")]
+    return [os.environ.get(name) for name in ("OMP_THREAD_LIMIT", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")]
 
 
 def process_and_pause(item: int) -> int:
     time.sleep(0.05 * (item % 2))
     return os.getpid()
+
+
+def sleep_for_minutes(item: int) -> None:
+    time.sleep(600 * item)
 
 
 needs_kill = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
@@ -100,8 +106,10 @@ def test_processes_share_the_cores() -> None:
     assert [outcome.result for outcome in outcomes] == [[expected, expected]] * 2
 
 
-@pytest.mark.parametrize("progress", [True, False])
-def test_the_progress_bar_counts_the_cases(capfd: pytest.CaptureFixture[str], progress: bool) -> None:
-    map_cases(square, [1, 2, 3], 0, "squaring", progress)
-    shown = capfd.readouterr().err
-    assert ("squaring" in shown and "3/3" in shown) if progress else shown == ""
+@needs_kill
+def test_work_that_is_given_up_leaves_no_process() -> None:
+    """As after Ctrl-C: what is still at work is not waited for."""
+    work = workers._run_in_pool(sleep_for_minutes, [0, 1, 2], 2)
+    assert next(work) == (0, Outcome(0, None, None))
+    work.close()
+    assert multiprocessing.active_children() == []

@@ -11,9 +11,8 @@ import urllib.request
 from pathlib import Path
 from typing import BinaryIO
 
-from tqdm import tqdm
-
 from sam3dnet.errors import CheckpointError
+from sam3dnet.preprocessing.progress import Progress
 
 # The six characters at the end of an official name are the first of the file's SHA-256.
 OFFICIAL_NAMES = {
@@ -141,11 +140,11 @@ def _receive(address: str, file: BinaryIO, expected_hash: str) -> None:
     digest = hashlib.sha256()
     with urllib.request.urlopen(address, timeout=_TIMEOUT_S) as response:
         announced = int(response.headers.get("Content-Length") or 0)
-        with tqdm(total=announced or None, unit="B", unit_scale=True, desc=Path(address).name, disable=None) as bar:
+        with Progress(announced // 2**20 or None, Path(address).name, "MiB") as bar:
             while chunk := response.read(_CHUNK_BYTES):
                 file.write(chunk)
                 digest.update(chunk)
-                bar.update(len(chunk))
+                bar.update(len(chunk) / 2**20)
     if announced and file.tell() != announced:
         raise ValueError(f"the file is truncated, {file.tell()} of {announced} bytes came")
     if not digest.hexdigest().startswith(expected_hash):
