@@ -1,6 +1,7 @@
-"""Choice of the device to compute on."""
+"""Choice of the device to compute on, and of the precision there."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -40,3 +41,20 @@ def available_devices() -> dict[str, str]:
         devices["mps"] = "Apple GPU"
     devices["cpu"] = f"{torch.get_num_threads()} threads"
     return devices
+
+
+def half_type(device: torch.device) -> torch.dtype | None:
+    """Give the type that matrix products are computed in: bf16 on a card that has it, else fp16; None on other devices.
+
+    Cards before Ampere only emulate bf16, slowly. fp16 ends at 65504 and underflows, so that training has to scale the
+    loss.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def autocast_on(device: torch.device) -> AbstractContextManager:
+    """Compute in `half_type` where the device has one; prediction as training: what bf16 trained may overflow fp16."""
+    dtype = half_type(device)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)

@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from sam3dnet.devices import choose_device
+from sam3dnet.devices import autocast_on, choose_device, half_type
 from sam3dnet.errors import Sam3dError
 
 
@@ -45,3 +45,19 @@ def test_card_is_chosen_first_but_cpu_can_be_had(caplog: pytest.LogCaptureFixtur
         assert choose_device() == torch.device("cuda")
     assert caplog.messages == ["Device: cuda (a card, 3 GiB)"]
     assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_card_that_only_emulates_bf16_takes_fp16(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype: (device, dtype))
+    assert half_type(torch.device("cuda")) is expected
+    assert autocast_on(torch.device("cuda")) == ("cuda", expected)
+
+
+def test_the_cpu_computes_in_single_precision() -> None:
+    assert half_type(torch.device("cpu")) is None
+    with autocast_on(torch.device("cpu")):
+        assert not torch.is_autocast_enabled("cpu")
