@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import SimpleITK as sitk
 from phantoms import make_raw_dataset, write_volume
 
@@ -61,6 +63,18 @@ def edit_json(folder: Path, **changes: Any) -> None:
     path = folder / "dataset.json"
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+@contextmanager
+def disk_that_ends_after(size: int) -> Iterator[None]:
+    """Let no file grow beyond a size, as if the disk were full."""
+    resource = pytest.importorskip("resource", reason="Windows limits no file sizes")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def truncate(path: Path, share: float) -> None:

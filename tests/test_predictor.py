@@ -78,8 +78,8 @@ def test_output_holds_what_nnunets_tools_want_and_nothing_unfinished(predict, tm
 
 def test_mirroring_and_step_size_reach_the_windows(predict, monkeypatch):
     seen = []
-    real = predictor.predict_volume
-    monkeypatch.setattr(predictor, "predict_volume", lambda *a, **k: seen.append(k) or real(*a, **k))
+    real = predictor.predict_slabs
+    monkeypatch.setattr(predictor, "predict_slabs", lambda *a, **k: seen.append(k) or real(*a, **k))
     predict(mirror=False, step_size=0.75)
     assert {(tuple(k["mirror_axes"]), k["step_size"]) for k in seen} == {((), 0.75)}
     seen.clear()
@@ -89,11 +89,12 @@ def test_mirroring_and_step_size_reach_the_windows(predict, monkeypatch):
 
 def test_folds_are_averaged_before_the_decision(tmp_path, images):
     model = make_model(tmp_path / "results", folds=(0, 1))
-    opposite = {name: -value for name, value in make_weights(0).items()}
-    opposite |= {name: value for name, value in make_weights(0).items() if name.startswith("first")}
-    torch.save(make_checkpoint(opposite), model / "fold_1" / "checkpoint_final.pth")
+    weights = make_weights(0) | {"last.bias": torch.tensor([0.1, 0.0, 0.0])}
+    for fold, sign in ((0, 1), (1, -1)):
+        opposite = weights | {"last.weight": sign * weights["last.weight"]}
+        torch.save(make_checkpoint(opposite), model / f"fold_{fold}" / "checkpoint_final.pth")
     predict_folder(images, tmp_path / "out", model, device="cpu", progress=False)
-    assert not labels_of(tmp_path / "out" / "a.nii.gz").any()  # the logits cancel: the first class wins
+    assert not labels_of(tmp_path / "out" / "a.nii.gz").any()  # what differs cancels: the first class wins
     predict_folder(images, tmp_path / "one", model, folds=[1], device="cpu", progress=False)
     assert labels_of(tmp_path / "one" / "a.nii.gz").any()
 
@@ -124,11 +125,11 @@ def test_an_output_folder_that_cannot_be_written_stops_before_any_work(tmp_path,
         predict_folder(images, images, model, device="cpu")
 
 
-@pytest.mark.parametrize(("num_processes", "ahead"), [(None, 1), (0, 1), (-1, 1), (3, 3)])
-def test_as_many_images_are_read_ahead_as_asked_for_and_at_least_one(predict, monkeypatch, num_processes, ahead):
+@pytest.mark.parametrize(("num_processes", "ahead"), [(None, 1), (0, 0), (-1, 0), (3, 3)])
+def test_as_many_images_are_read_ahead_as_asked_for(predict, monkeypatch, num_processes, ahead):
     seen = []
-    real = predictor._read_ahead
-    monkeypatch.setattr(predictor, "_read_ahead", lambda *arguments: seen.append(arguments[2]) or real(*arguments))
+    real = predictor.read_ahead
+    monkeypatch.setattr(predictor, "read_ahead", lambda *arguments: seen.append(arguments[2]) or real(*arguments))
     assert predict(num_processes=num_processes).written == ["a", "b", "c"]
     assert seen == [ahead]
 

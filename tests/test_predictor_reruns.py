@@ -2,7 +2,13 @@
 
 import logging
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
+from faults import disk_that_ends_after
 from tiny_models import truncate, write_image
 
 from sam3dnet.inference import predictor
@@ -68,4 +74,67 @@ def test_what_an_interrupted_run_left_is_removed(predict, tmp_path):
     (tmp_path / "out" / ".sam3d_unfinished" / "x").mkdir(parents=True)
     (tmp_path / "out" / ".sam3d_unfinished" / "x" / "a.nii.gz").write_bytes(b"half")
     assert predict().written == ["a", "b", "c"]
+    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+
+
+def names_in(folder):
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [200, 500, 660])
+def test_a_full_disk_leaves_no_label_map_and_the_next_run_writes_it(predict, model, images, tmp_path, size):
+    """ITK's writer of NIfTI does not tell: 660 of the 667 bytes are enough for the header and most voxels."""
+    from sam3dnet.inference.export import write_label_map
+    from sam3dnet.inference.models import load_model
+
+    predict()
+    before = (tmp_path / "out" / "b.nii.gz").read_bytes()
+    (tmp_path / "out" / "b.nii.gz").unlink()
+    reader = load_model(model).plans.image_reader_writer_class()
+    image, properties = reader.read_images([str(images / "b_0000.nii.gz")])
+    arguments = (image[0].astype("u1"), tmp_path / "out" / "b.nii.gz", images / "b_0000.nii.gz", properties, reader)
+    with disk_that_ends_after(size), pytest.raises(OSError, match=r"could not be written whole|File too large"):
+        write_label_map(*arguments)
+    assert "b.nii.gz" not in names_in(tmp_path / "out")
+    assert predict().written == ["b"]
+    assert (tmp_path / "out" / "b.nii.gz").read_bytes() == before
+
+
+def test_a_full_disk_costs_the_cases_that_find_no_place(predict, monkeypatch, tmp_path):
+    real = predictor.write_label_map
+
+    def write_on_a_full_disk(labels, path, *rest):
+        with disk_that_ends_after(500 if path.name == "b.nii.gz" else 1 << 30):
+            real(labels, path, *rest)
+
+    monkeypatch.setattr(predictor, "write_label_map", write_on_a_full_disk)
+    report = predict()
+    assert report.written == ["a", "c"]
+    assert report.failed["b"].endswith("could not be written whole; is the disk full?")
+    assert "b.nii.gz" not in names_in(tmp_path / "out")
+
+
+KILLED_AT_WORK = """
+import os, signal, sys
+from sam3dnet.inference import export, predictor
+real = export.copy_geometry
+def die_at_the_second(image, uncompressed, target):
+    real(image, uncompressed, target)
+    if target.name == "b.nii.gz":
+        os.kill(os.getpid(), signal.SIGKILL)
+export.copy_geometry = die_at_the_second
+predictor.predict_folder(*sys.argv[1:], device="cpu", progress=False)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
+def test_a_killed_run_leaves_only_whole_files_and_the_next_one_goes_on(predict, model, images, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = [str(folder) for folder in (images, tmp_path / "out", model)]
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_WORK, *folders], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    finished = {path.name for path in (tmp_path / "out").glob("*.nii.gz")}
+    assert finished == {"a.nii.gz"}
+    report = predict()
+    assert (report.written, report.skipped, report.failed) == (["b", "c"], ["a"], {})
     assert not (tmp_path / "out" / ".sam3d_unfinished").exists()

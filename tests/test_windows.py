@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from sam3dnet.inference import windows
 from sam3dnet.inference.windows import (
-    autocast_on,
     importance,
     mirror_combinations,
     pad_to_patch,
     predict_mirrored,
+    predict_slabs,
     predict_volume,
     window_starts,
 )
@@ -150,13 +151,19 @@ def test_progress_rises_to_one():
     assert shares[-1] == 1
 
 
-@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
-def test_a_card_predicts_in_the_precision_of_training_where_it_has_it(monkeypatch, has_bf16, expected):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
-    monkeypatch.setattr(torch, "autocast", lambda device, dtype: (device, dtype))
-    assert autocast_on(torch.device("cuda")) == ("cuda", expected)
+@pytest.mark.parametrize("shape", [(11, 6, 17), (3, 7, 5)])
+def test_slabs_are_the_volume_in_order_whatever_their_thickness(network, monkeypatch, shape):
+    image = torch.randn(2, *shape)
+    whole = predict_volume(network, image, PATCH, 3)
+    monkeypatch.setattr(windows, "BYTES_AT_A_TIME", 1)
+    slabs = list(predict_slabs([lambda: network], image, PATCH, 3))
+    assert [slab.shape[1] for slab in slabs] == [1] * shape[0]
+    assert torch.equal(torch.cat(slabs, 1).half(), whole)
 
 
-def test_the_cpu_predicts_in_single_precision():
-    with autocast_on(torch.device("cpu")):
-        assert not torch.is_autocast_enabled("cpu")
+def test_folds_are_averaged_slab_by_slab():
+    image, calls = torch.randn(1, 9, 6, 5), []
+    folds = [lambda n=number: calls.append(n) or (lambda x: x * n) for number in (1.0, 2.0, 6.0)]
+    slabs = list(predict_slabs(folds, image, PATCH, 1))
+    torch.testing.assert_close(torch.cat(slabs, 1), 3 * image)
+    assert calls == [1.0, 2.0, 6.0] * len(window_starts((9, 6, 5), PATCH, 0.5)[0])

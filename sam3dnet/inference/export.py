@@ -1,8 +1,9 @@
 """From logits to a label map on the image's own grid, in a file that appears whole or not at all."""
 
+import errno
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ def label_map(
 ) -> np.ndarray:
     """Resample logits to the image's grid and decide on a label for each voxel.
 
-    The rules are nnU-Net's (its resampling function; argmax, or regions in their order above 0.5), but one channel is
-    resampled at a time, so that only one is ever held at the image's resolution.
+    The plan's resampling function is called for one channel at a time, so that only one is ever held at the image's
+    resolution.
 
     Args:
         logits_KZYX: Logits on the preprocessed grid.
@@ -35,37 +36,57 @@ def label_map(
     Returns:
         Labels on the grid of the image as its reader gave it, in the smallest unsigned type that holds all labels.
     """
-    decided = _decide_by_region if labels.has_regions else _decide_by_argmax
-    channels = (_resampled(logits_KZYX[k : k + 1], properties, plans, configuration) for k in range(len(logits_KZYX)))
-    cropped = decided(channels, labels)
-    full = np.zeros(properties["shape_before_cropping"], dtype=cropped.dtype)
-    full[tuple(slice(start, stop) for start, stop in properties["bbox_used_for_cropping"])] = cropped
+    rest = (properties, plans, configuration)
+    channels = (resample_to_image(logits_KZYX[k : k + 1], *rest) for k in range(len(logits_KZYX)))
+    return put_into_image(decide(channels, labels), properties, plans)
+
+
+def put_into_image(labels_ZYX: np.ndarray, properties: Mapping[str, Any], plans: Any) -> np.ndarray:
+    """Put labels back into the box that the image was cropped to, and swap the axes back."""
+    full = np.zeros(properties["shape_before_cropping"], dtype=labels_ZYX.dtype)
+    full[tuple(slice(start, stop) for start, stop in properties["bbox_used_for_cropping"])] = labels_ZYX
     return np.ascontiguousarray(full.transpose(plans.transpose_backward))
 
 
-def _resampled(logits_1ZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any) -> np.ndarray:
+def resample_to_image(logits_1ZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any) -> Tensor:
+    """Resample one channel of logits to the cropped image's grid by the plan's function, (Z, Y, X)."""
     spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
     shape = properties["shape_after_cropping_and_before_resampling"]
     resampled = configuration.resampling_fn_probabilities(logits_1ZYX, shape, configuration.spacing, spacing_mm)
-    return np.asarray(resampled[0])
+    return torch.as_tensor(resampled)[0]
 
 
-def _decide_by_argmax(channels: Any, labels: Any) -> np.ndarray:
+def decide(channels: Iterable[Tensor], labels: Any) -> np.ndarray:
+    """Decide on a label for each voxel by nnU-Net's rules: argmax, or regions in their order above 0.5.
+
+    Args:
+        channels: Logits of each class or region in turn, (Z, Y, X).
+        labels: nnU-Net's LabelManager.
+
+    Returns:
+        (Z, Y, X), in the smallest unsigned type that holds all labels.
+    """
+    dtype = smallest_type(labels)
+    of_torch = torch.uint8 if dtype == np.uint8 else torch.int32
+    decided = _decide_by_region if labels.has_regions else _decide_by_argmax
+    return decided(iter(channels), labels, of_torch).cpu().numpy().astype(dtype, copy=False)
+
+
+def _decide_by_argmax(channels: Iterator[Tensor], _labels: Any, dtype: torch.dtype) -> Tensor:
     best = next(channels)
-    result = np.zeros(best.shape, dtype=smallest_type(labels))
+    result = torch.zeros(best.shape, dtype=dtype, device=best.device)
     for label, logits in enumerate(channels, start=1):
-        higher = logits > best
-        result[higher] = label
-        best = np.maximum(best, logits)
+        result[logits > best] = label
+        best = torch.maximum(best, logits)
     return result
 
 
-def _decide_by_region(channels: Any, labels: Any) -> np.ndarray:
-    result = np.zeros(0)
+def _decide_by_region(channels: Iterator[Tensor], labels: Any, dtype: torch.dtype) -> Tensor:
+    result = torch.zeros(0)
     for number, (label, logits) in enumerate(zip(labels.regions_class_order, channels, strict=True)):
         if number == 0:
-            result = np.zeros(logits.shape, dtype=smallest_type(labels))
-        result[labels.apply_inference_nonlin(logits).numpy() > 0.5] = label
+            result = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
+        result[labels.apply_inference_nonlin(logits) > 0.5] = label
     return result
 
 
@@ -94,6 +115,7 @@ def write_label_map(
     temporary.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary) as name:
         _write(label_map_ZYX, Path(name) / path.name, image, properties, reader_writer)
+        _require_whole(Path(name) / path.name)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
             os.replace(file, path.parent / file.name)
@@ -110,7 +132,14 @@ def _write(
     with tempfile.TemporaryDirectory(dir=path.parent.parent) as name:
         uncompressed = Path(name) / "labels.nii"
         reader_writer.write_seg(label_map_ZYX, str(uncompressed), properties)
+        _require_whole(uncompressed)
         copy_geometry(image, uncompressed, path)
+
+
+def _require_whole(path: Path) -> None:
+    """Raise what ITK's writer of NIfTI does not: on a full disk it ends in silence and leaves half a file."""
+    if is_damaged(path):
+        raise OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
 
 
 def is_finished(output: Path, case: Case) -> bool:

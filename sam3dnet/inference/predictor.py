@@ -3,8 +3,7 @@
 import json
 import logging
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,22 +12,24 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import nn
 
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.cases import Case, accepted_checks, find_cases, require_whole
-from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, is_finished, label_map, write_label_map
+from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, is_finished, write_label_map
+from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
-from sam3dnet.inference.windows import predict_volume
+from sam3dnet.inference.reading import Preprocessed, image_bytes, read_ahead
+from sam3dnet.inference.windows import predict_slabs
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.progress import Progress
 
 __all__ = ["PredictionReport", "find_model", "predict_folder"]
 
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "sam3d_prediction.json"
-Preprocessed = tuple[Tensor, dict[str, Any]]
+Predicted = tuple[np.ndarray, dict[str, Any]]
 Exporting = tuple[Case, Future[bool]]
 Result = TypeVar("Result")
 
@@ -68,7 +69,8 @@ def predict_folder(
         step_size: Step between windows as a share of the window, above 0 and at most 1.
         mirror: Whether to average over mirrored windows, along the axes that were mirrored in training.
         checkpoint: File name in each fold; None for the final one, else the best, else the latest.
-        num_processes: Images that are read ahead at the same time, each in a thread; None for one.
+        num_processes: Images that are read ahead at the same time, each in a thread, as far as memory allows; 0 reads
+            each when its turn comes; None for one.
         progress: Whether to show a bar.
 
     Returns:
@@ -94,7 +96,8 @@ def predict_folder(
     report.skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
     _write_companions(output, settings, model)
     run = _Run(model, output, step_size, model.mirror_axes if mirror else (), report)
-    run.predict([case for case in cases if case.name not in set(report.skipped)], max(1, num_processes or 1), progress)
+    to_do = [case for case in cases if case.name not in set(report.skipped)]
+    run.predict(to_do, 1 if num_processes is None else max(0, num_processes), progress)
     shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
     return report
 
@@ -184,22 +187,22 @@ class _Run:
         self._preprocessor = model.configuration.preprocessor_class(verbose=False)
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> None:
-        """Predict the cases and note in the report how each went."""
-        overlap = self._device.type != "cpu"  # on the CPU there is nothing to gain, and memory to lose
+        """Predict the cases and note in the report how each went; one is written while the next is predicted."""
         exporting: Exporting | None = None
-        bar = tqdm(total=len(cases), desc="predicting", unit="case", disable=not progress or not cases)
-        with bar, ThreadPoolExecutor(1) as exporter:
-            for case, reading in _read_ahead(cases, self._read, ahead):
-                bar.set_postfix_str(case.name)
-                predicted = self._attempt(case, partial(self._logits, reading, bar))
-                self._settle(exporting)
-                exporting = (case, exporter.submit(self._export, case, *predicted)) if predicted else None
-                del reading, predicted
-                if not overlap:
+        bytes_of = partial(image_bytes, spacing_mm=self._model.configuration.spacing)
+        exporter = ThreadPoolExecutor(1)
+        try:
+            with Progress(len(cases), "predicting", show=progress and bool(cases)) as bar:
+                for case, reading in read_ahead(cases, self._read, ahead, bytes_of):
+                    steps = _Steps(bar, case.name)
+                    predicted = self._attempt(case, partial(self._predict, reading, steps))
+                    del reading
                     self._settle(exporting)
-                    exporting = None
-                bar.update()
-            self._settle(exporting)
+                    exporting = (case, exporter.submit(self._export, case, *predicted)) if predicted else None
+                    steps.reach(1.0)
+                self._settle(exporting)
+        finally:
+            exporter.shutdown(wait=False, cancel_futures=True)
 
     def _settle(self, exporting: Exporting | None) -> None:
         """Wait for an export and note how it went."""
@@ -235,56 +238,48 @@ class _Run:
         return as_tensor(image), properties
 
     @torch.inference_mode()
-    def _logits(self, reading: Future[Preprocessed], bar: Any) -> Preprocessed:
-        """Return the logits, averaged over the folds, and the properties that the export needs."""
+    def _predict(self, reading: Future[Preprocessed], steps: "_Steps") -> Predicted:
+        """Return the label map on the image's grid, from logits averaged over the folds, and the image's properties."""
         image, properties = reading.result()
-        model, total = self._model, None
-        for number, weights in enumerate(model.weights):
-            if len(model.weights) > 1:
-                model.network.load_state_dict(weights)
-            logits = predict_volume(
-                model.network,
-                image,
-                model.configuration.patch_size,
-                model.labels.num_segmentation_heads,
-                step_size=self._step_size,
-                mirror_axes=self._mirror_axes,
-                batch_size=1 if self._device.type == "cpu" else model.configuration.batch_size,
-                device=self._device,
-                on_progress=partial(_show_share, bar, number, len(model.weights)),
-            )
-            total = logits if total is None else total.add_(logits)
-        assert total is not None
-        total /= len(model.weights)
-        if not torch.isfinite(total).all():
-            raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
-        return total, properties
-
-    def _export(self, case: Case, logits: Tensor, properties: dict[str, Any]) -> bool:
         model = self._model
-        labels = label_map(logits, properties, model.plans, model.configuration, model.labels)
-        path = self._output / f"{case.name}{model.dataset_json['file_ending']}"
+        labels = start_label_map(image.shape[1:], properties, model.plans, model.configuration, model.labels)
+        slabs = predict_slabs(
+            [partial(self._network_with, weights) for weights in model.weights],
+            image,
+            model.configuration.patch_size,
+            model.labels.num_segmentation_heads,
+            step_size=self._step_size,
+            mirror_axes=self._mirror_axes,
+            batch_size=1 if self._device.type == "cpu" else model.configuration.batch_size,
+            device=self._device,
+            on_progress=steps.reach,
+        )
+        for logits in slabs:
+            if not torch.isfinite(logits).all():
+                raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
+            labels.add(logits)
+        return labels.finish(), properties
+
+    def _network_with(self, weights: dict[str, torch.Tensor]) -> nn.Module:
+        if len(self._model.weights) > 1:
+            self._model.network.load_state_dict(weights)
+        return self._model.network
+
+    def _export(self, case: Case, labels: np.ndarray, properties: dict[str, Any]) -> bool:
+        path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
         write_label_map(labels, path, case.files[0], properties, self._reader_writer)
         return True
 
 
-def _read_ahead(
-    cases: Sequence[Case], read: Callable[[Case], Preprocessed], ahead: int
-) -> Iterator[tuple[Case, Future[Preprocessed]]]:
-    """Yield each case with its reading, while the next `ahead` cases are being read."""
-    waiting: deque[tuple[Case, Future[Preprocessed]]] = deque()
-    with ThreadPoolExecutor(ahead) as readers:
-        for case in cases:
-            waiting.append((case, readers.submit(read, case)))
-            if len(waiting) > ahead:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
+class _Steps:
+    """Turns the share that is done of a case into steps of the bar for all cases."""
 
+    def __init__(self, bar: Progress, name: str):
+        self._bar, self._name, self._reached = bar, name, 0.0
 
-def _show_share(bar: Any, fold_number: int, fold_count: int, share: float) -> None:
-    case = bar.postfix.partition(" ")[0] if bar.postfix else ""
-    bar.set_postfix_str(f"{case} {(fold_number + share) / fold_count:.0%}")
+    def reach(self, share: float) -> None:
+        self._bar.update(share - self._reached, note=self._name)
+        self._reached = share
 
 
 def _reason(error: Exception) -> str:
@@ -295,5 +290,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         torch.cuda.empty_cache()
         return "GPU memory exhausted; close other programs on the card, or use --device cpu"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -1,21 +1,24 @@
 """Sliding windows: where they lie, how they are weighted, and how their logits become one volume.
 
 Positions and weights are nnU-Net's. The running sums cover only the planes that a window can still reach, so that the
-memory on the device grows with the image's slices, not with the image; finished planes leave it at once.
+memory on the device grows with the image's slices, not with the image; finished planes are handed out at once.
 
 Axes in names: B windows of a batch, K classes or regions, C channels, Z Y X voxels.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from sam3dnet.devices import autocast_on
+
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
 LARGEST_WEIGHT = 10.0  # nnU-Net's: small weights stay above what half precision can hold
+BYTES_AT_A_TIME = 1 << 27
 
 Network = Callable[[Tensor], Tensor] | nn.Module
 
@@ -81,8 +84,8 @@ def predict_mirrored(network: Network, windows_BCZYX: Tensor, mirror_axes: Seque
 
 
 @torch.inference_mode()
-def predict_volume(
-    network: Network,
+def predict_slabs(
+    networks: Sequence[Callable[[], Network]],
     image_CZYX: Tensor,
     patch_size: Sequence[int],
     num_heads: int,
@@ -92,40 +95,62 @@ def predict_volume(
     batch_size: int = 1,
     device: torch.device | str = "cpu",
     on_progress: Callable[[float], None] | None = None,
-) -> Tensor:
-    """Predict the logits of a whole preprocessed image by overlapping, weighted windows.
+) -> Iterator[Tensor]:
+    """Predict the logits of a whole preprocessed image by overlapping, weighted windows, and hand them out in slabs.
+
+    No more of the logits is ever held than a window reaches along z, whatever the size of the image.
 
     Args:
-        network: From (B, C, Z, Y, X) to logits of the same spatial size; in evaluation mode, on `device`.
+        networks: One for each fold, whose logits are averaged. Each call gives a network from (B, C, Z, Y, X) to logits
+            of the same spatial size, in evaluation mode, on `device`; it is used until the next one is called for.
         image_CZYX: The preprocessed image, any size.
         patch_size: Size of a window (Z, Y, X).
         num_heads: Number of logits a voxel.
         step_size: Step between windows as a share of the window.
         mirror_axes: Spatial axes (0 to 2) over whose mirrored versions the mean is taken; none: no mirroring.
         batch_size: Windows that go through the network together.
-        device: Where the network is; on a CUDA card it runs under autocast, as in training.
+        device: Where the networks are; on a CUDA card they run under autocast, as in training.
         on_progress: Called with the share that is done.
+
+    Yields:
+        Logits (num_heads, planes, Y, X), float32, on `device`; all planes in their order, each of them once.
+    """
+    device = torch.device(device)
+    padded, (inside_z, *inside_yx) = pad_to_patch(image_CZYX, patch_size)
+    starts_z, starts_y, starts_x = window_starts(padded.shape[1:], patch_size, step_size)
+    slab = _Slab(num_heads, padded.shape[1:], patch_size, device)
+    in_plane = list(product(starts_y, starts_x))
+    done, total = 0, len(starts_z) * len(networks) * len(in_plane)
+    for z, following in pairwise((*starts_z, starts_z[-1] + patch_size[0])):
+        with autocast_on(device):
+            for take in networks:
+                network = take()
+                for corners in _batches(in_plane, batch_size):
+                    windows = torch.stack([_window(padded, (z, *corner), patch_size) for corner in corners])
+                    slab.add(predict_mirrored(network, windows.to(device), mirror_axes), corners)
+                    done += len(corners)
+                    if on_progress is not None:
+                        on_progress(done / total)
+        for first, logits in slab.release(following - z):
+            planes = slice(max(0, inside_z.start - z - first), max(0, inside_z.stop - z - first))
+            if (finished := logits[(slice(None), planes, *inside_yx)]).shape[1]:
+                yield finished
+
+
+def predict_volume(
+    network: Network, image_CZYX: Tensor, patch_size: Sequence[int], num_heads: int, **options: Any
+) -> Tensor:
+    """Predict the logits of a whole preprocessed image; the options are those of `predict_slabs`.
 
     Returns:
         Logits (num_heads, Z, Y, X) in half precision on the CPU, of the image's size.
     """
-    device = torch.device(device)
-    padded, inside = pad_to_patch(image_CZYX, patch_size)
-    starts_z, starts_y, starts_x = window_starts(padded.shape[1:], patch_size, step_size)
-    slab = _Slab(num_heads, padded.shape[1:], patch_size, device)
-    logits = torch.empty((num_heads, *padded.shape[1:]), dtype=torch.half)
-    in_plane = list(product(starts_y, starts_x))
-    with autocast_on(device):
-        for number, z in enumerate(starts_z):
-            for corners in _batches(in_plane, batch_size):
-                windows = torch.stack([_window(padded, (z, *corner), patch_size) for corner in corners])
-                slab.add(predict_mirrored(network, windows.to(device), mirror_axes), corners)
-                if on_progress is not None:
-                    share_of_plane = (in_plane.index(corners[-1]) + 1) / len(in_plane)
-                    on_progress((number + share_of_plane) / len(starts_z))
-            following = starts_z[number + 1] if number + 1 < len(starts_z) else z + patch_size[0]
-            logits[:, z:following] = slab.release(following - z)
-    return logits[(slice(None), *inside)] if logits.shape[1:] != image_CZYX.shape[1:] else logits
+    logits = torch.empty((num_heads, *image_CZYX.shape[1:]), dtype=torch.half)
+    done = 0
+    for slab in predict_slabs([lambda: network], image_CZYX, patch_size, num_heads, **options):
+        logits[:, done : done + slab.shape[1]] = slab
+        done += slab.shape[1]
+    return logits
 
 
 class _Slab:
@@ -144,14 +169,24 @@ class _Slab:
             self._sum_KZYX[:, :, rows, columns] += logits_KZYX * self._weights
             self._weight_ZYX[:, rows, columns] += self._weights
 
-    def release(self, planes: int) -> Tensor:
-        """Return the mean logits (K, planes, Y, X) of the first planes and make room for as many new ones."""
-        finished = self._sum_KZYX[:, :planes] / self._weight_ZYX[:planes]
-        for sums, axis in ((self._sum_KZYX, 1), (self._weight_ZYX, 0)):
-            kept = sums.shape[axis] - planes
-            sums.narrow(axis, 0, kept).copy_(sums.narrow(axis, planes, kept).clone())
-            sums.narrow(axis, kept, planes).zero_()
-        return finished.half().cpu()
+    def release(self, planes: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield the mean logits (K, n, Y, X) of the first planes, a few at a time, and make room for as many new ones.
+
+        Each comes with the number of its first plane in the slab.
+        """
+        for few in planes_at_a_time(planes, self._sum_KZYX[:, 0].numel()):
+            yield few.start, self._sum_KZYX[:, few] / self._weight_ZYX[few]
+        for sums_ZYX in (*self._sum_KZYX, self._weight_ZYX):
+            for plane in range(len(sums_ZYX) - planes):
+                sums_ZYX[plane] = sums_ZYX[plane + planes]
+            sums_ZYX[len(sums_ZYX) - planes :] = 0
+
+
+def planes_at_a_time(planes: int, values_a_plane: int) -> Iterator[slice]:
+    """Cut a range of planes so that a few float32 copies of each part fit into little memory."""
+    step = max(1, BYTES_AT_A_TIME // (4 * values_a_plane))
+    for start in range(0, planes, step):
+        yield slice(start, min(start + step, planes))
 
 
 def _window(image_CZYX: Tensor, corner: Sequence[int], patch_size: Sequence[int]) -> Tensor:
@@ -162,14 +197,3 @@ def _window(image_CZYX: Tensor, corner: Sequence[int], patch_size: Sequence[int]
 def _batches(corners: Sequence[tuple[int, int]], batch_size: int) -> Iterator[Sequence[tuple[int, int]]]:
     for start in range(0, len(corners), batch_size):
         yield corners[start : start + batch_size]
-
-
-def autocast_on(device: torch.device) -> AbstractContextManager:
-    """Compute on a card in bf16, as training does: what bf16 trained may overflow fp16, whose largest number is 65504.
-
-    Cards that only emulate bf16 take fp16, on which nnU-Net always predicts.
-    """
-    if device.type != "cuda":
-        return nullcontext()
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.autocast("cuda", torch.bfloat16 if has_bf16 else torch.float16)

@@ -1,0 +1,207 @@
+"""Measure the memory that the prediction of a large volume takes around the network: ours beside stock nnU-Net's.
+
+Run as `python benchmarks/prediction_memory.py --shape 600 512 512 --classes 20 --workers 1 8 --json OUT`. Makes a
+CT-like volume and a model whose network is one convolution of 1 x 1 x 1 voxels, so that what is measured is everything
+else: reading, preprocessing, the logits of the whole volume, resampling, the decision, writing. The plan's voxels are
+1.25 times as long as the image's, so that logits are resampled. Each run is a process of its own, watched with all its
+children; the label maps of both are compared.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+SPACING_MM = (1.0, 0.8, 0.8)
+PLAN_SPACING_FACTOR = 1.25
+CONFIGURATION = "3d_fullres"
+
+
+def make_plans(patch_size: Sequence[int]) -> dict[str, Any]:
+    """Return a plan as nnU-Net reads it, with the resampling of our plans."""
+    configuration: dict[str, Any] = {
+        "data_identifier": "Memory_3d_fullres",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(patch_size),
+        "spacing": [PLAN_SPACING_FACTOR * mm for mm in SPACING_MM],
+        "normalization_schemes": ["CTNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": {
+            "network_class_name": "prediction_memory_network.Pointwise",
+            "arch_kwargs": {},
+            "_kw_requires_import": [],
+        },
+    }
+    for role in ("data", "seg", "probabilities"):
+        configuration[f"resampling_fn_{role}"] = "resample_torch_fornnunet"
+        configuration[f"resampling_fn_{role}_kwargs"] = {"is_seg": role == "seg", "force_separate_z": None}
+    intensities = {"mean": 0.0, "std": 300.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
+    return {
+        "dataset_name": "Dataset999_Memory",
+        "plans_name": "Memory",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "configurations": {CONFIGURATION: configuration},
+    }
+
+
+def write_model(folder: Path, num_classes: int, patch_size: Sequence[int]) -> None:
+    """Write a model folder with one fold, as nnU-Net leaves it."""
+    import torch
+    from prediction_memory_network import Pointwise
+
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    labels = {"background": 0, **{f"class_{k}": k for k in range(1, num_classes)}}
+    dataset_json = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 1, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    (folder / "plans.json").write_text(json.dumps(make_plans(patch_size)))
+    torch.manual_seed(0)
+    checkpoint = {
+        "network_weights": Pointwise(1, num_classes).state_dict(),
+        "init_args": {"configuration": CONFIGURATION},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": None,
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+
+
+def write_images(folder: Path, shape: Sequence[int], num_cases: int) -> None:
+    """Write one volume of smooth intensities, and link it under further names."""
+    import numpy as np
+    import SimpleITK as sitk
+
+    folder.mkdir(parents=True, exist_ok=True)
+    z, y, x = (np.linspace(0, 1, n, dtype=np.float32) for n in shape)
+    values = np.empty(shape, np.int16)
+    for index, height in enumerate(z):  # a slice at a time: this process shall not be the largest one
+        wave = np.sin(9 * height + 7 * y[:, None]) * np.cos(8 * x[None] - 3 * height)
+        values[index] = 900 * wave
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing(SPACING_MM[::-1])
+    first = folder / "case_0_0000.nii.gz"
+    sitk.WriteImage(image, str(first), useCompression=True, compressionLevel=1)
+    for number in range(1, num_cases):
+        link = folder / f"case_{number}_0000.nii.gz"
+        link.unlink(missing_ok=True)
+        os.link(first, link)
+
+
+def predict_with_ours(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
+    """Predict all images with sam3dnet."""
+    from sam3dnet.inference.predictor import predict_folder
+
+    report = predict_folder(images, output, model, device=device, mirror=False, num_processes=workers)
+    if report.failed:
+        raise SystemExit(f"failed: {report.failed}")
+
+
+def predict_with_stock(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
+    """Predict all images with nnU-Net's predictor, as nnUNetv2_predict does."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    on_card = device == "cuda"
+    predictor = nnUNetPredictor(
+        use_mirroring=False, device=torch.device(device), perform_everything_on_device=on_card, allow_tqdm=False
+    )
+    predictor.initialize_from_trained_model_folder(str(model), (0,), "checkpoint_final.pth")
+    output.mkdir(parents=True, exist_ok=True)
+    predictor.predict_from_files(
+        str(images),
+        str(output),
+        num_processes_preprocessing=max(1, workers),
+        num_processes_segmentation_export=max(1, workers),
+    )
+
+
+PREDICTORS = {"sam3dnet": predict_with_ours, "nnU-Net": predict_with_stock}
+
+
+def measure(method: str, workers: int, places: dict[str, Path], device: str) -> dict[str, Any]:
+    """Run a method in a process of its own; give its peak memory and time."""
+    from process_load import run_measured
+
+    output = places["work"] / f"{method}_{workers}"
+    line = [sys.executable, __file__, "--run", method, "--workers", str(workers), "--device", device]
+    paths = [str(places["images"]), str(output), str(places["model"])]
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}
+    log = places["work"] / f"{method}_{workers}.log"
+    load = run_measured([*line, "--paths", *paths], log, environment, interval_seconds=0.2)
+    return {
+        "method": method,
+        "workers": workers,
+        "peak_gb": round(load.peak_tree_mib * 2**20 / 1e9, 2),
+        "minutes": round(load.wall_seconds / 60, 1),
+        "status": load.returncode,
+        "output": str(output),
+    }
+
+
+def share_of_equal_voxels(first: Path, second: Path) -> float | None:
+    """Compare two label maps of the first case; None if one is missing."""
+    import SimpleITK as sitk
+
+    files = [folder / "case_0.nii.gz" for folder in (first, second)]
+    if not all(file.is_file() for file in files):
+        return None
+    one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in files)
+    return float((one == other).mean())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, default=[600, 512, 512], help="of the volume: z y x")
+    parser.add_argument("--classes", type=int, default=20, help="background among them")
+    parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="window of the plan: z y x")
+    parser.add_argument("--cases", type=int, default=3, help="the same volume under so many names")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1], help="one run of each method for each number")
+    parser.add_argument("--methods", nargs="+", choices=list(PREDICTORS), default=list(PREDICTORS))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--work", type=Path, default=Path("prediction_memory"), help="folder for everything")
+    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--run", choices=list(PREDICTORS), help=argparse.SUPPRESS)
+    parser.add_argument("--paths", type=Path, nargs=3, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Make the volume and the model, measure each method, print a table and write JSON."""
+    arguments = parse_arguments()
+    if arguments.run:
+        PREDICTORS[arguments.run](*arguments.paths, arguments.workers[0], arguments.device)
+        return
+    work = arguments.work.resolve()
+    places = {"work": work, "images": work / "images", "model": work / "model"}
+    work.mkdir(parents=True, exist_ok=True)
+    write_model(places["model"], arguments.classes, arguments.patch)
+    write_images(places["images"], arguments.shape, arguments.cases)
+    results = []
+    for workers in arguments.workers:
+        for method in arguments.methods:
+            results.append(measure(method, workers, places, arguments.device))
+            print(
+                "{method:<10} {workers} workers: {peak_gb:6.2f} GB, {minutes} minutes, status {status}".format(
+                    **results[-1]
+                )
+            )
+    outputs = {result["method"]: Path(result["output"]) for result in results}
+    equal = share_of_equal_voxels(*outputs.values()) if len(outputs) == 2 else None
+    print(f"equal voxels: {equal}")
+    if arguments.json:
+        settings = {
+            key: value for key, value in vars(arguments).items() if key in ("shape", "classes", "patch", "cases")
+        }
+        arguments.json.write_text(json.dumps({**settings, "results": results, "equal_voxels": equal}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
