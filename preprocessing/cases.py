@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.folders import is_plain_name
 
 CHANNEL_SUFFIX_LENGTH = len("_0000")
 
@@ -60,10 +61,13 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
     The cases are those of imagesTr, or those of the key "dataset" of dataset.json where it has one.
 
     Raises:
-        DatasetError: If dataset.json has no "file_ending".
+        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset.
     """
     if "file_ending" not in dataset_json:
         raise DatasetError(f'{dataset_folder / "dataset.json"}: has no "file_ending"; add one, such as ".nii.gz"')
+    if not is_plain_name(dataset_json["file_ending"]):
+        came = dataset_json["file_ending"]
+        raise DatasetError(f'{dataset_folder / "dataset.json"}: "file_ending" is {came!r}; expected such as ".nii.gz"')
     if "dataset" in dataset_json:
         return sorted(_listed_in_json(dataset_folder, dataset_json["dataset"]), key=lambda case: case.name)
     ending = str(dataset_json["file_ending"])
@@ -94,10 +98,18 @@ def channel_of(file: Path, ending: str) -> int | None:
 
 
 def _listed_in_json(dataset_folder: Path, listed: Mapping[str, Any]) -> list[TrainingCase]:
-    def resolve(path: str) -> Path:
-        return (dataset_folder / os.path.expandvars(path)).absolute()
+    folder = Path(os.path.normpath(dataset_folder.absolute()))
+
+    def resolve(case: str, path: str) -> Path:
+        found = Path(os.path.normpath(folder / os.path.expandvars(path)))
+        if not is_plain_name(case) or not found.is_relative_to(folder):
+            raise DatasetError(
+                f'{dataset_folder / "dataset.json"}: "dataset": {case}: {path} lies outside of the dataset; expected '
+                "a file in its folder and a name without folders; copy or link the file into the dataset"
+            )
+        return found
 
     return [
-        TrainingCase(name, tuple(resolve(image) for image in files["images"]), resolve(files["label"]))
+        TrainingCase(name, tuple(resolve(name, image) for image in files["images"]), resolve(name, files["label"]))
         for name, files in listed.items()
     ]

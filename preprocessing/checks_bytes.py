@@ -78,7 +78,7 @@ def _check(case: str, file: Path) -> list[Problem]:
         _require_sound_packing(file)
     if not name.endswith((".nii", ".nii.gz")):
         return []
-    problems = []
+    problems = _check_sibling(case, file)
     if name.endswith(".gz") and not _starts_with_gzip(file):
         message = (
             f"{file}: is not compressed although its name ends with .gz; some programs cannot read it; compress it"
@@ -93,6 +93,18 @@ def _check(case: str, file: Path) -> list[Problem]:
         )
         problems.append(error(case, "non-finite voxels", message))
     return problems
+
+
+def _check_sibling(case: str, file: Path) -> list[Problem]:
+    """Look for x.nii beside x.nii.gz: asked for the second, ITK reads its header, but the voxels of the first."""
+    sibling = file.with_suffix("")
+    if file.suffix.lower() != ".gz" or not sibling.is_file():
+        return []
+    message = (
+        f"{sibling.name} lies beside {file.name}: programs made with ITK read the voxels of the former when they are "
+        "asked for the latter; move it elsewhere"
+    )
+    return [error(case, "two formats", message)]
 
 
 def _starts_with_gzip(file: Path) -> bool:

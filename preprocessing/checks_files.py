@@ -5,8 +5,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of, image_files, list_training_cases
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cases import (
+    CHANNEL_SUFFIX_LENGTH,
+    TrainingCase,
+    channel_of,
+    image_files,
+    list_training_cases,
+)
 from sam3dnet.preprocessing.checks_description import SUPPORTED_ENDINGS, Description
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
 
@@ -148,9 +156,9 @@ def _check_other_endings(dataset_folder: Path, ending: str) -> list[Problem]:
 
 
 def _check_listed(dataset_folder: Path, ending: str, description: Description) -> tuple[list[CaseFiles], list[Problem]]:
-    content = {"dataset": description.listed, "file_ending": ending}
-    cases, problems = [], []
-    for case in list_training_cases(dataset_folder, content):
+    listed, problems = _without_outsiders(dataset_folder, ending, description.listed or {})
+    cases = []
+    for case in listed:
         expected = description.num_channels
         if expected is not None and len(case.images) != expected:
             message = f"dataset.json lists {len(case.images)} images; expected {expected}, one a channel"
@@ -163,6 +171,19 @@ def _check_listed(dataset_folder: Path, ending: str, description: Description) -
         images = tuple(image for image in case.images if image.is_file())
         cases.append(CaseFiles(case.name, images, case.label if case.label.is_file() else None))
     return cases, problems
+
+
+def _without_outsiders(
+    dataset_folder: Path, ending: str, listed: Mapping[str, Any]
+) -> tuple[list[TrainingCase], list[Problem]]:
+    """List the cases whose files lie in the dataset, and those problems that the others are."""
+    cases, problems = [], []
+    for name, files in listed.items():
+        try:
+            cases += list_training_cases(dataset_folder, {"dataset": {name: files}, "file_ending": ending})
+        except DatasetError as problem:
+            problems.append(error(name, "file outside", str(problem)))
+    return sorted(cases, key=lambda case: case.name), problems
 
 
 def _check_count(

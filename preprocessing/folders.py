@@ -14,6 +14,7 @@ from typing import Any
 from sam3dnet.errors import DatasetError
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+_PARTIAL = ".partial-"
 _DATASET_NAME = re.compile(r"Dataset(\d{3,})_.+")
 
 
@@ -87,13 +88,18 @@ def list_dataset_names(folders: Folders) -> list[str]:
     return sorted(name for name in names if _DATASET_NAME.fullmatch(name))
 
 
+def is_plain_name(name: object) -> bool:
+    """Tell whether text from a JSON file names something in a folder, and leads nowhere else."""
+    return isinstance(name, str) and re.fullmatch(r"[^/\\:\0]+", name) is not None and name not in (".", "..")
+
+
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
     """Offer a temporary name beside `path`, with the same ending; it takes the place of `path` if the block succeeds.
 
     A block that fails leaves the file that was there before, or none.
     """
-    descriptor, name = tempfile.mkstemp(prefix=".partial-", suffix=f"-{path.name}", dir=path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=_PARTIAL, suffix=f"-{path.name}", dir=path.parent)
     os.close(descriptor)
     temporary = Path(name)
     try:
@@ -102,6 +108,12 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what processes that were killed inside of `whole_or_nothing` left in a folder."""
+    for path in folder.glob(f"{_PARTIAL}*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, obj: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
-from sam3dnet.preprocessing.folders import Folders, whole_or_nothing
+from sam3dnet.preprocessing.folders import Folders, is_plain_name, whole_or_nothing
 from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
@@ -117,6 +117,8 @@ def _make_recipes(
     for name in names or there_are:
         configuration = manager.get_configuration(name)
         folder = configuration.data_identifier
+        if not is_plain_name(folder):
+            raise PlanError(f'configuration {name}: "data_identifier" is {folder!r}, not a folder\'s name; plan again')
         if folder not in recipes:
             settings = settings_digest(plans, configuration.configuration, dataset_json)
             recipes[folder] = Recipe(plans, name, dataset_json, settings, preprocessed_folder / folder)

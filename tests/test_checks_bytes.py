@@ -86,6 +86,17 @@ def test_uncompressed_file_with_a_compressed_name(tmp_path: Path) -> None:
     assert ("error", "case_1", "truncated file") in found(folder)
 
 
+def test_another_format_beside_an_image(tmp_path: Path) -> None:
+    """ITK takes the header of x.nii.gz and the voxels of x.nii."""
+    folder = make(tmp_path)
+    image = image_of(folder, 1)
+    other = read(image) * 0 + 7
+    write_volume(other, image.with_suffix(""))
+    assert (read(image) == other).all()
+    assert ("error", "case_1", "two formats") in found(folder)
+    assert "case_1_0000.nii lies beside case_1_0000.nii.gz" in message_of(folder, "two formats")
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_nan_and_infinity(tmp_path: Path, ending: str, value: float) -> None:

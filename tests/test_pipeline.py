@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from faults import disk_that_ends_after
 from phantoms import ORIGIN_MM, make_raw_dataset, write_volume
 from plans import make_plans
 
 from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.preprocessing import progress
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, write_json
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.records import RECORDS_FOLDER
@@ -267,7 +269,9 @@ def test_left_overs_of_a_killed_run_are_removed(dataset: Dataset) -> None:
     assert not (dataset.cases_folder / ".partial").exists()
 
 
-def test_configurations_that_share_a_folder_are_made_once(dataset: Dataset, capfd: pytest.CaptureFixture[str]) -> None:
+def test_configurations_that_share_a_folder_are_made_once(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     dataset.plans["configurations"]["3d_cascade_fullres"] = {"inherits_from": "3d_fullres"}
     dataset.plans["configurations"]["3d_lowres"] = {
         "inherits_from": "3d_fullres",
@@ -275,11 +279,12 @@ def test_configurations_that_share_a_folder_are_made_once(dataset: Dataset, capf
         "spacing": [4.8, 1.8, 1.6],
     }
     dataset.save_plans()
-    preprocess_dataset(dataset.name, dataset.folders, num_processes=0)
-    shown = capfd.readouterr().err
-    assert "preprocess 3d_fullres" in shown
-    assert "preprocess 3d_lowres" in shown
-    assert "cascade" not in shown
+    monkeypatch.setattr(progress, "SECONDS_BEFORE_FIRST_LINE", 0.0)
+    with caplog.at_level("INFO"):
+        preprocess_dataset(dataset.name, dataset.folders, num_processes=0)
+    assert "preprocess 3d_fullres: 3/3 cases" in caplog.text
+    assert "preprocess 3d_lowres: 3/3 cases" in caplog.text
+    assert "cascade" not in caplog.text
     full, low = (load(dataset.preprocessed / name, "case_0")[0] for name in ("SAM3DPlans_3d_fullres", "low"))
     assert all(n > m for n, m in zip(full.shape[1:], low.shape[1:], strict=True))
 
@@ -303,6 +308,22 @@ def test_unknown_configuration_lists_what_there_is(dataset: Dataset) -> None:
     with pytest.raises(PlanError, match="SAM3DPlans: has no configuration 2d; it has 3d_fullres"):
         dataset.preprocess(configurations=["2d", "3d_fullres"])
     assert not dataset.cases_folder.exists()
+
+
+def test_a_plan_leads_to_no_other_folder(dataset: Dataset, tmp_path: Path) -> None:
+    dataset.plans["configurations"]["3d_fullres"]["data_identifier"] = "../../elsewhere"
+    dataset.save_plans()
+    with pytest.raises(PlanError, match=r"3d_fullres: \"data_identifier\" is '../../elsewhere'"):
+        dataset.preprocess()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_full_disk_leaves_no_part_of_a_case(dataset: Dataset) -> None:
+    with disk_that_ends_after(300), pytest.raises(DatasetError, match=r"cases could not be preprocessed"):
+        dataset.preprocess()
+    assert dataset.times() == {}
+    dataset.preprocess()
+    assert dataset.names_nnunet_sees() == {"case_0", "case_1", "case_2"}
 
 
 def test_missing_plan_says_what_to_type(dataset: Dataset) -> None:

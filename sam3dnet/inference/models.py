@@ -259,8 +259,9 @@ def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dic
 
     name = configuration.network_arch_class_name
     try:
-        if pydoc.locate(name) is None:
-            raise ImportError("no such class")
+        found = pydoc.locate(name)
+        if not (isinstance(found, type) and issubclass(found, nn.Module)):  # a plan must not have anything else called
+            raise ImportError("no such network" if found is None else "not a network")
         return get_network_from_plans(
             name,
             configuration.network_arch_init_kwargs,
