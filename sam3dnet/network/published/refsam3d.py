@@ -144,6 +144,18 @@ class RefSAM3D(SegmentationNetwork):
         else:  # it comes with the plan, not with a checkpoint
             self.register_buffer("text_KLT", torch.tensor(text, dtype=torch.float32), persistent=False)
 
+    def require_words(self) -> None:
+        """Refuse text where the classes have learned embeddings.
+
+        Raises:
+            PromptError: If the network was planned without a text encoder.
+        """
+        if not self.knows_words:
+            raise PromptError(
+                "this model was planned without CLIP's weights: it knows its classes by learned embeddings and no "
+                "words; plan again with --clip-weights and train again, or leave out the text"
+            )
+
     def ask_for(self, text_KLT: Tensor) -> None:
         """Segment by other phrases from now on; there is one logit for each.
 
@@ -153,11 +165,7 @@ class RefSAM3D(SegmentationNetwork):
         Raises:
             PromptError: If the network was planned without a text encoder, or the embeddings come from another.
         """
-        if not self.knows_words:
-            raise PromptError(
-                "this model was planned without CLIP's weights: it knows its classes by learned embeddings and no "
-                "words; plan again with --clip-weights and train again, or leave out the text"
-            )
+        self.require_words()
         if text_KLT.shape[-1] != self.text_KLT.shape[-1]:
             raise PromptError(
                 f"the text embeddings have width {text_KLT.shape[-1]}, this model's {self.text_KLT.shape[-1]}; use the "
