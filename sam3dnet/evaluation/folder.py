@@ -1,0 +1,182 @@
+"""A folder of predictions against a folder of true labels; a case that cannot be scored costs itself alone."""
+
+import logging
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.evaluation.cases import CaseResult, LabelPair, Scoring, evaluate_case, make_scoring, pair_files
+from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
+from sam3dnet.evaluation.metrics import METRICS, Metric
+from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
+from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
+from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.preprocessing.workers import default_num_processes, map_cases
+
+logger = logging.getLogger(__name__)
+
+EMPTY_KINDS = ("truth", "prediction", "both")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of all cases.
+
+    Attributes:
+        predictions: Folder of the predictions.
+        labels: Folder of the truth.
+        scoring: What was scored, and how.
+        tolerance: Of the NSD, with the reason of its choice.
+        cases: By name, sorted.
+        failed: Cases that have no score, and why; a missing prediction is one.
+        surplus: Predictions without truth.
+        missing_as_empty: Whether a missing prediction counts as an empty one.
+    """
+
+    predictions: Path
+    labels: Path
+    scoring: Scoring
+    tolerance: Tolerance
+    cases: dict[str, CaseResult]
+    failed: dict[str, str]
+    surplus: list[str]
+    missing_as_empty: bool
+
+    def values(self, class_name: str, field: str) -> list[float]:
+        """Give a field of the scores of a class, one value a case, in the order of the cases."""
+        return [float(getattr(case.scores[class_name], field)) for case in self.cases.values()]
+
+    def estimate(self, class_name: str, metric: Metric) -> Estimate:
+        """Summarise a metric of a class over the cases."""
+        if metric.pooled is None:
+            return estimate_mean(self.values(class_name, metric.key))
+        part, whole = metric.pooled
+        return estimate_ratio(self.values(class_name, part), self.values(class_name, whole))
+
+    def estimates(self) -> dict[str, dict[str, Estimate]]:
+        """Summarise every metric of every class: by class, then by the metric's key."""
+        return {name: {m.key: self.estimate(name, m) for m in METRICS} for name in self.scoring.classes}
+
+    def empty_counts(self, class_name: str) -> dict[str, int]:
+        """Count the cases in which truth, prediction or both have no voxel of a class."""
+        found = [case.scores[class_name].empty for case in self.cases.values()]
+        return {kind: found.count(kind) for kind in EMPTY_KINDS}
+
+
+def evaluate_folder(
+    predictions: Path,
+    labels: Path,
+    *,
+    dataset_json: Path | None = None,
+    tolerance_mm: float | None = None,
+    lesion_iou: float = DEFAULT_LESION_IOU,
+    missing_as_empty: bool = False,
+    only: Collection[str] | None = None,
+    num_processes: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Score every case of a folder of true labels.
+
+    Args:
+        predictions: Folder with label maps named as the true ones.
+        labels: Folder with the true labels, such as labelsTs.
+        dataset_json: File that names the classes; None looks into `predictions`, then beside `labels`.
+        tolerance_mm: Of the NSD; None for the literature's, else 2.
+        lesion_iou: Intersection over union from which on two components match; 0 for any common voxel.
+        missing_as_empty: Count a missing prediction as one without any object.
+        only: Names of the cases to score; None for all that have a true label.
+        num_processes: Cases at the same time; 0 for this process, None for one a core.
+        progress: Whether to show a bar.
+
+    Returns:
+        The scores, and by name what could not be scored.
+
+    Raises:
+        DatasetError: If a folder or dataset.json is missing, an option is out of range, or no case could be scored.
+    """
+    _check_options(tolerance_mm, lesion_iou)
+    dataset_json_file = find_dataset_json(predictions, labels, dataset_json)
+    description = read_description(dataset_json_file)
+    tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), tolerance_mm)
+    scoring = make_scoring(description, tolerance.mm, lesion_iou)
+    pairs, surplus = pair_files(predictions, labels, str(description["file_ending"]))
+    pairs = [pair for pair in pairs if only is None or pair.name in only]
+    failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
+    cases = _evaluate([pair for pair in pairs if pair.name not in failed], scoring, failed, num_processes, progress)
+    if not cases:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
+        raise DatasetError(f"{predictions}: none of {len(failed)} cases can be evaluated: {reasons}")
+    return Evaluation(
+        predictions, labels, scoring, tolerance, cases, dict(sorted(failed.items())), surplus, missing_as_empty
+    )
+
+
+def find_dataset_json(predictions: Path, labels: Path, given: Path | None = None) -> Path:
+    """Find the dataset.json that names the classes: the one given, the predictions' own, or that of the labels.
+
+    Raises:
+        DatasetError: If there is none.
+    """
+    candidates = [given] if given else [folder / "dataset.json" for folder in (predictions, labels.resolve().parent)]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    places = " nor ".join(str(candidate) for candidate in candidates)
+    raise DatasetError(f"the classes are not known: there is no {places}; give the file with --dataset-json")
+
+
+def read_description(dataset_json_file: Path) -> dict[str, Any]:
+    """Read a dataset.json that may have any name.
+
+    Raises:
+        DatasetError: If it is no such file.
+    """
+    if dataset_json_file.name == "dataset.json":
+        content = read_dataset_json(dataset_json_file.parent)
+    else:
+        import json
+
+        try:
+            content = json.loads(dataset_json_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"{dataset_json_file}: cannot be read as JSON ({error}); correct it") from error
+    missing = [key for key in ("labels", "file_ending") if not isinstance(content, Mapping) or key not in content]
+    if missing:
+        raise DatasetError(f"{dataset_json_file}: has no {' and no '.join(missing)}; give nnU-Net's dataset.json")
+    return content
+
+
+def _evaluate(
+    pairs: list[LabelPair], scoring: Scoring, failed: dict[str, str], num_processes: int | None, progress: bool
+) -> dict[str, CaseResult]:
+    processes = min(default_num_processes() if num_processes is None else num_processes, len(pairs))
+    work = partial(evaluate_case, scoring=scoring)
+    cases = {}
+    for outcome in map_cases(work, pairs, processes, "evaluating", progress, retry_alone_when_killed=True):
+        if outcome.result is not None:
+            cases[outcome.item.name] = outcome.result
+        else:
+            failed[outcome.item.name] = _reason(outcome.error)
+    for case in cases.values():
+        for message in case.warnings:
+            logger.warning("Warning: %s", message)
+    return cases
+
+
+def _check_options(tolerance_mm: float | None, lesion_iou: float) -> None:
+    if tolerance_mm is not None and not (math.isfinite(tolerance_mm) and tolerance_mm >= 0):
+        raise DatasetError(f"tolerance {tolerance_mm} mm: expected a number from 0")
+    if not 0 <= lesion_iou <= 1:
+        raise DatasetError(f"lesion IoU {lesion_iou}: expected a share from 0 to 1")
+
+
+def _missing(predictions: Path) -> str:
+    return f"no prediction in {predictions}; predict it, or count it as empty with --missing-as-empty"
+
+
+def _reason(error: Exception | None) -> str:
+    return str(error) if isinstance(error, Sam3dError) else f"{type(error).__name__}: {error}"

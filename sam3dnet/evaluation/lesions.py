@@ -1,0 +1,53 @@
+"""Detection of lesions: connected components of truth and prediction, and which of them match."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# Lenient, as usual where lesions are counted and not outlined; 0 stands for any common voxel.
+DEFAULT_LESION_IOU = 0.1
+CONNECTIVITY = 26
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """How many components there are, and how many of them have a partner on the other side."""
+
+    truth: int
+    predicted: int
+    found: int
+    correct: int
+
+
+def count_lesions(
+    prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: float = DEFAULT_LESION_IOU
+) -> LesionCounts:
+    """Count the components of truth that were found, and those of the prediction that are correct.
+
+    A component is connected by 26 neighbours. Two match if they share a voxel and their intersection over union is at
+    least `min_iou`; one may match several, so a true lesion that was split counts once as found, and each large enough
+    part of it as correct.
+
+    Args:
+        prediction_ZYX: Bool.
+        truth_ZYX: Bool, on the same grid.
+        min_iou: From 0 (any common voxel) to 1.
+
+    Returns:
+        The counts; found is a part of truth, correct a part of predicted.
+    """
+    truth, num_truth = _components(truth_ZYX)
+    predicted, num_predicted = _components(prediction_ZYX)
+    common = (truth > 0) & (predicted > 0)
+    pairs, intersections = np.unique(truth[common] * (num_predicted + 1) + predicted[common], return_counts=True)
+    of_truth, of_predicted = np.divmod(pairs, num_predicted + 1)
+    sizes = np.bincount(truth.ravel())[of_truth] + np.bincount(predicted.ravel())[of_predicted]
+    match = intersections / (sizes - intersections) >= min_iou
+    return LesionCounts(num_truth, num_predicted, len(set(of_truth[match])), len(set(of_predicted[match])))
+
+
+def _components(mask_ZYX: np.ndarray) -> tuple[np.ndarray, int]:
+    import cc3d
+
+    labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=CONNECTIVITY, return_N=True)
+    return labels.astype(np.int64), int(count)

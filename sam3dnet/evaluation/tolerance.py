@@ -1,0 +1,46 @@
+"""The tolerance of the normalized surface Dice: the literature's for its tasks, else 2 mm."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_MM = 2.0
+# Gong et al. 2024 (3DSAM-adapter) measure with 5 mm on KiTS, MSD pancreas, LiTS and MSD colon.
+_TUMOUR_TASKS = ("kits", "kidney", "pancreas", "lits", "liver", "colon")
+_TUMOUR_TASKS_MM = 5.0
+_TUMOUR_TASKS_SOURCE = "the literature's for this task: Gong et al. 2024"
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """A distance in mm and why it was chosen."""
+
+    mm: float
+    source: str
+
+
+def choose_tolerance(names: Iterable[str], given_mm: float | None = None) -> Tolerance:
+    """Choose the tolerance: the one given, else the literature's for a task that one of the names tells, else 2 mm.
+
+    Args:
+        names: What the dataset may be called, such as its folder's name.
+        given_mm: The user's choice.
+    """
+    if given_mm is not None:
+        return Tolerance(given_mm, "as given")
+    for name in names:
+        if any(task in name.lower() for task in _TUMOUR_TASKS):
+            return Tolerance(_TUMOUR_TASKS_MM, f"{_TUMOUR_TASKS_SOURCE}, told from the name {name}")
+    return Tolerance(DEFAULT_MM, "default")
+
+
+def dataset_names(labels_folder: Path, dataset_json_file: Path, dataset_json: dict[str, object]) -> list[str]:
+    """Give what a dataset may be called: by plans.json, by dataset.json, and by the folder of the labels."""
+    plans_file = dataset_json_file.with_name("plans.json")
+    names: list[object] = [dataset_json.get("name"), labels_folder.resolve().parent.name]
+    try:
+        names.insert(0, json.loads(plans_file.read_text(encoding="utf-8")).get("dataset_name"))
+    except (OSError, ValueError, AttributeError):
+        names.insert(0, None)
+    return [name for name in names if isinstance(name, str)]

@@ -1,0 +1,281 @@
+"""Folders of label maps: what is scored, what is named as failed, and what the files say."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from faults import truncate
+from phantoms import write_volume
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.evaluation.compare import compare_folders, format_comparison, write_comparison
+from sam3dnet.evaluation.folder import Evaluation, evaluate_folder
+from sam3dnet.evaluation.metrics import METRICS
+from sam3dnet.evaluation.results import format_evaluation, write_results
+
+SHAPE = (5, 6, 7)
+LABELS: dict[str, Any] = {"background": 0, "organ": 1, "lesion": 2}
+
+
+def write_description(folder: Path, labels: dict[str, Any], **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", **more}
+    (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def write_labels(folder: Path, **cases: dict[Any, int]) -> Path:
+    """Write label maps; each says which value which box (z, y, x) has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, boxes in cases.items():
+        labels = np.zeros(SHAPE, dtype=np.uint8)
+        for box, value in boxes.items():
+            labels[tuple(slice(*part) if isinstance(part, tuple) else part for part in box)] = value
+        write_volume(labels, folder / f"{name}.nii.gz")
+    return folder
+
+
+ORGAN, LESION, SECOND_LESION = ((1, 4), (1, 5), (1, 6)), (2, (2, 4), (2, 4)), (3, 4, 5)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A dataset with the truth of three cases, the last without lesion."""
+    folder = tmp_path / "Dataset007_Demo"
+    write_description(folder, LABELS)
+    lesions = {ORGAN: 1, LESION: 2, SECOND_LESION: 2}
+    write_labels(folder / "labelsTs", a=lesions, b={ORGAN: 1, LESION: 2}, c={ORGAN: 1})
+    return folder
+
+
+def evaluate(dataset: Path, predictions: Path, **options: Any) -> Evaluation:
+    return evaluate_folder(predictions, dataset / "labelsTs", **{"num_processes": 0, "progress": False, **options})
+
+
+@pytest.fixture
+def predictions(tmp_path: Path) -> Path:
+    """Case a misses a lesion, b is perfect, c has nothing at all."""
+    return write_labels(tmp_path / "preds", a={ORGAN: 1, LESION: 2}, b={ORGAN: 1, LESION: 2}, c={})
+
+
+def test_every_case_and_class_is_scored(dataset: Path, predictions: Path) -> None:
+    evaluation = evaluate(dataset, predictions)
+    assert list(evaluation.cases) == ["a", "b", "c"]
+    assert evaluation.values("lesion", "dice") == pytest.approx([8 / 9, 1, 1])
+    assert evaluation.values("organ", "dice") == pytest.approx([110 / 111, 1, 0])
+    lesions = evaluation.estimates()["lesion"]
+    assert (lesions["lesion_recall"].mean, lesions["lesion_recall"].count) == (pytest.approx(2 / 3), 2)
+    assert lesions["lesion_precision"].mean == 1
+    assert lesions["dice"].count == 3
+    assert evaluation.empty_counts("lesion") == {"truth": 0, "prediction": 0, "both": 1}
+    assert evaluation.empty_counts("organ") == {"truth": 0, "prediction": 1, "both": 0}
+    assert (evaluation.failed, evaluation.surplus) == ({}, [])
+
+
+def test_processes_give_the_same(dataset: Path, predictions: Path) -> None:
+    here = evaluate(dataset, predictions).estimates()
+    assert evaluate(dataset, predictions, num_processes=1).estimates() == here
+
+
+def test_text_tells_what_is_empty_and_how_surfaces_were_measured(dataset: Path, predictions: Path) -> None:
+    write_labels(predictions, d={})
+    text = format_evaluation(evaluate(dataset, predictions, tolerance_mm=1.25))
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert "lesion Dice 0.963 0.889 to 1.000 1.000 3" in lines
+    assert "lesion lesion recall 0.667 0.500 to 1.000 0.750 2" in lines
+    assert any("NSD at 1.25 mm (as given). MONAI " in line and "use_subvoxels=True" in line for line in lines)
+    assert "organ: empty in only the prediction: 1 (of 3 cases, all of them counted)" in lines
+    assert "lesion: empty in both: 1 (of 3 cases, all of them counted)" in lines
+    assert "Without truth, left out: d" in lines
+
+
+def test_json_and_csv(dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    evaluation = evaluate(dataset, predictions)
+    json_file, csv_file = write_results(evaluation, tmp_path / "results")
+    content = json.loads(json_file.read_text())
+    assert content["summary"]["lesion"]["dice"]["mean"] == pytest.approx(26 / 27)
+    assert content["summary"]["organ"]["empty"] == {"truth": 0, "prediction": 1, "both": 0}
+    assert content["settings"]["tolerance_mm"] == 2.0
+    with csv_file.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["case"], row["class"]) for row in rows] == [(c, k) for c in "abc" for k in ("organ", "lesion")]
+    assert float(rows[1]["dice"]) == pytest.approx(8 / 9)
+    assert (rows[5]["lesion_recall"], rows[5]["empty"], rows[5]["dice"]) == ("", "both", "1.0")
+    assert {metric.key for metric in METRICS} <= rows[0].keys()
+
+
+@pytest.mark.parametrize(
+    ("labels", "more"),
+    [
+        (LABELS, {}),
+        ({"background": 0, "organ": [1, 2], "lesion": 2}, {"regions_class_order": [1, 2]}),
+        ({"background": 0, "organ": 1, "lesion": 2, "ignore": 3}, {}),
+    ],
+    ids=["labels", "regions", "ignore"],
+)
+def test_nnunet_reads_its_own_figures(labels: dict[str, Any], more: dict[str, Any], tmp_path: Path) -> None:
+    """Fields and values of nnU-Net's summary.json, for labels, regions and with an ignore label."""
+    from nnunetv2.evaluation.evaluate_predictions import compute_metrics, load_summary_json
+    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+
+    dataset = tmp_path / "Dataset007_Demo"
+    write_description(dataset, labels, **more)
+    ignored = {(4, (0, 6), (0, 7)): 3} if "ignore" in labels else {}
+    write_labels(dataset / "labelsTs", a={ORGAN: 1, LESION: 2, **ignored}, b={ORGAN: 1}, c={ORGAN: 1, LESION: 2})
+    moved = ((2, 5), (1, 5), (1, 6))
+    predictions = write_labels(tmp_path / "preds", a={moved: 1, LESION: 2}, b={ORGAN: 1}, c={ORGAN: 1})
+    written, _ = write_results(evaluate(dataset, predictions), tmp_path / "results")
+    summary = load_summary_json(str(written))
+    keys: list[Any] = [(1, 2), 2] if "regions_class_order" in more else [1, 2]
+    expected = [
+        compute_metrics(
+            str(dataset / "labelsTs" / f"{case}.nii.gz"),
+            str(predictions / f"{case}.nii.gz"),
+            SimpleITKIO(),
+            keys,
+            labels.get("ignore"),
+        )
+        for case in "abc"
+    ]
+    for ours, theirs in zip(summary["metric_per_case"], expected, strict=True):
+        assert ours["reference_file"] == theirs["reference_file"]
+        assert ours["prediction_file"] == theirs["prediction_file"]
+        for key in keys:
+            assert ours["metrics"][key] == pytest.approx(theirs["metrics"][key], nan_ok=True)
+    for key in keys:
+        for name, mean in summary["mean"][key].items():
+            assert mean == pytest.approx(np.nanmean([case["metrics"][key][name] for case in expected]))
+    dices = [summary["mean"][key]["Dice"] for key in keys]
+    assert summary["foreground_mean"]["Dice"] == pytest.approx(np.mean(dices))
+
+
+def test_regions_are_the_union_of_their_labels(dataset: Path, predictions: Path) -> None:
+    write_description(predictions, {"background": 0, "all": [1, 2], "lesion": 2}, regions_class_order=[1, 2])
+    evaluation = evaluate(dataset, predictions)
+    assert evaluation.values("all", "dice") == pytest.approx([1 - 1 / 121, 1, 0], abs=0.01)
+    assert evaluation.scoring.label_keys == {"all": "(1, 2)", "lesion": "2"}
+
+
+def test_ignored_voxels_are_left_out(dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    labels = {**LABELS, "ignore": 7}
+    write_description(dataset, labels)
+    write_labels(dataset / "labelsTs", a={ORGAN: 1, LESION: 2, SECOND_LESION: 7})
+    write_labels(predictions, a={ORGAN: 1, LESION: 2, SECOND_LESION: 2})
+    score = evaluate(dataset, predictions).cases["a"].scores["lesion"]
+    assert (score.dice, score.nsd, score.lesions_predicted) == (1, 1, 1)
+    assert score.true_negative == math.prod(SHAPE) - 4 - 1
+
+
+def test_missing_predictions_are_named_or_counted_as_empty(dataset: Path, predictions: Path) -> None:
+    (predictions / "b.nii.gz").unlink()
+    evaluation = evaluate(dataset, predictions)
+    assert list(evaluation.cases) == ["a", "c"]
+    assert list(evaluation.failed) == ["b"]
+    assert "--missing-as-empty" in evaluation.failed["b"]
+    counted = evaluate(dataset, predictions, missing_as_empty=True)
+    assert counted.failed == {}
+    assert counted.values("lesion", "dice") == pytest.approx([8 / 9, 0, 1])
+
+
+def test_what_cannot_be_scored_costs_its_case_alone(dataset: Path, predictions: Path) -> None:
+    write_volume(np.zeros((5, 6, 8), np.uint8), predictions / "a.nii.gz")
+    write_volume(np.zeros(SHAPE, np.uint8), predictions / "b.nii.gz", spacing_mm=(3.0, 0.8, 1.1))
+    write_labels(dataset / "labelsTs", d={ORGAN: 1}, e={ORGAN: 1})
+    write_volume(np.random.default_rng(0).integers(0, 3, SHAPE).astype(np.uint8), predictions / "d.nii.gz")
+    truncate(predictions / "d.nii.gz", 0.8)
+    write_volume(np.full(SHAPE, 0.5, np.float32), predictions / "e.nii.gz")
+    evaluation = evaluate(dataset, predictions)
+    assert list(evaluation.cases) == ["c"]
+    assert list(evaluation.failed) == ["a", "b", "d", "e"]
+    assert "shape" in evaluation.failed["a"]
+    assert "(5, 6, 8)" in evaluation.failed["a"]
+    assert "spacing" in evaluation.failed["b"]
+    assert "d.nii.gz" in evaluation.failed["d"]
+    assert "fractions" in evaluation.failed["e"]
+
+
+def test_values_that_are_no_class_are_told(dataset: Path, predictions: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_labels(predictions, a={ORGAN: 1, LESION: 9})
+    evaluate(dataset, predictions)
+    assert "a: the prediction holds 9, which dataset.json does not name" in caplog.text
+
+
+def test_labels_stored_as_floats_are_read(dataset: Path, predictions: Path) -> None:
+    labels = np.zeros(SHAPE, np.float32)
+    labels[1:4, 1:5, 1:6] = 1
+    write_volume(labels, predictions / "c.nii.gz")
+    assert evaluate(dataset, predictions).cases["c"].scores["organ"].dice == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tolerance_mm": -1.0}, "tolerance -1.0 mm: expected"),
+        ({"tolerance_mm": math.nan}, "tolerance nan mm: expected"),
+        ({"lesion_iou": 1.5}, "lesion IoU 1.5: expected a share"),
+        ({"dataset_json": Path("nowhere.json")}, "there is no nowhere.json; give the file with --dataset-json"),
+    ],
+)
+def test_options_out_of_range(dataset: Path, predictions: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        evaluate(dataset, predictions, **change)
+
+
+def test_folders_without_truth_prediction_or_description(dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "other" / "labels"
+    empty.mkdir(parents=True)
+    with pytest.raises(DatasetError, match=r"no such folder; expected the folder of the predictions"):
+        evaluate(dataset, tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="the classes are not known"):
+        evaluate_folder(predictions, empty, progress=False)
+    write_description(empty.parent, LABELS)
+    with pytest.raises(DatasetError, match=r"holds no file ending in \.nii\.gz"):
+        evaluate_folder(predictions, empty, progress=False)
+    with pytest.raises(DatasetError, match="none of 3 cases can be evaluated: a: no prediction"):
+        evaluate(dataset, empty)
+
+
+@pytest.mark.parametrize(
+    ("folder", "mm", "source"),
+    [("Dataset007_Demo", 2.0, "default"), ("Dataset039_KiTS19", 5.0, "Gong et al. 2024")],
+)
+def test_tolerance_of_the_task(folder: str, mm: float, source: str, tmp_path: Path) -> None:
+    write_description(tmp_path / folder, LABELS)
+    labels = write_labels(tmp_path / folder / "labelsTs", a={ORGAN: 1})
+    evaluation = evaluate_folder(labels, labels, num_processes=0, progress=False)
+    assert evaluation.tolerance.mm == evaluation.scoring.tolerance_mm == mm
+    assert source in evaluation.tolerance.source
+    assert evaluate_folder(labels, labels, tolerance_mm=3.5, num_processes=0, progress=False).tolerance.mm == 3.5
+
+
+def test_comparison_is_paired_over_the_cases_in_both(dataset: Path, predictions: Path, tmp_path: Path) -> None:
+    second = write_labels(tmp_path / "B", a={ORGAN: 1, LESION: 2, SECOND_LESION: 2}, c={ORGAN: 1})
+    write_description(second, {"background": 0, "other": 1})
+    comparison = compare_folders(predictions, second, dataset / "labelsTs", num_processes=0, progress=False)
+    assert comparison.cases == ("a", "c")
+    assert list(comparison.left_out) == ["b"]
+    dice = comparison.difference("lesion", METRICS[0])
+    assert (dice.count, dice.mean) == (2, pytest.approx(1 / 18))
+    volume = next(metric for metric in METRICS if metric.key == "volume_error_ml")
+    assert comparison.difference("organ", volume).mean < 0
+    lines = [" ".join(line.split()) for line in format_comparison(comparison).splitlines()]
+    assert "lesion Dice 0.944 1.000 0.056 0.000 to 0.111 - 2" in lines
+    assert "Left out: b" in lines
+    json_file, csv_file = write_comparison(comparison, tmp_path / "out")
+    content = json.loads(json_file.read_text())
+    assert content["summary"]["lesion"]["dice"]["mean"] == pytest.approx(1 / 18)
+    assert content["second"]["summary"]["lesion"]["dice"]["mean"] == 1
+    assert content["cases_in_both"] == ["a", "c"]
+    with csv_file.open(newline="") as stream:
+        row = next(csv.DictReader(stream))
+    assert (row["case"], row["class"], row["metric"]) == ("a", "organ", "dice")
+    assert float(row["second"]) - float(row["first"]) == pytest.approx(float(row["difference"]))
+
+
+def test_comparison_without_common_cases(dataset: Path, tmp_path: Path) -> None:
+    first, second = write_labels(tmp_path / "A", a={ORGAN: 1}), write_labels(tmp_path / "B", b={ORGAN: 1})
+    with pytest.raises(DatasetError, match="no evaluated case in common"):
+        compare_folders(first, second, dataset / "labelsTs", num_processes=0, progress=False)
