@@ -6,9 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from faults import disk_that_ends_after
 
 from sam3dnet.errors import CheckpointError
-from sam3dnet.training.checkpoint import load_safely, newest_whole_checkpoint, plain, save_atomically
+from sam3dnet.training.checkpoint import continue_from_newest, load_safely, plain, save_atomically
 
 
 def test_numpy_values_become_plain():
@@ -58,17 +59,55 @@ def test_other_files_are_named(tmp_path):
         load_safely(tmp_path / "absent.pth")
 
 
-def test_a_truncated_checkpoint_is_skipped_and_named(tmp_path):
-    save_atomically({"network_weights": {"w": torch.zeros(1000)}}, tmp_path / "checkpoint_best.pth")
-    whole = (tmp_path / "checkpoint_best.pth").read_bytes()
-    (tmp_path / "checkpoint_latest.pth").write_bytes(whole[: len(whole) // 2])
-    path, checkpoint, problems = newest_whole_checkpoint(tmp_path)
-    assert path.name == "checkpoint_best.pth"
-    assert checkpoint["network_weights"]["w"].shape == (1000,)
-    assert len(problems) == 1
-    assert "checkpoint_latest.pth" in problems[0]
+def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint_latest.pth"
+    save_atomically({"network_weights": {"w": torch.ones(2)}}, path)
+    with (
+        disk_that_ends_after(2000),
+        pytest.raises(CheckpointError, match=r"latest.pth: the checkpoint could not be written .*free space"),
+    ):
+        save_atomically({"network_weights": {"w": torch.zeros(5000)}}, path)
+    assert torch.equal(load_safely(path)["network_weights"]["w"], torch.ones(2))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def refuse_other_networks(checkpoint):
+    if checkpoint["network_weights"]["w"].shape != (1000,):
+        raise CheckpointError("weights of another network")
+    if "epoch" not in checkpoint:
+        raise KeyError("epoch")
+
+
+def test_truncated_and_foreign_checkpoints_are_named_and_the_one_before_is_used(tmp_path, caplog):
+    whole = {"network_weights": {"w": torch.zeros(1000)}, "epoch": 3}
+    save_atomically(whole, tmp_path / "checkpoint_best.pth")
+    content = (tmp_path / "checkpoint_best.pth").read_bytes()
+    others = [
+        ("not a whole checkpoint", lambda path: path.write_bytes(content[: len(content) // 2])),
+        ("weights of another network", lambda path: torch.save({"network_weights": {"w": torch.zeros(7)}}, path)),
+        ("KeyError", lambda path: torch.save({"network_weights": whole["network_weights"]}, path)),
+        ("expected a checkpoint", lambda path: torch.save([1, 2], path)),
+        ("not a whole checkpoint", lambda path: path.write_bytes(b"")),
+    ]
+    for reason, spoil in others:
+        spoil(tmp_path / "checkpoint_latest.pth")
+        caplog.clear()
+        used = continue_from_newest(tmp_path, refuse_other_networks)
+        assert used == tmp_path / "checkpoint_best.pth"
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert str(tmp_path / "checkpoint_latest.pth") in warning
+        assert reason in warning
+    (tmp_path / "checkpoint_best.pth").unlink()
+    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*checkpoint_latest.pth.*train without --continue"):
+        continue_from_newest(tmp_path, refuse_other_networks)
+
+
+def test_the_latest_checkpoint_is_preferred(tmp_path):
+    for name in ("best", "final", "latest"):
+        save_atomically({"network_weights": {"w": torch.zeros(1000)}, "epoch": 1}, tmp_path / f"checkpoint_{name}.pth")
+        assert continue_from_newest(tmp_path, refuse_other_networks).stem == f"checkpoint_{name}"
 
 
 def test_nothing_to_continue_from_is_said(tmp_path):
-    with pytest.raises(CheckpointError, match="train without --continue"):
-        newest_whole_checkpoint(tmp_path)
+    with pytest.raises(CheckpointError, match=r"there is none.*train without --continue"):
+        continue_from_newest(tmp_path, refuse_other_networks)

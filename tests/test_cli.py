@@ -12,14 +12,15 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from sam3dnet.cli import demo, info, plan_and_preprocess, predict, train
-from sam3dnet.cli.command import make_parser, parse_fold, run_command
+from sam3dnet.cli import demo, info, plan_and_preprocess, predict, train, verify
+from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, parse_fold, run_command
 from sam3dnet.errors import PlanError, Sam3dError
 
 WORKERS = {
     "sam3d_plan_and_preprocess": plan_and_preprocess.plan_and_preprocess,
     "sam3d_train": train.train,
     "sam3d_predict": predict.predict,
+    "sam3d_verify": verify.verify,
     "sam3d_info": info.info,
     "sam3d_demo": demo.demo,
 }
@@ -54,7 +55,7 @@ def example(
 def test_options_have_the_types_of_the_signature() -> None:
     parser = make_parser(example, "example")
     given = parser.parse_args(["a", "-p", "x", "y", "--share", "0.25", "--count", "3", "--kind", "coarse", "-again"])
-    assert vars(given) == {
+    assert {name: value for name, value in vars(given).items() if name not in SHARED_OPTIONS} == {
         "case": "a",
         "paths": [Path("x"), Path("y")],
         "share": 0.25,
@@ -94,7 +95,7 @@ def test_wrong_options_fail_in_one_line(line: str, message: str, capsys: pytest.
 @pytest.mark.parametrize("prog", WORKERS)
 def test_every_parameter_is_an_option_with_help(prog: str) -> None:
     actions = [action for action in make_parser(WORKERS[prog], prog)._actions if action.dest != "help"]
-    assert [action.dest for action in actions] == list(inspect.signature(WORKERS[prog]).parameters)
+    assert [action.dest for action in actions] == [*inspect.signature(WORKERS[prog]).parameters, *SHARED_OPTIONS]
     assert all(action.help and action.help != argparse.SUPPRESS for action in actions)
 
 
@@ -169,7 +170,8 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(run, "train_fold", recorder := Recorder())
     line = "501 fold3 --root r --configuration 3d_lowres --epochs 7 --minutes 0.5 --iterations-per-epoch 11 --continue"
-    assert train.main([*line.split(), *["--device", "cpu", "--sam-checkpoint", "w.pth", "--from-scratch"]]) == 0
+    more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb"
+    assert train.main([*line.split(), *more.split()]) == 0
     assert folders.activate_folders.calls == [((Path("r"),), {})]
     assert recorder.calls == [
         (
@@ -183,6 +185,9 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
                 "device": "cpu",
                 "sam_checkpoint": Path("w.pth"),
                 "from_scratch": True,
+                "num_processes": 0,
+                "tensorboard": True,
+                "wandb": True,
             },
         )
     ]
@@ -194,7 +199,7 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
     monkeypatch.setattr(models, "find_model", find := Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
-    assert predict.main([*line.split(), "--checkpoint", "checkpoint_best.pth", "--num-processes", "3"]) == 0
+    assert predict.main([*line.split(), "--checkpoint", "checkpoint_best.pth", "--workers", "0"]) == 0
     assert find.calls == [((places.results, "501"), {"configuration": "3d_lowres"})]
     assert recorder.calls == [
         (
@@ -205,7 +210,7 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
                 "step_size": 0.75,
                 "mirror": False,
                 "checkpoint": "checkpoint_best.pth",
-                "num_processes": 3,
+                "num_processes": 0,
             },
         )
     ]
@@ -253,10 +258,10 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
 def test_options_of_planning_reach_its_steps(
     places: Any, planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = "-d 501 502 -gpu_memory_target 7.5 --encoder vit_b --sam-checkpoint w.pth --num-processes 3 --device cpu"
+    line = "-d 501 502 -gpu_memory_target 7.5 --encoder vit_b --sam-checkpoint w.pth --num-processes 0 --device cpu"
     assert plan_and_preprocess.main(line.split()) == 0
     names = ["Dataset501_X", "Dataset502_X"]
-    assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 3) for name in names]
+    assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 0) for name in names]
     for name, (args, options) in zip(names, planning["plan_dataset"].calls, strict=True):
         assert args == (name,)
         assert callable(options.pop("cost"))
@@ -266,9 +271,9 @@ def test_options_of_planning_reach_its_steps(
             "encoder": "vit_b",
             "sam_weights_at_hand": True,
             "device": "cpu",
-            "num_processes": 3,
+            "num_processes": 0,
         }
-    assert planning["preprocess_dataset"].calls == [((name, places), {"num_processes": 3}) for name in names]
+    assert planning["preprocess_dataset"].calls == [((name, places), {"num_processes": 0}) for name in names]
     assert planning["find_sam_weights"].calls == [(("vit_b", Path("w.pth")), {"download": False})]
     assert capsys.readouterr().out.count("the table\n") == 2
 

@@ -9,17 +9,21 @@ import argparse
 import errno
 import inspect
 import logging
+import multiprocessing
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError
 
+NumProcesses = Annotated[int | None, "--workers"]
 DeviceName = Literal["cpu", "cuda", "mps"]
 EncoderChoice = Literal["auto", "tiny", "small", "vit_b", "vit_l", "vit_h"]
 
@@ -27,7 +31,14 @@ STATUS_SOME_FAILED = 1
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130
 
-_USER_ERRNOS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EEXIST}
+_USER_ERRNOS = {
+    getattr(errno, name)
+    for name in ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "EFBIG", "ENOTDIR", "EEXIST")
+    if hasattr(errno, name)  # Windows has no EDQUOT
+}
+_SECONDS_TO_END_IN = 3.0
+
+_log = logging.getLogger("sam3dnet.command")
 
 Result = TypeVar("Result")
 
@@ -45,26 +56,69 @@ def run_command(
     """Parse the command line for a function, call it, and turn what the user can cause into a message and a status.
 
     Args:
-        function: Does the work; its signature and docstring are the command line.
+        function: Does the work; its signature and docstring are the command line, beside the options that all commands
+            have (--quiet, --verbose, --log-file). What it prints is a message, which --quiet leaves out.
         prog: Name of the command, for messages.
-        argv: Arguments; the process's own if None.
-        exit_status: Gives the exit status for what the function returned.
+        argv: Arguments; the process's own if None, which Ctrl-C then ends within seconds.
+        exit_status: Gives the exit status for what the function returned, and prints it: the result, which --quiet
+            shows too.
 
     Returns:
         The exit status: 2 after a Sam3dError or a place that cannot be written, 130 after Ctrl-C.
     """
     options = vars(make_parser(function, prog).parse_args(argv))
+    shown = {name: options.pop(name) for name in SHARED_OPTIONS}
+    # Read when torch is imported; nnU-Net's resampling asks for four threads, also where there are two cores.
+    os.environ.setdefault("OMP_THREAD_LIMIT", str(os.cpu_count() or 1))
+    if argv is None:
+        signal.signal(signal.SIGINT, _interrupt)
     try:
-        with _log_on_stdout():
-            return exit_status(function(**options))
+        with reporting(prog, **shown):
+            return _run(function, options, exit_status)
+    except Sam3dError as error:  # the log file cannot be written
+        print(f"{prog}: {error}", file=sys.stderr)
+        return STATUS_USER_ERROR
+
+
+def _run(function: Callable[..., Result], options: dict[str, Any], exit_status: Callable[[Result], int]) -> int:
+    try:
+        with printed_as(logging.INFO):
+            result = function(**options)
+        with printed_as(RESULT):
+            return exit_status(result)
     except Sam3dError as error:
-        return _complain(prog, str(error), STATUS_USER_ERROR)
+        return _complain(str(error), STATUS_USER_ERROR)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
+            _log.debug("a bug", exc_info=True)
             raise
-        return _complain(prog, f"{error.filename}: {error.strerror}", STATUS_USER_ERROR)
+        place = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{place}{error.strerror}", STATUS_USER_ERROR)
     except KeyboardInterrupt:
-        return _complain(prog, "interrupted", STATUS_INTERRUPTED)
+        return _complain("interrupted", STATUS_INTERRUPTED)
+    except Exception:
+        _log.debug("a bug", exc_info=True)
+        raise
+
+
+def _complain(message: str, status: int) -> int:
+    _log.debug("details", exc_info=True)
+    _log.error("%s", message)
+    return status
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """End by an exception, or within seconds without, if a thread still reads or writes a large image."""
+
+    def end() -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+        os._exit(STATUS_INTERRUPTED)
+
+    timer = threading.Timer(_SECONDS_TO_END_IN, end)
+    timer.daemon = True
+    timer.start()
+    raise KeyboardInterrupt
 
 
 def parse_fold(text: str | int) -> int | Literal["all"]:
@@ -77,18 +131,27 @@ def parse_fold(text: str | int) -> int | Literal["all"]:
     raise Sam3dError(f"fold {text!r} is unknown; expected fold0 to fold4, 0 to 4, or all")
 
 
-def default_num_processes() -> int:
-    """One process a core of this machine, 8 at most."""
-    return min(8, os.cpu_count() or 1)
-
-
 def make_parser(function: Callable[..., Any], prog: str) -> argparse.ArgumentParser:
-    """Make the parser whose options are the function's parameters."""
+    """Make the parser whose options are the function's parameters, and those that all commands have."""
     description, help_texts = _split_docstring(inspect.getdoc(function) or "")
     parser = _OneLineErrorParser(prog=prog, description=description, allow_abbrev=False)
     for name, parameter in inspect.signature(function).parameters.items():
         _add_argument(parser, parameter, help_texts[name])
+    _add_shared_options(parser)
     return parser
+
+
+SHARED_OPTIONS = ("quiet", "verbose", "log_file")
+
+
+def _add_shared_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("messages")
+    amount = group.add_mutually_exclusive_group()
+    amount.add_argument("--quiet", action="store_true", help="Show no progress, only results, warnings and errors")
+    amount.add_argument("--verbose", action="store_true", help="Show details too, such as why a case failed")
+    group.add_argument(
+        "--log-file", type=Path, metavar="PATH", help="Add all messages, details too, to this file, with the time"
+    )
 
 
 class _OneLineErrorParser(argparse.ArgumentParser):
@@ -141,20 +204,3 @@ def _split_docstring(text: str) -> tuple[str, dict[str, str]]:
     arguments = re.split(r"\n(?=\S)", rest, maxsplit=1)[0]
     entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", arguments, flags=re.MULTILINE)
     return description.strip(), {name: " ".join(help_text.split()).rstrip(".") for name, help_text in entries}
-
-
-def _complain(prog: str, message: str, status: int) -> int:
-    print(f"{prog}: {message}", file=sys.stderr)
-    return status
-
-
-@contextmanager
-def _log_on_stdout() -> Iterator[None]:
-    logger, handler = logging.getLogger("sam3dnet"), logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger.setLevel(logging.INFO)
-    logger.addHandler(handler)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)

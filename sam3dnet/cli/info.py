@@ -6,25 +6,36 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 from sam3dnet.cli.command import run_command
+from sam3dnet.cli.completion import completion_script
 from sam3dnet.errors import CheckpointError
 
 _PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "SimpleITK", "batchgenerators", "numpy", "scipy")
 _VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
-def info(*, root: Path | None = None, ext_trainer: bool = False) -> list[str]:
+def info(
+    *,
+    root: Path | None = None,
+    ext_trainer: bool = False,
+    completion: Literal["bash", "zsh", "tcsh"] | None = None,
+) -> list[str]:
     """Tell versions, devices, folders and the trained models found.
 
     Args:
         root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
             these names.
         ext_trainer: Print nothing but the folder to set nnUNet_extTrainer to, so that stock nnU-Net finds our trainer.
+        completion: Print nothing but a script that completes our commands in this shell; for bash and zsh, type
+            eval "$(sam3d_info --completion bash)" or write this line into the shell's start file.
 
     Returns:
         The lines to print.
     """
+    if completion:
+        return [completion_script(completion)]
     if ext_trainer:
         return [str(ext_trainer_folder())]
     folders = {name: root / name if root else os.environ.get(name) for name in _VARIABLES}

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sam3dnet.cli.command import DeviceName, EncoderChoice, default_num_processes, run_command
+from sam3dnet.cli.command import DeviceName, EncoderChoice, NumProcesses, run_command
 
 if TYPE_CHECKING:
     from sam3dnet.preprocessing.folders import Folders
@@ -22,7 +22,7 @@ def plan_and_preprocess(
     gpu_memory_target: Annotated[float | None, "-gpu_memory_target"] = None,
     encoder: EncoderChoice = "auto",
     sam_checkpoint: Path | None = None,
-    num_processes: int | None = None,
+    num_processes: NumProcesses = None,
     skip_verification: bool = False,
     device: DeviceName | None = None,
 ) -> list[Path]:
@@ -36,7 +36,8 @@ def plan_and_preprocess(
         encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
             these are to be had.
         sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
-        num_processes: Processes to verify and preprocess with; without it one a core, 8 at most.
+        num_processes: Processes to verify and preprocess with; 0 works in the command's own, without it one a core,
+            8 at most.
         skip_verification: Leave out the verification of the dataset.
         device: Device that training is going to use; without it the best there is.
 
@@ -57,10 +58,11 @@ def plan_and_preprocess(
     from sam3dnet.planning.plan import format_decisions, load_plan
     from sam3dnet.planning.planner import plan_dataset
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
+    from sam3dnet.preprocessing.workers import default_num_processes
 
     device_type = choose_device(device).type
     for_a_card = device_type == "cuda" or gpu_memory_target is not None
-    processes = num_processes or default_num_processes()
+    processes = default_num_processes() if num_processes is None else num_processes
     plan = partial(
         plan_dataset,
         folders=folders,

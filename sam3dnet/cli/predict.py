@@ -1,14 +1,17 @@
 """sam3d_predict: from a folder of images to a folder of label maps on each image's own grid."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, parse_fold, run_command
+from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, NumProcesses, parse_fold, run_command
 
 if TYPE_CHECKING:
     from sam3dnet.inference.predictor import PredictionReport
+
+_log = logging.getLogger("sam3dnet.cli.predict")
 
 
 def predict(
@@ -23,7 +26,7 @@ def predict(
     step_size: float = 0.5,
     no_mirroring: bool = False,
     checkpoint: str | None = None,
-    num_processes: int | None = None,
+    num_processes: NumProcesses = None,
 ) -> "PredictionReport":
     """Predict label maps for all images of a folder, on each image's own grid.
 
@@ -39,7 +42,8 @@ def predict(
         step_size: Step between sliding windows, as a share of the window.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
-        num_processes: Images that are read ahead at the same time; without it one.
+        num_processes: Images that are read ahead at the same time, as far as memory allows; 0 reads each when its turn
+            comes, without it one.
 
     Returns:
         What was written, what was there already, and what failed and why.
@@ -71,9 +75,9 @@ def predict(
 def print_report(report: "PredictionReport") -> int:
     """Print how many cases were written, last those that failed and why; give the exit status."""
     counts = f"{len(report.written)} written, {len(report.skipped)} there already, {len(report.failed)} failed"
-    print(f"Predictions: {counts}", flush=True)
+    print(f"Predictions: {counts}")
     for case, reason in report.failed.items():
-        print(f"sam3d_predict: case {case} failed: {reason}", file=sys.stderr)
+        _log.error("case %s failed: %s", case, reason)
     return STATUS_SOME_FAILED if report.failed else 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from sam3dnet.cli.command import DeviceName, parse_fold, run_command
+from sam3dnet.cli.command import DeviceName, NumProcesses, parse_fold, run_command
 
 
 def train(
@@ -21,6 +21,9 @@ def train(
     device: DeviceName | None = None,
     sam_checkpoint: Path | None = None,
     from_scratch: bool = False,
+    num_processes: NumProcesses = None,
+    tensorboard: bool = False,
+    wandb: bool = False,
 ) -> Path:
     """Train one fold of a planned and preprocessed dataset.
 
@@ -37,6 +40,10 @@ def train(
         device: Device to train on; without it the best there is.
         sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
         from_scratch: Train the whole network without SAM's weights.
+        num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the
+            number of cores.
+        tensorboard: Write the training's curves for TensorBoard, into the folder "tensorboard" of the fold.
+        wandb: Log to Weights & Biases, as nnU-Net does; nnUNet_wandb_project and nnUNet_wandb_mode are read.
 
     Returns:
         The folder of the trained fold.
@@ -64,6 +71,9 @@ def train(
         device=device,
         sam_checkpoint=sam_checkpoint,
         from_scratch=from_scratch,
+        num_processes=num_processes,
+        tensorboard=tensorboard,
+        wandb=wandb,
     )
 
 

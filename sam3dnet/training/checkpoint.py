@@ -1,7 +1,8 @@
 """Checkpoints that are written whole or not at all and hold nothing but tensors and plain values."""
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.preprocessing.folders import whole_or_nothing
+
+logger = logging.getLogger(__name__)
 
 RESUME_ORDER = ("checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth")
 
@@ -73,25 +76,36 @@ def load_safely(path: Path, device: torch.device | str = "cpu") -> dict[str, Any
     return checkpoint
 
 
-def newest_whole_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
-    """Find the checkpoint to go on from: latest, else final, else best, skipping files that are damaged.
+def continue_from_newest(folder: Path, load: Callable[[dict[str, Any]], object]) -> Path:
+    """Continue from the latest checkpoint, else the final, else the best, that is whole and that the trainer takes.
+
+    Those that are damaged or belong to another network are named in the log.
 
     Args:
         folder: The folder of the fold.
+        load: Takes a checkpoint; raises CheckpointError if it is another network's.
 
     Returns:
-        The path, the checkpoint, and one message for each damaged file that was skipped.
+        The file that was loaded.
 
     Raises:
-        CheckpointError: If there is none that is whole.
+        CheckpointError: If there is none.
     """
     problems: list[str] = []
-    for name in RESUME_ORDER:
-        if not (folder / name).is_file():
+    for path in (folder / name for name in RESUME_ORDER):
+        if not path.is_file():
             continue
         try:
-            return folder / name, load_safely(folder / name), problems
+            load(load_safely(path))
         except CheckpointError as error:
-            problems.append(str(error))
+            problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:  # what torch and the trainer raise on the way
+            problems.append(f"{path}: not a checkpoint of this training ({type(error).__name__}: {error})")
+            continue
+        for problem in problems:
+            logger.warning("%s; left out", problem)
+        logger.info("continuing from %s", path)
+        return path
     found = "; ".join(problems) or "there is none"
     raise CheckpointError(f"{folder}: no whole checkpoint to continue from ({found}); train without --continue")

@@ -2,12 +2,14 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from sam3dnet.devices import choose_device
-from sam3dnet.errors import DatasetError, PlanError
-from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.errors import DatasetError, PlanError, Sam3dError
+from sam3dnet.preprocessing.folders import Folders, is_plain_name, remove_partial_files
 
 VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
 
@@ -29,6 +31,9 @@ def train_fold(
     sam_checkpoint: Path | None = None,
     from_scratch: bool = False,
     validate: bool = True,
+    num_processes: int | None = None,
+    tensorboard: bool = False,
+    wandb: bool = False,
 ) -> Path:
     """Train a fold of a planned and preprocessed dataset, then validate it with sliding windows.
 
@@ -46,6 +51,9 @@ def train_fold(
         sam_checkpoint: File of SAM's weights; None: the usual places.
         from_scratch: Train without SAM's weights, whatever the plan says.
         validate: Whether to predict the validation cases at the end.
+        num_processes: Processes that load and augment; 0: none; None: by the number of cores and the device.
+        tensorboard: Write event files for TensorBoard into the folder of the fold.
+        wandb: Log to Weights & Biases with nnU-Net's logger.
 
     Returns:
         The folder of the fold.
@@ -61,10 +69,14 @@ def train_fold(
     _check_fold(fold, dataset_name, folders)
     if from_scratch:
         plans = without_pretrained_weights(plans)
-    _share_cores(chosen.type)
+    _share_cores(chosen.type, num_processes)
 
-    from sam3dnet.training.checkpoint import newest_whole_checkpoint
+    from sam3dnet.training.checkpoint import continue_from_newest
+    from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
+
+    if wandb:
+        enable_wandb()
 
     plans["continue_training"] = continue_training
     trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, chosen)
@@ -74,16 +86,32 @@ def train_fold(
     trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
     trainer.sam_checkpoint = sam_checkpoint
     output = Path(trainer.output_folder)
+    remove_partial_files(output)
     if continue_training:
-        path, checkpoint, problems = newest_whole_checkpoint(output)
-        for problem in problems:
-            logger.warning("%s", problem)
-        logger.info("continuing from %s", path)
-        trainer.load_checkpoint(checkpoint)
-    trainer.run_training()
-    if validate:
-        trainer.perform_actual_validation()
+        continue_from_newest(output, trainer.load_checkpoint)
+    if tensorboard:
+        board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
+        board.update_config({"plans": plans, "configuration": configuration, "fold": fold})
+        trainer.logger.loggers.append(board)
+    with _lost_processes_told():
+        trainer.run_training()
+        if validate:
+            trainer.perform_actual_validation()
     return output
+
+
+@contextmanager
+def _lost_processes_told() -> Iterator[None]:
+    """Say what it means where nnU-Net says no more than that its background workers are no longer alive."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "background workers" not in str(error):
+            raise
+        raise Sam3dError(
+            "a process that loads or exports images has ended: by an error that stands above, or killed by the system, "
+            "most often because memory ran out; go on with --continue, if need be with fewer processes (--workers 1)"
+        ) from error
 
 
 def without_pretrained_weights(plans: dict[str, Any]) -> dict[str, Any]:
@@ -108,7 +136,14 @@ def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[di
                 f"{folder / name} is missing: {dataset_name} has not been planned; "
                 f"run sam3d_plan_and_preprocess -d {dataset_name} first"
             )
-    return load_json(str(folder / f"{plans_name}.json")), load_json(str(folder / "dataset.json"))
+    plans = load_json(str(folder / f"{plans_name}.json"))
+    names = [plans.get("plans_name"), *(c.get("data_identifier", "-") for c in plans["configurations"].values())]
+    if plans.get("dataset_name") != dataset_name or not all(map(is_plain_name, names)):
+        raise PlanError(
+            f"{folder / f'{plans_name}.json'}: expected a plan of {dataset_name} whose names lead to no other folder; "
+            f"it is of {plans.get('dataset_name')} and has {', '.join(map(str, names))}; plan again"
+        )
+    return plans, load_json(str(folder / "dataset.json"))
 
 
 def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name: str, folders: Folders) -> None:
@@ -128,16 +163,25 @@ def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders)
         return
     from batchgenerators.utilities.file_and_folder_operations import load_json
 
-    splits = folders.preprocessed / dataset_name / "splits_final.json"
-    number_of_folds = len(load_json(str(splits))) if splits.is_file() else 5
+    splits_file = folders.preprocessed / dataset_name / "splits_final.json"
+    splits = load_json(str(splits_file)) if splits_file.is_file() else [{}] * 5
+    outside = [case for split in splits for cases in split.values() for case in cases if not is_plain_name(case)]
+    if outside:
+        raise PlanError(f"{splits_file}: {outside[0]!r} is not the name of a case; correct it, or delete the file")
+    number_of_folds = len(splits)
     if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
         raise PlanError(
             f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'
         )
 
 
-def _share_cores(device: str) -> None:
-    """Keep loaders, export and torch from asking for more cores than there are; set variables win."""
+def _share_cores(device: str, num_processes: int | None) -> None:
+    """Keep loaders, export and torch from asking for more cores than there are.
+
+    A number asked for wins over the variables that nnU-Net reads, and these over ours.
+    """
+    if num_processes is not None:
+        os.environ.update(nnUNet_n_proc_DA=str(num_processes), nnUNet_def_n_proc=str(max(1, num_processes)))
     cores = os.cpu_count() or 1
     # On two cores a loader of its own takes from torch what it gives: 0.31 s a step, 0.26 s with the loader in turn.
     loaders = 0 if device == "cpu" and cores <= 2 else min(12, max(1, cores - 1))
