@@ -9,6 +9,7 @@ from fingerprints import SITUATIONS, Situation
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.methods import MethodChoice
 from sam3dnet.planning.plan import format_decisions, load_plan
 from sam3dnet.preprocessing.cases import list_training_cases
 from sam3dnet.preprocessing.folders import Folders
@@ -391,3 +392,13 @@ def test_an_unknown_configuration_is_an_error_that_lists_what_there_is(folders, 
     plan = load_plan(plan_tiny(folders, tiny_dataset))
     with pytest.raises(PlanError, match="no configuration '2d'; it has 3d_fullres"):
         plan.configuration("2d")
+
+
+@pytest.mark.parametrize("prompts", [True, False])
+def test_a_network_answers_prompts_unless_that_is_refused(folders, tiny_dataset, prompts):
+    plan = load_plan(plan_tiny(folders, tiny_dataset, choice=MethodChoice(prompts=prompts)))
+    configuration = plan.content["configurations"]["3d_fullres"]
+    assert configuration["architecture"]["arch_kwargs"]["prompts"] is prompts
+    (decision,) = [d for d in plan.content["sam3d"]["decisions"] if d["name"] == "prompts"]
+    assert decision["value"] is prompts
+    assert ("--no-prompts" in decision["reason"]) is not prompts
