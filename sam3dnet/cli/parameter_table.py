@@ -56,12 +56,12 @@ def parameter_report(choice: "MethodChoice", encoder: str, classes: int, channel
 def _build(choice: "MethodChoice", encoder: str, classes: int, channels: int) -> "SegmentationNetwork":
     import torch
 
-    from sam3dnet.network.segmentation import locate_network
+    from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
     from sam3dnet.planning.rules import choose_stage_strides
 
     stride = (choice.method.finest_strides or (REFERENCE_STRIDE,))[0]
     with torch.device("meta"):
-        return locate_network(choice.method.network_class)(
+        network = locate_network(choice.method.network_class)(
             channels,
             classes,
             True,
@@ -72,6 +72,8 @@ def _build(choice: "MethodChoice", encoder: str, classes: int, channels: int) ->
             pretrained=encoder.startswith("vit_"),
             **choice.network_options(regions=False),
         )
+    assert isinstance(network, SegmentationNetwork)
+    return network
 
 
 def _table(report: dict[str, Any]) -> list[str]:

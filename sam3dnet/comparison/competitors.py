@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sam3dnet.comparison.stages import call, cores
 from sam3dnet.errors import PlanError
-from sam3dnet.planning.methods import METHODS, MethodChoice
+from sam3dnet.planning.methods import DEFAULT_TUNING, METHODS, MethodChoice
 
 OUR_TRAINER = "nnUNetTrainerSAM3D"
 CLOCK_TRAINER = "nnUNetTrainerClock"
@@ -155,11 +155,10 @@ def find_competitor(name: str, network: str | None = None) -> Competitor:
 def _choice(method: str, variants: Sequence[str], network: str | None) -> MethodChoice:
     fidelities = [variant for variant in variants if variant in METHODS[method].fidelities]
     tunings = [variant for variant in variants if variant not in (*fidelities, AUTOMATIC)]
-    options = {"tuning": tunings[0]} if tunings else {}
     return MethodChoice(
         method,
         fidelities[0] if fidelities else None,
+        tunings[0] if tunings else DEFAULT_TUNING,
         prompts=AUTOMATIC not in variants,
         network=network if method == "network" else None,
-        **options,
     )

@@ -71,7 +71,7 @@ class Stages:
         if load.returncode != 0:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_IN_ERRORS:])
             raise StageError(f"stage {name} ended with status {load.returncode}; see {log}:\n{tail}")
-        record = {"keys": dict(keys), "command": list(command), "load": load.as_dict(), "machine": machine()}
+        record = {"keys": _as_stored(keys), "command": list(command), "load": load.as_dict(), "machine": machine()}
         write_json(self.folder / f"{name}.json", record)
         logger.info("%s: %.0f s, %.0f MiB", name, load.wall_seconds, load.peak_tree_mib)
         return record
@@ -82,7 +82,12 @@ class Stages:
         if not file.is_file():
             return None
         record: dict[str, Any] = json.loads(file.read_text())
-        return record if record["keys"] == json.loads(json.dumps(dict(keys))) else None
+        return record if record["keys"] == _as_stored(keys) else None
+
+
+def _as_stored(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Give keys as they come back from JSON, where a tuple is a list."""
+    return dict(json.loads(json.dumps(dict(keys))))
 
 
 def call(function: str, *arguments: str) -> list[str]:

@@ -51,9 +51,9 @@ def cells(row: Row, rows: Sequence[Row]) -> list[str]:
     kinds: list[Scores | None] = [row.automatic, *(row.prompted.get(kind) for kind in _prompt_kinds(rows))]
     found = [row.method]
     for scores in kinds:
-        found += [_pair(scores and scores.get(name)) for name in classes]
-        found += [_pair(scores and mean_of_classes(scores))] if len(classes) > 1 else []
-    numbers = (row.tuned_parameters, row.parameters, row.peak_mib and round(row.peak_mib))
+        found += [_pair(scores.get(name) if scores else None) for name in classes]
+        found += [_pair(mean_of_classes(scores) if scores else None)] if len(classes) > 1 else []
+    numbers = (row.tuned_parameters, row.parameters, None if row.peak_mib is None else round(row.peak_mib))
     found += ["-" if number is None else f"{number:,}" for number in numbers]
     found.append("-" if row.seconds_per_case is None else f"{row.seconds_per_case:.2f}")
     return [*found, "-" if row.iterations is None else str(row.iterations), row.note]

@@ -95,8 +95,8 @@ class Adapter3DSAM(SegmentationNetwork):
             self.prompt_encoder = VisualSampler(size.neck_width)
         elif prompts:
             self.prompt_encoder = ClickEncoder(num_classes, size.neck_width, stride)
-        make_decoder = CoarseAggregationDecoder if published else FullResolutionDecoder
-        self.decoder = make_decoder(size.neck_width, input_channels, num_classes, strides, deep_supervision)
+        sizes = (size.neck_width, input_channels, num_classes, strides, deep_supervision)
+        self.decoder = CoarseAggregationDecoder(*sizes) if published else FullResolutionDecoder(*sizes)
         self.pretrained = pretrained
         self.regions = regions
         self.start_training_state()

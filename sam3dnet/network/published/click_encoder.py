@@ -31,8 +31,9 @@ class ClickEncoder(nn.Module):
         super().__init__()
         self.prompts = PromptEncoder(num_classes, (width,), width, token_stride)
         self.queries = nn.Parameter(0.1 * torch.randn(1, GLOBAL_QUERIES, width))
-        self.blocks = nn.ModuleList(TwoWayBlock(width) for _ in range(ROUNDS))
-        for block in self.blocks:
+        blocks = [TwoWayBlock(width) for _ in range(ROUNDS)]
+        self.blocks = nn.ModuleList(blocks)
+        for block in blocks:
             for parameter in block.from_image.proj.parameters():
                 nn.init.zeros_(parameter)
 

@@ -42,8 +42,9 @@ def pool_position_table(table_HWE: Tensor, grid: tuple[int, int]) -> Tensor:
 def derive_depth_tables(encoder: ImageEncoder3D) -> None:
     """Set the relative position along depth to the mean of SAM's along height and width."""
     with torch.no_grad():
-        for block in encoder.blocks:
-            block.attn.rel_pos_d.copy_(0.5 * (block.attn.rel_pos_h + block.attn.rel_pos_w))
+        for module in encoder.blocks.modules():
+            if isinstance(module, Attention3D):
+                module.rel_pos_d.copy_(0.5 * (module.rel_pos_h + module.rel_pos_w))
 
 
 class RectifiedAdapter(ConvAdapter):
