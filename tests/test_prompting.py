@@ -6,7 +6,7 @@ import torch
 
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.training import prompting
-from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter
+from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, prompted_dice
 
 SHAPE = (6, 14, 12)
 LABELS = Classes((1, 2), False, None, (3.0, 0.7, 1.1), (2, 4, 4))
@@ -140,6 +140,15 @@ def test_the_loss_falls_from_wrong_to_right():
     assert wrong.loss() > 10
     assert right.hard_dice_counts()[0] == right.hard_dice_counts()[1]
     assert wrong.hard_dice_counts()[0] == 0
+
+
+def test_the_dice_with_prompts_is_counted_per_class_over_all_patches():
+    truth = make_target(1)[:, 0]
+    valid = torch.ones_like(truth, dtype=torch.bool)
+    right = PromptAnswer((truth == 1) * 2.0 - 1, truth == 1, valid, torch.tensor([1]))
+    nothing = PromptAnswer(torch.full_like(truth, -1.0), truth == 1, valid, torch.tensor([1]))
+    assert prompted_dice([right], (1, 2)) == [1.0, 0.0]
+    assert prompted_dice([right, nothing], (1, 2)) == [pytest.approx(2 / 3), 0.0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -194,6 +194,16 @@ class TrainingPrompter:
         return np.clip(1 - distance, 0, 1).astype(np.float32)
 
 
+def prompted_dice(answers: Sequence[PromptAnswer], class_indices: Sequence[int]) -> list[float]:
+    """Give the Dice of each class over all answers that were about it, 0 where none was."""
+    counts = {index: [0, 0] for index in class_indices}
+    for answer in answers:
+        for index, overlap, size in zip(answer.class_Q.tolist(), *answer.hard_dice_counts(), strict=True):
+            counts[index][0] += int(overlap)
+            counts[index][1] += int(size)
+    return [overlap / max(size, 1) for overlap, size in counts.values()]
+
+
 def make_classes(label_manager: Any, spacing_mm: Sequence[float], token_stride: Sequence[int]) -> Classes:
     """Read from nnU-Net's label manager which channels of the logits can be asked for."""
     regions = bool(label_manager.has_regions)

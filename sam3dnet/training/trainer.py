@@ -19,7 +19,7 @@ from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
 from sam3dnet.training.progress import EpochProgress, format_seconds
-from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, make_classes
+from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, make_classes, prompted_dice
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
@@ -60,7 +60,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._seconds_before = 0.0
         self._loading_own_weights = False
         self._classes: Classes | None = None
-        self._prompted_dice: float | None = None
+        self._prompted_dice: list[float] | None = None
         self.iterations_done = 0
 
     def initialize(self) -> None:
@@ -149,11 +149,10 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 batch = next(self.dataloader_val)
                 outputs.append(self.validation_step(batch))
                 if self._classes is not None:
-                    answers.append(self._answer_prompts(batch, iteration).hard_dice_counts())
+                    answers.append(self._answer_prompts(batch, iteration))
             self.on_validation_epoch_end(outputs)
-        if answers:
-            overlaps, sizes = (torch.cat(values).sum().item() for values in zip(*answers, strict=True))
-            self._prompted_dice = overlaps / max(sizes, 1)
+        if self._classes is not None:
+            self._prompted_dice = prompted_dice(answers, self._classes.indices)
 
     def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
         """Ask for prompts that are the same in every epoch, as far as the patches are."""
@@ -250,7 +249,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             file.write(json.dumps(plain(line)) + "\n")
         dice = ", ".join(f"{score:.3f}" for score in line["pseudo_dice"])
         if self._prompted_dice is not None:
-            dice += f", with prompts {self._prompted_dice:.3f}"
+            dice += f", with prompts {', '.join(f'{score:.3f}' for score in self._prompted_dice)}"
         left = format_seconds(self.budget.seconds_left(epoch + 1))
         self.print_to_log_file(
             f"epoch {epoch}: {self.iterations_done} iterations, loss {line['train_loss']:.4f}, validation loss "
