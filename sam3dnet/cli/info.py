@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
+from sam3dnet.cli.choices import EncoderName, FidelityName, MethodName, TuningName
 from sam3dnet.cli.command import run_command
 from sam3dnet.cli.completion import completion_script
 from sam3dnet.errors import CheckpointError
@@ -21,6 +22,15 @@ def info(
     root: Path | None = None,
     ext_trainer: bool = False,
     completion: Literal["bash", "zsh", "tcsh"] | None = None,
+    parameters: bool = False,
+    method: MethodName = "sam3d",
+    fidelity: FidelityName | None = None,
+    tuning: TuningName = "spatial-adapter",
+    encoder: EncoderName = "vit_b",
+    classes: int = 2,
+    channels: int = 1,
+    no_prompts: bool = False,
+    json: bool = False,
 ) -> list[str]:
     """Tell versions, devices, folders and the trained models found.
 
@@ -30,12 +40,27 @@ def info(
         ext_trainer: Print nothing but the folder to set nnUNet_extTrainer to, so that stock nnU-Net finds our trainer.
         completion: Print nothing but a script that completes our commands in this shell; for bash and zsh, type
             eval "$(sam3d_info --completion bash)" or write this line into the shell's start file.
+        parameters: Print nothing but the parameters of a network, tuned and in total, of each part; the options that
+            follow say which.
+        method: Network whose parameters are counted.
+        fidelity: For 3dsam-adapter, without the defects of the published code, or with them; without it corrected.
+        tuning: How the image encoder is tuned.
+        encoder: Size of the image encoder; vit_b, vit_l and vit_h as if they held SAM's weights.
+        classes: Outputs of the network, background among them.
+        channels: Channels of the image.
+        no_prompts: Leave out the prompt encoder.
+        json: Print the parameters as JSON.
 
     Returns:
         The lines to print.
+
+    Raises:
+        PlanError: If the method does not have the fidelity.
     """
     if completion:
         return [completion_script(completion)]
+    if parameters:
+        return _parameters(method, fidelity, tuning, not no_prompts, encoder, classes, channels, json)
     if ext_trainer:
         return [str(ext_trainer_folder())]
     folders = {name: root / name if root else os.environ.get(name) for name in _VARIABLES}
@@ -46,6 +71,15 @@ def info(
         *_section("SAM weights", _sam_weights()),
         *_section("Models", _models(folders["nnUNet_results"])),
     ]
+
+
+def _parameters(
+    method: str, fidelity: str | None, tuning: str, prompts: bool, encoder: str, classes: int, channels: int, json: bool
+) -> list[str]:
+    from sam3dnet.cli.parameter_table import parameter_lines
+    from sam3dnet.planning.methods import MethodChoice
+
+    return parameter_lines(MethodChoice(method, fidelity, tuning, prompts), encoder, classes, channels, json)
 
 
 def ext_trainer_folder() -> Path:

@@ -3,13 +3,16 @@
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from sam3dnet.cli.choices import FidelityName, PlannedMethodName, TuningName
 from sam3dnet.cli.command import DeviceName, EncoderChoice, NumProcesses, run_command
 
 if TYPE_CHECKING:
+    from sam3dnet.planning.methods import Text
     from sam3dnet.preprocessing.folders import Folders
 
 _log = logging.getLogger(__name__)
@@ -24,7 +27,15 @@ def plan_and_preprocess(
     sam_checkpoint: Path | None = None,
     num_processes: NumProcesses = None,
     skip_verification: bool = False,
+    no_prompts: bool = False,
     device: DeviceName | None = None,
+    method: PlannedMethodName = "sam3d",
+    fidelity: FidelityName | None = None,
+    tuning: TuningName = "spatial-adapter",
+    clip_weights: str | None = None,
+    clip_model: str = "ViT-B-16",
+    phrases: Path | None = None,
+    network: str | None = None,
 ) -> list[Path]:
     """Verify datasets, decide how to train on them, and preprocess their cases.
 
@@ -39,7 +50,20 @@ def plan_and_preprocess(
         num_processes: Processes to verify and preprocess with; 0 works in the command's own, without it one a core,
             8 at most.
         skip_verification: Leave out the verification of the dataset.
+        no_prompts: Plan a network that only segments by itself, and cannot be given clicks, boxes or masks.
         device: Device that training is going to use; without it the best there is.
+        method: Network to plan: ours, a published system built from the same parts (3dmedsam: after the abstract), a
+            peer from MONAI or nnU-Net, or with --network any other. Each has a plan of its own name, for --plans of
+            the other commands.
+        fidelity: For 3dsam-adapter, without the defects of the published code, or with them; without it corrected.
+        tuning: How an image encoder with SAM's weights is tuned; one that starts from scratch is trained whole.
+        clip_weights: For refsam3d, CLIP's weights that the classes' phrases are embedded with: a file, or a name that
+            open_clip knows, such as openai; without it every class has a learned embedding, and no text can be asked.
+        clip_model: CLIP model that the weights belong to, by open_clip's name.
+        phrases: JSON file with a phrase for each class, in place of "phrases" in dataset.json or "perform liver
+            segmentation".
+        network: For --method network, package.module:Class of an installed package; it is given (input_channels,
+            num_classes).
 
     Returns:
         The plan file of each dataset.
@@ -47,11 +71,14 @@ def plan_and_preprocess(
     Raises:
         DatasetError: If a dataset is not found or not sound.
         CheckpointError: If the encoder wants SAM's weights and there are none to be had.
+        PlanError: If the method does not have the fidelity, or no network fits the memory.
     """
+    from sam3dnet.planning.methods import MethodChoice
     from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 
     folders = activate_folders(root)
     names = [find_dataset_name(identifier, folders) for identifier in datasets]
+    choice = MethodChoice(method, fidelity, tuning, prompts=not no_prompts, network=network)
 
     from sam3dnet.devices import choose_device
     from sam3dnet.network.cost import training_cost
@@ -66,7 +93,7 @@ def plan_and_preprocess(
     plan = partial(
         plan_dataset,
         folders=folders,
-        cost=partial(training_cost, mixed_precision=for_a_card),
+        cost=partial(training_cost, mixed_precision=for_a_card, network_class=choice.method.network_class),
         gpu_memory_target_gb=gpu_memory_target,
         encoder=encoder,
         sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
@@ -77,10 +104,22 @@ def plan_and_preprocess(
     for name in names:
         if not skip_verification:
             _verify(name, folders, processes)
-        plan_files.append(plan(name))
+        text = _embed_classes(folders.raw / name, clip_weights, clip_model, phrases) if clip_weights else None
+        plan_files.append(plan(name, choice=replace(choice, text=text)))
         print(format_decisions(load_plan(plan_files[-1])), flush=True)
-        preprocess_dataset(name, folders, num_processes=processes)
+        preprocess_dataset(name, folders, choice.plans_name, num_processes=processes)
     return plan_files
+
+
+def _embed_classes(dataset_folder: Path, weights: str, model: str, phrases_file: Path | None) -> "Text":
+    from sam3dnet.network.published.text_encoder import as_plan_values, class_phrases, embed_phrases
+    from sam3dnet.planning.methods import Text
+    from sam3dnet.planning.planner import output_names
+    from sam3dnet.preprocessing.cases import read_dataset_json
+
+    dataset_json = read_dataset_json(dataset_folder)
+    phrases = class_phrases(output_names(dataset_json), dataset_json, phrases_file)
+    return Text(tuple(phrases), model, as_plan_values(embed_phrases(phrases, weights, model)))
 
 
 def _verify(name: str, folders: "Folders", num_processes: int) -> None:

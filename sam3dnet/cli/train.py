@@ -14,6 +14,7 @@ def train(
     *,
     root: Path | None = None,
     configuration: str = "3d_fullres",
+    plans: Annotated[str, "-p"] = "SAM3DPlans",
     epochs: int | None = None,
     minutes: float | None = None,
     iterations_per_epoch: int | None = None,
@@ -33,6 +34,7 @@ def train(
         root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
             these names.
         configuration: Configuration of the plan.
+        plans: Name of the plan; those of --method have a name of their own.
         epochs: Number of epochs; without it the trainer's own.
         minutes: Time to train for, in place of a number of epochs; the schedule follows the clock.
         iterations_per_epoch: Training steps in an epoch; without it the trainer's own.
@@ -64,6 +66,7 @@ def train(
         fold_number,
         folders,
         configuration=configuration,
+        plans_name=plans,
         epochs=epochs,
         minutes=minutes,
         iterations_per_epoch=iterations_per_epoch,

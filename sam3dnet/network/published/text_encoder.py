@@ -102,7 +102,7 @@ def make_clip(model: str, weights: str) -> tuple[Any, Any]:
         raise Sam3dError("text needs open_clip; type: pip install sam3dnet[text]") from None
     try:
         clip = open_clip.create_model(model, pretrained=weights)
-    except (RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # open_clip and torch raise whatever they met
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"CLIP weights {weights!r} for {model} cannot be had ({reason}); name a file of weights for this model, or "
