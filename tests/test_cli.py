@@ -355,7 +355,8 @@ def planned_root(root: Path) -> Path:
     folder = root / "nnUNet_preprocessed" / "Dataset907_Bare"
     (folder / "cases").mkdir(parents=True)
     (folder / "cases" / "case_0.pkl").touch()
-    plans = {"configurations": {"3d_fullres": {"data_identifier": "cases"}}}
+    plans = {"plans_name": "SAM3DPlans", "dataset_name": "Dataset907_Bare"}
+    plans |= {"configurations": {"3d_fullres": {"data_identifier": "cases"}}}
     (folder / "SAM3DPlans.json").write_text(json.dumps(plans), encoding="utf-8")
     (folder / "dataset.json").write_bytes((root / "nnUNet_raw" / "Dataset907_Bare" / "dataset.json").read_bytes())
     return root

@@ -71,6 +71,7 @@ def test_a_training_leaves_nnunet_s_files(planned):
     lines = [json.loads(line) for line in (output / "training_log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [0, 1]
     assert lines[-1]["iterations"] == 4
+    assert len(lines[-1]["prompted_dice"]) == 2
     checkpoint = load_safely(output / "checkpoint_final.pth")
     assert checkpoint["trainer_name"] == "nnUNetTrainerSAM3D"
     assert checkpoint["current_epoch"] == 2
@@ -91,6 +92,22 @@ def fold_folder(planned):
 
 class Interrupted(Exception):
     pass
+
+
+def assert_same_state(one, other):
+    """Compare nested dictionaries and lists of tensors and numbers, bit for bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_state(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for first, second in zip(one, other, strict=True):
+            assert_same_state(first, second)
+    else:
+        assert one == other
 
 
 def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypatch):
@@ -114,6 +131,8 @@ def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypa
     for name, value in whole["network_weights"].items():
         assert torch.equal(value, resumed["network_weights"][name]), name
     assert resumed["logging"]["train_losses"] == whole["logging"]["train_losses"]
+    assert_same_state(resumed["optimizer_state"], whole["optimizer_state"])
+    assert_same_state(resumed["sam3d"]["random_state"], whole["sam3d"]["random_state"])
     assert resumed["sam3d"]["iterations"] == 6
     log = fold_folder(planned) / "training_log.jsonl"
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2]
@@ -131,6 +150,8 @@ def test_a_checkpoint_of_another_network_is_refused(planned):
     checkpoint = load_safely(output / "checkpoint_final.pth")
     checkpoint["network_weights"].pop("decoder.merge.weight")
     torch.save(checkpoint, output / "checkpoint_latest.pth")
+    for name in ("final", "best"):  # which would be used in its place
+        (output / f"checkpoint_{name}.pth").unlink()
     with pytest.raises(CheckpointError, match="weights of another network"):
         train(planned, continue_training=True)
     (output / "checkpoint_latest.pth").unlink()
