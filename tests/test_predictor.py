@@ -7,7 +7,7 @@ import torch
 from tiny_models import LABELS, REGIONS, SHAPE_ZYX, labels_of, make_checkpoint, make_model, make_weights, write_image
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference import predictor
+from sam3dnet.inference import automatic, predictor
 from sam3dnet.inference.models import load_model
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.checks_case import read_grid
@@ -78,8 +78,8 @@ def test_output_holds_what_nnunets_tools_want_and_nothing_unfinished(predict, tm
 
 def test_mirroring_and_step_size_reach_the_windows(predict, monkeypatch):
     seen = []
-    real = predictor.predict_slabs
-    monkeypatch.setattr(predictor, "predict_slabs", lambda *a, **k: seen.append(k) or real(*a, **k))
+    real = automatic.predict_slabs
+    monkeypatch.setattr(automatic, "predict_slabs", lambda *a, **k: seen.append(k) or real(*a, **k))
     predict(mirror=False, step_size=0.75)
     assert {(tuple(k["mirror_axes"]), k["step_size"]) for k in seen} == {((), 0.75)}
     seen.clear()

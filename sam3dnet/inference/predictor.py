@@ -12,15 +12,17 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from sam3dnet.errors import DatasetError, Sam3dError
-from sam3dnet.inference.cases import Case, accepted_checks, find_cases, require_whole
-from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, is_finished, write_label_map
-from sam3dnet.inference.label_slabs import start_label_map
+from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.case_prompts import RunPrompts
+from sam3dnet.inference.cases import Case, find_cases
+from sam3dnet.inference.export import TEMPORARY_FOLDER, is_finished, write_label_map
+from sam3dnet.inference.image_input import ImageInput
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
+from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
 from sam3dnet.inference.reading import Preprocessed, image_bytes, read_ahead
-from sam3dnet.inference.windows import predict_slabs
+from sam3dnet.inference.text import TextQuestion, ask_for_text
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.progress import Progress
 
@@ -55,6 +57,8 @@ def predict_folder(
     checkpoint: str | None = None,
     num_processes: int | None = None,
     progress: bool = True,
+    prompts: Path | str | None = None,
+    question: TextQuestion | None = None,
 ) -> PredictionReport:
     """Predict a label map for every image of a folder, on each image's own grid.
 
@@ -72,6 +76,8 @@ def predict_folder(
         num_processes: Images that are read ahead at the same time, each in a thread, as far as memory allows; 0 reads
             each when its turn comes; None for one.
         progress: Whether to show a bar.
+        prompts: File of prompts, or folder with some; what they do not speak of is segmented automatically.
+        question: What to ask a model that reads text for, in place of its classes; None for its classes.
 
     Returns:
         What was written, skipped and failed; a case fails alone.
@@ -88,14 +94,19 @@ def predict_folder(
     cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
     prepare_output_folder(output, inputs)
     model = load_model(model_path, folds, checkpoint, _device(device))
-    settings = _settings(model_path, model, step_size, mirror)
-    if not _same_settings(output, settings):
-        for case in cases:
-            (output / f"{case.name}{ending}").unlink(missing_ok=True)
+    if question is not None:
+        model = ask_for_text(model, question)
+    names = [case.name for case in cases]
+    said = None if prompts is None else RunPrompts.read(prompts, [*names, *failed], model.labels)
     report = PredictionReport(failed=dict(failed))
+    run = _Run(model, output, step_size, mirror, report, said)
+    before = _read_settings(output)
+    settings = _settings(model_path, model, step_size, mirror) | ({"text": question.text} if question else {})
+    settings["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
+    for name in _outdated(output, before, settings, names):
+        (output / f"{name}{ending}").unlink(missing_ok=True)
     report.skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
     _write_companions(output, settings, model)
-    run = _Run(model, output, step_size, model.mirror_axes if mirror else (), report)
     to_do = [case for case in cases if case.name not in set(report.skipped)]
     run.predict(to_do, 1 if num_processes is None else max(0, num_processes), progress)
     shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
@@ -143,20 +154,36 @@ def _settings(model_folder: Path, model: LoadedModel, step_size: float, mirror: 
     }
 
 
-def _same_settings(output: Path, settings: dict[str, Any]) -> bool:
-    """Tell whether the folder's label maps were made with these settings; a folder without settings is left alone."""
+def _read_settings(output: Path) -> dict[str, Any] | None:
+    """Read the settings of earlier predictions; None where there are none."""
     file = output / SETTINGS_FILE
     if not file.exists():
-        return True
+        return None
     try:
-        same = json.loads(file.read_text(encoding="utf-8")) == settings
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        same = False
-    if not same:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _prompts_of_others(before: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
+    """Give the prompts of earlier predictions, but for the cases of this run."""
+    return {name: said for name, said in (before or {}).get("prompts", {}).items() if name not in names}
+
+
+def _outdated(output: Path, before: dict[str, Any] | None, now: dict[str, Any], names: Sequence[str]) -> Sequence[str]:
+    """Tell which cases of this run were predicted with other settings or other prompts.
+
+    In a folder without settings these are those with prompts; the rest of it is left alone.
+    """
+    before = now | {"prompts": {}} if before is None else before
+    if before | {"prompts": {}} != now | {"prompts": {}}:
         logger.warning(
             "%s holds predictions of another model or with other settings; those of these images are made anew", output
         )
-    return same
+        return names
+    prompts_before = before.get("prompts", {})
+    return [name for name in names if now["prompts"].get(name) != prompts_before.get(name)]
 
 
 def _write_companions(output: Path, settings: dict[str, Any], model: LoadedModel) -> None:
@@ -174,17 +201,18 @@ class _Run:
         model: LoadedModel,
         output: Path,
         step_size: float,
-        mirror_axes: Sequence[int],
+        mirror: bool,
         report: PredictionReport,
+        prompts: RunPrompts | None,
     ) -> None:
         self._model = model
         self._output = output
-        self._step_size = step_size
-        self._mirror_axes = mirror_axes
+        self._input = ImageInput(model)
+        self._windows: dict[str, Any] = {"step_size": step_size, "mirror": mirror}
+        self._automatic = AutomaticSegmentation(model, **self._windows)
+        self._prompts = prompts
+        self._networks = [] if prompts is None else promptable_networks(model)
         self._report = report
-        self._device = next(model.network.parameters()).device
-        self._reader_writer = model.plans.image_reader_writer_class()
-        self._preprocessor = model.configuration.preprocessor_class(verbose=False)
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> None:
         """Predict the cases and note in the report how each went; one is written while the next is predicted."""
@@ -193,9 +221,9 @@ class _Run:
         exporter = ThreadPoolExecutor(1)
         try:
             with Progress(len(cases), "predicting", show=progress and bool(cases)) as bar:
-                for case, reading in read_ahead(cases, self._read, ahead, bytes_of):
+                for case, reading in read_ahead(cases, self._input.read, ahead, bytes_of):
                     steps = _Steps(bar, case.name)
-                    predicted = self._attempt(case, partial(self._predict, reading, steps))
+                    predicted = self._attempt(case, partial(self._predict, case, reading, steps))
                     del reading
                     self._settle(exporting)
                     exporting = (case, exporter.submit(self._export, case, *predicted)) if predicted else None
@@ -220,54 +248,21 @@ class _Run:
             self._report.failed[case.name] = _reason(error)
             return None
 
-    def _read(self, case: Case) -> Preprocessed:
-        """Read and preprocess one case as at training."""
-        model = self._model
-        require_whole(case, accepted_checks(model.dataset_json))
-        image, properties = self._reader_writer.read_images([str(file) for file in case.files])
-        expected = len(model.dataset_json["channel_names"])
-        if len(image) != expected:
-            raise DatasetError(
-                f"the files hold {len(image)} channels, the model wants {expected}; leave the others out"
-            )
-        image, _, properties = self._preprocessor.run_case_npy(
-            image, None, properties, model.plans, model.configuration, model.dataset_json
-        )
-        if not np.isfinite(image).all():
-            raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
-        return as_tensor(image), properties
-
-    @torch.inference_mode()
-    def _predict(self, reading: Future[Preprocessed], steps: "_Steps") -> Predicted:
-        """Return the label map on the image's grid, from logits averaged over the folds, and the image's properties."""
+    def _predict(self, case: Case, reading: Future[Preprocessed], steps: "_Steps") -> Predicted:
+        """Return the label map on the image's grid, and the image's properties."""
         image, properties = reading.result()
-        model = self._model
-        labels = start_label_map(image.shape[1:], properties, model.plans, model.configuration, model.labels)
-        slabs = predict_slabs(
-            [partial(self._network_with, weights) for weights in model.weights],
-            image,
-            model.configuration.patch_size,
-            model.labels.num_segmentation_heads,
-            step_size=self._step_size,
-            mirror_axes=self._mirror_axes,
-            batch_size=1 if self._device.type == "cpu" else model.configuration.batch_size,
-            device=self._device,
-            on_progress=steps.reach,
-        )
-        for logits in slabs:
-            if not torch.isfinite(logits).all():
-                raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
-            labels.add(logits)
-        return labels.finish(), properties
-
-    def _network_with(self, weights: dict[str, torch.Tensor]) -> nn.Module:
-        if len(self._model.weights) > 1:
-            self._model.network.load_state_dict(weights)
-        return self._model.network
+        if self._prompts is not None and self._prompts.stated.of_case(case.name):
+            reader = self._input.reader_writer
+            prompts, clicks = self._prompts.place(case.name, (image, properties), self._model, reader)
+            prompted = PromptedCase(
+                self._model, self._networks, (image, properties), on_progress=steps.reach, **self._windows
+            )
+            return prompted.label_map(prompts, clicks), properties
+        return self._automatic.label_map(image, properties, steps.reach), properties
 
     def _export(self, case: Case, labels: np.ndarray, properties: dict[str, Any]) -> bool:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
-        write_label_map(labels, path, case.files[0], properties, self._reader_writer)
+        write_label_map(labels, path, case.files[0], properties, self._input.reader_writer)
         return True
 
 

@@ -23,7 +23,8 @@ from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in
 from sam3dnet.inference.windows import pad_to_patch
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
-from sam3dnet.preprocessing.geometry import Voxel, nearest_voxel
+from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
+from sam3dnet.prompts.sampling import innermost_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
@@ -48,6 +49,7 @@ class PromptedVolume:
         logits_KZYX: Its automatic logits, on the CPU.
         patch_size: Of a window (z, y, x).
         regions: Whether the channels of the logits are regions; else they are classes.
+        spacing_mm: Of the preprocessed image (z, y, x).
         step_size: Step between windows as a share of the window.
         device: Where the networks are.
         cache: Keeps the features of windows.
@@ -61,6 +63,7 @@ class PromptedVolume:
         patch_size: Sequence[int],
         *,
         regions: bool,
+        spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         step_size: float = 0.5,
         device: torch.device | str = "cpu",
         cache: FeatureCache | None = None,
@@ -68,6 +71,7 @@ class PromptedVolume:
         self._networks = networks
         self._device = torch.device(device)
         self._regions = regions
+        self._spacing_mm = tuple(spacing_mm)
         self._image, self._inside = pad_to_patch(image_CZYX, patch_size)
         self._logits = self._padded(logits_KZYX)
         self._grid = WindowGrid.over(self._image.shape[1:], patch_size, step_size)
@@ -119,7 +123,7 @@ class PromptedVolume:
         lead = self._lead(logits_Kzyx, class_index).cpu().numpy()
         inside = prompts_in_window(prompts, corner, self._grid.patch_size)
         if so_far is not None:
-            inside = replace(inside, mask=so_far.mask_in(index, lead))
+            inside = self._continued(inside, so_far.mask_in(index, lead), lead > 0)
         batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
         margin_Qzyx = class_margin(logits_Kzyx[None], batch.class_Q, self._regions)
         total: Tensor | None = None
@@ -131,6 +135,21 @@ class PromptedVolume:
                 total = correction if total is None else total + correction
         assert total is not None
         return (total / len(self._networks)).cpu().numpy(), lead
+
+    def _continued(self, inside: ClassPrompts, so_far_zyx: Mask, automatic_zyx: Mask) -> ClassPrompts:
+        """Tell a window what the windows before it changed: by a click where they did, and by their mask.
+
+        The mask alone would not do: half of a false object that was removed looks like half of a true one that is
+        unfinished.
+        """
+        added, removed = so_far_zyx & ~automatic_zyx, automatic_zyx & ~so_far_zyx
+        clicks = [
+            Point(innermost_voxel(changed, self._spacing_mm), positive)
+            for changed, positive in ((added, True), (removed, False))
+            if changed.any()
+        ]
+        mask = so_far_zyx if added.any() else inside.mask
+        return ClassPrompts((*clicks, *inside.points), inside.boxes, mask)
 
     def _features(self, network: Promptable, window_Czyx: Tensor) -> ImageFeatures:
         """Compute what prompts are answered from; on a card it comes in half precision."""
@@ -148,13 +167,13 @@ class PromptedVolume:
 
     def _obey(self, class_index: int, points: Sequence[Point], correction: Correction) -> None:
         """Change the correction at clicked voxels until they are, or are not, of the class."""
-        for point in points:
-            voxel = nearest_voxel(point.at, self._logits_shape)
+        clicked = {nearest_voxel(point.at, self._logits_shape): point.positive for point in points}
+        for voxel, positive in clicked.items():
             z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
             lead = float(self._lead(self._logits[:, z, y, x].float(), class_index))
             at = tuple(position - first for position, first in zip(voxel, correction.low, strict=True))
             now = lead + float(correction.values_zyx[at])
-            wanted = max(now, OBEYED_LOGIT) if point.positive else min(now, -OBEYED_LOGIT)
+            wanted = max(now, OBEYED_LOGIT) if positive else min(now, -OBEYED_LOGIT)
             correction.values_zyx[at] = wanted - lead
 
     @property

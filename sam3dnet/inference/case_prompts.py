@@ -1,0 +1,106 @@
+"""The prompts of a run over many cases: read once, placed in each case, and stated in the settings of the run."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.inference.classes import PromptClass, prompt_classes
+from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.prompted_export import Click
+from sam3dnet.inference.reading import Preprocessed
+from sam3dnet.preprocessing.geometry import case_geometry
+from sam3dnet.prompts.files import read_prompts
+from sam3dnet.prompts.placing import PlacedPrompts, place_case
+from sam3dnet.prompts.stated import FilePrompts, StatedPrompts
+from sam3dnet.prompts.types import ClassPrompts
+
+
+@dataclass(frozen=True)
+class RunPrompts:
+    """What files say about the cases of a run.
+
+    Attributes:
+        stated: By case and class.
+        classes: Of the model.
+    """
+
+    stated: FilePrompts
+    classes: Mapping[str, PromptClass]
+
+    @classmethod
+    def read(cls, path: Path | str, case_names: Collection[str], labels: Any) -> "RunPrompts":
+        """Read a file of prompts, or a folder with some.
+
+        Args:
+            path: See `read_prompts`.
+            case_names: All cases of the run.
+            labels: nnU-Net's LabelManager of the model.
+
+        Raises:
+            PromptError: If a file is malformed, or a case or a class is unknown.
+        """
+        classes = prompt_classes(labels)
+        return cls(read_prompts(path, case_names, classes), classes)
+
+    def statements(self) -> dict[str, Any]:
+        """Give the prompts of all cases as JSON holds them, so that two runs can be compared."""
+        return {
+            name: {class_name: [_statement(one) for one in stated] for class_name, stated in by_class.items()}
+            for name, by_class in self.stated.cases.items()
+        }
+
+    def place(
+        self, name: str, case: Preprocessed, model: LoadedModel, reader_writer: Any
+    ) -> tuple[dict[int, ClassPrompts], list[Click]]:
+        """Bring the prompts of a case to its preprocessed image.
+
+        Args:
+            name: Of the case.
+            case: The preprocessed image, and what nnU-Net's preprocessor says about it.
+            model: The model.
+            reader_writer: nnU-Net's reader of the image.
+
+        Returns:
+            The prompts by channel of the logits, and all clicks in their order; nothing where no prompt is stated.
+
+        Raises:
+            PromptError: If a prompt does not fit the image.
+        """
+        image, properties = case
+        geometry = case_geometry(properties, model.plans.transpose_forward, image.shape[1:])
+        placed = place_case(self.stated.of_case(name), geometry, reader_writer, properties)
+        return in_channels(list(placed.items()), self.classes)
+
+
+def in_channels(
+    placed: Sequence[tuple[str, PlacedPrompts]], classes: Mapping[str, PromptClass]
+) -> tuple[dict[int, ClassPrompts], list[Click]]:
+    """Put placed prompts together by channel of the logits.
+
+    Args:
+        placed: Each with the name of its class, in their order; of two masks of a class the later counts.
+        classes: By name.
+
+    Returns:
+        The prompts by channel, and all clicks in their order.
+    """
+    merged: dict[int, ClassPrompts] = {}
+    clicks = []
+    for name, one in placed:
+        index = classes[name].index
+        before, said = merged.get(index, ClassPrompts()), one.prompts
+        mask = before.mask if said.mask is None else said.mask
+        merged[index] = ClassPrompts((*before.points, *said.points), (*before.boxes, *said.boxes), mask)
+        clicks += [Click(index, voxel, positive) for voxel, positive in one.clicks]
+    return merged, clicks
+
+
+def _statement(stated: StatedPrompts) -> dict[str, Any]:
+    mask = stated.mask_file
+    return {
+        "space": stated.space,
+        "points": [[*point.at, point.positive] for point in stated.points],
+        "boxes": [[list(corner) for corner in corners] for corners in stated.boxes],
+        "mask": None if mask is None else [str(mask), mask.stat().st_size, mask.stat().st_mtime_ns],
+    }

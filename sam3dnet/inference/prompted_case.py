@@ -1,0 +1,106 @@
+"""One case with prompts: read, segmented automatically, then corrected as often as the prompts change."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sam3dnet.errors import PromptError
+from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.feature_cache import FeatureCache
+from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.prompted import Promptable, PromptedVolume
+from sam3dnet.inference.prompted_export import Click, PromptedExport
+from sam3dnet.inference.reading import Preprocessed
+from sam3dnet.inference.stitching import Correction
+from sam3dnet.prompts.types import ClassPrompts
+
+
+def promptable_networks(model: LoadedModel) -> list[Any]:
+    """Give a network for each fold, all in memory at once, so that they can be asked in turn.
+
+    Raises:
+        PromptError: If the model was planned without prompts, or is not ours.
+    """
+    if getattr(model.network, "prompt_decoder", None) is None:
+        raise PromptError(
+            f"the model {model.checkpoint_files[0].parent.parent} does not answer prompts; plan and train again with "
+            "sam3d_plan_and_preprocess and sam3d_train, without --no-prompts"
+        )
+    if len(model.weights) == 1:
+        return [model.network]
+    networks = [copy.deepcopy(model.network) for _ in model.weights]
+    for network, weights in zip(networks, model.weights, strict=True):
+        network.load_state_dict(weights)
+    return networks
+
+
+class PromptedCase:
+    """The label map of an image under any prompts; those of each class are answered anew only where they changed.
+
+    Args:
+        model: The model.
+        networks: From `promptable_networks`.
+        case: The preprocessed image, and what nnU-Net's preprocessor says about it.
+        step_size: Step between windows as a share of the window.
+        mirror: Whether the automatic segmentation is averaged over mirrored windows.
+        cache: Keeps the features of the image's windows; of this case alone.
+        on_progress: Called with the share that is done of the automatic segmentation.
+
+    Raises:
+        Sam3dError: If the network's output is not finite.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        networks: Sequence[Promptable],
+        case: Preprocessed,
+        *,
+        step_size: float = 0.5,
+        mirror: bool = True,
+        cache: FeatureCache | None = None,
+        on_progress: Callable[[float], None] | None = None,
+    ):
+        image, properties = case
+        automatic = AutomaticSegmentation(model, step_size=step_size, mirror=mirror)
+        logits = automatic.room_for_logits(image)
+        labels = automatic.label_map(image, properties, on_progress, keep=logits)
+        self._volume = PromptedVolume(
+            networks,
+            image,
+            logits,
+            model.configuration.patch_size,
+            regions=model.labels.has_regions,
+            spacing_mm=model.configuration.spacing,
+            step_size=step_size,
+            device=next(model.network.parameters()).device,
+            cache=cache,
+        )
+        self._export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)
+        self._answers: dict[int, tuple[ClassPrompts, Correction | None]] = {}
+
+    def label_map(self, prompts: Mapping[int, ClassPrompts], clicks: Sequence[Click] = ()) -> np.ndarray:
+        """Segment under prompts.
+
+        Args:
+            prompts: By channel of the logits, in preprocessed voxels.
+            clicks: In voxels of the image, each of which the label map obeys, in their order.
+
+        Returns:
+            Labels on the grid of the image as its reader gave it; without prompts those of `sam3d_predict`.
+        """
+        corrections = {}
+        for class_index, said in prompts.items():
+            asked, answer = self._answers.get(class_index, (None, None))
+            if asked is None or not _say_the_same(asked, said):
+                answer = self._volume.correction(class_index, said)
+                self._answers[class_index] = said, answer
+            if answer is not None:
+                corrections[class_index] = answer
+        return self._export.label_map(corrections, clicks)
+
+
+def _say_the_same(one: ClassPrompts, other: ClassPrompts) -> bool:
+    return one.points == other.points and one.boxes == other.boxes and one.mask is other.mask

@@ -1,0 +1,212 @@
+"""Prompts one after the other on one image, as in a viewer: every prompt gives a mask at once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sam3dnet.devices import choose_device
+from sam3dnet.errors import PromptError
+from sam3dnet.inference.case_prompts import in_channels
+from sam3dnet.inference.cases import Case
+from sam3dnet.inference.classes import find_class, prompt_classes
+from sam3dnet.inference.feature_cache import DEFAULT_BYTES, FeatureCache
+from sam3dnet.inference.image_input import ImageInput
+from sam3dnet.inference.models import load_model
+from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
+from sam3dnet.inference.reading import Preprocessed
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
+from sam3dnet.prompts.placing import PlacedPrompts, place_prompts
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+
+ImageSource = str | Path | Sequence[str | Path] | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """What belongs to the image that is set."""
+
+    case: PromptedCase
+    geometry: CaseGeometry
+    space: Space
+
+
+@dataclass(frozen=True, eq=False)
+class _Prompt:
+    """One prompt as the user gave it."""
+
+    class_name: str
+    placed: PlacedPrompts
+
+
+class PromptSession:
+    """A trained model and one image at a time, segmented automatically, then corrected by prompts.
+
+    The masks are those of `sam3d_predict --prompts` with the same prompts.
+
+    Args:
+        model_folder: Model folder of nnUNet_results, see `find_model`.
+        folds: Folds whose answers are averaged; None for all trained ones.
+        device: Device or its name; None for the best there is.
+        checkpoint: File name in each fold; None for the final one, else the best, else the latest.
+        step_size: Step between windows as a share of the window.
+        mirror: Whether the automatic segmentation is averaged over mirrored windows.
+        cache_bytes: What the features of the image's windows may take, so that further prompts cost little.
+
+    Attributes:
+        class_names: What prompts can be about.
+
+    Raises:
+        CheckpointError, PlanError: If the model cannot be loaded.
+        PromptError: If it does not answer prompts.
+    """
+
+    def __init__(
+        self,
+        model_folder: Path | str,
+        folds: Sequence[int | str] | None = None,
+        device: torch.device | str | None = None,
+        *,
+        checkpoint: str | None = None,
+        step_size: float = 0.5,
+        mirror: bool = True,
+        cache_bytes: int = DEFAULT_BYTES,
+    ):
+        device = device if isinstance(device, torch.device) else choose_device(device)
+        self._model = load_model(Path(model_folder), folds, checkpoint, device)
+        self._networks = promptable_networks(self._model)
+        self._input = ImageInput(self._model)
+        self._classes = prompt_classes(self._model.labels)
+        self.class_names = tuple(self._classes)
+        self._step_size, self._mirror, self._cache_bytes = step_size, mirror, cache_bytes
+        self._image: _Image | None = None
+        self._prompts: list[_Prompt] = []
+        self._labels: np.ndarray | None = None
+
+    def set_image(
+        self, image: ImageSource, spacing_mm: Sequence[float] | None = None, space: Space = "voxel"
+    ) -> np.ndarray:
+        """Take an image, segment it automatically, and forget all prompts.
+
+        Args:
+            image: A file, of which further channels lie beside the first (CASE_0000, CASE_0001, ...); the files of all
+                channels; or an array (Z, Y, X) or (C, Z, Y, X).
+            spacing_mm: (Z, Y, X) of an array; a file says its own.
+            space: Of all coordinates that follow: "LPS" or "RAS" in millimetres, (x, y, z), or "voxel", the index
+                (i, j, k) in the image's file; of an array the index in reversed order, (x, y, z).
+
+        Returns:
+            The automatic label map, on the grid of the array, or of the file as nnU-Net's reader gives it: (Z, Y, X).
+
+        Raises:
+            DatasetError: If the image is damaged, or not as the model wants it.
+            PromptError: If an array comes without its spacing, or millimetres are given for an image without a place.
+        """
+        preprocessed, properties = self._preprocessed(image, spacing_mm)
+        geometry = case_geometry(properties, self._model.plans.transpose_forward, preprocessed.shape[1:])
+        geometry.from_array([0, 0, 0], space)  # raises where the image has no place in the world
+        case = PromptedCase(
+            self._model,
+            self._networks,
+            (preprocessed, properties),
+            step_size=self._step_size,
+            mirror=self._mirror,
+            cache=FeatureCache(self._cache_bytes),
+        )
+        self._image = _Image(case, geometry, space)
+        self.reset()
+        return self.label_map()
+
+    def click(self, at: Coordinates, positive: bool = True, class_name: str | None = None) -> Mask:
+        """Say that a class is, or is not, at a point.
+
+        Args:
+            at: In the space of `set_image`.
+            positive: Whether the class is there; the mask obeys at the voxel that holds the point.
+            class_name: May be left out where the model has only one.
+
+        Returns:
+            The class's mask under all prompts so far, bool, (Z, Y, X) of the image's grid.
+
+        Raises:
+            PromptError: If the point lies outside of the image, or the class is unknown.
+        """
+        return self._add(class_name, ClassPrompts(points=(Point(at, positive),)))
+
+    def box(self, low: Coordinates, high: Coordinates, class_name: str | None = None) -> Mask:
+        """Draw a box around an object, or around a slice of it; arguments and result otherwise as of `click`."""
+        return self._add(class_name, ClassPrompts(boxes=(Box(low, high),)))
+
+    def set_mask(self, mask_ZYX: Mask, class_name: str | None = None) -> Mask:
+        """Give a previous mask, bool on the image's grid, in place of an earlier one of the class; see `click`."""
+        return self._add(class_name, ClassPrompts(mask=mask_ZYX))
+
+    def undo(self) -> Mask:
+        """Take back the last prompt; give the mask of its class without it.
+
+        Raises:
+            PromptError: If there is none.
+        """
+        if not self._prompts:
+            raise PromptError("there is no prompt to take back")
+        undone = self._prompts.pop()
+        self._labels = None
+        return self.mask(undone.class_name)
+
+    def reset(self) -> None:
+        """Take back all prompts."""
+        self._prompts = []
+        self._labels = None
+
+    def mask(self, class_name: str | None = None) -> Mask:
+        """Give the mask of a class under all prompts so far, bool, (Z, Y, X) of the image's grid."""
+        return self._classes[find_class(self._classes, class_name)].mask(self._current_labels())
+
+    def label_map(self) -> np.ndarray:
+        """Give the label map under all prompts so far, (Z, Y, X) of the image's grid."""
+        return self._current_labels().copy()
+
+    def _add(self, class_name: str | None, prompts: ClassPrompts) -> Mask:
+        name, image = find_class(self._classes, class_name), self._set_image()
+        self._prompts.append(_Prompt(name, place_prompts(prompts, image.space, image.geometry)))
+        self._labels = None
+        return self.mask(name)
+
+    def _current_labels(self) -> np.ndarray:
+        image = self._set_image()
+        if self._labels is None:
+            placed = [(prompt.class_name, prompt.placed) for prompt in self._prompts]
+            prompts, clicks = in_channels(placed, self._classes)
+            self._labels = image.case.label_map(prompts, clicks)
+        return self._labels
+
+    def _set_image(self) -> _Image:
+        if self._image is None:
+            raise PromptError("no image is set; call set_image first")
+        return self._image
+
+    def _preprocessed(self, image: ImageSource, spacing_mm: Sequence[float] | None) -> Preprocessed:
+        if not isinstance(image, np.ndarray):
+            if spacing_mm is not None:
+                raise PromptError("spacing_mm came with a file, which says its own; give it with an array only")
+            return self._input.read(self._case(image))
+        if spacing_mm is None or len(spacing_mm) != 3 or image.ndim not in (3, 4):
+            raise PromptError(
+                f"an array with {image.ndim} axes and spacing_mm {spacing_mm}, expected (Z, Y, X) or (C, Z, Y, X) and "
+                "three millimetres (Z, Y, X)"
+            )
+        image_CZYX = np.array(image if image.ndim == 4 else image[None], dtype=np.float32)
+        return self._input.preprocess(image_CZYX, {"spacing": [float(value) for value in spacing_mm]})
+
+    def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
+        """Find the files of all channels."""
+        ending = self._model.dataset_json["file_ending"]
+        files = [Path(image)] if isinstance(image, str | Path) else [Path(file) for file in image]
+        first, channels = files[0], len(self._model.dataset_json["channel_names"])
+        if len(files) == 1 and channels > 1 and channel_of(first, ending) is not None:
+            stem = first.name.removesuffix(ending)[:-CHANNEL_SUFFIX_LENGTH]
+            files = [first.with_name(f"{stem}_{channel:04d}{ending}") for channel in range(channels)]
+        return Case(first.name.removesuffix(ending), tuple(files))

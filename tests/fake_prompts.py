@@ -1,0 +1,63 @@
+"""Networks that answer prompts by a rule instead of weights, for tests of what lies around a network."""
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.network.prompt_encoder import NEGATIVE, POSITIVE
+
+SURE = 20.0  # logits
+
+
+class ObjectNetwork:
+    """Sees an object wherever the image is above 0.5, and adds or removes the objects that a prompt touches.
+
+    Attributes:
+        seen: Windows whose features were computed.
+        asked: Each query's clicks (z, y, x), boxes and mask, in the window's voxels, in the order of the questions.
+    """
+
+    def __init__(self):
+        self.seen = 0
+        self.asked = []
+
+    def features(self, x_BCzyx):
+        self.seen += 1
+        return ImageFeatures(x_BCzyx, (), (x_BCzyx,))
+
+    def prompted(self, features, batch, margin_Qzyx):
+        image_zyx = features.tokens_BCDHW[0, 0].numpy()
+        objects_zyx, _ = ndimage.label(image_zyx > 0.5)
+        points, kinds = batch.points_QP3[0].numpy(), batch.polarity_QP[0].numpy()
+        mask_zyx = None if batch.mask_Qzyx is None else batch.mask_Qzyx[0].numpy() > 0
+        boxes = batch.corners_QR23[0].numpy()[batch.has_box_QR[0].numpy()]
+        self.asked.append((points[kinds >= 0], boxes, mask_zyx))
+        correction = np.zeros(image_zyx.shape, np.float32)
+        chosen = np.zeros(image_zyx.shape, bool)
+        for low, high in boxes.astype(int):
+            chosen[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] = True
+        if mask_zyx is not None:
+            chosen |= mask_zyx
+        correction[self._objects(objects_zyx, chosen)] = SURE
+        for kind, sign in ((POSITIVE, 1), (NEGATIVE, -1)):
+            clicked = np.zeros(image_zyx.shape, bool)
+            clicked[tuple(points[kinds == kind].round().astype(int).T)] = True
+            correction[self._objects(objects_zyx, clicked)] = sign * SURE
+        return torch.from_numpy(correction)[None]
+
+    def _objects(self, objects_zyx, chosen_zyx):
+        touched = np.setdiff1d(np.unique(objects_zyx[chosen_zyx]), [0])
+        return np.isin(objects_zyx, touched)
+
+
+class ConstantNetwork(ObjectNetwork):
+    """Adds the same everywhere, whatever is asked."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def prompted(self, features, batch, margin_Qzyx):
+        super().prompted(features, batch, margin_Qzyx)
+        return torch.full_like(margin_Qzyx, self.value)

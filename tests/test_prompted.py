@@ -1,0 +1,184 @@
+"""Answers to prompts in a whole image, with networks whose answers are known."""
+
+import numpy as np
+import pytest
+import torch
+from fake_prompts import SURE, ConstantNetwork, ObjectNetwork
+
+from sam3dnet.inference.feature_cache import FeatureCache
+from sam3dnet.inference.prompted import OBEYED_LOGIT, PromptedVolume
+from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.prompts.types import Box, ClassPrompts, Point
+
+PATCH = (4, 16, 8)
+SHAPE = (5, 60, 9)
+FAR = 4  # logits that say that nothing is there
+
+
+def blank(shape=SHAPE):
+    """An image without an object, and logits that say background."""
+    logits = torch.full((3, *shape), -FAR, dtype=torch.half)
+    logits[0] = FAR
+    return torch.zeros(1, *shape), logits
+
+
+def snake():
+    """An object longer than three windows, and another one that does not touch it."""
+    image, logits = blank()
+    image[0, 1:3, 4:52, 3:5] = 1
+    image[0, 1:3, 20:30, 7:] = 1
+    return image, logits
+
+
+def make_volume(image, logits, networks=None, **options):
+    networks = [ObjectNetwork()] if networks is None else networks
+    return PromptedVolume(networks, image, logits, PATCH, regions=False, **options), networks[0]
+
+
+def corrected(logits, correction, class_index=1):
+    """The mask of a class after a correction."""
+    result = logits.float()
+    result[class_index][correction.box] += torch.from_numpy(correction.values_zyx)
+    return (result.argmax(0) == class_index).numpy()
+
+
+def clicks(*places, positive=True):
+    return ClassPrompts(tuple(Point(at, positive) for at in places))
+
+
+def test_an_object_larger_than_a_window_comes_out_whole_and_alone():
+    image, logits = snake()
+    volume, network = make_volume(image, logits)
+    mask = corrected(logits, volume.correction(1, clicks((2, 10, 4))))
+    expected = np.zeros(SHAPE, bool)
+    expected[1:3, 4:52, 3:5] = True
+    np.testing.assert_array_equal(mask, expected)
+    assert network.asked[0][2] is None
+    assert all(len(points) and found.any() for points, _, found in network.asked[1:])
+
+
+def test_a_small_object_costs_one_window():
+    image, logits = blank()
+    image[0, 1:3, 22:26, 3:5] = 1
+    volume, network = make_volume(image, logits)
+    mask = corrected(logits, volume.correction(2, clicks((1, 23, 3))), 2)
+    np.testing.assert_array_equal(mask, image[0].numpy() > 0)
+    assert network.seen == len(network.asked) == 1
+
+
+def test_a_negative_click_removes_a_false_object_larger_than_a_window():
+    image, logits = snake()
+    logits[1][image[0] > 0] = 2 * FAR
+    volume, _ = make_volume(image, logits)
+    mask = corrected(logits, volume.correction(1, clicks((2, 50, 4), positive=False)))
+    expected = np.zeros(SHAPE, bool)
+    expected[1:3, 20:30, 7:] = True
+    np.testing.assert_array_equal(mask, expected)
+
+
+def test_boxes_and_masks_find_their_objects():
+    image, logits = snake()
+    volume, _ = make_volume(image, logits)
+    mask = np.zeros(SHAPE, bool)
+    mask[2, 29, 8] = True
+    for prompts in (ClassPrompts(boxes=(Box((1, 19, 7), (1, 21, 8)),)), ClassPrompts(mask=mask)):
+        found = corrected(logits, volume.correction(1, prompts))
+        assert found[1:3, 20:30, 7:].all()
+        assert found.sum() == 2 * 10 * 2
+
+
+def test_the_answer_does_not_depend_on_earlier_questions():
+    image, logits = snake()
+    volume, _ = make_volume(image, logits)
+    both = clicks((2, 10, 4), (2, 25, 8))
+    first = volume.correction(1, both)
+    volume.correction(2, clicks((2, 40, 4), positive=False))
+    volume.correction(1, clicks((2, 10, 4)))
+    again = volume.correction(1, both)
+    np.testing.assert_array_equal(first.values_zyx, again.values_zyx)
+    other, _ = make_volume(image, logits)
+    np.testing.assert_array_equal(first.values_zyx, other.correction(1, both).values_zyx)
+
+
+def test_features_are_computed_once_and_of_every_fold():
+    image, logits = snake()
+    networks = [ConstantNetwork(1.0), ConstantNetwork(4.0)]
+    volume, _ = make_volume(image, logits, networks)
+    correction = volume.correction(1, clicks((2, 25, 8)))
+    seen = [network.seen for network in networks]
+    assert seen[0] == seen[1] == len(networks[0].asked)
+    assert np.unique(correction.values_zyx)[-2] == pytest.approx(2.5)  # the highest is the clicked voxel, which obeys
+    volume.correction(1, clicks((2, 25, 8), (2, 26, 8)))
+    volume.correction(2, clicks((2, 25, 8), positive=False))
+    assert [network.seen for network in networks] == seen
+
+
+def test_the_oldest_features_go_when_the_cache_is_full():
+    def features():
+        return ImageFeatures(torch.zeros(1, 1, 2, 3, 4), (), ())
+
+    computed = []
+
+    def compute(key):
+        computed.append(key)
+        return features()
+
+    cache = FeatureCache(budget_bytes=2 * features().nbytes())
+    for key in "abacab":
+        cache.get(key, lambda key=key: compute(key))
+    assert computed == ["a", "b", "c", "b"]
+    computed.clear()
+    small = FeatureCache(budget_bytes=features().nbytes() - 1)
+    for key in "aa":
+        small.get(key, lambda key=key: compute(key))
+    assert computed == ["a", "a"]
+
+
+def test_a_network_that_does_not_listen_is_overruled_at_the_clicked_voxels():
+    image, logits = blank()
+    logits[1, 2, 30, 4] = 3 * FAR
+    volume, _ = make_volume(image, logits, [ConstantNetwork(0.0)])
+    prompts = ClassPrompts((Point((1, 20, 3)), Point((2, 30, 4), False), Point((1, 21, 3)), Point((1, 21, 3), False)))
+    correction = volume.correction(1, prompts)
+    values = np.zeros(SHAPE, np.float32)
+    values[correction.box] = correction.values_zyx
+    assert values[1, 20, 3] == 2 * FAR + OBEYED_LOGIT
+    assert values[2, 30, 4] == -2 * FAR - OBEYED_LOGIT
+    assert np.count_nonzero(values) == 2
+    assert corrected(logits, correction)[1, 20, 3]
+    assert not corrected(logits, correction)[2, 30, 4]
+
+
+def test_an_image_smaller_than_a_window_is_padded():
+    image, logits = blank((3, 9, 5))
+    image[0, 1:, 3:7, 2:4] = 1
+    mask = np.zeros((3, 9, 5), bool)
+    mask[2, 6, 3] = True
+    volume, network = make_volume(image, logits)
+    prompts = ClassPrompts((Point((1, 3, 2)),), (Box((1, 3, 2), (2, 6, 3)),), mask)
+    correction = volume.correction(1, prompts)
+    np.testing.assert_array_equal(corrected(logits, correction), image[0].numpy() > 0)
+    assert (correction.low, correction.high) == ((0, 0, 0), (3, 9, 5))
+    points, boxes, given = network.asked[0]
+    np.testing.assert_array_equal(points, [[1, 6, 3]])
+    np.testing.assert_array_equal(boxes, [[[1, 6, 3], [2, 9, 4]]])
+    assert np.argwhere(given).tolist() == [[2, 9, 4]]
+
+
+def test_regions_are_each_on_their_own():
+    image, _ = blank()
+    image[0, 1:3, 22:26, 3:5] = 1
+    logits = torch.full((2, *SHAPE), -float(FAR), dtype=torch.half)
+    logits[1] = FAR  # another region says nothing about the first
+    volume = PromptedVolume([ObjectNetwork()], image, logits, PATCH, regions=True)
+    correction = volume.correction(0, clicks((1, 23, 3)))
+    values = np.zeros(SHAPE, np.float32)
+    values[correction.box] = correction.values_zyx
+    np.testing.assert_array_equal(values - FAR > 0, image[0].numpy() > 0)
+    assert values.max() == pytest.approx(SURE, rel=1e-3)
+
+
+def test_prompts_that_say_nothing_change_nothing():
+    volume, network = make_volume(*blank())
+    assert volume.correction(1, ClassPrompts()) is None
+    assert network.seen == 0
