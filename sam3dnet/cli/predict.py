@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, NumProcesses, parse_fold, run_command
+from sam3dnet.errors import PromptError
 
 if TYPE_CHECKING:
     from sam3dnet.inference.predictor import PredictionReport
+    from sam3dnet.inference.text import TextQuestion
 
 _log = logging.getLogger("sam3dnet.cli.predict")
 
@@ -21,12 +23,16 @@ def predict(
     dataset: Annotated[str | None, "-d"] = None,
     folds: Annotated[list[str] | None, "-f"] = None,
     configuration: str = "3d_fullres",
+    plans: Annotated[str, "-p"] = "SAM3DPlans",
     root: Path | None = None,
     device: DeviceName | None = None,
     step_size: float = 0.5,
     no_mirroring: bool = False,
     checkpoint: str | None = None,
     num_processes: NumProcesses = None,
+    prompts: Path | None = None,
+    text: str | None = None,
+    clip_weights: str | None = None,
 ) -> "PredictionReport":
     """Predict label maps for all images of a folder, on each image's own grid.
 
@@ -36,6 +42,7 @@ def predict(
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
         folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
         configuration: Configuration of the plan that the model was trained with.
+        plans: Name of the plan; those of --method have a name of their own.
         root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
             these names.
         device: Device to predict on; without it the best there is.
@@ -44,6 +51,11 @@ def predict(
         checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
         num_processes: Images that are read ahead at the same time, as far as memory allows; 0 reads each when its turn
             comes, without it one.
+        prompts: Clicks, boxes and previous masks for some of the images: a file, or a folder with some; see
+            docs/prompts.md. Classes and images that they do not name are segmented automatically.
+        text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
+            CLIP's weights. The label maps hold it as label 1.
+        clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
 
     Returns:
         What was written, what was there already, and what failed and why.
@@ -62,14 +74,26 @@ def predict(
     return predict_folder(
         input_folder,
         output_folder,
-        find_model(folders.results, dataset, configuration=configuration),
+        find_model(folders.results, dataset, plans_name=plans, configuration=configuration),
         folds=parsed_folds,
         device=device,
         step_size=step_size,
         mirror=not no_mirroring,
         checkpoint=checkpoint,
         num_processes=num_processes,
+        prompts=prompts,
+        question=_question(text, clip_weights),
     )
+
+
+def _question(text: str | None, clip_weights: str | None) -> "TextQuestion | None":
+    if text is None:
+        return None
+    if clip_weights is None:
+        raise PromptError("--text needs the weights that read it: --clip-weights FILE, those of planning")
+    from sam3dnet.inference.text import TextQuestion
+
+    return TextQuestion(text, clip_weights)
 
 
 def print_report(report: "PredictionReport") -> int:
