@@ -70,12 +70,12 @@ def test_every_method_trains_saves_resumes_and_predicts(name, tiny_dataset):
     image = torch.randn(1, *model.configuration.patch_size)
     with torch.no_grad():
         logits = model.network(image[None])[0]
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor = nnUNetPredictor(use_gaussian=False, use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
     predictor.manual_initialization(
         model.network, model.plans, model.configuration, None, model.dataset_json, "nnUNetTrainerSAM3D", None
     )
     stock = predictor.predict_sliding_window_return_logits(image)
-    assert np.allclose(stock.float().numpy(), logits.numpy(), atol=2e-2)  # nnU-Net sums in half precision
+    assert np.allclose(stock.float().numpy(), logits.numpy(), atol=1e-2)  # nnU-Net keeps logits in half precision
 
 
 def test_the_command_plans_a_method_under_a_name_of_its_own(tiny_dataset):

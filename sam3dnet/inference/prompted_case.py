@@ -23,7 +23,7 @@ def promptable_networks(model: LoadedModel) -> list[Any]:
     Raises:
         PromptError: If the model was planned without prompts, or is not ours.
     """
-    if getattr(model.network, "prompt_decoder", None) is None:
+    if not getattr(model.network, "answers_prompts", False):
         raise PromptError(
             f"the model {model.checkpoint_files[0].parent.parent} does not answer prompts; plan and train again with "
             "sam3d_plan_and_preprocess and sam3d_train, without --no-prompts"

@@ -87,6 +87,11 @@ class SAM3D(SegmentationNetwork):
                 nn.init.zeros_(parameter)
         self.start_training_state()
 
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether `prompted` answers."""
+        return self.prompt_decoder is not None
+
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:
         """Return what prompts are answered from, the automatic logits among it."""
         x_BCzyx = x_BCzyx.contiguous(memory_format=torch.channels_last_3d)

@@ -53,6 +53,11 @@ class SegmentationNetwork(nn.Module):
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
 
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether `prompted` answers; a network without prompts raises there."""
+        return False
+
     def trainable_names(self) -> list[str]:
         """Return the names of the tuned parameters: all, or with SAM's weights what the tuning method says."""
         names = [name for name, _ in self.named_parameters()]

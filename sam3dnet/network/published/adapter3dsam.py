@@ -103,6 +103,11 @@ class Adapter3DSAM(SegmentationNetwork):
         if published:
             nn.init.ones_(self.image_encoder.depth_pos_embed)
 
+    @property
+    def answers_prompts(self) -> bool:
+        """Whether `prompted` answers."""
+        return self.prompt_encoder is not None
+
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:
         """Return what prompts are answered from: three levels as the decoder reads them, the last one, and the image.
 
