@@ -4,7 +4,11 @@ Run as `python benchmarks/prediction_memory.py --shape 600 512 512 --classes 20 
 CT-like volume and a model whose network is one convolution of 1 x 1 x 1 voxels, so that what is measured is everything
 else: reading, preprocessing, the logits of the whole volume, resampling, the decision, writing. The plan's voxels are
 1.25 times as long as the image's, so that logits are resampled. Each run is a process of its own, watched with all its
-children; the label maps of both are compared.
+children.
+
+The label maps of both are compared, and with --exact each with labels from float32 logits of the whole volume, which
+the network gives without windows: stock nnU-Net sums its windows in half precision, and where two logits nearly tie
+another class may win. For small volumes, since all logits are held at once.
 """
 
 import argparse
@@ -12,6 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -145,15 +150,40 @@ def measure(method: str, workers: int, places: dict[str, Path], device: str) -> 
     }
 
 
-def share_of_equal_voxels(first: Path, second: Path) -> float | None:
-    """Compare two label maps of the first case; None if one is missing."""
+def read_labels(folder: Path) -> Any:
+    """Return the label map of the first case, None if it is missing."""
     import SimpleITK as sitk
 
-    files = [folder / "case_0.nii.gz" for folder in (first, second)]
-    if not all(file.is_file() for file in files):
-        return None
-    one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(file))) for file in files)
-    return float((one == other).mean())
+    file = folder / "case_0.nii.gz"
+    return sitk.GetArrayFromImage(sitk.ReadImage(str(file))) if file.is_file() else None
+
+
+def exact_labels(places: dict[str, Path]) -> Any:
+    """Return the labels that follow from float32 logits of the whole volume."""
+    import numpy as np
+    import torch
+
+    from sam3dnet.inference.export import label_map
+    from sam3dnet.inference.models import load_model
+
+    model = load_model(places["model"])
+    reader, preprocessor = (
+        model.plans.image_reader_writer_class(),
+        model.configuration.preprocessor_class(verbose=False),
+    )
+    image, properties = reader.read_images([str(places["images"] / "case_0_0000.nii.gz")])
+    image, _, properties = preprocessor.run_case_npy(
+        image, None, properties, model.plans, model.configuration, model.dataset_json
+    )
+    with torch.inference_mode():
+        logits = model.network(torch.from_numpy(np.ascontiguousarray(image))[None])[0]
+    return label_map(logits, properties, model.plans, model.configuration, model.labels)
+
+
+def compare(label_maps: dict[str, Any]) -> dict[str, float]:
+    """Return the share of equal voxels of every two label maps."""
+    there = {name: labels for name, labels in label_maps.items() if labels is not None}
+    return {f"{a} = {b}": float((there[a] == there[b]).mean()) for a, b in combinations(there, 2)}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -166,6 +196,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="one run of each method for each number")
     parser.add_argument("--methods", nargs="+", choices=list(PREDICTORS), default=list(PREDICTORS))
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--exact", action="store_true", help="compare with float32 logits of the whole volume")
     parser.add_argument("--work", type=Path, default=Path("prediction_memory"), help="folder for everything")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--run", choices=list(PREDICTORS), help=argparse.SUPPRESS)
@@ -193,9 +224,9 @@ def main() -> None:
                     **results[-1]
                 )
             )
-    outputs = {result["method"]: Path(result["output"]) for result in results}
-    equal = share_of_equal_voxels(*outputs.values()) if len(outputs) == 2 else None
-    print(f"equal voxels: {equal}")
+    label_maps = {result["method"]: read_labels(Path(result["output"])) for result in results}
+    equal = compare(label_maps | ({"exact": exact_labels(places)} if arguments.exact else {}))
+    print(f"share of equal voxels: {equal}")
     if arguments.json:
         settings = {
             key: value for key, value in vars(arguments).items() if key in ("shape", "classes", "patch", "cases")
