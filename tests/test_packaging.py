@@ -12,7 +12,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGED = ("sam3dnet", "planning", "preprocessing")
 SOURCES = (*PACKAGED, "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
-COMMANDS = ("sam3d_plan_and_preprocess", "sam3d_train", "sam3d_predict", "sam3d_verify", "sam3d_info", "sam3d_demo")
+COMMANDS = (
+    "sam3d_plan_and_preprocess",
+    "sam3d_train",
+    "sam3d_predict",
+    "sam3d_evaluate",
+    "sam3d_report",
+    "sam3d_verify",
+    "sam3d_info",
+    "sam3d_demo",
+)
 
 
 @pytest.fixture(scope="module")

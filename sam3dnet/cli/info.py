@@ -13,7 +13,7 @@ from sam3dnet.cli.command import run_command
 from sam3dnet.cli.completion import completion_script
 from sam3dnet.errors import CheckpointError
 
-_PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "SimpleITK", "batchgenerators", "numpy", "scipy")
+_PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "monai", "SimpleITK", "numpy", "scipy")
 _VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 

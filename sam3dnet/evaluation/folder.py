@@ -63,7 +63,7 @@ class Evaluation:
 
     def empty_counts(self, class_name: str) -> dict[str, int]:
         """Count the cases in which truth, prediction or both have no voxel of a class."""
-        found = [case.scores[class_name].empty for case in self.cases.values()]
+        found: list[str] = [case.scores[class_name].empty for case in self.cases.values()]
         return {kind: found.count(kind) for kind in EMPTY_KINDS}
 
 

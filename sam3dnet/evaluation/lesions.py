@@ -1,12 +1,13 @@
 """Detection of lesions: connected components of truth and prediction, and which of them match."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 # Lenient, as usual where lesions are counted and not outlined; 0 stands for any common voxel.
 DEFAULT_LESION_IOU = 0.1
-CONNECTIVITY = 26
+CONNECTIVITY: Final = 26
 
 
 @dataclass(frozen=True)

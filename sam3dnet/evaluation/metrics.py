@@ -166,11 +166,13 @@ def surface_metrics(
     from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 
     # A margin of one voxel closes the surface of an object that touches the border.
-    masks = [torch.from_numpy(np.pad(mask, 1))[None, None] for mask in (prediction_ZYX, truth_ZYX)]
+    y_pred, y = (torch.from_numpy(np.pad(mask, 1))[None, None] for mask in (prediction_ZYX, truth_ZYX))
     spacing = [float(mm) for mm in spacing_mm]
     with _without_warnings_about_monai_itself():
-        nsd = compute_surface_dice(*masks, [tolerance_mm], include_background=True, spacing=spacing, use_subvoxels=True)
-        hd95 = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
+        nsd = compute_surface_dice(
+            y_pred, y, [tolerance_mm], include_background=True, spacing=spacing, use_subvoxels=True
+        )
+        hd95 = compute_hausdorff_distance(y_pred, y, include_background=True, percentile=95, spacing=spacing)
     return float(nsd), float(hd95)
 
 

@@ -18,6 +18,7 @@ from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
 from sam3dnet.preprocessing.problems import shorten
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
+SUMMARY_HEADER = ("class", "metric", "mean", "95 % interval", "median", "cases")
 EMPTY_CONVENTION = (
     "truth and prediction empty: Dice 1, NSD 1, HD95 0; one of them empty: Dice 0, NSD 0, HD95 the image's diagonal; "
     "lesions are pooled over the cases; metric_per_case, mean and foreground_mean follow nnU-Net, "
@@ -86,7 +87,7 @@ def score_row(class_name: str, case: CaseResult, score: MaskScore) -> dict[str, 
 def nnunet_summary(evaluation: Evaluation) -> dict[str, Any]:
     """Give the fields of nnU-Net's summary.json, with nnU-Net's values."""
     keys = evaluation.scoring.label_keys
-    per_case = [
+    per_case: list[dict[str, Any]] = [
         {
             "reference_file": str(case.files.truth),
             "prediction_file": str(case.files.prediction or ""),
@@ -135,7 +136,7 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def format_evaluation(evaluation: Evaluation) -> str:
     """Format the summary as text: a row a class and metric, then what was left out or is empty."""
-    table = format_table(("class", "metric", "mean", "95 % interval", "median", "cases"), evaluation_rows(evaluation))
+    table = format_table(SUMMARY_HEADER, evaluation_rows(evaluation))
     return "\n".join([table, "", *notes(evaluation)])
 
 

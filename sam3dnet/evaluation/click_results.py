@@ -1,0 +1,142 @@
+"""The result of a click study as JSON, CSV, a table of text, and a plot."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.evaluation.click_study import CROP, PROTOCOLS, ClickStudy
+from sam3dnet.evaluation.clicks import FEWEST_VOXELS, MOST_FALSE_POSITIVES, MOST_LEFT, Removal
+from sam3dnet.evaluation.metrics import surface_implementation
+from sam3dnet.evaluation.results import format_number, format_table, write_csv
+from sam3dnet.evaluation.statistics import Estimate, estimate_mean
+from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
+
+JSON_FILE, CSV_FILE, PLOT_FILE = "clicks.json", "clicks.csv", "clicks.png"
+METRIC_TITLES = {"dice": "Dice", "nsd": "NSD"}
+
+
+def write_study(study: ClickStudy, folder: Path) -> tuple[Path, ...]:
+    """Write clicks.json, clicks.csv (a row a case, class, protocol and number of clicks) and clicks.png.
+
+    Returns:
+        The three files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = tuple(folder / name for name in (JSON_FILE, CSV_FILE, PLOT_FILE))
+    write_json(files[0], as_json(study))
+    write_csv(files[1], [asdict(row) for row in study.rows])
+    save_plot(study, files[2])
+    return files
+
+
+def default_folder(study: ClickStudy) -> Path:
+    """Give the place of the results where the user says none: in the folder of the fold."""
+    return study.model / f"fold_{study.folds[0]}" / f"clicks_{study.first_click}"
+
+
+def as_json(study: ClickStudy) -> dict[str, Any]:
+    """Give all of a study as JSON values."""
+    return {
+        "model": str(study.model),
+        "folds": list(study.folds),
+        "clicks": list(study.clicks),
+        "first_click": study.first_click,
+        "tolerance_mm": study.tolerance.mm,
+        "tolerance_source": study.tolerance.source,
+        "surfaces": surface_implementation(),
+        "summary": {
+            protocol: {
+                name: {
+                    metric: {
+                        str(clicks): asdict(_estimate(study, name, protocol, clicks, metric)) for clicks in study.clicks
+                    }
+                    for metric in METRIC_TITLES
+                }
+                for name in study.classes
+            }
+            for protocol in PROTOCOLS
+        },
+        "negative_clicks": {name: [asdict(removal) for removal in found] for name, found in study.removals.items()},
+        "cases_without_the_class": study.absent,
+        "median_seconds": {
+            "first_click": _median(study.first_seconds),
+            "further_click": _median(study.further_seconds),
+        },
+        "rows": [asdict(row) for row in study.rows],
+        "failed": study.failed,
+    }
+
+
+def format_study(study: ClickStudy) -> str:
+    """Format the study as text: a row a class, protocol and metric, a column a number of clicks."""
+    header = ("class", "protocol", "metric", *(f"{n} click{'' if n == 1 else 's'}" for n in study.clicks), "cases")
+    rows = []
+    for name in study.classes:
+        for protocol in PROTOCOLS:
+            for metric, title in METRIC_TITLES.items():
+                found = [_estimate(study, name, protocol, clicks, metric) for clicks in study.clicks]
+                rows.append((name, protocol, title, *(format_number(e.mean) for e in found), str(found[0].count)))
+    return "\n".join([format_table(header, rows, num_left=3), "", *_notes(study)])
+
+
+def save_plot(study: ClickStudy, file: Path) -> None:
+    """Draw the means against the number of clicks with their intervals: a column a class, a row a metric."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(study.classes), 6), layout="constrained")
+    panels = figure.subplots(len(METRIC_TITLES), len(study.classes), squeeze=False, sharex=True)
+    for row, (metric, title) in zip(panels, METRIC_TITLES.items(), strict=True):
+        for axes, name in zip(row, study.classes, strict=True):
+            for protocol in PROTOCOLS:
+                found = [_estimate(study, name, protocol, clicks, metric) for clicks in study.clicks]
+                axes.plot(study.clicks, [e.mean for e in found], marker="o", label=protocol)
+                axes.fill_between(study.clicks, [e.low for e in found], [e.high for e in found], alpha=0.15)
+            axes.set_title(f"{name} ({_count(study, name)} cases)" if metric == "dice" else "")
+            axes.set_ylabel(title)
+            axes.set_ylim(0, 1.02)
+            axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xlabel("clicks")
+    panels[0][0].legend(loc="lower right")
+    with whole_or_nothing(file) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def _estimate(study: ClickStudy, name: str, protocol: str, clicks: int, metric: str) -> Estimate:
+    return estimate_mean(study.values(name, protocol, clicks, metric))
+
+
+def _count(study: ClickStudy, name: str) -> int:
+    return len(study.values(name, PROTOCOLS[0], study.clicks[0], "dice"))
+
+
+def _notes(study: ClickStudy) -> list[str]:
+    place = "innermost voxel of the object" if study.first_click == "centre" else "a voxel near the object's margin"
+    notes = [
+        f"First click: {place}; each further one: innermost voxel of the largest error.",
+        f'"{CROP}": as in the literature, the model is given a crop around the true object, and only that is scored.',
+        f"NSD at {study.tolerance.mm:g} mm ({study.tolerance.source}). {surface_implementation()}.",
+        *(_removal_note(name, found) for name, found in study.removals.items()),
+    ]
+    if study.first_seconds:
+        further = f", a further one {_median(study.further_seconds):.2f} s" if study.further_seconds else ""
+        notes.append(f"Median time of a first click {_median(study.first_seconds):.2f} s{further} (whole volume).")
+    notes += [f"{name}: not in {count} case(s), which cannot be clicked." for name, count in study.absent.items()]
+    return notes
+
+
+def _removal_note(name: str, removals: Sequence[Removal]) -> str:
+    if not removals:
+        return f"{name}: no false positive of at least {FEWEST_VOXELS} voxels to remove by a negative click."
+    gone = sum(removal.removed for removal in removals)
+    return (
+        f"{name}: one negative click removed {gone} of {len(removals)} false positives ({gone / len(removals):.0%}); "
+        f"removed: at most {MOST_LEFT:.0%} left; of each case the largest {MOST_FALSE_POSITIVES} of at least "
+        f"{FEWEST_VOXELS} voxels."
+    )
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else float("nan")

@@ -1,0 +1,210 @@
+"""A report on one fold of a model: what was planned, how it trained, how well it does, and where it fails."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.evaluation.cases import CaseResult, mask_of, read_labels
+from sam3dnet.evaluation.click_cases import ClickCase, validation_cases
+from sam3dnet.evaluation.folder import Evaluation, evaluate_folder
+from sam3dnet.evaluation.metrics import METRICS
+from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, picture, table
+from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
+from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
+from sam3dnet.inference.models import OUR_PLANS, find_model, trained_folds
+from sam3dnet.planning.plan import Plan, format_value, load_plan
+from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
+from sam3dnet.preprocessing.folders import Folders, whole_or_nothing
+
+LOG_FILE = "training_log.jsonl"
+REPORT_FILE = "report.html"
+PLOTTED = ("dice", "nsd", "hd95_mm")
+
+
+@dataclass(frozen=True)
+class ReportedFold:
+    """What a report is about.
+
+    Attributes:
+        model: Folder of the model.
+        fold: Of the model.
+        plan: The model's plan.
+        log: An entry an epoch; empty where there is no log.
+        cases: The validation cases by name.
+        evaluation: Of the validation; None where nothing has been predicted.
+    """
+
+    model: Path
+    fold: int | str
+    plan: Plan
+    log: list[dict[str, Any]]
+    cases: dict[str, ClickCase]
+    evaluation: Evaluation | None
+
+
+def write_report(
+    folders: Folders,
+    dataset: str | None = None,
+    *,
+    fold: int | str | None = None,
+    output: Path | None = None,
+    configuration: str = "3d_fullres",
+    plans_name: str = OUR_PLANS,
+    tolerance_mm: float | None = None,
+    num_processes: int | None = None,
+) -> Path:
+    """Write the report on a fold as one HTML file.
+
+    Args:
+        folders: Where model, splits and cases are.
+        dataset: That the model was trained on; None if there is only one model.
+        fold: None for the first trained one.
+        output: The file; None for report.html in the folder of the fold.
+        configuration: Of the plan.
+        plans_name: Of the plan.
+        tolerance_mm: Of the NSD; None for the literature's, else 2.
+        num_processes: Cases that are scored at the same time; 0 for this process, None for one a core.
+
+    Returns:
+        The file.
+
+    Raises:
+        Sam3dError: If model, plan, splits or cases are missing.
+    """
+    model = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
+    chosen = trained_folds(model)[0] if fold is None else fold
+    cases = {} if chosen == "all" else {c.image.name: c for c in validation_cases(model.parent.name, folders, chosen)}
+    reported = ReportedFold(
+        model=model,
+        fold=chosen,
+        plan=load_plan(model / "plans.json"),
+        log=read_log(model / f"fold_{chosen}" / LOG_FILE),
+        cases=cases,
+        evaluation=_evaluate(model, chosen, cases, tolerance_mm, num_processes),
+    )
+    file = output or model / f"fold_{chosen}" / REPORT_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    html = page(f"{model.parent.name}, fold {chosen}", _sections(reported))
+    with whole_or_nothing(file) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return file
+
+
+def read_log(file: Path) -> list[dict[str, Any]]:
+    """Read a log of one JSON object an epoch; of an epoch that was trained twice the later entry counts."""
+    if not file.is_file():
+        return []
+    by_epoch = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the last line of a run that was killed
+            continue
+        by_epoch[entry["epoch"]] = entry
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResult]:
+    """Choose the worst, the median and the best case of a class by Dice, then NSD; cases without it tell nothing.
+
+    Returns:
+        By "worst", "median" and "best"; fewer where there are fewer than three cases.
+    """
+    found = [case for case in evaluation.cases.values() if case.scores[class_name].empty != "both"]
+    found.sort(key=lambda case: (case.scores[class_name].dice, case.scores[class_name].nsd))
+    places = {"worst": 0, "median": len(found) // 2, "best": len(found) - 1}
+    chosen: dict[str, CaseResult] = {}
+    for name, place in places.items():
+        if found and found[place] not in chosen.values():
+            chosen[name] = found[place]
+    return chosen
+
+
+def _evaluate(
+    model: Path, fold: int | str, cases: dict[str, ClickCase], tolerance_mm: float | None, num_processes: int | None
+) -> Evaluation | None:
+    """Score the predictions that validation at the end of training left, where it did."""
+    predictions = model / f"fold_{fold}" / "validation"
+    ending = str(read_dataset_json(model)["file_ending"])
+    if not any((predictions / f"{name}{ending}").is_file() for name in cases):
+        return None
+    return evaluate_folder(
+        predictions,
+        next(iter(cases.values())).label.parent,
+        dataset_json=model / "dataset.json",
+        tolerance_mm=tolerance_mm,
+        only=cases.keys(),
+        num_processes=num_processes,
+    )
+
+
+def _sections(reported: ReportedFold) -> Iterator[str]:
+    yield paragraph(f"Model {reported.model.name}, written by sam3dnet {version('sam3dnet')}.")
+    yield heading("Plan")
+    yield _decisions(reported.plan)
+    yield heading("Training")
+    yield _training(reported)
+    yield heading("Validation")
+    if reported.evaluation is None:
+        yield paragraph("No case of this fold has been predicted yet; training does that at its end.")
+        return
+    yield from _metrics(reported.evaluation)
+    yield heading("Worst, median and best case of each class")
+    yield paragraph("Three planes through the object: the truth is outlined in green, the prediction in red.")
+    yield from _pictures(reported, reported.evaluation)
+
+
+def _decisions(plan: Plan) -> str:
+    rows = [(d.name, format_value(d.value), d.reason, d.source) for d in plan.decisions]
+    return table("decisions", ("decision", "value", "reason", "source"), rows, num_left=4)
+
+
+def _training(reported: ReportedFold) -> str:
+    if not reported.log:
+        return paragraph(f"There is no {LOG_FILE} in this fold.")
+    last = reported.log[-1]
+    text = f"{len(reported.log)} epochs, {last['iterations']} iterations, {last['seconds'] / 60:.0f} minutes"
+    classes = list(foreground_classes(read_dataset_json(reported.model)))
+    return picture(training_curves(reported.log, classes), f"Training curves: {text}")
+
+
+def _metrics(evaluation: Evaluation) -> Iterator[str]:
+    yield table("metrics", SUMMARY_HEADER, evaluation_rows(evaluation), num_left=2)
+    for note in notes(evaluation):
+        yield paragraph(note)
+    for case, reason in evaluation.failed.items():
+        yield paragraph(f"Without result: {case}: {reason}")
+    plotted = [metric for metric in METRICS if metric.key in PLOTTED]
+    values = {m.title: {name: evaluation.values(name, m.key) for name in evaluation.scoring.classes} for m in plotted}
+    yield picture(box_plots(values), "Box plots of every class: quartiles, and every case as a point")
+    rows = [
+        (name, class_name, *(format_number(float(getattr(score, metric.key))) for metric in METRICS), score.empty)
+        for name, case in evaluation.cases.items()
+        for class_name, score in case.scores.items()
+    ]
+    header = ("case", "class", *(metric.title for metric in METRICS), "empty")
+    yield folded("All cases", table("cases", header, rows, num_left=2))
+
+
+def _pictures(reported: ReportedFold, evaluation: Evaluation) -> Iterator[str]:
+    for class_name in evaluation.scoring.classes:
+        yield heading(class_name, 3)
+        for rank, case in telling_cases(evaluation, class_name).items():
+            score = case.scores[class_name]
+            figures = f"Dice {format_number(score.dice)}, NSD {format_number(score.nsd)}"
+            caption = f"{class_name}, {rank} case: {case.files.name}, {figures}"
+            yield picture(_planes(reported, evaluation, case, class_name), caption)
+
+
+def _planes(reported: ReportedFold, evaluation: Evaluation, case: CaseResult, class_name: str) -> bytes:
+    import SimpleITK as sitk
+
+    values = evaluation.scoring.classes[class_name]
+    truth, grid = read_labels(case.files.name, case.files.truth)
+    assert case.files.prediction is not None
+    prediction, _ = read_labels(case.files.name, case.files.prediction)
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(reported.cases[case.files.name].image.files[0])))
+    return three_planes(image, mask_of(truth, values), mask_of(prediction, values), grid.spacing_mm)

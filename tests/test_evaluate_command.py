@@ -1,0 +1,135 @@
+"""sam3d_evaluate: options reach their functions, tables are printed, and a case that fails is named."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_evaluation_folder import LABELS, LESION, ORGAN, write_description, write_labels
+
+from sam3dnet.cli import evaluate as command
+from sam3dnet.cli import report as report_command
+from sam3dnet.cli.command import make_parser
+from sam3dnet.errors import DatasetError
+
+
+@pytest.mark.parametrize(
+    ("function", "prog"), [(command.evaluate, "sam3d_evaluate"), (report_command.report, "sam3d_report")]
+)
+def test_every_parameter_is_an_option_with_help(function: Any, prog: str) -> None:
+    actions = {action.dest: action for action in make_parser(function, prog)._actions}
+    assert inspect.signature(function).parameters.keys() <= actions.keys()
+    assert all(action.help for action in actions.values())
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> list[str]:
+    """A line for two cases, of which b has no prediction."""
+    write_description(tmp_path / "data", LABELS)
+    labels = write_labels(tmp_path / "data" / "labelsTs", a={ORGAN: 1, LESION: 2}, b={ORGAN: 1})
+    predictions = write_labels(tmp_path / "preds", a={ORGAN: 1})
+    return ["-p", str(predictions), "-g", str(labels), "--num-processes", "0"]
+
+
+def test_table_files_and_the_missing_case(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([*line, "-o", str(tmp_path / "results")]) == 1
+    output = capsys.readouterr()
+    assert "lesion  Dice" in output.out
+    assert f"Written: {tmp_path / 'results' / 'results.json'}, {tmp_path / 'results' / 'results.csv'}" in output.out
+    assert "case b: no prediction in" in output.err
+    assert (tmp_path / "results" / "results.json").is_file()
+
+
+def test_missing_as_empty_succeeds_and_writes_beside_the_predictions(line: list[str], tmp_path: Path) -> None:
+    assert command.main([*line, "--missing-as-empty"]) == 0
+    assert (tmp_path / "preds" / "results.csv").is_file()
+
+
+def test_two_folders_are_compared(line: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_labels(tmp_path / "B", a={ORGAN: 1, LESION: 2}, b={ORGAN: 1})
+    assert command.main([line[0], line[1], str(tmp_path / "B"), *line[2:], "-o", str(tmp_path / "out")]) == 1
+    output = capsys.readouterr()
+    assert "B - A" in output.out
+    assert "case b:" in output.err
+    assert (tmp_path / "out" / "comparison.json").is_file()
+
+
+def test_options_of_evaluation_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.evaluation import folder
+
+    seen: list[Any] = []
+
+    def record(*places: Any, **options: Any) -> None:
+        seen.append((places, options))
+        raise DatasetError("enough")
+
+    monkeypatch.setattr(folder, "evaluate_folder", record)
+    words = "-p P -g G --dataset-json d.json --tolerance 1.5 --lesion-iou 0.3 --missing-as-empty --num-processes 3"
+    assert command.main(words.split()) == 2
+    assert seen == [
+        (
+            (Path("P"), Path("G")),
+            {
+                "dataset_json": Path("d.json"),
+                "tolerance_mm": 1.5,
+                "lesion_iou": 0.3,
+                "missing_as_empty": True,
+                "num_processes": 3,
+            },
+        )
+    ]
+
+
+def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.evaluation import click_study
+
+    seen: list[Any] = []
+
+    def record(*places: Any, **options: Any) -> None:
+        seen.append((places, options))
+        raise DatasetError("enough")
+
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setattr(click_study, "study_clicks", record)
+    words = (
+        "--clicks 3,0,10 -d 907 -f fold2 -i I -g G --first-click margin --cases 4 --tolerance 1 "
+        "--configuration 3d_lowres --plans OtherPlans --device cpu"
+    )
+    assert command.main(words.split()) == 2
+    ((places, options),) = seen
+    assert places[0] == (0, 3, 10)
+    assert places[1].results == tmp_path / "nnUNet_results"
+    assert options == {
+        "dataset": "907",
+        "fold": 2,
+        "images": Path("I"),
+        "labels": Path("G"),
+        "first_click": "margin",
+        "max_cases": 4,
+        "tolerance_mm": 1.0,
+        "configuration": "3d_lowres",
+        "plans_name": "OtherPlans",
+        "device": "cpu",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "expected -p PREDICTIONS -g LABELS"),
+        ("-p A", "came 1 folders of predictions and no folder of labels"),
+        ("-p A B C -g G", "came 3 folders of predictions and a folder of labels"),
+        ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks"),
+        ("-p A -g G --clicks 1", "-p: not with --clicks"),
+        ("--clicks 1,two", "clicks '1,two': expected whole numbers"),
+        ("--clicks -1", "clicks '-1': expected whole numbers"),
+    ],
+)
+def test_options_that_do_not_belong_together(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert command.main(words.split() if "-1" not in words else ["--clicks=-1"]) == 2
+    assert message in capsys.readouterr().err
