@@ -221,7 +221,14 @@ def test_regions_and_ignore_label_train(number, options, nnunet_root):
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_cases(planned, monkeypatch):
     original = SAM3D.forward
-    monkeypatch.setattr(SAM3D, "forward", lambda self, x: [level * float("nan") for level in original(self, x)])
+
+    def poisoned(self, *arguments):
+        answer = original(self, *arguments)
+        logits, *rest = answer if isinstance(answer, tuple) else (answer,)
+        logits = [level * float("nan") for level in logits]
+        return (logits, *rest) if rest else logits
+
+    monkeypatch.setattr(SAM3D, "forward", poisoned)
     with pytest.raises(PlanError, match=r"loss became nan in epoch 0 on cases .*case_"):
         train(planned)
 
