@@ -1,8 +1,11 @@
 """Networks that answer prompts by a rule instead of weights, for tests of what lies around a network."""
 
+import json
+
 import numpy as np
 import torch
 from scipy import ndimage
+from tiny_models import TinyNetwork, make_model
 
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import NEGATIVE, POSITIVE
@@ -61,3 +64,51 @@ class ConstantNetwork(ObjectNetwork):
     def prompted(self, features, batch, margin_Qzyx):
         super().prompted(features, batch, margin_Qzyx)
         return torch.full_like(margin_Qzyx, self.value)
+
+
+class PromptableNetwork(TinyNetwork):
+    """The smallest network that answers prompts: where the normalised image is like the clicked voxels.
+
+    Attributes:
+        seen: Windows whose features were computed, of all networks.
+    """
+
+    seen = 0
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.answers_prompts = True
+
+    def features(self, x_BCzyx):
+        PromptableNetwork.seen += 1
+        return ImageFeatures(x_BCzyx, (), (self(x_BCzyx),))
+
+    def prompted(self, features, batch, margin_Qzyx):
+        image_zyx = features.tokens_BCDHW[0, 0]
+        correction = torch.zeros_like(image_zyx)
+        for point, kind in zip(batch.points_QP3[0], batch.polarity_QP[0].tolist(), strict=True):
+            if kind >= 0:
+                z, y, x = point.round().int().tolist()
+                alike = (-5 * (image_zyx - image_zyx[z, y, x]) ** 2).exp()
+                correction += (SURE if kind == POSITIVE else -SURE) * alike
+        for low, high in batch.corners_QR23[0][batch.has_box_QR[0]].round().int().tolist():
+            correction[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] += SURE
+        if batch.mask_Qzyx is not None:
+            correction += SURE * batch.mask_Qzyx[0]
+        return correction[None]
+
+
+def make_promptable_model(results, **options):
+    """A model folder whose networks answer prompts."""
+    folder = make_model(results, **options)
+    plans = json.loads((folder / "plans.json").read_text())
+    architecture = plans["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = f"{__name__}.PromptableNetwork"
+    (folder / "plans.json").write_text(json.dumps(plans))
+    return folder
+
+
+def write_prompts(path, cases, space="voxel"):
+    """Write prompts in our format."""
+    path.write_text(json.dumps({"format": "sam3dnet-prompts/1", "space": space, "cases": cases}))
+    return path

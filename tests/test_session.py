@@ -1,0 +1,166 @@
+"""A session: prompts one after the other, with the masks of sam3d_predict --prompts."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fake_prompts import PromptableNetwork, make_promptable_model, write_prompts
+from tiny_models import REGIONS, SHAPE_ZYX, labels_of, write_image
+
+from sam3dnet.errors import DatasetError, PromptError
+from sam3dnet.inference.predictor import predict_folder
+from sam3dnet.inference.session import PromptSession
+
+SPACING_ZYX = (3.0, 1.1, 0.7)
+
+
+@pytest.fixture
+def session(tmp_path):
+    return PromptSession(make_promptable_model(tmp_path / "results"), device="cpu")
+
+
+@pytest.fixture
+def image(tmp_path):
+    write_image(tmp_path / "images" / "a_0000.nii.gz", seed=3)
+    return tmp_path / "images" / "a_0000.nii.gz"
+
+
+@pytest.fixture
+def ready(session, image):
+    session.set_image(image)
+    return session
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": REGIONS, "folds": (0, 1)}], ids=["labels", "regions, two folds"])
+def test_the_masks_are_those_of_the_command(tmp_path, image, options):
+    model = make_promptable_model(tmp_path / "results", **options)
+    first, second = ("whole", "core") if options else ("organ", "lesion")
+    session = PromptSession(model, device="cpu")
+    session.set_image(str(image), space="LPS")
+    places = {
+        index: sitk.ReadImage(str(image)).TransformIndexToPhysicalPoint(index) for index in ((3, 4, 2), (5, 7, 3))
+    }
+    low, high = (sitk.ReadImage(str(image)).TransformIndexToPhysicalPoint(index) for index in ((0, 0, 1), (2, 3, 2)))
+    mask = np.zeros(SHAPE_ZYX, bool)
+    mask[3:, 6:, 5:] = True
+    session.click(places[3, 4, 2], class_name=second)
+    session.click(places[5, 7, 3], positive=False, class_name=first)
+    session.set_mask(mask, class_name=second)
+    low, high = np.minimum(low, high), np.maximum(low, high)
+    session.box(tuple(low), tuple(high), class_name=first)
+    written = sitk.GetImageFromArray(mask.astype(np.uint8))
+    written.CopyInformation(sitk.ReadImage(str(image)))
+    sitk.WriteImage(written, str(tmp_path / "mask.nii.gz"))
+    cases = {
+        second: {"points": [{"at": list(places[3, 4, 2])}], "mask": "mask.nii.gz"},
+        first: {
+            "points": [{"at": list(places[5, 7, 3]), "positive": False}],
+            "boxes": [{"min": low.tolist(), "max": high.tolist()}],
+        },
+    }
+    prompts = write_prompts(tmp_path / "prompts.json", {"a": cases}, space="LPS")
+    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False, prompts=prompts)
+    np.testing.assert_array_equal(session.label_map(), labels_of(tmp_path / "out" / "a.nii.gz"))
+    label = {"lesion": 2, "core": 700}[second]
+    np.testing.assert_array_equal(session.mask(second), session.label_map() == label)
+    assert session.mask(second)[2, 4, 3]
+    assert not session.mask(first)[3, 7, 5]
+
+
+def test_without_prompts_the_mask_is_the_automatic_one(tmp_path, image):
+    model = make_promptable_model(tmp_path / "results")
+    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False)
+    session = PromptSession(model, device="cpu")
+    np.testing.assert_array_equal(session.set_image(image), labels_of(tmp_path / "out" / "a.nii.gz"))
+
+
+def test_a_further_prompt_computes_no_features(ready):
+    PromptableNetwork.seen = 0
+    ready.click((3, 4, 2), class_name="lesion")
+    first = PromptableNetwork.seen
+    assert first > 0
+    ready.click((2, 4, 2), class_name="lesion")
+    ready.click((3, 4, 2), positive=False, class_name="organ")
+    ready.undo()
+    ready.undo()
+    assert PromptableNetwork.seen == first
+
+
+def test_undo_and_reset_lead_back(ready):
+    automatic = ready.label_map()
+    one = ready.click((3, 4, 2), class_name="lesion")
+    both = ready.click((0, 8, 4), positive=False, class_name="lesion")
+    assert (one != both).any()
+    np.testing.assert_array_equal(ready.undo(), one)
+    np.testing.assert_array_equal(ready.click((0, 8, 4), positive=False, class_name="lesion"), both)
+    ready.reset()
+    np.testing.assert_array_equal(ready.label_map(), automatic)
+    ready.click((3, 4, 2), class_name="lesion")
+    ready.undo()
+    np.testing.assert_array_equal(ready.label_map(), automatic)
+    with pytest.raises(PromptError, match="no prompt to take back"):
+        ready.undo()
+
+
+def test_a_later_mask_takes_the_place_of_an_earlier_one(ready):
+    first, second = np.zeros((2, *SHAPE_ZYX), bool)
+    first[1:3, :4, :3] = True
+    second[3:, 5:, 4:] = True
+    alone = ready.set_mask(second, "lesion")
+    ready.reset()
+    before = ready.set_mask(first, "lesion")
+    assert before[1:3, :4, :3].mean() > 0.9
+    np.testing.assert_array_equal(ready.set_mask(second, "lesion"), alone)
+
+
+def test_of_two_clicks_on_a_voxel_the_later_counts_across_classes(ready):
+    ready.click((3, 4, 2), class_name="lesion")
+    assert ready.click((3, 4, 2), class_name="organ")[2, 4, 3]
+    assert not ready.mask("lesion")[2, 4, 3]
+    assert ready.click((3, 4, 2), class_name="lesion")[2, 4, 3]
+
+
+def test_arrays_are_taken_with_their_spacing(session, image):
+    from_file = session.set_image(image)
+    click = session.click((3, 4, 2), class_name="lesion")
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(image)))
+    np.testing.assert_array_equal(session.set_image(array, SPACING_ZYX), from_file)
+    np.testing.assert_array_equal(session.click((3, 4, 2), class_name="lesion"), click)
+    np.testing.assert_array_equal(session.set_image(array[None].astype(np.float64), SPACING_ZYX), from_file)
+    assert session.mask("lesion").shape == SHAPE_ZYX
+
+
+def test_further_channels_are_found_beside_the_first(tmp_path):
+    for channel in range(2):
+        write_image(tmp_path / f"a_{channel:04d}.nii.gz", seed=channel)
+    session = PromptSession(make_promptable_model(tmp_path / "results", num_channels=2), device="cpu")
+    alone = session.set_image(tmp_path / "a_0000.nii.gz")
+    both = session.set_image([tmp_path / "a_0000.nii.gz", tmp_path / "a_0001.nii.gz"])
+    np.testing.assert_array_equal(alone, both)
+
+
+def test_what_cannot_be_is_said(ready, image):
+    with pytest.raises(PromptError, match=r'the model has the classes "organ", "lesion"; say with class_name'):
+        ready.click((3, 4, 2))
+    with pytest.raises(PromptError, match='there is no class "liver"'):
+        ready.mask("liver")
+    with pytest.raises(PromptError, match=r"point \(30, 4, 2\) in voxel lies outside of the image"):
+        ready.click((30, 4, 2), class_name="organ")
+    with pytest.raises(PromptError, match="mask has shape"):
+        ready.set_mask(np.zeros((2, 3, 4), bool), "organ")
+    with pytest.raises(PromptError, match="no prompt to take back"):
+        ready.undo()
+    array = np.zeros(SHAPE_ZYX)
+    with pytest.raises(PromptError, match=r"expected \(Z, Y, X\) or \(C, Z, Y, X\) and three millimetres"):
+        ready.set_image(array)
+    with pytest.raises(PromptError, match="spacing_mm came with a file"):
+        ready.set_image(image, SPACING_ZYX)
+    with pytest.raises(PromptError, match="give voxel indices instead"):
+        ready.set_image(array, SPACING_ZYX, space="LPS")
+    with pytest.raises(DatasetError, match="hold 2 channels, the model wants 1"):
+        ready.set_image(np.zeros((2, *SHAPE_ZYX)), SPACING_ZYX)
+
+
+def test_prompts_before_an_image_are_refused(session):
+    with pytest.raises(PromptError, match="call set_image first"):
+        session.click((3, 4, 2), class_name="organ")
+    assert session.class_names == ("organ", "lesion")
