@@ -51,6 +51,8 @@ class SAM3D(SegmentationNetwork):
         PlanError: If the encoder or the tuning is unknown or the strides do not multiply to the token stride.
     """
 
+    decoder: MaskDecoder3D
+
     def __init__(
         self,
         input_channels: int,

@@ -196,7 +196,7 @@ class RefSAM3D(SegmentationNetwork):
         raise PlanError("refsam3d answers text, not clicks or boxes; plan with another method for these")
 
 
-def _refer(attend: CrossAttention, level_BEDHW: Tensor, text_BLE: Tensor, there_BL: Tensor) -> Tensor:
+def _refer(attend: nn.Module, level_BEDHW: Tensor, text_BLE: Tensor, there_BL: Tensor) -> Tensor:
     tokens_BNE = level_BEDHW.flatten(2).transpose(1, 2)
     changed = tokens_BNE + attend(tokens_BNE, text_BLE, there_BL)
     return changed.transpose(1, 2).unflatten(2, level_BEDHW.shape[2:])
