@@ -94,8 +94,8 @@ class PromptedVolume:
         while waiting:
             is_first = len(stitching) == 0
             answers = [self._answer(index, class_index, padded, None if is_first else stitching) for index in waiting]
-            for index, (correction, lead) in zip(waiting, answers, strict=True):
-                stitching.add(index, correction, lead)
+            for index, (values, lead) in zip(waiting, answers, strict=True):
+                stitching.add(index, values, lead)
             waiting = stitching.next_windows()
         if not len(stitching):
             return None

@@ -61,7 +61,8 @@ class Stitching:
         self._fading = tuple(max(1, round(FADING_SHARE * size)) for size in grid.patch_size)
         self._indices: set[Voxel] = set()
         self._low: Voxel = (0, 0, 0)
-        self._sum = self._weight = self._lead = np.zeros((0, 0, 0), np.float32)
+        nothing: Floats = np.zeros((0, 0, 0), np.float32)
+        self._sum = self._weight = self._lead = nothing
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -190,9 +191,9 @@ class Stitching:
         if shape == self._weight.shape:
             return
         inside = _shifted(held, low)
-        enlarged = []
+        enlarged: list[Floats] = []
         for values in (self._sum, self._weight, self._lead):
-            larger = np.zeros(shape, np.float32)
+            larger: Floats = np.zeros(shape, np.float32)
             if self._indices:
                 larger[inside] = values
             enlarged.append(larger)

@@ -86,7 +86,8 @@ def first_windows(grid: WindowGrid, prompts: ClassPrompts) -> list[Voxel]:
 
 
 def _all_of(grid: WindowGrid, low: Sequence[float], high: Sequence[float]) -> list[Voxel]:
-    return list(product(*(grid.span(axis, low[axis], high[axis]) for axis in range(3))))
+    depth, height, width = (grid.span(axis, low[axis], high[axis]) for axis in range(3))
+    return list(product(depth, height, width))
 
 
 def _windows_of_mask(grid: WindowGrid, mask_ZYX: Mask) -> list[Voxel]:
