@@ -123,7 +123,9 @@ class SAM3DPlanner(ExperimentPlanner):
             fit.patch.value, self.fitter.budget, approximate_n_voxels_dataset, lambda size: self.fitter.fits(fit, size)
         )
         step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
-        self.record(data_identifier, [fit.token_stride, fit.strides, fit.patch, batch, memory_decision(step_bytes)])
+        batch_dice = rules.choose_batch_dice(fit.patch.value, median_shape)
+        memory = memory_decision(step_bytes)
+        self.record(data_identifier, [fit.token_stride, fit.strides, fit.patch, batch, batch_dice, memory])
         schemes, use_mask_for_norm = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         data, data_options, labels, labels_options = self.determine_resampling()
         probabilities, probabilities_options = self.determine_segmentation_softmax_export_fn()
@@ -131,6 +133,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "data_identifier": data_identifier,
             "preprocessor_name": self.preprocessor_name,
             "batch_size": batch.value,
+            "batch_dice": batch_dice.value,
             "patch_size": list(fit.patch.value),
             "median_image_size_in_voxels": [float(n) for n in median_shape],
             "spacing": [float(mm) for mm in spacing],
@@ -254,14 +257,14 @@ class SAM3DPlanner(ExperimentPlanner):
         decision = rules.choose_lowres_spacing(spacing, median_shape, voxels_of_crop)
         self.decisions.append(decision)
         if decision.value is None:
-            return {FULLRES: {**fullres, "batch_dice": False}}
+            return {FULLRES: fullres}
         shape = [round(n * full / low) for n, full, low in zip(median_shape, spacing, decision.value, strict=True)]
         lowres = self.get_plans_for_configuration(
             decision.value, shape, self.generate_data_identifier(LOWRES), math.prod(shape) * cases, {}
         )
         return {
-            LOWRES: {**lowres, "batch_dice": False, "next_stage": CASCADE},
-            FULLRES: {**fullres, "batch_dice": True},
+            LOWRES: {**lowres, "next_stage": CASCADE},
+            FULLRES: fullres,
             CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES},
         }
 

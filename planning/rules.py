@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+BATCH_DICE_BELOW = 0.5  # share of the median image that a crop shows
 NNUNET = "nnU-Net (Isensee et al. 2021)"
 PRIMUS = "Primus (Wald et al. 2025)"
 MEASURED = "measured on two CPU cores"
@@ -315,6 +316,21 @@ def choose_mirror_axes(left_right: int | None, axes: Sequence[int] = (0, 1, 2)) 
         "(Dataset501 after 400 steps: Dice on patches 0.85, with all three axes 0.78)"
     )
     return Decision("mirror_axes", [list(axes).index(left_right)], reason, MEASURED)
+
+
+def choose_batch_dice(patch_size: Sequence[int], median_shape: Sequence[float]) -> Decision:
+    """Decide whether the Dice loss is taken over the batch at once, as nnU-Net does where a crop shows little.
+
+    A crop without an object says nothing in a Dice loss of its own, however much is predicted in it; over the batch,
+    what is predicted there in vain counts.
+
+    Args:
+        patch_size: (Z, Y, X).
+        median_shape: Median image on the same grid.
+    """
+    share = math.prod(patch_size) / math.prod(median_shape)
+    reason = f"a crop shows {min(share, 1):.0%} of the median image; over the batch where it is less than half"
+    return Decision("batch_dice", share < BATCH_DICE_BELOW, reason, NNUNET + ", threshold by sam3dnet")
 
 
 def choose_prompts(wanted: bool) -> Decision:

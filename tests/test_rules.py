@@ -260,3 +260,17 @@ def test_mirroring_follows_left_and_right_through_the_transposition(left_right, 
 
 def test_images_without_orientation_are_mirrored_as_nnunet_does():
     assert rules.choose_mirror_axes(None).value == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("patch_size", "median_shape", "expected"),
+    [
+        ((32, 48, 32), (36.0, 50.0, 35.0), False),
+        ((48, 40, 40), (52.0, 45.0, 85.0), True),
+        ((8, 8, 8), (4.0, 8.0, 8.0), False),
+    ],
+)
+def test_the_dice_loss_is_taken_over_the_batch_where_a_crop_shows_little(patch_size, median_shape, expected):
+    decision = rules.choose_batch_dice(patch_size, median_shape)
+    assert decision.value is expected
+    assert "100%" in decision.reason or math.prod(patch_size) < math.prod(median_shape)

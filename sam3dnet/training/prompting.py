@@ -123,9 +123,12 @@ class TrainingPrompter:
             self._queries.append(Query(int(sample), class_index, draw_prompts(truth, classes.spacing_mm, rng)))
 
     def _choose_class(self, target_CZYX: npt.NDArray) -> int:
-        present = [index for index in self._classes.indices if self._classes.truth(target_CZYX, index).any()]
-        among = self._classes.indices if not present or self._rng.random() < ABSENT_CLASS else present
-        return int(self._rng.choice(among))
+        """Choose a class that is there, a smaller one more often: it needs prompts more; now and then any class."""
+        voxels = np.array([self._classes.truth(target_CZYX, index).sum() for index in self._classes.indices], float)
+        if not voxels.any() or self._rng.random() < ABSENT_CLASS:
+            return int(self._rng.choice(self._classes.indices))
+        weights = np.where(voxels > 0, voxels.clip(min=1) ** -0.5, 0)
+        return int(self._rng.choice(self._classes.indices, p=weights / weights.sum()))
 
     @torch.compiler.disable
     def __call__(self, network: Promptable, features: ImageFeatures) -> PromptAnswer:
@@ -194,14 +197,19 @@ class TrainingPrompter:
         return np.clip(1 - distance, 0, 1).astype(np.float32)
 
 
-def prompted_dice(answers: Sequence[PromptAnswer], class_indices: Sequence[int]) -> list[float]:
-    """Give the Dice of each class over all answers that were about it, 0 where none was."""
+def prompted_counts(answers: Sequence[PromptAnswer], class_indices: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Give twice the overlap, and the sum of the sizes, of each class over all answers about it: (classes, 2)."""
     counts = {index: [0, 0] for index in class_indices}
     for answer in answers:
         for index, overlap, size in zip(answer.class_Q.tolist(), *answer.hard_dice_counts(), strict=True):
             counts[index][0] += int(overlap)
             counts[index][1] += int(size)
-    return [overlap / max(size, 1) for overlap, size in counts.values()]
+    return np.array(list(counts.values()), np.int64)
+
+
+def dice_of_counts(counts: npt.NDArray[np.int64]) -> list[float]:
+    """Give the Dice of each class from what `prompted_counts` counted, 0 where no answer was about it."""
+    return [float(overlap) / max(int(size), 1) for overlap, size in counts]
 
 
 def make_classes(label_manager: Any, spacing_mm: Sequence[float], token_stride: Sequence[int]) -> Classes:
