@@ -238,7 +238,7 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
     assert full["architecture"]["network_class_name"] == "sam3dnet.network.build.SAM3D"
     assert full["architecture"]["_kw_requires_import"] == []
     assert full["architecture"]["arch_kwargs"]["patch_size"] == full["patch_size"]
-    assert set(content["sam3d"]) == {"version", "encoder", "pretrained", "mirror_axes", "decisions"}
+    assert set(content["sam3d"]) == {"version", "method", "encoder", "pretrained", "mirror_axes", "decisions"}
     assert all(decision["reason"] and decision["source"] for decision in content["sam3d"]["decisions"])
 
 
