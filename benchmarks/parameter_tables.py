@@ -5,6 +5,8 @@
 Networks are built without memory for their weights: ViT-B, one channel, two classes, crops of 128 voxels a side.
 """
 
+from measuring import as_markdown
+
 from sam3dnet.cli.parameter_table import parameter_report
 from sam3dnet.network.tuning import TUNINGS
 from sam3dnet.planning.methods import MethodChoice
@@ -55,12 +57,6 @@ def tuning_rows() -> list[list[str]]:
         ours = report["image encoder as the literature counts"]
         rows.append([name, tuning.source, f"{ours:,}", f"{published:.2f} M" if published else "-"])
     return rows
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    """Format rows, the first of them the header."""
-    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 if __name__ == "__main__":
