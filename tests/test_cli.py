@@ -170,7 +170,7 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(run, "train_fold", recorder := Recorder())
     line = "501 fold3 --root r --configuration 3d_lowres --epochs 7 --minutes 0.5 --iterations-per-epoch 11 --continue"
-    more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb"
+    more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb -p Other"
     assert train.main([*line.split(), *more.split()]) == 0
     assert folders.activate_folders.calls == [((Path("r"),), {})]
     assert recorder.calls == [
@@ -178,6 +178,7 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
             ("Dataset501_X", 3, places),
             {
                 "configuration": "3d_lowres",
+                "plans_name": "Other",
                 "epochs": 7,
                 "minutes": 0.5,
                 "iterations_per_epoch": 11,
@@ -195,12 +196,14 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
 
 def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.inference import models, predictor
+    from sam3dnet.inference.text import TextQuestion
 
     monkeypatch.setattr(models, "find_model", find := Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
-    assert predict.main([*line.split(), "--checkpoint", "checkpoint_best.pth", "--workers", "0"]) == 0
-    assert find.calls == [((places.results, "501"), {"configuration": "3d_lowres"})]
+    more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json -p Other --text liver --clip-weights c.pt"
+    assert predict.main([*line.split(), *more.split()]) == 0
+    assert find.calls == [((places.results, "501"), {"plans_name": "Other", "configuration": "3d_lowres"})]
     assert recorder.calls == [
         (
             (Path("in"), Path("out"), Path("model")),
@@ -211,6 +214,8 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
                 "mirror": False,
                 "checkpoint": "checkpoint_best.pth",
                 "num_processes": 0,
+                "prompts": Path("p.json"),
+                "question": TextQuestion("liver", "c.pt"),
             },
         )
     ]
@@ -258,7 +263,11 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
 def test_options_of_planning_reach_its_steps(
     places: Any, planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from sam3dnet.planning.methods import MethodChoice
+
     line = "-d 501 502 -gpu_memory_target 7.5 --encoder vit_b --sam-checkpoint w.pth --num-processes 0 --device cpu"
+    choice = MethodChoice("3dsam-adapter", "as-published", "lora", prompts=False)
+    line += " --method 3dsam-adapter --fidelity as-published --tuning lora --no-prompts"
     assert plan_and_preprocess.main(line.split()) == 0
     names = ["Dataset501_X", "Dataset502_X"]
     assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 0) for name in names]
@@ -266,6 +275,7 @@ def test_options_of_planning_reach_its_steps(
         assert args == (name,)
         assert callable(options.pop("cost"))
         assert options == {
+            "choice": choice,
             "folders": places,
             "gpu_memory_target_gb": 7.5,
             "encoder": "vit_b",
@@ -273,7 +283,8 @@ def test_options_of_planning_reach_its_steps(
             "device": "cpu",
             "num_processes": 0,
         }
-    assert planning["preprocess_dataset"].calls == [((name, places), {"num_processes": 0}) for name in names]
+    preprocessed = [((name, places, choice.plans_name), {"num_processes": 0}) for name in names]
+    assert planning["preprocess_dataset"].calls == preprocessed
     assert planning["find_sam_weights"].calls == [(("vit_b", Path("w.pth")), {"download": False})]
     assert capsys.readouterr().out.count("the table\n") == 2
 
