@@ -107,6 +107,11 @@ def score(predictions: Path, labels: Path, names: Sequence[str], num_processes: 
     }
 
 
+def scoring_processes() -> int:
+    """Give one process a core for scoring; none beside this one on a single core."""
+    return cores() if cores() > 1 else 0
+
+
 def measure(
     model_folder: Path, preprocessed: Path, labels: Path, fold: str, device: str, timed_cases: int
 ) -> dict[str, Any]:
@@ -120,7 +125,7 @@ def measure(
     seconds = time_sliding_windows(network, checkpoint, nnunet, preprocessed, names[:timed_cases], device)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     predictions = model_folder / f"fold_{fold}" / "validation"
-    return score(predictions, labels, names, cores()) | {
+    return score(predictions, labels, names, scoring_processes()) | {
         "parameters": sum(p.numel() for p in parameters),
         "tuned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
         "patch_size": [int(n) for n in nnunet["configuration"].patch_size],

@@ -5,8 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sam3dnet.comparison.measure import score, validation_names
-from sam3dnet.comparison.stages import cores
+from sam3dnet.comparison.measure import score, scoring_processes, validation_names
 from sam3dnet.preprocessing.folders import write_json
 
 ENCODER = "vit_b"
@@ -42,6 +41,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     seconds = (time.perf_counter() - start) / len(cases)
     parameters = sum(p.numel() for p in predictor.model.parameters())
-    scores = score(a.output, a.raw / "labelsTr", names, cores())
+    scores = score(a.output, a.raw / "labelsTr", names, scoring_processes())
     write_json(a.json, {**scores, "parameters": parameters, "seconds_per_case": seconds, "points": a.points})
     return 0
