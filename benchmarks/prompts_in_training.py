@@ -94,9 +94,8 @@ def main() -> None:
     print("| | mean Dice | per class | iterations | CPU s |\n| --- | --- | --- | --- | --- |")
     for row in rows:
         classes = ", ".join(f"{value:.4f}" for value in row["dice"].values())
-        print(
-            f"| {row['variant']} | {row['mean_dice']:.4f} | {classes} | {row['iterations']} | {row['cpu_seconds']:.0f} |"
-        )
+        cells = (row["variant"], f"{row['mean_dice']:.4f}", classes, row["iterations"], f"{row['cpu_seconds']:.0f}")
+        print(f"| {' | '.join(map(str, cells))} |")
     print(f"\nwith minus without: {difference:+.4f}", flush=True)
 
 
