@@ -306,3 +306,23 @@ def test_plot_shows_every_class_metric_and_protocol(
     assert lines[("NSD", CROP)].get_ydata() == pytest.approx([0, 1, 1])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["organ (2 cases)", "lesion (1 cases)"]
     assert math.isclose(figure.axes[0].get_ylim()[0], 0)
+
+
+def test_a_session_of_a_model_is_clicked(tmp_path: Path) -> None:
+    """With the session itself: a network that takes for the class what looks like the clicked voxel."""
+    from fake_prompts import make_promptable_model
+
+    labels = np.zeros((8, 12, 10), np.uint8)
+    labels[2:6, 3:9, 2:7] = 1
+    image = np.where(labels > 0, 3.0, -1.0) + np.random.default_rng(0).normal(0, 0.05, labels.shape)
+    for folder, name, voxels in (("images", "a_0000", image.astype(np.float32)), ("labels", "a", labels)):
+        (tmp_path / folder).mkdir()
+        write_volume(voxels, tmp_path / folder / f"{name}.nii.gz", SPACING_MM)
+    make_promptable_model(tmp_path / "results")
+    folders = Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "results")
+    study = study_clicks((0, 1, 3), folders, images=tmp_path / "images", labels=tmp_path / "labels", device="cpu")
+    assert study.failed == {}
+    assert study.absent == {"lesion": 1}
+    (none,), (one,) = (study.values("organ", WHOLE, clicks, "dice") for clicks in (0, 1))
+    assert one > none
+    assert len(study.values("organ", CROP, 3, "nsd")) == 1
