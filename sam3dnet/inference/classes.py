@@ -28,6 +28,8 @@ class PromptClass:
 
     def mask(self, label_map_ZYX: np.ndarray) -> Mask:
         """Return where a label map has the class."""
+        if len(self.members) == 1:
+            return np.asarray(label_map_ZYX == self.members[0])
         return np.asarray(np.isin(label_map_ZYX, self.members))
 
 

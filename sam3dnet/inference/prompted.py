@@ -7,7 +7,7 @@ Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of th
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -38,6 +38,22 @@ class Promptable(Protocol):
 
     def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Return what the prompts add to the margin."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Automatic:
+    """What is known of a class in a window without prompts.
+
+    Attributes:
+        margin_Qzyx: Logit of the class against all others, on the device of the network.
+        lead_zyx: Logit of the class minus the highest other; the class is where it is above 0.
+    """
+
+    margin_Qzyx: Tensor
+    lead_zyx: Floats
+
+    def nbytes(self) -> int:
+        return int(self.margin_Qzyx.nbytes + self.lead_zyx.nbytes)
 
 
 class PromptedVolume:
@@ -117,24 +133,26 @@ class PromptedVolume:
         Returns:
             The correction, and by how much the class leads all others before it.
         """
-        corner = self._grid.corner(index)
-        z, y, x = (slice(start, start + size) for start, size in zip(corner, self._grid.patch_size, strict=True))
-        logits_Kzyx = self._logits[:, z, y, x].to(self._device).float()
-        lead = self._lead(logits_Kzyx, class_index).cpu().numpy()
-        inside = prompts_in_window(prompts, corner, self._grid.patch_size)
+        automatic = self._cache.get(("automatic", class_index, index), partial(self._automatic, index, class_index))
+        inside = prompts_in_window(prompts, self._grid.corner(index), self._grid.patch_size)
         if so_far is not None:
+            lead = automatic.lead_zyx
             inside = self._continued(inside, so_far.mask_in(index, lead), lead > 0)
         batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
-        margin_Qzyx = class_margin(logits_Kzyx[None], batch.class_Q, self._regions)
         total: Tensor | None = None
         with autocast_on(self._device):
             for fold, network in enumerate(self._networks):
-                compute = partial(self._features, network, self._image[:, z, y, x])
-                features = self._cache.get((fold, index), compute)
-                correction = network.prompted(features, batch, margin_Qzyx)[0].float()
+                features = self._cache.get((fold, index), partial(self._features, network, index))
+                correction = network.prompted(features, batch, automatic.margin_Qzyx)[0].float()
                 total = correction if total is None else total + correction
         assert total is not None
-        return (total / len(self._networks)).cpu().numpy(), lead
+        return (total / len(self._networks)).cpu().numpy(), automatic.lead_zyx
+
+    def _automatic(self, index: Voxel, class_index: int) -> _Automatic:
+        logits_Kzyx = self._logits[(slice(None), *self._grid.box(index))].to(self._device).float()
+        class_Q = torch.tensor([class_index], device=self._device)
+        margin_Qzyx = class_margin(logits_Kzyx[None], class_Q, self._regions)
+        return _Automatic(margin_Qzyx, self._lead(logits_Kzyx, class_index).cpu().numpy())
 
     def _continued(self, inside: ClassPrompts, so_far_zyx: Mask, automatic_zyx: Mask) -> ClassPrompts:
         """Tell a window what the windows before it changed: by a click where they did, and by their mask.
@@ -151,9 +169,10 @@ class PromptedVolume:
         mask = so_far_zyx if added.any() else inside.mask
         return ClassPrompts((*clicks, *inside.points), inside.boxes, mask)
 
-    def _features(self, network: Promptable, window_Czyx: Tensor) -> ImageFeatures:
+    def _features(self, network: Promptable, index: Voxel) -> ImageFeatures:
         """Compute what prompts are answered from; on a card it comes in half precision."""
-        return replace(network.features(window_Czyx[None].to(self._device)), logits=())
+        window_Czyx = self._image[(slice(None), *self._grid.box(index))].to(self._device)
+        return replace(network.features(window_Czyx[None]), logits=())
 
     def _lead(self, logits_Kzyx: Tensor, class_index: int) -> Tensor:
         """Return by how much a class leads; it is there where that is above 0."""

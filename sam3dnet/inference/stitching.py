@@ -168,9 +168,7 @@ class Stitching:
         return np.asarray(along[0][:, None, None] * along[1][:, None] * along[2])
 
     def _box(self, index: Voxel) -> Slices:
-        corner = self._grid.corner(index)
-        sides = zip(corner, self._grid.patch_size, strict=True)
-        return _shifted([slice(first, first + size) for first, size in sides], self._low)
+        return _shifted(self._grid.box(index), self._low)
 
     def _face(self, index: Voxel, axis: int, direction: int) -> Slices:
         """Give the part of a window's box in which its correction fades towards a neighbour."""

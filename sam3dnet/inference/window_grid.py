@@ -45,6 +45,11 @@ class WindowGrid:
         z, y, x = (axis[number] for axis, number in zip(self.starts, index, strict=True))
         return z, y, x
 
+    def box(self, index: Voxel) -> tuple[slice, slice, slice]:
+        """Give a window as slices."""
+        z, y, x = (slice(first, first + size) for first, size in zip(self.corner(index), self.patch_size, strict=True))
+        return z, y, x
+
     def neighbours(self, index: Voxel) -> Iterator[tuple[int, int, Voxel]]:
         """Yield axis, direction (-1 or 1) and index of every window that shares a direction with this one."""
         for axis, direction in product(range(3), (-1, 1)):
