@@ -1,0 +1,125 @@
+"""Time the prompts of a session: the first click on an image, which computes features, and further ones.
+
+    python benchmarks/prompt_latency.py --json OUT
+    python benchmarks/prompt_latency.py --model MODEL_FOLDER --json OUT
+
+Without a model its weights are random and its window is the whole crop: that tells the time, not the mask. An image of
+noise is set, which segments it automatically, then clicked at seeded places; the features of an image that was set
+before are forgotten.
+"""
+
+import argparse
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread, time_once
+from networks import own_arguments
+
+from sam3dnet.inference.session import PromptSession
+
+SPACING_MM = (1.0, 1.0, 1.0)
+LABELS = {"background": 0, "organ": 1, "tumour": 2}
+SEED = 0
+
+
+def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) -> Path:
+    """Write a model folder with random weights that answers prompts, as planning and training leave it."""
+    from sam3dnet.network.build import SAM3D
+
+    arguments = own_arguments(patch, token_stride, encoder, pretrained=False) | {"prompts": True}
+    (folder / "fold_0").mkdir(parents=True)
+    network = SAM3D(1, len(LABELS), **arguments)
+    checkpoint = {
+        "network_weights": network.state_dict(),
+        "init_args": {"configuration": "3d_fullres"},
+        "trainer_name": "nnUNetTrainerSAM3D",
+        "inference_allowed_mirroring_axes": (),
+    }
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
+    dataset = {"channel_names": {"0": "MRI"}, "labels": LABELS, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(dataset))
+    (folder / "plans.json").write_text(json.dumps(make_plans(patch, arguments)))
+    return folder
+
+
+def make_plans(patch: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give the part of a plan that prediction reads."""
+    configuration: dict[str, Any] = {
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": patch,
+        "spacing": list(SPACING_MM),
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [False],
+        "architecture": {
+            "network_class_name": "sam3dnet.network.build.SAM3D",
+            "arch_kwargs": arguments,
+            "_kw_requires_import": [],
+        },
+    }
+    for role in ("data", "seg", "probabilities"):
+        configuration[f"resampling_fn_{role}"] = "resample_torch_fornnunet"
+        configuration[f"resampling_fn_{role}_kwargs"] = {"is_seg": role == "seg", "force_separate_z": None}
+    return {
+        "dataset_name": "Dataset999_Noise",
+        "plans_name": "SAM3DPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {"0": dict.fromkeys(("mean", "std"), 1.0)},
+        "configurations": {"3d_fullres": configuration},
+    }
+
+
+def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[dict[str, Any]]:
+    """Set an image and click it, as often as asked for; give a row for each kind of step."""
+    session = PromptSession(model, device=device)
+    plans = json.loads((model / "plans.json").read_text())
+    spacing_mm = np.take(plans["configurations"]["3d_fullres"]["spacing"], plans["transpose_backward"])
+    channels = len(json.loads((model / "dataset.json").read_text())["channel_names"])
+    rng = np.random.default_rng(SEED)
+    image = rng.normal(size=(channels, *a.shape)).astype(np.float32)
+    seconds: dict[str, list[float]] = {"set image": [], "first click": [], "further click": []}
+    for repetition in range(a.repetitions + 1):
+        times = {"set image": [time_once(lambda: session.set_image(image, spacing_mm.tolist()), device)]}
+        # in the middle, so that a model with small windows looks at the same ones
+        places = rng.normal(np.array(a.shape[::-1]) / 2, 2, (1 + a.further, 3)).round()
+        clicks = [
+            time_once(partial(session.click, tuple(place), class_name=session.class_names[-1]), device)
+            for place in places.tolist()
+        ]
+        times |= {"first click": clicks[:1], "further click": clicks[1:]}
+        for step, measured in times.items():
+            seconds[step] += measured if repetition else []  # the first round warms up
+    return [{"step": step, **spread(measured)} for step, measured in seconds.items()]
+
+
+def main() -> None:
+    """Parse, measure, print, write JSON."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--model", type=Path, help="model folder of nnUNet_results (default: random weights)")
+    parser.add_argument("--shape", type=int, nargs=3, default=[128, 128, 128], help="of the image (Z, Y, X)")
+    parser.add_argument("--encoder", default="small", help="of the random weights (default %(default)s)")
+    parser.add_argument("--token-stride", type=int, default=8, help="of the random weights (default %(default)s)")
+    parser.add_argument("--further", type=int, default=5, help="further clicks a round (default %(default)s)")
+    a = parser.parse_args()
+    device = begin(a)
+    with tempfile.TemporaryDirectory() as name:
+        model = a.model or make_model(Path(name) / "model", a.shape, a.encoder, a.token_stride)
+        rows = measure(a, device, model)
+    first = rows[1]["median_s"]
+    header = ("step", "seconds, median (quartiles)", "share of the first click")
+    print(
+        as_markdown([header, *((row["step"], shown_seconds(row), shown_ratio(first, row["median_s"])) for row in rows)])
+    )
+    finish(a, "prompt_latency", rows)
+
+
+if __name__ == "__main__":
+    main()
