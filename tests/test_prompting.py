@@ -6,7 +6,13 @@ import torch
 
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.training import prompting
-from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, prompted_dice
+from sam3dnet.training.prompting import (
+    Classes,
+    PromptAnswer,
+    TrainingPrompter,
+    dice_of_counts,
+    prompted_counts,
+)
 
 SHAPE = (6, 14, 12)
 LABELS = Classes((1, 2), False, None, (3.0, 0.7, 1.1), (2, 4, 4))
@@ -147,8 +153,8 @@ def test_the_dice_with_prompts_is_counted_per_class_over_all_patches():
     valid = torch.ones_like(truth, dtype=torch.bool)
     right = PromptAnswer((truth == 1) * 2.0 - 1, truth == 1, valid, torch.tensor([1]))
     nothing = PromptAnswer(torch.full_like(truth, -1.0), truth == 1, valid, torch.tensor([1]))
-    assert prompted_dice([right], (1, 2)) == [1.0, 0.0]
-    assert prompted_dice([right, nothing], (1, 2)) == [pytest.approx(2 / 3), 0.0]
+    assert dice_of_counts(prompted_counts([right], (1, 2))) == [1.0, 0.0]
+    assert dice_of_counts(prompted_counts([right, nothing], (1, 2))) == [pytest.approx(2 / 3), 0.0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -21,8 +21,8 @@ def test_epochs_are_counted():
     budget = Budget(4)
     budget.start()
     assert budget.fraction(1.5) == 0.375
-    assert not budget.finished(3.99)
-    assert budget.finished(4)
+    assert budget.fraction(3.99) < 1
+    assert budget.fraction(4) == budget.fraction(5) == 1
 
 
 def test_the_clock_wins_over_epochs_and_remembers_earlier_sessions():
@@ -32,7 +32,7 @@ def test_the_clock_wins_over_epochs_and_remembers_earlier_sessions():
     budget.start()
     assert budget.fraction(epochs_done=99) == 0.75
     assert budget.seconds_left(0) == 30.0
-    assert budget.finished(0)
+    assert budget.fraction(0) == 1
 
 
 def test_time_left_follows_the_epochs():

@@ -16,12 +16,15 @@ class EpochProgress:
         epoch: Number of the epoch, from 0.
         iterations: Iterations in it.
         stream: Where the bar goes, standard error if None.
+        show: False shows nothing.
     """
 
-    def __init__(self, epoch: int, iterations: int, stream: TextIO | None = None):
+    def __init__(self, epoch: int, iterations: int, stream: TextIO | None = None, show: bool = True):
         # Printed and not logged: stock nnU-Net's commands, which use our trainer too, show what is printed.
         say = partial(print, flush=True)
-        self._progress = Progress(iterations, f"epoch {epoch}", "iterations", say=say, leave=False, stream=stream)
+        self._progress = Progress(
+            iterations, f"epoch {epoch}", "iterations", say=say, leave=False, stream=stream, show=show
+        )
         self._started = time.monotonic()
         self._done = 0
 

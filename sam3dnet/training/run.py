@@ -37,6 +37,8 @@ def train_fold(
 ) -> Path:
     """Train a fold of a planned and preprocessed dataset, then validate it with sliding windows.
 
+    Started by torchrun, all of its processes share the plan's batch.
+
     Args:
         dataset_name: Full name, such as Dataset501_Hippocampus.
         fold: Number of the fold, or "all" to train on every case.
@@ -72,28 +74,29 @@ def train_fold(
     _share_cores(chosen.type, num_processes)
 
     from sam3dnet.training.checkpoint import continue_from_newest
+    from sam3dnet.training.distributed import is_first_process, joined_processes
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
-    if wandb:
-        enable_wandb()
-
     plans["continue_training"] = continue_training
-    trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, chosen)
-    trainer.num_epochs = epochs or trainer.num_epochs
-    trainer.minutes = minutes
-    trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
-    trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
-    trainer.sam_checkpoint = sam_checkpoint
-    output = Path(trainer.output_folder)
-    remove_partial_files(output)
-    if continue_training:
-        continue_from_newest(output, trainer.load_checkpoint)
-    if tensorboard:
-        board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
-        board.update_config({"plans": plans, "configuration": configuration, "fold": fold})
-        trainer.logger.loggers.append(board)
-    with _lost_processes_told():
+    with joined_processes(chosen) as place, _lost_processes_told():
+        if wandb and is_first_process():
+            enable_wandb()
+        trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, place)
+        trainer.num_epochs = epochs or trainer.num_epochs
+        trainer.minutes = minutes
+        trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
+        trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
+        trainer.sam_checkpoint = sam_checkpoint
+        output = Path(trainer.output_folder)
+        if is_first_process():
+            remove_partial_files(output)
+        if continue_training:
+            continue_from_newest(output, trainer.load_checkpoint)
+        if tensorboard and is_first_process():
+            board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
+            board.update_config({"plans": plans, "configuration": configuration, "fold": fold})
+            trainer.logger.loggers.append(board)
         trainer.run_training()
         if validate:
             trainer.perform_actual_validation()
@@ -182,7 +185,7 @@ def _share_cores(device: str, num_processes: int | None) -> None:
     """
     if num_processes is not None:
         os.environ.update(nnUNet_n_proc_DA=str(num_processes), nnUNet_def_n_proc=str(max(1, num_processes)))
-    cores = os.cpu_count() or 1
+    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, of this machine
     # On two cores a loader of its own takes from torch what it gives: 0.31 s a step, 0.26 s with the loader in turn.
     loaders = 0 if device == "cpu" and cores <= 2 else min(12, max(1, cores - 1))
     os.environ.setdefault("nnUNet_n_proc_DA", str(loaders))

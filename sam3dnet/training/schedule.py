@@ -60,10 +60,6 @@ class Budget:
         done = epochs_done / self.epochs if self.minutes is None else self.seconds() / (60 * self.minutes)
         return min(done, 1.0)
 
-    def finished(self, epochs_done: float) -> bool:
-        """Say whether the training is over."""
-        return self.fraction(epochs_done) >= 1.0
-
     def seconds_left(self, epochs_done: float) -> float | None:
         """Estimate the seconds left; None before anything is done."""
         if self.minutes is not None:

@@ -1,8 +1,9 @@
 """The trainer: nnU-Net's extension point, calling our network, schedule, checkpoints and progress."""
 
 import json
-import random
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from os.path import join
 from pathlib import Path
@@ -17,9 +18,26 @@ from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
+from sam3dnet.training.distributed import (
+    agreed,
+    are_joined,
+    check_batch_size,
+    first_process_first,
+    gathered,
+    share_of_batch,
+    wrapped,
+)
 from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
 from sam3dnet.training.progress import EpochProgress, format_seconds
-from sam3dnet.training.prompting import Classes, PromptAnswer, TrainingPrompter, make_classes, prompted_dice
+from sam3dnet.training.prompting import (
+    Classes,
+    PromptAnswer,
+    TrainingPrompter,
+    dice_of_counts,
+    make_classes,
+    prompted_counts,
+)
+from sam3dnet.training.random_state import random_state, restore_random_state
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
@@ -36,6 +54,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     """
 
     current_epoch: int
+    device: torch.device
+    is_ddp: bool
+    network: nn.Module
     _best_ema: float | None
 
     def __init__(
@@ -47,6 +68,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (the base class's signature, which it inspects)
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device = device if self.is_ddp else self.device  # nnU-Net takes it for granted that it is a card
         self.num_epochs = 300
         self.minutes: float | None = None
         self.sam_checkpoint: Path | None = None
@@ -65,7 +87,34 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def initialize(self) -> None:
         """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
-        super().initialize()
+        with self._distributed(False):  # nnU-Net would wrap the network for a card
+            super().initialize()
+            self._prepare_network()
+        if self.is_ddp:
+            self.network = wrapped(self.network, self.device)
+
+    @contextmanager
+    def _distributed(self, value: bool) -> Iterator[None]:
+        """Let the base class take it that there are several processes, or one."""
+        before, self.is_ddp = self.is_ddp, value
+        try:
+            yield
+        finally:
+            self.is_ddp = before
+
+    def _set_batch_size_and_oversample(self) -> None:
+        """Share the plan's batch among the processes, as nnU-Net does."""
+        check_batch_size(self.configuration_manager.batch_size)
+        with self._distributed(are_joined()):
+            super()._set_batch_size_and_oversample()
+
+    def _build_loss(self) -> nn.Module:
+        """Return nnU-Net's loss; Dice over a batch is over that of all processes."""
+        with self._distributed(are_joined()):
+            loss: nn.Module = super()._build_loss()
+        return loss
+
+    def _prepare_network(self) -> None:
         if self._arch_kwargs().get("prompts"):
             stride = self._arch_kwargs()["token_stride"]
             self._classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
@@ -74,7 +123,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             from sam3dnet.network.weights_file import require_sam_weights
 
             encoder = self._arch_kwargs()["encoder"]
-            path = require_sam_weights(encoder, self.sam_checkpoint)
+            with first_process_first():
+                path = require_sam_weights(encoder, self.sam_checkpoint)
             load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
 
@@ -93,8 +143,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         return Path(self.output_folder) / "training_log.jsonl"
 
     def _bare_network(self) -> nn.Module:
-        network = self.network.module if self.is_ddp else self.network
-        return getattr(network, "_orig_mod", network)
+        network = self.network.get_submodule("module") if self.is_ddp else self.network
+        bare: nn.Module = getattr(network, "_orig_mod", network)
+        return bare
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, None]:
         """Return AdamW; the learning rate is set before every step, so there is no scheduler."""
@@ -107,7 +158,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Train until the budget is spent."""
         self.on_train_start()
         for _ in count():
-            if self.budget.finished(self.current_epoch):
+            if self._fraction_done(self.current_epoch) >= 1:
                 break
             self.on_epoch_start()
             self._train_epoch()
@@ -115,12 +166,18 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.on_epoch_end()
         self.on_train_end()
 
+    def _fraction_done(self, epochs_done: float) -> float:
+        """Return the part of the training that is done; by the clock it is the first process's for all."""
+        fraction = self.budget.fraction(epochs_done)
+        return agreed(fraction, self.device) if self.is_ddp and self.minutes is not None else fraction
+
     def on_train_start(self) -> None:
         """Start the clock and restore the state of a continued training."""
         super().on_train_start()
         self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
-        keep_epochs_before(self.current_epoch, self._epoch_log)
-        if self._resume is not None:
+        if not self.local_rank:
+            keep_epochs_before(self.current_epoch, self._epoch_log)
+        if self._resume is not None and not self.local_rank:  # other processes must not draw the same as the first
             restore_random_state(self._resume["random_state"])
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
@@ -129,13 +186,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def _train_epoch(self) -> None:
         self.on_train_epoch_start()
-        progress = EpochProgress(self.current_epoch, self.num_iterations_per_epoch)
+        progress = EpochProgress(self.current_epoch, self.num_iterations_per_epoch, show=not self.local_rank)
         outputs: list[dict] = []
         for iteration in range(self.num_iterations_per_epoch):
             done = self.current_epoch + iteration / self.num_iterations_per_epoch
-            if outputs and self.budget.finished(done):
+            fraction = self._fraction_done(done)
+            if outputs and fraction >= 1:
                 break
-            set_learning_rate(self.optimizer, learning_rate_factor(self.budget.fraction(done)))
+            set_learning_rate(self.optimizer, learning_rate_factor(fraction))
             outputs.append(self.train_step(next(self.dataloader_train)))
             progress.update(float(outputs[-1]["loss"]), self.budget.seconds_left(done))
         progress.close()
@@ -152,7 +210,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                     answers.append(self._answer_prompts(batch, iteration))
             self.on_validation_epoch_end(outputs)
         if self._classes is not None:
-            self._prompted_dice = prompted_dice(answers, self._classes.indices)
+            counts = gathered(prompted_counts(answers, self._classes.indices))
+            self._prompted_dice = dice_of_counts(np.sum(counts, 0))
 
     def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
         """Ask for prompts that are the same in every epoch, as far as the patches are."""
@@ -170,7 +229,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
         self.network.train()
-        factor = learning_rate_factor(self.budget.fraction(self.current_epoch))
+        factor = learning_rate_factor(self._fraction_done(self.current_epoch))
         set_learning_rate(self.optimizer, factor)
         self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
 
@@ -186,7 +245,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
                 "look at these images, or lower the learning rate"
             )
-        self.grad_scaler.scale(loss).backward()
+        share = share_of_batch(self.batch_size, self.configuration_manager.batch_size)
+        self.grad_scaler.scale(loss * share).backward()
         self.grad_scaler.unscale_(self.optimizer)
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
         self.grad_scaler.step(self.optimizer)
@@ -321,23 +381,3 @@ def keep_epochs_before(epoch: int, log: Path) -> None:
     kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
     with whole_or_nothing(log) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in kept))
-
-
-def random_state() -> dict[str, Any]:
-    """Return the state of the random generators of Python, numpy and torch as plain values and tensors."""
-    version, keys, position = random.getstate()
-    kind, words, *rest = np.random.get_state()  # the loaders of nnU-Net draw from numpy's global generator
-    return {
-        "python": [version, list(keys), position],
-        "numpy": [kind, [int(word) for word in words], *rest],
-        "torch": torch.get_rng_state(),
-    }
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Set the random generators to a state that random_state returned."""
-    version, keys, position = state["python"]
-    random.setstate((version, tuple(keys), position))
-    kind, words, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(words, np.uint32), *rest))
-    torch.set_rng_state(state["torch"].cpu())

@@ -1,0 +1,66 @@
+"""Training in several processes: torchrun with gloo on this machine."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_trainer import prepare
+
+from sam3dnet.errors import PlanError
+from sam3dnet.training import distributed
+from sam3dnet.training.distributed import agreed, check_batch_size, gathered, joined_processes, share_of_batch
+
+SCRIPT = Path(__file__).with_name("distributed_steps.py")
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+def test_alone_nothing_changes(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    with joined_processes(torch.device("cpu")) as device:
+        assert device == torch.device("cpu")
+        assert not distributed.are_joined() and distributed.is_first_process()
+    assert gathered("x") == ["x"]
+    assert share_of_batch(2, 2) == 1.0
+    check_batch_size(1)
+
+
+def test_devices_that_cannot_work_together_are_refused(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "one")
+    with pytest.raises(PlanError, match="train together on cpu or cuda"), joined_processes(torch.device("mps")):
+        pass
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_group_of_one_agrees_with_itself(group_of_one):
+    assert agreed(0.1, torch.device("cpu")) == 0.1
+    assert gathered([1]) == [[1]]
+
+
+def test_every_image_counts_the_same(group_of_one, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert share_of_batch(2, 3) + share_of_batch(1, 3) == pytest.approx(2)
+    assert share_of_batch(2, 3) == pytest.approx(2 * share_of_batch(1, 3))
+    with pytest.raises(PlanError, match="2 processes for a batch of 1"):
+        check_batch_size(1)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tiny_dataset, tmp_path):
+    prepare(tiny_dataset)
+    environment = {**os.environ, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    for name, command in (("one", [sys.executable]), ("two", TORCHRUN)):
+        line = [*command, str(SCRIPT), tiny_dataset, str(tmp_path / name)]
+        run = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=3000)
+        assert run.returncode == 0, run.stderr[-4000:]
+    one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
