@@ -5,13 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and process groups")
 
-SECONDS_TO_GIVE_UP_AFTER = 300
+SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
 HEADER = """
 import sys, time
 from pathlib import Path
@@ -57,31 +59,35 @@ def group_is_empty(group: int) -> bool:
     return False
 
 
-def interrupt(process: subprocess.Popen, to_whole_group: bool) -> str:
-    """Press Ctrl-C in a terminal (all processes of the group), or send the signal to one process; give its messages."""
-    try:
-        (os.killpg if to_whole_group else os.kill)(process.pid, signal.SIGINT)
-        messages = process.communicate(timeout=SECONDS_TO_GIVE_UP_AFTER)[1]
-        wait_for(lambda: group_is_empty(process.pid))
-        return messages
-    finally:
-        if not group_is_empty(process.pid):
-            os.killpg(process.pid, signal.SIGKILL)
-
-
-def start(*line: object, **options) -> subprocess.Popen:
-    return subprocess.Popen(
+@contextmanager
+def started(*line: object, **options) -> Iterator[subprocess.Popen]:
+    """Start Python in a process group of its own, as a terminal does; nothing of it is left in the end."""
+    process = subprocess.Popen(
         [sys.executable, *map(str, line)], stderr=subprocess.PIPE, text=True, start_new_session=True, **options
     )
+    with process:
+        try:
+            yield process
+        finally:
+            if not group_is_empty(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def interrupt(process: subprocess.Popen, to_whole_group: bool) -> str:
+    """Press Ctrl-C in a terminal (all processes of the group), or send the signal to one process; give its messages."""
+    (os.killpg if to_whole_group else os.kill)(process.pid, signal.SIGINT)
+    messages = process.communicate(timeout=SECONDS_TO_GIVE_UP_AFTER)[1]
+    wait_for(lambda: group_is_empty(process.pid))
+    return messages
 
 
 @pytest.mark.parametrize("to_whole_group", [True, False])
 @pytest.mark.parametrize("work", [IN_PROCESSES, IN_THREADS], ids=["processes", "threads"])
 def test_a_command_ends_and_leaves_no_process(tmp_path: Path, work: str, to_whole_group: bool) -> None:
     (tmp_path / "work.py").write_text(HEADER + work + FOOTER)
-    process = start(tmp_path / "work.py")
-    wait_for(lambda: len(list(tmp_path.glob("started_*"))) == 2 or process.poll() is not None)
-    messages = interrupt(process, to_whole_group)
+    with started(tmp_path / "work.py") as process:
+        wait_for(lambda: len(list(tmp_path.glob("started_*"))) == 2 or process.poll() is not None)
+        messages = interrupt(process, to_whole_group)
     assert process.returncode == 130, messages
     assert messages == "sam3d_work: interrupted\n"
 
@@ -100,9 +106,10 @@ def test_a_training_ends_and_leaves_no_loader_and_a_whole_checkpoint(
     model = nnunet_root / "nnUNet_results" / tiny_dataset / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres"
     latest = model / "fold_3" / "checkpoint_latest.pth"
     latest.unlink(missing_ok=True)
-    process = start(*line.split(), "--epochs", 100_000, "--iterations-per-epoch", 2, stdout=subprocess.DEVNULL)
-    wait_for(lambda: latest.exists() or process.poll() is not None)
-    messages = interrupt(process, to_whole_group)
+    endless = ("--epochs", 100_000, "--iterations-per-epoch", 2)
+    with started(*line.split(), *endless, stdout=subprocess.DEVNULL) as process:
+        wait_for(lambda: latest.exists() or process.poll() is not None)
+        messages = interrupt(process, to_whole_group)
     assert process.returncode == 130, messages
     assert load_safely(latest)["current_epoch"] >= 1
 
