@@ -43,6 +43,14 @@ class Fit:
     arch_kwargs: dict[str, Any]
     step_bytes: int
 
+    def decisions(self) -> list[Decision]:
+        """Say what was decided."""
+        decided = [self.token_stride, self.strides, self.patch]
+        if self.arch_kwargs.get("checkpointing"):
+            reason = "activations are recomputed in the backward pass: no crop that is large enough fits without"
+            decided.append(Decision("checkpointing", True, reason, "sam3dnet"))
+        return decided
+
     @property
     def voxels(self) -> int:
         """Voxels of the crop."""
@@ -82,16 +90,34 @@ class CropFitter:
         self._measured: dict[str, int] = {}
 
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
-        """Find the finest affordable tokens, else the coarsest that fit; None if none do."""
+        """Find the finest affordable tokens, else the coarsest that fit; None if none do.
+
+        Activations are recomputed in the backward pass only where nothing is affordable without.
+        """
+        plain = self.find_with(grid, encoder)
+        can_recompute = self.budget.bytes is not None and not self.budget.is_time and encoder["encoder"] != "none"
+        if not can_recompute or (plain is not None and self.is_affordable(plain, grid)):
+            return plain
+        recomputing = self.find_with(grid, {**encoder, "checkpointing": True})
+        if plain is None or (recomputing is not None and self.is_affordable(recomputing, grid)):
+            return recomputing
+        return plain
+
+    def find_with(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
+        """Find the finest affordable tokens for an encoder as it is, else the coarsest that fit; None if none do."""
         found = None
         rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
         for finest in self.finest_strides or rule:
             token_stride = rules.choose_token_stride(finest, grid.spacing_mm, grid.median_shape)
             found = self.fit_to_memory(grid, token_stride, encoder) or found
-            need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
-            if found is not None and rules.is_affordable(found.patch.value, need, found.token_stride.value):
+            if found is not None and self.is_affordable(found, grid):
                 return found
         return found
+
+    def is_affordable(self, fit: Fit, grid: Grid) -> bool:
+        """Tell whether a fit's tokens may stay as fine as they are."""
+        need = rules.patch_need(grid.object_extent, grid.median_shape, fit.token_stride.value)
+        return rules.is_affordable(fit.patch.value, need, fit.token_stride.value)
 
     def fit_to_memory(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> Fit | None:
         """Find the largest crop whose step of the smallest batch fits the memory; None if one token does not."""
@@ -121,11 +147,10 @@ class CropFitter:
             grid.object_extent, grid.median_shape, grid.spacing_mm, token_stride.value, voxels
         )
         arch_kwargs = {
-            "encoder": encoder["encoder"],
+            **encoder,
             "patch_size": list(patch.value),
             "token_stride": list(token_stride.value),
             "strides": [list(stride) for stride in strides.value],
-            "pretrained": encoder["pretrained"],
             **self.network_options,
         }
         return Fit(patch, token_stride, strides, arch_kwargs, self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH))

@@ -125,7 +125,7 @@ class SAM3DPlanner(ExperimentPlanner):
         step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
         batch_dice = rules.choose_batch_dice(fit.patch.value, median_shape)
         memory = memory_decision(step_bytes)
-        self.record(data_identifier, [fit.token_stride, fit.strides, fit.patch, batch, batch_dice, memory])
+        self.record(data_identifier, [*fit.decisions(), batch, batch_dice, memory])
         schemes, use_mask_for_norm = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         data, data_options, labels, labels_options = self.determine_resampling()
         probabilities, probabilities_options = self.determine_segmentation_softmax_export_fn()

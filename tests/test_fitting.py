@@ -1,0 +1,63 @@
+"""Crops that fit the memory, and when activations are recomputed for it."""
+
+import math
+
+import pytest
+
+from sam3dnet.planning.fitting import CropFitter, Grid
+from sam3dnet.planning.rules import Budget
+
+GRID = Grid((1.0, 0.9, 0.8), (120, 140, 160), (60.0, 50.0, 40.0))
+ENCODER = {"encoder": "vit_b", "pretrained": True}
+FIXED, A_VOXEL = 10**8, 2000
+
+
+def cost(arch_kwargs, input_channels, output_channels, batch_size):
+    """Recomputing needs a quarter; finer tokens need more."""
+    share = 0.25 if arch_kwargs.get("checkpointing") else 1.0
+    voxels = batch_size * math.prod(arch_kwargs["patch_size"])
+    return FIXED + int(voxels * A_VOXEL * share * 8 / max(arch_kwargs["token_stride"]))
+
+
+def find(budget_bytes, *, encoder=ENCODER, is_time=False, strides=(4,), fixed=cost):
+    budget = Budget(160**3, 160**3, None, budget_bytes, is_time)
+    return CropFitter(fixed, budget, 1, 2, {}, strides).find(GRID, encoder)
+
+
+COVERING = 64 * 56 * 56 * 2 * 2 * A_VOXEL  # about what a batch of two crops that cover the objects needs
+
+
+def test_where_the_objects_fit_nothing_is_recomputed():
+    fit = find(FIXED + 2 * COVERING)
+    assert "checkpointing" not in fit.arch_kwargs
+    assert [decision.name for decision in fit.decisions()] == ["token_stride", "strides", "patch_size"]
+
+
+def test_where_they_fit_only_by_recomputing_it_is_done_and_said():
+    fit = find(FIXED + COVERING // 2)
+    assert fit.arch_kwargs["checkpointing"] is True
+    assert all(size >= extent for size, extent in zip(fit.patch.value, GRID.object_extent, strict=True))
+    assert fit.decisions()[-1].name == "checkpointing"
+    assert "no crop that is large enough fits without" in fit.decisions()[-1].reason
+
+
+def test_coarser_tokens_are_preferred_to_recomputing():
+    fit = find(FIXED + COVERING // 2, strides=(4, 16))
+    assert max(fit.token_stride.value) == 16
+    assert "checkpointing" not in fit.arch_kwargs
+
+
+def test_where_recomputing_does_not_help_it_is_not_done():
+    assert "checkpointing" not in find(FIXED + COVERING // 20).arch_kwargs
+
+
+def test_where_nothing_fits_without_it_is_done():
+    def dear(arch_kwargs, *others):
+        return cost(arch_kwargs, *others) + (0 if arch_kwargs.get("checkpointing") else 10**12)
+
+    assert find(FIXED + COVERING // 20, fixed=dear).arch_kwargs["checkpointing"] is True
+
+
+@pytest.mark.parametrize("options", [{"is_time": True}, {"encoder": {"encoder": "none", "pretrained": False}}])
+def test_neither_a_budget_of_time_nor_another_package_s_network_recomputes(options):
+    assert "checkpointing" not in find(FIXED + COVERING // 2, **options).arch_kwargs
