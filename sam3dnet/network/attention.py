@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.linear import Linear
+
 FitTable = Callable[[Tensor, int], Tensor]
 MASKED = -1e4  # finite, so that bf16 and fp16 stay free of NaN
 
@@ -76,8 +78,8 @@ class Attention3D(nn.Module):
         self.fit_table = fit_table
         self.qkv_adapter = qkv_adapter
         self.scale = (width // heads) ** -0.5
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
         depth, height, breadth = table_size
         self.rel_pos_d = nn.Parameter(torch.zeros(2 * depth - 1, width // heads))
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * height - 1, width // heads))

@@ -46,6 +46,8 @@ class SAM3D(SegmentationNetwork):
         checkpointing: Whether the blocks' activations are recomputed in the backward pass to save memory.
         prompts: Whether the network answers prompts, besides segmenting without one.
         tuning: How the image encoder is tuned where it holds SAM's weights.
+        half_frozen: Whether SAM's frozen linear layers are stored in bf16, which takes half of their memory and rounds
+            them.
 
     Raises:
         PlanError: If the encoder or the tuning is unknown or the strides do not multiply to the token stride.
@@ -67,6 +69,7 @@ class SAM3D(SegmentationNetwork):
         checkpointing: bool = False,
         prompts: bool = False,
         tuning: str = DEFAULT_TUNING,
+        half_frozen: bool = False,
     ):
         super().__init__()
         size = find_encoder_size(encoder)
@@ -87,7 +90,7 @@ class SAM3D(SegmentationNetwork):
         if pretrained:
             for parameter in self.detail_to_tokens.parameters():
                 nn.init.zeros_(parameter)
-        self.start_training_state()
+        self.start_training_state(half_frozen)
 
     @property
     def answers_prompts(self) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
 from sam3dnet.network.convolution import Conv3d, PointwiseConv
+from sam3dnet.network.linear import Linear
 from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.tuning import (
     AFTER_ATTENTION,
@@ -103,7 +104,7 @@ class TransformerBlock3D(nn.Module):
         self.attention_adapter = place(AFTER_ATTENTION) or nn.Identity()
         self.norm2 = nn.LayerNorm(size.width, eps=LAYER_NORM_EPS)
         self.mlp = nn.ModuleDict(
-            {"lin1": nn.Linear(size.width, 4 * size.width), "lin2": nn.Linear(4 * size.width, size.width)}
+            {"lin1": Linear(size.width, 4 * size.width), "lin2": Linear(4 * size.width, size.width)}
         )
         self.mlp_adapter = place(AFTER_MLP) or nn.Identity()
         self.exit_adapter = place(EXIT) or nn.Identity()

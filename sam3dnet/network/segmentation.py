@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import triple
 from sam3dnet.network.image_encoder import EncoderSize, ImageEncoder3D
+from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 
@@ -41,12 +42,18 @@ class SegmentationNetwork(nn.Module):
     decoder: nn.Module
     pretrained: bool
 
-    def start_training_state(self) -> None:
-        """Freeze what is not tuned, or start the encoder for training from scratch; order the memory."""
+    def start_training_state(self, half_frozen: bool = False) -> None:
+        """Freeze what is not tuned, or start the encoder for training from scratch; order the memory.
+
+        Args:
+            half_frozen: Whether frozen linear layers of the encoder are stored in bf16.
+        """
         if self.pretrained:
             trainable = set(self.trainable_names())
             for name, parameter in self.named_parameters():
                 parameter.requires_grad_(name in trainable)
+            if half_frozen:
+                store_frozen_in_half(self.image_encoder)
         else:
             start_from_scratch(self.image_encoder)
         for module in self.modules():  # channels-last, in which narrow convolutions are several times faster on a CPU
