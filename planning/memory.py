@@ -110,11 +110,11 @@ def run_step(
 def segmentation_loss(output: Tensor | Sequence[Tensor]) -> Tensor:
     """Add cross entropy and soft Dice of each output, as nnU-Net's loss does, against an empty target."""
     outputs = [output] if isinstance(output, Tensor) else list(output)
-    total = torch.zeros(())
+    total = torch.zeros((), device=outputs[0].device)
     for logits_BCZYX in outputs:
         logits = logits_BCZYX.float()
-        target = torch.zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long)
-        one_hot = torch.zeros(logits.shape, dtype=torch.bool)
+        target = logits.new_zeros((logits.shape[0], *logits.shape[2:]), dtype=torch.long)
+        one_hot = torch.zeros_like(logits, dtype=torch.bool)
         probabilities = functional.softmax(logits, 1)
         total = total + functional.cross_entropy(logits, target) + (probabilities * one_hot).mean()
     return total

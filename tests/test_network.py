@@ -185,7 +185,7 @@ def test_cost_grows_with_the_batch_and_needs_no_kernel():
 
 
 def test_the_cost_of_training_holds_the_prompts():
-    arch = {"encoder": "tiny", "patch_size": [8, 12, 16], "token_stride": [4, 4, 4], "strides": STRIDES[4, 4, 4]}
+    arch = {"encoder": "tiny", "patch_size": [16, 24, 32], "token_stride": [4, 4, 4], "strides": STRIDES[4, 4, 4]}
     without, with_prompts = (training_cost({**arch, "prompts": prompts}, 1, 3, 2) for prompts in (False, True))
     parameters = sum(p.numel() * 4 for p in make(prompts=True).prompt_decoder.parameters())
     assert with_prompts > without + 4 * parameters

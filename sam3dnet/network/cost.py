@@ -45,7 +45,7 @@ def training_cost(
 
 
 class _TrainedNetwork(nn.Module):
-    """The network as training runs it: with a prompt in half of the images, where it answers prompts."""
+    """The network as training runs it where it answers prompts: every second batch with a prompt in all images."""
 
     def __init__(self, network: nn.Module, prompts: bool):
         super().__init__()
@@ -56,13 +56,13 @@ class _TrainedNetwork(nn.Module):
         """Return all logits that a loss is taken of."""
         if not self.prompts:
             return self.network(x_BCzyx)
-        logits, margin_Qzyx = self.network(x_BCzyx, _ask_half)
+        logits, margin_Qzyx = self.network(x_BCzyx, _ask_all)
         return [*logits, torch.stack((torch.zeros_like(margin_Qzyx), margin_Qzyx), 1)]
 
 
-def _ask_half(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
+def _ask_all(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
     logits_BKzyx = features.logits[0].detach()
-    queries = (len(logits_BKzyx) + 1) // 2
+    queries = len(logits_BKzyx)
     batch = PromptBatch(
         samples=tuple(range(queries)),
         class_Q=torch.zeros(queries, dtype=torch.long),
@@ -73,5 +73,5 @@ def _ask_half(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
         mask_Qzyx=torch.zeros(queries, *logits_BKzyx.shape[2:]),
         has_mask_Q=torch.ones(queries, dtype=torch.bool),
     )
-    margin_Qzyx = class_margin(logits_BKzyx[:queries].float(), batch.class_Q, regions=False)
+    margin_Qzyx = class_margin(logits_BKzyx.float(), batch.class_Q, regions=False)
     return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)
