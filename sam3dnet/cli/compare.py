@@ -83,7 +83,8 @@ def compare(
         sam_checkpoint=sam_checkpoint and sam_checkpoint.resolve(),
         seed=seed,
     )
-    chosen = [*methods.split(","), *(["network"] if network and "network" not in methods.split(",") else [])]
+    names = [method.strip() for method in methods.split(",")]
+    chosen = [*names, *(["network"] if network and "network" not in names else [])]
     return compare_methods(chosen, settings, folders.raw / name, folds=folds or [0], network=network, show=print)
 
 
