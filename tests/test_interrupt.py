@@ -14,6 +14,8 @@ import pytest
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and process groups")
 
 SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
+# A shell calls both 130: Python ends itself by the signal if the exception came through code that C ran.
+ENDED_BY_CTRL_C = (130, -signal.SIGINT)
 HEADER = """
 import sys, time
 from pathlib import Path
@@ -88,7 +90,7 @@ def test_a_command_ends_and_leaves_no_process(tmp_path: Path, work: str, to_whol
     with started(tmp_path / "work.py") as process:
         wait_for(lambda: len(list(tmp_path.glob("started_*"))) == 2 or process.poll() is not None)
         messages = interrupt(process, to_whole_group)
-    assert process.returncode == 130, messages
+    assert process.returncode in ENDED_BY_CTRL_C, messages
     assert messages == "sam3d_work: interrupted\n"
 
 
@@ -110,7 +112,7 @@ def test_a_training_ends_and_leaves_no_loader_and_a_whole_checkpoint(
     with started(*line.split(), *endless, stdout=subprocess.DEVNULL) as process:
         wait_for(lambda: latest.exists() or process.poll() is not None)
         messages = interrupt(process, to_whole_group)
-    assert process.returncode == 130, messages
+    assert process.returncode in ENDED_BY_CTRL_C, messages
     assert load_safely(latest)["current_epoch"] >= 1
 
 

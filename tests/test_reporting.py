@@ -3,6 +3,7 @@
 import logging
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ def test_what_is_shown(option: str | None, shown: list[str], capsys: pytest.Capt
     assert output.err == "sam3d_work: one case failed\n"
 
 
+def test_a_library_that_sets_up_logging_shows_nothing_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(sys.stderr)])
+    run()
+    output = capsys.readouterr()
+    assert output.out.splitlines() == MESSAGES
+    assert output.err == "sam3d_work: one case failed\n"
+
+
 def test_quiet_and_verbose_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         run("--quiet", "--verbose")
@@ -107,9 +118,10 @@ def test_a_log_file_that_cannot_be_written_is_a_users_mistake(
 
 
 def test_nothing_is_left_behind_in_the_logger() -> None:
-    before = list(logging.getLogger("sam3dnet").handlers), logging.getLogger("sam3dnet").level
+    ours = logging.getLogger("sam3dnet")
+    before = list(ours.handlers), ours.level, ours.propagate
     run("--verbose")
-    assert (list(logging.getLogger("sam3dnet").handlers), logging.getLogger("sam3dnet").level) == before
+    assert (list(ours.handlers), ours.level, ours.propagate) == before
 
 
 def test_every_command_can_be_completed() -> None:
