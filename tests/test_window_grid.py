@@ -43,6 +43,18 @@ def test_windows_come_once_in_the_order_of_the_clicks(grid):
     assert [window[1] for window in first_windows(grid, ClassPrompts(points=points))] == [3, 0]
 
 
+def test_a_click_that_a_window_sees_well_needs_no_other(grid):
+    def windows_of(*rows):
+        return [window[1] for window in first_windows(grid, ClassPrompts(points=tuple(Point((0, y, 2)) for y in rows)))]
+
+    assert windows_of(8, 10) == [1]  # alone the second would take window 2
+    assert windows_of(10) == [2]
+    assert windows_of(8, 11) == [1, 2]  # at the edge of window 1
+    assert windows_of(0, 4) == [0]
+    with_box = ClassPrompts((Point((0, 10, 2)),), (Box((0, 6, 2), (0, 9, 2)),))
+    assert [window[1] for window in first_windows(grid, with_box)] == [1]
+
+
 def test_a_small_box_takes_one_window_and_a_large_one_all_it_needs(grid):
     small = ClassPrompts(boxes=(Box((0, 5, 1), (2, 10, 4)),))
     assert [window[1] for window in first_windows(grid, small)] == [1]

@@ -1,4 +1,4 @@
-"""Corrections of some windows become one correction without seams, which fades where no window was looked at.
+"""Corrections of some windows become one correction without seams, which fades towards what no window looked at.
 
 Coordinates are voxels (z, y, x) of the padded image, as in `window_grid`.
 """
@@ -17,8 +17,6 @@ from sam3dnet.preprocessing.geometry import Mask, Voxel
 
 Floats = npt.NDArray[np.float32]
 Slices = tuple[slice, slice, slice]
-
-FADING_SHARE = 1 / 8  # of a window, at each face beyond which no window was looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,6 @@ class Stitching:
     def __init__(self, grid: WindowGrid):
         self._grid = grid
         self._importance = importance(grid.patch_size, torch.device("cpu")).numpy()
-        self._fading = tuple(max(1, round(FADING_SHARE * size)) for size in grid.patch_size)
         self._indices: set[Voxel] = set()
         self._low: Voxel = (0, 0, 0)
         nothing: Floats = np.zeros((0, 0, 0), np.float32)
@@ -143,7 +140,7 @@ class Stitching:
 
     def _smooth(self, values: Floats, axis: int, values_axis: int) -> Floats:
         """Average along an axis; beyond the image all is as at its border, elsewhere nothing was looked at."""
-        reach = self._fading[axis]
+        reach = self._grid.edge[axis]
         size = values.shape[values_axis]
         first, stop = self._low[axis], self._low[axis] + size
         at_border = (first == 0, stop == self._grid.image_shape[axis])
@@ -157,7 +154,7 @@ class Stitching:
     def _ramp(self, index: Voxel) -> Floats:
         """Return what makes a window's weight fall at those faces that are not the border of the image."""
         along = []
-        for axis, (number, size, reach) in enumerate(zip(index, self._grid.patch_size, self._fading, strict=True)):
+        for axis, (number, size, reach) in enumerate(zip(index, self._grid.patch_size, self._grid.edge, strict=True)):
             from_face = (np.arange(size, dtype=np.float32) + 0.5) / reach
             ramp = np.ones(size, np.float32)
             if number > 0:
@@ -173,7 +170,7 @@ class Stitching:
     def _face(self, index: Voxel, axis: int, direction: int) -> Slices:
         """Give the part of a window's box in which its correction fades towards a neighbour."""
         box = list(self._box(index))
-        side, reach = box[axis], self._fading[axis]
+        side, reach = box[axis], self._grid.edge[axis]
         box[axis] = slice(side.start, side.start + reach) if direction < 0 else slice(side.stop - reach, side.stop)
         return box[0], box[1], box[2]
 

@@ -14,6 +14,8 @@ from sam3dnet.inference.windows import window_starts
 from sam3dnet.preprocessing.geometry import Mask, Voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, as_coordinates
 
+EDGE_SHARE = 1 / 8  # of a window
+
 
 @dataclass(frozen=True)
 class WindowGrid:
@@ -50,6 +52,22 @@ class WindowGrid:
         z, y, x = (slice(first, first + size) for first, size in zip(self.corner(index), self.patch_size, strict=True))
         return z, y, x
 
+    @property
+    def edge(self) -> Voxel:
+        """How many voxels at each face of a window, but at the border of the image, see too little around them."""
+        z, y, x = (max(1, round(EDGE_SHARE * size)) for size in self.patch_size)
+        return z, y, x
+
+    def sees_well(self, index: Voxel, at: Sequence[float]) -> bool:
+        """Tell whether a point lies in a window, and not at its edge."""
+        for axis, (number, size, edge) in enumerate(zip(index, self.patch_size, self.edge, strict=True)):
+            position = at[axis] - self.starts[axis][number]
+            first = -0.5 if number == 0 else edge - 0.5
+            stop = size - 0.5 if number + 1 == len(self.starts[axis]) else size - edge - 0.5
+            if not first <= position < stop:
+                return False
+        return True
+
     def neighbours(self, index: Voxel) -> Iterator[tuple[int, int, Voxel]]:
         """Yield axis, direction (-1 or 1) and index of every window that shares a direction with this one."""
         for axis, direction in product(range(3), (-1, 1)):
@@ -78,15 +96,17 @@ class WindowGrid:
 def first_windows(grid: WindowGrid, prompts: ClassPrompts) -> list[Voxel]:
     """List the windows with which an answer begins, each once, in the order of the prompts.
 
-    They are the windows whose centres are nearest to a click, to a box, or to the parts of a previous mask.
+    They are the windows whose centres are nearest to a box, to the parts of a previous mask, or to a click; of a click
+    that a window before sees well there is no need of another one.
     """
     windows: list[Voxel] = []
-    for point in prompts.points:
-        windows += _all_of(grid, point.at, point.at)
     for box in prompts.boxes:
         windows += _all_of(grid, box.low, box.high)
     if prompts.mask is not None and prompts.mask.any():
         windows += _windows_of_mask(grid, prompts.mask)
+    for point in prompts.points:
+        if not any(grid.sees_well(window, point.at) for window in windows):
+            windows += _all_of(grid, point.at, point.at)
     return list(dict.fromkeys(windows))
 
 
