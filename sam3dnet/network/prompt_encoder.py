@@ -7,6 +7,7 @@ z y x voxels of the window, D H W tokens of the image.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import pi
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,16 +80,23 @@ class PromptBatch:
             for column, box in enumerate(query.prompts.boxes):
                 corners[row, column] = box.low, box.high
                 has_box[row, column] = True
+        mask_Qzyx, has_mask_Q = _masks(queries, window_shape)
         return cls(
-            tuple(query.sample for query in queries),
-            torch.tensor([query.class_index for query in queries], dtype=torch.long),
-            *map(torch.from_numpy, (points, polarity, corners, has_box)),
-            *_masks(queries, window_shape),
+            samples=tuple(query.sample for query in queries),
+            class_Q=torch.tensor([query.class_index for query in queries], dtype=torch.long),
+            points_QP3=torch.from_numpy(points),
+            polarity_QP=torch.from_numpy(polarity),
+            corners_QR23=torch.from_numpy(corners),
+            has_box_QR=torch.from_numpy(has_box),
+            mask_Qzyx=mask_Qzyx,
+            has_mask_Q=has_mask_Q,
         )
 
     def to(self, device: torch.device) -> "PromptBatch":
         """Return the same queries on a device."""
-        values = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        values: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
         return replace(self, **values)
 
 
