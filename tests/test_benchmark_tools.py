@@ -1,0 +1,164 @@
+"""What the benchmarks measure with, that the variants they compare are equal, and the page made of their results."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import attention
+import make_results
+import measuring
+import memory_estimate
+import networks
+import patch_embedding
+import scaling
+from materialised_attention import MaterialisedAttention, materialise
+from measuring import Variant, compare, shown_ratio, traced_bytes, working_bytes
+
+from sam3dnet.network.attention import Attention3D, partition_windows
+
+CPU = torch.device("cpu")
+
+
+def test_all_variants_run_in_turn_after_a_warm_up():
+    calls = []
+    variants = {name: Variant(lambda name=name: calls.append(name), lambda: []) for name in "ab"}
+    rows = compare(variants, CPU, 3)
+    assert calls == ["a", "a", "b", "b", *("a", "b") * 3]
+    assert [row["variant"] for row in rows] == ["a", "b"]
+    assert all(len(row["seconds"]) == 3 for row in rows)
+    assert rows[0]["quartiles_s"][0] <= rows[0]["median_s"] <= rows[0]["quartiles_s"][1]
+
+
+def test_memory_is_what_lives_beside_what_is_held():
+    held = torch.zeros(1000)
+
+    def run():
+        first = held + 1
+        return (first * 2).sum()
+
+    variant = Variant(run, lambda: [held])
+    assert working_bytes(variant, CPU) == 2 * 4000 + 4
+    rows = compare({"x": variant}, CPU, 1)
+    assert rows[0]["peak_bytes"] == rows[0]["working_bytes"] + 4000
+
+
+def test_a_trace_counts_as_a_run_does():
+    def make():
+        return patch_embedding.make_variant(patch_embedding.make_pair(4, width=12)["resampled kernel"], 8, MODE, CPU)
+
+    variant = make()
+    variant.run()
+    real = working_bytes(variant, CPU) + sum(t.untyped_storage().nbytes() for t in variant.held())
+    assert traced_bytes(make) == pytest.approx(real, rel=0.01)
+
+
+MODE = patch_embedding.MODES[1]
+
+
+def test_both_patch_embeddings_give_the_same_tokens():
+    pair = patch_embedding.make_pair(4, width=12)
+    assert patch_embedding.largest_difference(pair, 8, CPU) < 1e-5
+    gradients = []
+    for module in pair.values():
+        torch.nn.init.zeros_(module.proj.bias)  # which one adds behind the depth kernel, the other before
+        module(torch.ones(1, 1, 8, 8, 8)).square().sum().backward()
+        gradients.append(next(p.grad.flatten() for n, p in module.named_parameters() if n.startswith("depth")))
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3)
+
+
+def test_a_materialised_bias_changes_no_result():
+    torch.manual_seed(0)
+    fused = Attention3D(12, 2, (2, 3, 4))
+    for table in (fused.rel_pos_d, fused.rel_pos_h, fused.rel_pos_w):
+        torch.nn.init.normal_(table)
+    naive = MaterialisedAttention(12, 2, (2, 3, 4))
+    naive.load_state_dict(fused.state_dict())
+    windows, padding, wrapped = partition_windows(torch.randn(2, 3, 5, 6, 12), (2, 3, 4), (1, 1, 2))
+    with torch.no_grad():
+        whole = padding.logical_not()  # what padding itself gets is never looked at
+        torch.testing.assert_close(
+            naive(windows, padding, wrapped).flatten(1, 3)[whole], fused(windows, padding, wrapped).flatten(1, 3)[whole]
+        )
+
+
+def test_materialising_reaches_every_attention_and_changes_no_weight():
+    network = networks.make_sam3d(2, (8, 8, 8), stride=4, encoder="tiny", pretrained=False)
+    before = network.state_dict().keys()
+    materialise(network)
+    kinds = {type(module) for module in network.modules() if isinstance(module, Attention3D)}
+    assert kinds == {MaterialisedAttention}
+    assert network.state_dict().keys() == before
+
+
+def test_a_step_leaves_no_gradient_and_moves_the_weights():
+    torch.manual_seed(0)
+    network = networks.make_sam3d(2, (8, 8, 8), stride=4, encoder="tiny", pretrained=True)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    variant = networks.make_variant(network, torch.randn(1, 1, 8, 8, 8), "step")
+    variant.run()
+    assert all(parameter.grad is None for parameter in network.parameters())
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and changed <= set(network.trainable_names())
+    assert len(variant.held()) > len(list(network.parameters()))  # the optimiser's state is among them
+
+
+def test_the_planner_s_estimate_is_that_of_a_real_step():
+    row = memory_estimate.measure(("tiny", False, (8, 12, 16), 4, 2, False, True), CPU)
+    assert 0.9 < row["ratio"] < 1.1
+
+
+def test_growth_is_the_slope_of_the_logarithms():
+    assert scaling.growth([1, 10, 100], [3, 30, 300]) == pytest.approx(1)
+    assert scaling.growth([1, 10, 100], [3, 300, 30000]) == pytest.approx(2)
+    assert scaling.growth([5, 5], [1, 2]) is None
+
+
+def test_ratios_of_what_is_missing_are_left_out():
+    assert shown_ratio(2.0, 8.0) == "4.00"
+    assert shown_ratio(None, 8.0) == shown_ratio(2.0, None) == "-"
+
+
+def attention_rows():
+    row = {"batch": 1, "side": 8, "mode": "forward", "largest_difference": 1e-7}
+    row |= {"median_s": 2.0, "quartiles_s": [1.0, 3.0], "working_bytes": 4 * measuring.MIB}
+    return [{**row, "variant": attention.NAIVE}, {**row, "variant": attention.FAST, "median_s": 1.0}]
+
+
+def test_the_page_keeps_what_was_written_by_hand(tmp_path, monkeypatch):
+    results, page = tmp_path / "attention.json", tmp_path / "RESULTS.md"
+    monkeypatch.setattr(sys, "argv", ["attention.py", "--json", str(results), "--windows", "1"])
+    arguments = argparse.Namespace(json=results, device="cpu", windows=[1], images=tmp_path / "images")
+    measuring.finish(arguments, "attention", attention_rows())
+    assert str(tmp_path) not in results.read_text()
+    page.write_text("# Results\n\nBy hand.\n")
+    for expected in ("| 2.00 |", "| 4.00 |"):
+        monkeypatch.setattr(sys, "argv", ["make_results.py", "--json", str(results), "--page", str(page)])
+        make_results.main()
+        text = page.read_text()
+        assert text.startswith("# Results\n\nBy hand.\n\n<!-- begin attention -->\n### Attention")
+        assert expected in text
+        assert text.count("<!-- begin attention -->") == 1
+        page.write_text(text + "\nAfterwards.\n")
+        changed = json.loads(results.read_text())
+        changed["rows"][1]["median_s"] = 0.5
+        results.write_text(json.dumps(changed))
+    assert text.rstrip().endswith("Afterwards.")
+    with pytest.raises(ValueError, match="only one of"):
+        make_results.replace_section("<!-- begin x -->", "x", "")
+
+
+def test_growth_and_steps_are_drawn(tmp_path):
+    rows = [
+        {"what": "voxels", "number": n, "variant": "step", "median_s": n / 7, "quartiles_s": [n / 8, n / 6]}
+        for n in (10, 100)
+    ]
+    results = {"benchmark": "scaling", "rows": [row | {"peak_bytes": 100 * row["number"]} for row in rows]}
+    (plot,) = make_results.draw(results, "scaling", tmp_path / "plots")
+    assert (tmp_path / plot).stat().st_size > 1000
+    assert "| 1.00 | 1.00 |" in scaling.table(results["rows"])
