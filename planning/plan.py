@@ -155,7 +155,7 @@ def read_configuration(configurations: Entry, name: str) -> Configuration:
     entry = Entry(configurations.path, f"configurations.{name}", inherit(configurations, name))
     architecture = entry.child("architecture")
     network = architecture.child("network_class_name")
-    network.expect(network.value in NETWORK_CLASSES, f"one of {', '.join(NETWORK_CLASSES)}")
+    network.expect(network.value in NETWORK_CLASSES, f"one of {', '.join(dict.fromkeys(NETWORK_CLASSES))}")
     arguments = architecture.child("arch_kwargs")
     strides = tuple(level.triple() for level in arguments.child("strides").items())
     token_stride = arguments.child("token_stride").triple()

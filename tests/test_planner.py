@@ -238,7 +238,15 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
     assert full["architecture"]["network_class_name"] == "sam3dnet.network.build.SAM3D"
     assert full["architecture"]["_kw_requires_import"] == []
     assert full["architecture"]["arch_kwargs"]["patch_size"] == full["patch_size"]
-    assert set(content["sam3d"]) == {"version", "method", "encoder", "pretrained", "mirror_axes", "decisions"}
+    assert set(content["sam3d"]) == {
+        "version",
+        "method",
+        "encoder",
+        "pretrained",
+        "mirror_axes",
+        "decisions",
+        "text_model",
+    }
     assert all(decision["reason"] and decision["source"] for decision in content["sam3d"]["decisions"])
 
 
@@ -359,7 +367,7 @@ ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
         (
             (*ARCHITECTURE, "network_class_name"),
             "other.Net",
-            "network_class_name must be 'sam3dnet.network",
+            "network_class_name must be one of sam3dnet.network.build.SAM3D, ",
         ),
         ((*ARCHITECTURE, "arch_kwargs", "strides"), [[1, 1, 1]], "strides must be factors of the token stride"),
         ((*ARCHITECTURE, "arch_kwargs", "pretrained"), 1, "pretrained must be true or false, not 1"),
