@@ -132,7 +132,7 @@ PREDICTORS = {"sam3dnet": predict_with_ours, "nnU-Net": predict_with_stock}
 
 def measure(method: str, workers: int, places: dict[str, Path], device: str) -> dict[str, Any]:
     """Run a method in a process of its own; give its peak memory and time."""
-    from process_load import run_measured
+    from sam3dnet.comparison.process_load import run_measured
 
     output = places["work"] / f"{method}_{workers}"
     line = [sys.executable, __file__, "--run", method, "--workers", str(workers), "--device", device]
