@@ -4,7 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,14 @@ import pytest  # noqa: E402  (the variables come before anything that might impo
 from phantoms import make_raw_dataset  # noqa: E402
 
 TINY_DATASET = "Dataset901_Tiny"
+
+
+@pytest.fixture(autouse=True)
+def folders_of_the_tests() -> Iterator[None]:
+    """Point nnU-Net's variables at these folders again after a test that took others."""
+    yield
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ[name] = str(ROOT / name)
 
 
 @pytest.fixture(scope="session")

@@ -43,13 +43,16 @@ def test_cases_are_listed_with_nnunet_s_own_result(tmp_path: Path) -> None:
     assert list_training_cases(folder, {**dataset_json, "dataset": listed}) == ours
 
 
-def test_cases_listed_in_dataset_json_may_lie_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ELSEWHERE", str(tmp_path / "elsewhere"))
-    listed = {"b": {"images": ["x/1.nii"], "label": "$ELSEWHERE/1.nii"}, "a": {"images": ["/2.nii"], "label": "y"}}
+def test_cases_listed_in_dataset_json_lie_in_the_dataset(tmp_path: Path) -> None:
+    listed = {"b": {"images": ["x/1.nii"], "label": "y/1.nii"}, "a": {"images": ["x/2.nii"], "label": "y/2.nii"}}
     cases = list_training_cases(tmp_path, {"dataset": listed, "file_ending": ".nii"})
-    assert [case.name for case in cases] == ["a", "b"]
-    assert cases[0] == TrainingCase("a", (Path("/2.nii"),), tmp_path / "y")
-    assert cases[1] == TrainingCase("b", (tmp_path / "x/1.nii",), tmp_path / "elsewhere" / "1.nii")
+    assert cases == [
+        TrainingCase(n, (tmp_path / f"x/{i}.nii",), tmp_path / f"y/{i}.nii") for n, i in (("a", 2), ("b", 1))
+    ]
+    for outside in ("/2.nii", "../2.nii"):
+        listed["a"]["images"] = [outside]
+        with pytest.raises(DatasetError, match="a: .*2.nii lies outside of the dataset; expected a file in its folder"):
+            list_training_cases(tmp_path, {"dataset": listed, "file_ending": ".nii"})
 
 
 def test_dataset_json_problems_are_named(tmp_path: Path) -> None:

@@ -20,16 +20,15 @@ SHOWN_METRICS = ("dice", "nsd")
 
 def load_network(model_folder: Path, fold: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """Give a network with the weights of a fold, its checkpoint, and what nnU-Net makes of the plan."""
-    import torch
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    from sam3dnet.inference.models import load_checkpoint
+
     dataset_json = json.loads((model_folder / "dataset.json").read_text())
     plans = PlansManager(json.loads((model_folder / "plans.json").read_text()))
-    checkpoint_file = model_folder / f"fold_{fold}" / "checkpoint_final.pth"
-    # our own file of a minute ago: stock checkpoints hold numpy scalars, which weights_only refuses
-    checkpoint = torch.load(checkpoint_file, map_location="cpu", weights_only=False)
+    checkpoint = load_checkpoint(model_folder / f"fold_{fold}" / "checkpoint_final.pth")
     configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
     network = get_network_from_plans(
         configuration.network_arch_class_name,
