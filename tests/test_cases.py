@@ -51,7 +51,9 @@ def test_cases_listed_in_dataset_json_lie_in_the_dataset(tmp_path: Path) -> None
     ]
     for outside in ("/2.nii", "../2.nii"):
         listed["a"]["images"] = [outside]
-        with pytest.raises(DatasetError, match="a: .*2.nii lies outside of the dataset; expected a file in its folder"):
+        with pytest.raises(
+            DatasetError, match=r"a: .*2\.nii lies outside of the dataset; expected a file in its folder"
+        ):
             list_training_cases(tmp_path, {"dataset": listed, "file_ending": ".nii"})
 
 

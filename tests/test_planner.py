@@ -313,6 +313,7 @@ def test_configurations_that_a_user_added_are_kept_and_planned_ones_replaced(fol
 
 
 def test_a_plan_that_fails_leaves_no_file(folders, tiny_dataset):
+    (folders.preprocessed / tiny_dataset / "SAM3DPlans.json").unlink(missing_ok=True)
     with pytest.raises(PlanError, match="does not fit"):
         plan_tiny(folders, tiny_dataset, gpu_memory_target_gb=0.1)
     assert not (folders.preprocessed / tiny_dataset / "SAM3DPlans.json").exists()
