@@ -58,7 +58,7 @@ MESSAGES = ["a message", "printed by others", "a warning", "the result"]
 def test_what_is_shown(option: str | None, shown: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(*[option] if option else []) == 1
     output = capsys.readouterr()
-    assert [line for line in output.out.splitlines() if not line.startswith("sam3d_work ")] == shown
+    assert [line for line in output.out.splitlines() if not line.startswith("sam3d_work")] == shown
     assert output.err == "sam3d_work: one case failed\n"
 
 
