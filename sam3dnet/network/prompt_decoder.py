@@ -165,7 +165,8 @@ class PromptLevel(nn.Module):
         """Return (Q, channels_out, z, y, x) at the resolution of the image's features."""
         depth, height, width = image_QCzyx.shape[2:]
         upsampled = self.up(coarse_QCzyx)[:, :, :depth, :height, :width]
-        return self.conv(upsampled + self.from_image(image_QCzyx) + self.from_prompts(dense_QCzyx))
+        # in place: at full resolution new memory costs as much as the sum
+        return self.conv(upsampled.add_(self.from_image(image_QCzyx)).add_(self.from_prompts(dense_QCzyx)))
 
 
 class PromptDecoder(nn.Module):
