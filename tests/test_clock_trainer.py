@@ -8,8 +8,9 @@ import pytest
 import torch
 from phantoms import make_raw_dataset
 
-from sam3dnet.comparison.measure import count_iterations, load_network, measure
+from sam3dnet.comparison.measure import count_iterations, measure
 from sam3dnet.comparison.run import CLOCK_FOLDER
+from sam3dnet.inference.models import load_model
 
 sys.path.insert(0, str(CLOCK_FOLDER))
 
@@ -186,6 +187,6 @@ def test_training_leaves_a_model_that_can_be_measured(make_trainer, preprocessed
     assert measured["scores"] == {name: {"dice": 1.0, "nsd": 1.0} for name in ("organ", "lesion")}
     assert measured["cases"] == 1
     assert measured["iterations"] == record["iterations"]
-    network, *_ = load_network(fold.parent, "0")
+    network = load_model(fold.parent, [0]).network
     assert measured["parameters"] == sum(p.numel() for p in network.parameters())
     assert len(measured["seconds_of_cases"]) == 1

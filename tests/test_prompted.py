@@ -197,3 +197,35 @@ def test_prompts_that_say_nothing_change_nothing():
     volume, network = make_volume(*blank())
     assert volume.correction(1, ClassPrompts()) is None
     assert network.seen == 0
+
+
+NARROW = (4, 60, 8)  # as high and wide as a window
+
+
+def test_a_click_near_the_margin_is_followed_by_one_in_the_middle_of_what_it_gave():
+    image, logits = blank(NARROW)
+    image[0, :3, 21:26, 2:7] = 1
+    image[0, :3, 40:45, 2:7] = 1  # another object, which was not clicked
+    volume, network = make_volume(image, logits)
+    volume.correction(1, clicks((0, 21, 2)))
+    (first, *_), (second, *_) = network.asked
+    np.testing.assert_array_equal(second - first[0], [[0, 0, 0], [1, 1, 1]])
+    assert network.seen == 1
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        clicks((1, 24, 3)),  # as far inside as any voxel
+        clicks((0, 23, 2), (0, 24, 2)),
+        clicks((0, 23, 2), positive=False),
+        ClassPrompts((Point((0, 23, 2)),), (Box((0, 23, 2), (2, 25, 4)),)),
+        clicks((3, 24, 7)),  # where the network says that nothing is
+    ],
+)
+def test_no_click_is_added_to_what_is_more_than_one_click_or_is_in_the_middle(prompts):
+    image, logits = blank(NARROW)
+    image[0, :3, 23:26, 2:5] = 1
+    volume, network = make_volume(image, logits)
+    volume.correction(1, prompts)
+    assert len(network.asked) == 1

@@ -170,3 +170,12 @@ def test_only_the_last_answer_carries_a_gradient(batch_size):
     answer.loss().backward()
     assert seen[-1] and not any(seen[:-1])
     assert parameter.grad != 0
+
+
+def test_small_classes_are_asked_for_more_often_than_their_share_and_than_large_ones():
+    target = make_target(1)
+    small = float((target == 2).sum())
+    share = small**-0.5 / (small**-0.5 + float((target == 1).sum()) ** -0.5)
+    asked = [ask(seed, target)[1].class_Q.tolist()[0] for seed in range(400)]
+    assert np.mean(np.array(asked) == 2) == pytest.approx(share, abs=0.08)
+    assert share > 0.7

@@ -18,43 +18,12 @@ from sam3dnet.preprocessing.folders import write_json
 SHOWN_METRICS = ("dice", "nsd")
 
 
-def load_network(model_folder: Path, fold: str) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """Give a network with the weights of a fold, its checkpoint, and what nnU-Net makes of the plan."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    from sam3dnet.inference.models import load_checkpoint
-
-    dataset_json = json.loads((model_folder / "dataset.json").read_text())
-    plans = PlansManager(json.loads((model_folder / "plans.json").read_text()))
-    checkpoint = load_checkpoint(model_folder / f"fold_{fold}" / "checkpoint_final.pth")
-    configuration = plans.get_configuration(checkpoint["init_args"]["configuration"])
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        determine_num_input_channels(plans, configuration, dataset_json),
-        plans.get_label_manager(dataset_json).num_segmentation_heads,
-        deep_supervision=False,
-    )
-    network.load_state_dict(checkpoint["network_weights"])
-    return network, checkpoint, {"plans": plans, "configuration": configuration, "dataset_json": dataset_json}
-
-
 def validation_names(preprocessed: Path, fold: str) -> list[str]:
     """Name the validation cases of a fold, as nnU-Net split them."""
     return list(json.loads((preprocessed / "splits_final.json").read_text())[int(fold)]["val"])
 
 
-def time_sliding_windows(
-    network: Any,
-    checkpoint: dict[str, Any],
-    nnunet: dict[str, Any],
-    preprocessed: Path,
-    cases: Sequence[str],
-    device_name: str,
-) -> list[float]:
+def time_sliding_windows(model: Any, preprocessed: Path, cases: Sequence[str], device_name: str) -> list[float]:
     """Give the seconds of nnU-Net's sliding window for each case."""
     import numpy as np
     import torch
@@ -64,15 +33,15 @@ def time_sliding_windows(
     device = torch.device(device_name)
     predictor = nnUNetPredictor(device=device, allow_tqdm=False)
     predictor.manual_initialization(
-        network.to(device).eval(),
-        nnunet["plans"],
-        nnunet["configuration"],
+        model.network,
+        model.plans,
+        model.configuration,
         None,
-        nnunet["dataset_json"],
-        checkpoint["trainer_name"],
-        checkpoint["inference_allowed_mirroring_axes"],
+        model.dataset_json,
+        "",  # the trainer's name, which nothing here reads
+        model.mirror_axes or None,
     )
-    folder = str(preprocessed / nnunet["configuration"].data_identifier)
+    folder = str(preprocessed / model.configuration.data_identifier)
     dataset = infer_dataset_class(folder)(folder, list(cases))
     seconds = []
     for case in cases:
@@ -117,19 +86,21 @@ def measure(
     """Give everything that this module measures, as plain values."""
     import torch
 
+    from sam3dnet.inference.models import load_model
+
     torch.set_num_threads(cores())
-    network, checkpoint, nnunet = load_network(model_folder, fold)
-    parameters = list(network.parameters())
+    model = load_model(model_folder, [int(fold) if fold.isdigit() else fold], "checkpoint_final.pth", device)
+    parameters = list(model.network.parameters())
     names = validation_names(preprocessed, fold)
-    seconds = time_sliding_windows(network, checkpoint, nnunet, preprocessed, names[:timed_cases], device)
+    seconds = time_sliding_windows(model, preprocessed, names[:timed_cases], device)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     predictions = model_folder / f"fold_{fold}" / "validation"
     return score(predictions, labels, names, scoring_processes()) | {
         "parameters": sum(p.numel() for p in parameters),
         "tuned_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "patch_size": [int(n) for n in nnunet["configuration"].patch_size],
-        "batch_size": int(nnunet["configuration"].batch_size),
-        "mirroring_axes": [int(axis) for axis in checkpoint["inference_allowed_mirroring_axes"] or ()],
+        "patch_size": [int(n) for n in model.configuration.patch_size],
+        "batch_size": int(model.configuration.batch_size),
+        "mirroring_axes": list(model.mirror_axes),
         "seconds_per_case": sum(seconds) / len(seconds),
         "seconds_of_cases": [round(s, 3) for s in seconds],
         "peak_inference_mib": peak_mib,

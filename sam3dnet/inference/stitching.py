@@ -117,6 +117,10 @@ class Stitching:
         }
         return sorted(found)
 
+    def mask(self) -> tuple[Voxel, Mask]:
+        """Give the first voxel of the box around what was looked at, and the mask in it."""
+        return self._low, self._lead + self._mean() > 0
+
     def result(self) -> Correction:
         """Give the correction, fading to 0 towards what was not looked at."""
         return Correction(self._low, self._mean() * self._fade())

@@ -8,7 +8,6 @@ Axes in names: B windows of a batch, K classes or regions, C channels, Z Y X vox
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise, product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,22 +134,6 @@ def predict_slabs(
             planes = slice(max(0, inside_z.start - z - first), max(0, inside_z.stop - z - first))
             if (finished := logits[(slice(None), planes, *inside_yx)]).shape[1]:
                 yield finished
-
-
-def predict_volume(
-    network: Network, image_CZYX: Tensor, patch_size: Sequence[int], num_heads: int, **options: Any
-) -> Tensor:
-    """Predict the logits of a whole preprocessed image; the options are those of `predict_slabs`.
-
-    Returns:
-        Logits (num_heads, Z, Y, X) in half precision on the CPU, of the image's size.
-    """
-    logits = torch.empty((num_heads, *image_CZYX.shape[1:]), dtype=torch.half)
-    done = 0
-    for slab in predict_slabs([lambda: network], image_CZYX, patch_size, num_heads, **options):
-        logits[:, done : done + slab.shape[1]] = slab
-        done += slab.shape[1]
-    return logits
 
 
 class _Slab:

@@ -10,16 +10,14 @@ from torch import Tensor, nn
 
 from sam3dnet.network.convolution import Conv3d
 from sam3dnet.network.detail_stem import DetailStem, triple
-from sam3dnet.network.image_encoder import EncoderParts, ImageEncoder3D
+from sam3dnet.network.image_encoder import EncoderParts
 from sam3dnet.network.mask_decoder import MaskDecoder3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, PromptDecoder
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.segmentation import (
     SegmentationNetwork,
-    check_strides,
-    find_encoder_size,
+    make_image_encoder,
     no_prompts,
-    token_grid,
 )
 from sam3dnet.network.tuning import DEFAULT_TUNING, find_tuning
 
@@ -72,20 +70,21 @@ class SAM3D(SegmentationNetwork):
         half_frozen: bool = False,
     ):
         super().__init__()
-        size = find_encoder_size(encoder)
-        check_strides(strides, token_stride)
-        stride = triple(token_stride)
-        grid = token_grid(patch_size, stride)
         depth = max(len(strides) - 1, 1)
         features, units = STEM_FEATURES[:depth], STEM_UNITS[:depth]
-        self.image_encoder = ImageEncoder3D(size, input_channels, grid, stride, EncoderParts(find_tuning(tuning)))
-        self.image_encoder.checkpointing = checkpointing
+        parts = EncoderParts(find_tuning(tuning))
+        self.image_encoder = make_image_encoder(
+            encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
+        )
+        size = self.image_encoder.size
         self.detail_stem = DetailStem(input_channels, features, strides, units)
         self.detail_to_tokens = Conv3d(features[-1], size.width, triple(strides[-1]), stride=triple(strides[-1]))
         self.decoder = MaskDecoder3D(
             size.neck_width, DECODER_WIDTH, features, strides, units, num_classes, deep_supervision
         )
-        self.prompt_decoder = PromptDecoder(num_classes, DECODER_WIDTH, features, strides, stride) if prompts else None
+        self.prompt_decoder = (
+            PromptDecoder(num_classes, DECODER_WIDTH, features, strides, triple(token_stride)) if prompts else None
+        )
         self.pretrained = pretrained
         if pretrained:
             for parameter in self.detail_to_tokens.parameters():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import triple
-from sam3dnet.network.image_encoder import EncoderSize, ImageEncoder3D
+from sam3dnet.network.image_encoder import EncoderParts, EncoderSize, ImageEncoder3D
 from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
@@ -151,6 +151,37 @@ def find_encoder_size(name: str) -> EncoderSize:
     if name not in ENCODER_SIZES:
         raise PlanError(f"encoder {name!r} in the plan: expected one of {', '.join(ENCODER_SIZES)}; plan again")
     return ENCODER_SIZES[name]
+
+
+def make_image_encoder(
+    encoder: str,
+    input_channels: int,
+    patch_size: Sequence[int],
+    token_stride: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    parts: EncoderParts,
+    *,
+    checkpointing: bool,
+) -> ImageEncoder3D:
+    """Build the image encoder of a plan.
+
+    Args:
+        encoder: Name of its size.
+        input_channels: Channels of the image.
+        patch_size: Voxels (z, y, x) of a training patch.
+        token_stride: Voxels a token covers along (z, y, x).
+        strides: Factor of each level relative to the level before.
+        parts: What it is put together from.
+        checkpointing: Whether activations are recomputed in the backward pass.
+
+    Raises:
+        PlanError: If there is no encoder of that name, or the strides do not lead to the tokens.
+    """
+    check_strides(strides, token_stride)
+    size, stride = find_encoder_size(encoder), triple(token_stride)
+    built = ImageEncoder3D(size, input_channels, token_grid(patch_size, stride), stride, parts)
+    built.checkpointing = checkpointing
+    return built
 
 
 def token_grid(patch_size: Sequence[int], token_stride: Sequence[int]) -> tuple[int, int, int]:

@@ -34,8 +34,22 @@ def innermost_voxel(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> Voxel:
     Raises:
         ValueError: If the mask is empty.
     """
-    corner, cut = _cut_out(mask_ZYX)
-    depth = ndimage.distance_transform_edt(np.pad(cut, 1), sampling=tuple(spacing_mm))[1:-1, 1:-1, 1:-1]
+    corner, depth = _depth(mask_ZYX, spacing_mm)
+    return _voxel(np.unravel_index(int(depth.argmax()), depth.shape), corner)
+
+
+def deeper_voxel(mask_ZYX: Mask, than: Voxel, spacing_mm: Sequence[float]) -> Voxel | None:
+    """Return the innermost voxel of the mask; None where a voxel of it is as far inside already.
+
+    Args:
+        mask_ZYX: The object.
+        than: A voxel of it.
+        spacing_mm: (Z, Y, X).
+    """
+    corner, depth = _depth(mask_ZYX, spacing_mm)
+    reached = depth[tuple(position - first for position, first in zip(than, corner, strict=True))]
+    if reached == depth.max():
+        return None
     return _voxel(np.unravel_index(int(depth.argmax()), depth.shape), corner)
 
 
@@ -50,10 +64,9 @@ def margin_voxel(mask_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator) ->
     Raises:
         ValueError: If the mask is empty.
     """
-    corner, cut = _cut_out(mask_ZYX)
-    depth = ndimage.distance_transform_edt(np.pad(cut, 1), sampling=tuple(spacing_mm))[1:-1, 1:-1, 1:-1]
-    near = cut & (depth <= MARGIN_VOXELS * min(spacing_mm))
-    return _voxel(random_voxel(near if near.any() else cut, rng), corner)
+    corner, depth = _depth(mask_ZYX, spacing_mm)
+    near = (depth > 0) & (depth <= MARGIN_VOXELS * min(spacing_mm))
+    return _voxel(random_voxel(near if near.any() else depth > 0, rng), corner)
 
 
 def random_voxel(mask_ZYX: Mask, rng: Generator) -> Voxel:
@@ -168,6 +181,12 @@ def _largest_component(mask_ZYX: Mask) -> Mask | None:
         return None
     sizes = np.bincount(labels.ravel())
     return labels == int(sizes[1:].argmax()) + 1
+
+
+def _depth(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> tuple[Voxel, npt.NDArray[np.float64]]:
+    """Return how far (mm) each voxel of the mask's bounding box is from everything outside, and the box's corner."""
+    corner, cut = _cut_out(mask_ZYX)
+    return corner, ndimage.distance_transform_edt(np.pad(cut, 1), sampling=tuple(spacing_mm))[1:-1, 1:-1, 1:-1]
 
 
 def _cut_out(mask_ZYX: Mask) -> tuple[Voxel, Mask]:

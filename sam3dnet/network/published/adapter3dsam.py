@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import triple
-from sam3dnet.network.image_encoder import ImageEncoder3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.aggregation_decoder import (
@@ -23,10 +22,8 @@ from sam3dnet.network.published.encoder_parts import as_published_parts, correct
 from sam3dnet.network.published.visual_sampler import VisualSampler
 from sam3dnet.network.segmentation import (
     SegmentationNetwork,
-    check_strides,
-    find_encoder_size,
+    make_image_encoder,
     no_prompts,
-    token_grid,
 )
 from sam3dnet.network.tuning import DEFAULT_TUNING
 
@@ -83,18 +80,17 @@ class Adapter3DSAM(SegmentationNetwork):
         super().__init__()
         if fidelity not in FIDELITIES:
             raise PlanError(f"fidelity {fidelity!r} in the plan: expected one of {', '.join(FIDELITIES)}; plan again")
-        size = find_encoder_size(encoder)
-        check_strides(strides, token_stride)
-        stride = triple(token_stride)
         published = fidelity == AS_PUBLISHED
         parts = as_published_parts(tuning) if published else corrected_parts(tuning)
-        self.image_encoder = ImageEncoder3D(size, input_channels, token_grid(patch_size, stride), stride, parts)
-        self.image_encoder.checkpointing = checkpointing
+        self.image_encoder = make_image_encoder(
+            encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
+        )
+        size = self.image_encoder.size
         self.prompt_encoder: nn.Module | None = None
         if prompts and published:
             self.prompt_encoder = VisualSampler(size.neck_width)
         elif prompts:
-            self.prompt_encoder = ClickEncoder(num_classes, size.neck_width, stride)
+            self.prompt_encoder = ClickEncoder(num_classes, size.neck_width, triple(token_stride))
         sizes = (size.neck_width, input_channels, num_classes, strides, deep_supervision)
         self.decoder = CoarseAggregationDecoder(*sizes) if published else FullResolutionDecoder(*sizes)
         self.pretrained = pretrained

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.detail_stem import ConvUnit, triple
-from sam3dnet.network.image_encoder import EncoderParts, ImageEncoder3D
+from sam3dnet.network.detail_stem import ConvUnit
+from sam3dnet.network.image_encoder import EncoderParts
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.resolutions import enlarged
 from sam3dnet.network.published.u_shaped_decoder import UShapedDecoder
-from sam3dnet.network.segmentation import SegmentationNetwork, check_strides, find_encoder_size, token_grid
+from sam3dnet.network.segmentation import SegmentationNetwork, make_image_encoder
 from sam3dnet.network.tuning import DEFAULT_TUNING, find_tuning
 
 NARROWEST = 16
@@ -112,13 +112,11 @@ class MedSAM3D(SegmentationNetwork):
         tuning: str = DEFAULT_TUNING,
     ):
         super().__init__()
-        size = find_encoder_size(encoder)
-        check_strides(strides, token_stride)
-        stride = triple(token_stride)
         parts = EncoderParts(find_tuning(tuning), patch_embed=LearnedPatchEmbed)
-        self.image_encoder = ImageEncoder3D(size, input_channels, token_grid(patch_size, stride), stride, parts)
-        self.image_encoder.checkpointing = checkpointing
-        self.decoder = MultiScaleDecoder(size.neck_width, num_classes, strides, deep_supervision)
+        self.image_encoder = make_image_encoder(
+            encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
+        )
+        self.decoder = MultiScaleDecoder(self.image_encoder.size.neck_width, num_classes, strides, deep_supervision)
         self.pretrained = pretrained
         self.start_training_state()
 

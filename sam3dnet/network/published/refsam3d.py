@@ -20,13 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError, PromptError
-from sam3dnet.network.detail_stem import triple
-from sam3dnet.network.image_encoder import ImageEncoder3D
 from sam3dnet.network.prompt_decoder import CrossAttention, ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.encoder_parts import corrected_parts
 from sam3dnet.network.published.u_shaped_decoder import UShapedDecoder
-from sam3dnet.network.segmentation import SegmentationNetwork, check_strides, find_encoder_size, token_grid
+from sam3dnet.network.segmentation import SegmentationNetwork, make_image_encoder
 from sam3dnet.network.tuning import DEFAULT_TUNING
 
 LEARNED_WORDS, LEARNED_WIDTH = 4, 64
@@ -122,14 +120,13 @@ class RefSAM3D(SegmentationNetwork):
         text: Sequence[Sequence[Sequence[float]]] | None = None,
     ):
         super().__init__()
-        size = find_encoder_size(encoder)
-        check_strides(strides, token_stride)
         if text is not None and len(text) != num_classes:
             raise PlanError(f"the plan has {len(text)} phrases for {num_classes} outputs; plan again")
-        stride = triple(token_stride)
-        grid = token_grid(patch_size, stride)
-        self.image_encoder = ImageEncoder3D(size, input_channels, grid, stride, corrected_parts(tuning))
-        self.image_encoder.checkpointing = checkpointing
+        parts = corrected_parts(tuning)
+        self.image_encoder = make_image_encoder(
+            encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
+        )
+        size = self.image_encoder.size
         self.knows_words = text is not None
         self._keep_text(num_classes, text)
         self.projector = TextProjector(self.text_KLT.shape[-1], size.neck_width)
