@@ -106,6 +106,13 @@ def test_the_sampler_reads_the_clicked_voxel_at_every_resolution():
     assert sample_at(coarse, torch.tensor([[[6.0, 1.0, 9.0]]]), (8, 16, 12))[0, 0, 1] > 2
 
 
+def test_half_precision_does_not_move_clicks():
+    stripes = (torch.arange(121) % 2).bfloat16().view(1, 1, 1, -1, 1).expand(1, 1, 3, -1, 5)
+    points = torch.tensor([[[1.0, y, 2.0] for y in range(121)]])
+    read = sample_at(stripes, points, stripes.shape[2:])[0, :, 0]
+    torch.testing.assert_close(read, stripes[0, 0, 0, :, 0], atol=0.02, rtol=0)
+
+
 def test_positions_are_told_apart():
     grid = torch.stack(torch.meshgrid(*(torch.arange(0, 60, 3.0) for _ in range(3)), indexing="ij"), -1).flatten(0, 2)
     codes = position_features(grid, (8, 8, 8))

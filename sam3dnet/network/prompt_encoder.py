@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.prompts.types import ClassPrompts
@@ -138,11 +137,18 @@ def sample_at(features_QCzyx: Tensor, points_QP3: Tensor, window_shape: Sequence
     Returns:
         (Q, P, C)
     """
-    size_3 = points_QP3.new_tensor(list(window_shape))
-    share_QP3 = ((points_QP3 + 0.5) / size_3 * 2 - 1).flip(-1)
-    grid = share_QP3[:, :, None, None].to(features_QCzyx.dtype)
-    read_QCP = F.grid_sample(features_QCzyx, grid, "bilinear", "border", False)[..., 0, 0]
-    return read_QCP.transpose(1, 2)
+    top_3 = points_QP3.new_tensor([size - 1 for size in features_QCzyx.shape[2:]])
+    at_QP3 = (points_QP3 + 0.5) * (top_3 + 1) / points_QP3.new_tensor(list(window_shape)) - 0.5
+    at_QP3 = at_QP3.clamp(min=0).minimum(top_3)
+    # not grid_sample: in half precision it would take the places in half precision too
+    corner_83 = torch.cartesian_prod(*[torch.arange(2, device=points_QP3.device)] * 3)
+    low_QP3 = at_QP3.floor()
+    share_QP83 = (at_QP3 - low_QP3)[:, :, None]
+    weight_QP8 = torch.where(corner_83 > 0, share_QP83, 1 - share_QP83).prod(-1)
+    z, y, x = (low_QP3[:, :, None] + corner_83).minimum(top_3).long().unbind(-1)
+    rows = torch.arange(len(features_QCzyx), device=features_QCzyx.device)[:, None, None]
+    around_QP8C = features_QCzyx[rows, :, z, y, x]
+    return (around_QP8C * weight_QP8[..., None].to(around_QP8C.dtype)).sum(2)
 
 
 def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequence[int]) -> Tensor:
