@@ -4,6 +4,7 @@ import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
 
+from sam3dnet.network import attention
 from sam3dnet.network.attention import (
     Attention3D,
     fit_relative_table,
@@ -40,6 +41,21 @@ def test_equals_a_materialised_bias():
     module = random_attention((5, 6, 7))
     tokens = torch.randn(2, 3, 4, 5, 12, dtype=torch.float64)
     assert torch.allclose(module(tokens), materialised(module, tokens), atol=1e-10)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_a_few_at_a_time_give_the_same_and_the_same_gradient(monkeypatch, masked):
+    module = random_attention((3, 4, 5))
+    tokens = torch.randn(5, 3, 4, 5, 12, dtype=torch.float64, requires_grad=True)
+    padding = torch.rand(5, 60) < 0.2 if masked else None
+    wrapped = torch.rand(5, 60, 3) < 0.5 if masked else None
+    found = []
+    for limit in (1 << 30, 1):
+        monkeypatch.setattr(attention, "BYTES_AT_A_TIME", limit)
+        out = module(tokens, padding, wrapped)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (tokens, module.rel_pos_d))))
+    for whole, by_window in zip(*found, strict=True):
+        torch.testing.assert_close(whole, by_window)
 
 
 def test_equals_sam_on_one_slice():

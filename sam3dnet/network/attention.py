@@ -3,7 +3,9 @@
 Axes in names: B batch (or batch times windows), h heads, N tokens = D * H * W, E token width, e width of a head.
 """
 
+import math
 from collections.abc import Callable
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from sam3dnet.network.linear import Linear
 
 FitTable = Callable[[Tensor, int], Tensor]
-MASKED = -1e4  # finite, so that bf16 and fp16 stay free of NaN
+MASKED = -1e4  # before scaling; finite, so that bf16 and fp16 stay free of NaN
+BYTES_AT_A_TIME, BYTES_AT_A_TIME_ON_CARD = 1 << 24, 1 << 28  # of augmented queries, keys and values
 
 
 def fit_relative_table(table: Tensor, size: int) -> Tensor:
@@ -99,6 +102,21 @@ class Attention3D(nn.Module):
         Returns:
             (B, D, H, W, E)
         """
+        few = self._at_a_time(tokens_BDHWE)
+        if few >= len(tokens_BDHWE):
+            return self._attend(tokens_BDHWE, padding_BN, wrapped_BNA)
+        parts = [None if whole is None else whole.split(few) for whole in (tokens_BDHWE, padding_BN, wrapped_BNA)]
+        calls = zip(*(part or repeat(None) for part in parts), strict=False)
+        return torch.cat([self._attend(*call) for call in calls])
+
+    def _at_a_time(self, tokens_BDHWE: Tensor) -> int:
+        """Give how many batch entries to take together, such as windows, so that queries and keys take little room."""
+        limit = BYTES_AT_A_TIME if tokens_BDHWE.device.type == "cpu" else BYTES_AT_A_TIME_ON_CARD
+        tokens = math.prod(tokens_BDHWE.shape[1:4])
+        augmented = self.heads * (tokens_BDHWE.shape[-1] // self.heads + sum(tokens_BDHWE.shape[1:4]))
+        return max(1, limit // (3 * tokens * augmented * tokens_BDHWE.element_size()))
+
+    def _attend(self, tokens_BDHWE: Tensor, padding_BN: Tensor | None, wrapped_BNA: Tensor | None) -> Tensor:
         batch, *grid, width = tokens_BDHWE.shape
         tokens_BNE = tokens_BDHWE.flatten(1, 3)
         qkv = self.qkv(tokens_BNE)
@@ -107,19 +125,19 @@ class Attention3D(nn.Module):
         query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query_aug, key_aug = self._augment(query, key, grid, (padding_BN, wrapped_BNA))
         value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
-        out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=1.0)[..., : value.shape[-1]]
+        out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=self.scale)[..., : value.shape[-1]]
         return self.proj(out.transpose(1, 2).flatten(2)).view(batch, *grid, width)
 
     def _augment(
         self, query: Tensor, key: Tensor, grid: list[int], masks: tuple[Tensor | None, Tensor | None]
     ) -> tuple[Tensor, Tensor]:
         padding_BN, wrapped_BNA = masks
-        queries, keys = [query * self.scale], [key]
+        queries, keys = [query], [key]
         coordinates = torch.meshgrid(*(torch.arange(size, device=query.device) for size in grid), indexing="ij")
         tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
         for coordinate, size, table in zip(coordinates, grid, tables, strict=True):
             flat_N = coordinate.flatten()
-            queries.append(relative_position(query, self.fit_table(table, size), size, flat_N))
+            queries.append(relative_position(query, self.fit_table(table, size), size, flat_N) / self.scale)
             one_hot_NS = flat_N[:, None] == torch.arange(size, device=key.device)
             keys.append(one_hot_NS.to(key.dtype).expand(*key.shape[:2], -1, -1))
         if padding_BN is not None:
