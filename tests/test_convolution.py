@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sam3dnet.network.convolution import Conv3d, PointwiseConv, UpConv3d
+from sam3dnet.network.convolution import Conv3d, PointwiseConv, UpConv3d, mean_of_blocks
 
 PAIRS = {
     "plain": (Conv3d(3, 5, 3, padding=1, bias=False), nn.Conv3d(3, 5, 3, padding=1, bias=False)),
@@ -34,3 +34,11 @@ def test_values_and_gradients_are_torch_s(name, batch_size, channels_last):
     for mine, expected in zip(*results, strict=True):
         assert mine.shape == expected.shape
         assert torch.allclose(mine, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 4)])
+@pytest.mark.parametrize("shape", [(4, 6, 8), (3, 5, 6)])
+def test_blocks_are_averaged_as_pooling_does(stride, shape):
+    x = torch.randn(2, 3, *shape, dtype=torch.float64)
+    pooled = nn.functional.avg_pool3d(x, stride, ceil_mode=True, count_include_pad=False)
+    torch.testing.assert_close(mean_of_blocks(x, stride), pooled)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import PointwiseConv, UpConv3d
+from sam3dnet.network.convolution import PointwiseConv, UpConv3d, mean_of_blocks
 from sam3dnet.network.detail_stem import NEGATIVE_SLOPE, ConvUnit, triple
 from sam3dnet.network.prompt_encoder import DENSE_CHANNELS, PromptBatch, PromptEncoder, dense_prompts
 
@@ -239,5 +239,5 @@ class PromptDecoder(nn.Module):
         """Pool the drawn prompts to every resolution, finest first, the token grid last."""
         levels = [dense_QCzyx]
         for stride in self.strides[1:]:
-            levels.append(F.avg_pool3d(levels[-1], stride, ceil_mode=True, count_include_pad=False))
+            levels.append(mean_of_blocks(levels[-1], stride))
         return levels
