@@ -1,7 +1,9 @@
 """Checkpoints: whole or not at all, and nothing in them runs."""
 
+import io
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,6 +69,26 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
         pytest.raises(CheckpointError, match=r"latest.pth: the checkpoint could not be written .*free space"),
     ):
         save_atomically({"network_weights": {"w": torch.zeros(5000)}}, path)
+    assert torch.equal(load_safely(path)["network_weights"]["w"], torch.ones(2))
+    assert os.listdir(tmp_path) == [path.name]
+
+
+class InterruptedFile(io.BytesIO):
+    """A file in the middle of whose writing somebody presses Ctrl-C."""
+
+    def write(self, content):
+        if self.tell() > 10_000:
+            raise KeyboardInterrupt
+        return super().write(bytes(content))
+
+
+def test_an_interrupt_while_writing_is_an_interrupt_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint_latest.pth"
+    save_atomically({"network_weights": {"w": torch.ones(2)}}, path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda *_: InterruptedFile())
+        with pytest.raises(KeyboardInterrupt):
+            save_atomically({"network_weights": {str(n): torch.zeros(5000) for n in range(5)}}, path)
     assert torch.equal(load_safely(path)["network_weights"]["w"], torch.ones(2))
     assert os.listdir(tmp_path) == [path.name]
 

@@ -46,6 +46,8 @@ def save_atomically(checkpoint: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # torch's writer trips over what Ctrl-C cut short
+            raise error.__context__ from None
         raise CheckpointError(
             f"{path}: the checkpoint could not be written ({error}); free space or mend the rights"
         ) from error

@@ -269,17 +269,19 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         return target.to(self.device, non_blocking=True)
 
     def on_epoch_end(self) -> None:
-        """Write the checkpoints, now and then the plot, and a line of JSON."""
+        """Write a line of JSON, the checkpoints, and now and then the plot."""
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
+        if (
+            not self.local_rank
+        ):  # first the line: --continue drops it again where the checkpoint was not written any more
+            self._report_epoch(epoch)
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         moving_dice = float(self.logger.get_value("ema_fg_dice", step=-1))
         if self._best_ema is None or moving_dice > self._best_ema:
             self._best_ema = moving_dice
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        if not self.local_rank:
-            self._report_epoch(epoch)
-            self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
+        self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
         self.current_epoch += 1
 
     def on_train_end(self) -> None:
