@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import Sam3dError
+from sam3dnet.inference.air import background_logits
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.windows import predict_slabs
 
 
 class AutomaticSegmentation:
-    """Segments images with one model.
+    """Segments images with one model; windows of air are background without asking it.
 
     Args:
         model: With the weights of one or more folds, whose logits are averaged.
@@ -61,6 +62,7 @@ class AutomaticSegmentation:
             step_size=self._step_size,
             mirror_axes=self._mirror_axes,
             batch_size=1 if device.type == "cpu" else model.configuration.batch_size,
+            background_K=background_logits(model.labels),
             device=device,
             on_progress=on_progress,
         )

@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_on
+from sam3dnet.inference.air import Air
 
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
 LARGEST_WEIGHT = 10.0  # nnU-Net's: small weights stay above what half precision can hold
 BYTES_AT_A_TIME = 1 << 27
 
 Network = Callable[[Tensor], Tensor] | nn.Module
+Corners = Sequence[tuple[int, int]]
 
 
 def window_starts(image_shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> list[list[int]]:
@@ -92,6 +94,7 @@ def predict_slabs(
     step_size: float = 0.5,
     mirror_axes: Sequence[int] = (),
     batch_size: int = 1,
+    background_K: Tensor | None = None,
     device: torch.device | str = "cpu",
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -108,6 +111,7 @@ def predict_slabs(
         step_size: Step between windows as a share of the window.
         mirror_axes: Spatial axes (0 to 2) over whose mirrored versions the mean is taken; none: no mirroring.
         batch_size: Windows that go through the network together.
+        background_K: Logits of windows that hold nothing but air, which skip the networks; None: all go through them.
         device: Where the networks are; on a CUDA card they run under autocast, as in training.
         on_progress: Called with the share that is done.
 
@@ -115,18 +119,22 @@ def predict_slabs(
         Logits (num_heads, planes, Y, X), float32, on `device`; all planes in their order, each of them once.
     """
     device = torch.device(device)
-    padded, (inside_z, *inside_yx) = pad_to_patch(image_CZYX, patch_size)
-    starts_z, starts_y, starts_x = window_starts(padded.shape[1:], patch_size, step_size)
-    slab = _Slab(num_heads, padded.shape[1:], patch_size, device)
+    windows = _Windows(image_CZYX, patch_size, skip_air=background_K is not None)
+    inside_z, *inside_yx = windows.inside
+    starts_z, starts_y, starts_x = window_starts(windows.shape, patch_size, step_size)
+    slab = _Slab(num_heads, windows.shape, patch_size, device)
     in_plane = list(product(starts_y, starts_x))
     done, total = 0, len(starts_z) * len(networks) * len(in_plane)
     for z, following in pairwise((*starts_z, starts_z[-1] + patch_size[0])):
+        occupied, empty = windows.split(z, in_plane)
+        if background_K is not None:
+            slab.add(background_K.to(device).expand(len(empty), -1)[..., None, None, None], empty, times=len(networks))
+        done += len(networks) * len(empty)
         with autocast_on(device):
-            for take in networks:
+            for take in networks if occupied else ():
                 network = take()
-                for corners in _batches(in_plane, batch_size):
-                    windows = torch.stack([_window(padded, (z, *corner), patch_size) for corner in corners])
-                    slab.add(predict_mirrored(network, windows.to(device), mirror_axes), corners)
+                for corners in _batches(occupied, batch_size):
+                    slab.add(predict_mirrored(network, windows.stack(z, corners).to(device), mirror_axes), corners)
                     done += len(corners)
                     if on_progress is not None:
                         on_progress(done / total)
@@ -134,6 +142,44 @@ def predict_slabs(
             planes = slice(max(0, inside_z.start - z - first), max(0, inside_z.stop - z - first))
             if (finished := logits[(slice(None), planes, *inside_yx)]).shape[1]:
                 yield finished
+
+
+class _Windows:
+    """The windows of an image, which is padded where it is smaller than they are.
+
+    Attributes:
+        inside: Slices that hold the image in the padded one.
+    """
+
+    def __init__(self, image_CZYX: Tensor, patch_size: Sequence[int], *, skip_air: bool):
+        self._padded, self.inside = pad_to_patch(image_CZYX, patch_size)
+        self._patch_size = patch_size
+        self._air = Air(image_CZYX) if skip_air else None
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of the padded image, (Z, Y, X)."""
+        return self._padded.shape[1:]
+
+    def stack(self, z: int, corners_yx: Corners) -> Tensor:
+        """Cut windows out, (B, C, Z, Y, X)."""
+        return torch.stack([self._padded[(slice(None), *self._box((z, *corner)))] for corner in corners_yx])
+
+    def split(self, z: int, corners_yx: Corners) -> tuple[Corners, Corners]:
+        """Tell the windows that hold something from those that hold nothing but air."""
+        if self._air is None:
+            return corners_yx, []
+        is_empty = [self._air.fills(self._without_padding((z, *corner))) for corner in corners_yx]
+        occupied = [corner for corner, empty in zip(corners_yx, is_empty, strict=True) if not empty]
+        return occupied, [corner for corner, empty in zip(corners_yx, is_empty, strict=True) if empty]
+
+    def _without_padding(self, corner: Sequence[int]) -> Tensor:
+        boxes = zip(self._box(corner), self.inside, strict=True)
+        cut = (slice(max(box.start, kept.start), min(box.stop, kept.stop)) for box, kept in boxes)
+        return self._padded[(slice(None), *cut)]
+
+    def _box(self, corner: Sequence[int]) -> tuple[slice, ...]:
+        return tuple(slice(start, start + size) for start, size in zip(corner, self._patch_size, strict=True))
 
 
 class _Slab:
@@ -145,12 +191,13 @@ class _Slab:
         self._sum_KZYX = torch.zeros((num_heads, depth, *image_shape[1:]), device=device)
         self._weight_ZYX = torch.zeros((depth, *image_shape[1:]), device=device)
 
-    def add(self, logits_BKZYX: Tensor, corners_yx: Sequence[tuple[int, int]]) -> None:
-        """Add the windows whose corners lie at these (y, x) of the slab."""
+    def add(self, logits_BKZYX: Tensor, corners_yx: Corners, times: int = 1) -> None:
+        """Add the windows whose corners lie at these (y, x) of the slab, as if they came so many times."""
+        weights = times * self._weights
         for logits_KZYX, (y, x) in zip(logits_BKZYX, corners_yx, strict=True):
             rows, columns = slice(y, y + self._height), slice(x, x + self._width)
-            self._sum_KZYX[:, :, rows, columns] += logits_KZYX * self._weights
-            self._weight_ZYX[:, rows, columns] += self._weights
+            self._sum_KZYX[:, :, rows, columns] += logits_KZYX * weights
+            self._weight_ZYX[:, rows, columns] += weights
 
     def release(self, planes: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the mean logits (K, n, Y, X) of the first planes, a few at a time, and make room for as many new ones.
@@ -172,11 +219,6 @@ def planes_at_a_time(planes: int, values_a_plane: int) -> Iterator[slice]:
         yield slice(start, min(start + step, planes))
 
 
-def _window(image_CZYX: Tensor, corner: Sequence[int], patch_size: Sequence[int]) -> Tensor:
-    z, y, x = (slice(start, start + size) for start, size in zip(corner, patch_size, strict=True))
-    return image_CZYX[:, z, y, x]
-
-
-def _batches(corners: Sequence[tuple[int, int]], batch_size: int) -> Iterator[Sequence[tuple[int, int]]]:
+def _batches(corners: Corners, batch_size: int) -> Iterator[Corners]:
     for start in range(0, len(corners), batch_size):
         yield corners[start : start + batch_size]
