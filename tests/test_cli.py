@@ -221,6 +221,22 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "step_size", "mirror"),
+    [("", 0.5, True), ("--fast", 0.75, False), ("--fast --step-size 0.6", 0.6, False), ("--step-size 0", 0.0, True)],
+)
+def test_fast_means_no_mirroring_and_a_larger_step(
+    places: Any, monkeypatch: pytest.MonkeyPatch, options: str, step_size: float, mirror: bool
+) -> None:
+    from sam3dnet.inference import models, predictor
+
+    monkeypatch.setattr(models, "find_model", Recorder(Path("model")))
+    monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
+    assert predict.main(["-i", "in", "-o", "out", *options.split()]) == 0
+    ((_, settings),) = recorder.calls
+    assert (settings["step_size"], settings["mirror"]) == (step_size, mirror)
+
+
 def test_failed_cases_are_the_last_lines_and_the_status_is_1(
     places: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
