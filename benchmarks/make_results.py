@@ -14,6 +14,7 @@ from typing import Any
 
 import attention
 import encoder_and_step
+import large_ct
 import memory_estimate
 import patch_embedding
 import plans_by_memory
@@ -28,6 +29,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "patch_embedding": ("Patch embedding", patch_embedding.table),
     "attention": ("Attention", attention.table),
     "encoder_and_step": ("Encoder and training step at equal crop", encoder_and_step.table),
+    "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
