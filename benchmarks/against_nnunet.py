@@ -215,10 +215,7 @@ COLUMNS: tuple[tuple[str, Callable[[dict], str]], ...] = (
     ("patch", lambda r: "x".join(map(str, r["measured"]["patch_size"])) + f", batch {r['measured']['batch_size']}"),
     ("parameters (tuned)", lambda r: f"{r['measured']['parameters']:,} ({r['measured']['tuned_parameters']:,})"),
     ("s/case", lambda r: f"{r['measured']['seconds_per_case']:.2f}"),
-    (
-        "peak MiB, process (tree)",
-        lambda r: f"{r['train_load']['peak_mib']:.0f} ({r['train_load']['peak_tree_mib']:.0f})",
-    ),
+    ("peak MiB", lambda r: f"{r['train_load']['peak_mib']:.0f}"),
     ("CPU s", lambda r: f"{r['train_load']['cpu_seconds']:.0f}"),
     ("wall s", lambda r: f"{r['train_load']['wall_seconds']:.0f}"),
 )

@@ -19,6 +19,7 @@ import memory_estimate
 import patch_embedding
 import plans_by_memory
 import prediction
+import prompt_latency
 import scaling
 from measuring import MIB
 
@@ -31,6 +32,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "encoder_and_step": ("Encoder and training step at equal crop", encoder_and_step.table),
     "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
+    "prompt_latency": ("A first and a further click", prompt_latency.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),

@@ -143,7 +143,7 @@ def measure(method: str, workers: int, places: dict[str, Path], device: str) -> 
     return {
         "method": method,
         "workers": workers,
-        "peak_gb": round(load.peak_tree_mib * 2**20 / 1e9, 2),
+        "peak_gb": round(load.peak_mib * 2**20 / 1e9, 2),
         "minutes": round(load.wall_seconds / 60, 1),
         "status": load.returncode,
         "output": str(output),

@@ -11,6 +11,7 @@ before are forgotten.
 import argparse
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sam3dnet.inference.session import PromptSession
 SPACING_MM = (1.0, 1.0, 1.0)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 SEED = 0
+FIRST = "first click"
 
 
 def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) -> Path:
@@ -85,7 +87,7 @@ def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[di
     channels = len(json.loads((model / "dataset.json").read_text())["channel_names"])
     rng = np.random.default_rng(SEED)
     image = rng.normal(size=(channels, *a.shape)).astype(np.float32)
-    seconds: dict[str, list[float]] = {"set image": [], "first click": [], "further click": []}
+    seconds: dict[str, list[float]] = {"set image": [], FIRST: [], "further click": []}
     for repetition in range(a.repetitions + 1):
         times = {"set image": [time_once(lambda: session.set_image(image, spacing_mm.tolist()), device)]}
         # in the middle, so that a model with small windows looks at the same ones
@@ -94,10 +96,18 @@ def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[di
             time_once(partial(session.click, tuple(place), class_name=session.class_names[-1]), device)
             for place in places.tolist()
         ]
-        times |= {"first click": clicks[:1], "further click": clicks[1:]}
+        times |= {FIRST: clicks[:1], "further click": clicks[1:]}
         for step, measured in times.items():
             seconds[step] += measured if repetition else []  # the first round warms up
     return [{"step": step, **spread(measured)} for step, measured in seconds.items()]
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format a line for each kind of step."""
+    first = next(row["median_s"] for row in rows if row["step"] == FIRST)
+    lines = [("step", "seconds, median (quartiles)", "times shorter than the first click")]
+    lines += [(row["step"], shown_seconds(row), shown_ratio(row["median_s"], first)) for row in rows]
+    return as_markdown(lines)
 
 
 def main() -> None:
@@ -113,11 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         model = a.model or make_model(Path(name) / "model", a.shape, a.encoder, a.token_stride)
         rows = measure(a, device, model)
-    first = rows[1]["median_s"]
-    header = ("step", "seconds, median (quartiles)", "share of the first click")
-    print(
-        as_markdown([header, *((row["step"], shown_seconds(row), shown_ratio(first, row["median_s"])) for row in rows)])
-    )
+    print(table(rows))
     finish(a, "prompt_latency", rows)
 
 

@@ -133,7 +133,11 @@ def pretended(tmp_path, monkeypatch):
                     }
                 )
             )
-        return {"keys": dict(keys), "load": {"peak_tree_mib": 11.0}, "machine": {"date": "today"}}
+        return {
+            "keys": dict(keys),
+            "load": {"peak_mib": 20.0, "until_mark": {"peak_mib": 11.0}},
+            "machine": {"date": "today"},
+        }
 
     (tmp_path / "work" / "stages").mkdir(parents=True)
     monkeypatch.setattr(Stages, "run", pretend)

@@ -21,12 +21,11 @@ def test_cost_of_a_process_and_its_children(tmp_path):
     command = [sys.executable, "-c", CHILD, str(mark)]
     load = run_measured(command, tmp_path / "log", {}, mark, interval_seconds=0.05)
     assert load.returncode == 0
-    assert 60 <= load.peak_mib < 120
-    assert load.peak_tree_mib >= 140
+    assert load.peak_mib >= 140
     assert load.cpu_seconds > 0
-    assert load.wall_seconds_until_mark is not None
-    assert load.wall_seconds_until_mark < load.wall_seconds
-    assert set(load.as_dict()) >= {"wall_seconds", "cpu_seconds", "peak_mib", "peak_tree_mib"}
+    assert load.until_mark is not None
+    assert load.until_mark.wall_seconds < load.wall_seconds
+    assert load.as_dict()["until_mark"]["peak_mib"] == round(load.until_mark.peak_mib, 2)
 
 
 def test_a_process_that_is_gone_has_no_tree():

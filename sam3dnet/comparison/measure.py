@@ -6,7 +6,6 @@ Scores are those of the label maps that its own validation wrote. Seconds a case
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,7 +92,6 @@ def measure(
     parameters = list(model.network.parameters())
     names = validation_names(preprocessed, fold)
     seconds = time_sliding_windows(model, preprocessed, names[:timed_cases], device)
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     predictions = model_folder / f"fold_{fold}" / "validation"
     return score(predictions, labels, names, scoring_processes()) | {
         "parameters": sum(p.numel() for p in parameters),
@@ -103,7 +101,6 @@ def measure(
         "mirroring_axes": list(model.mirror_axes),
         "seconds_per_case": sum(seconds) / len(seconds),
         "seconds_of_cases": [round(s, 3) for s in seconds],
-        "peak_inference_mib": peak_mib,
         "iterations": count_iterations(model_folder / f"fold_{fold}"),
     }
 

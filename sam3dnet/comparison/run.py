@@ -97,7 +97,7 @@ def _trained_row(competitor: Competitor, settings: Settings, stages: Stages) -> 
         prompted=_click(competitor, settings, stages, label, since),
         tuned_parameters=measured["tuned_parameters"],
         parameters=measured["parameters"],
-        peak_mib=trained["load"]["peak_tree_mib"],
+        peak_mib=(trained["load"]["until_mark"] or trained["load"])["peak_mib"],
         seconds_per_case=measured["seconds_per_case"],
         iterations=measured["iterations"],
         note=f"patch {'x'.join(map(str, measured['patch_size']))}, batch {measured['batch_size']}",
@@ -157,7 +157,7 @@ def _points_row(settings: Settings, stages: Stages) -> Row:
         row.prompted[f"{points} point{'' if points == 1 else 's'} a slice"] = measured["scores"]
         row.tuned_parameters, row.parameters = 0, measured["parameters"]
         row.seconds_per_case = measured["seconds_per_case"]
-        row.peak_mib = record["load"]["peak_tree_mib"]
+        row.peak_mib = record["load"]["peak_mib"]
     return row
 
 

@@ -73,7 +73,7 @@ class Stages:
             raise StageError(f"stage {name} ended with status {load.returncode}; see {log}:\n{tail}")
         record = {"keys": _as_stored(keys), "command": list(command), "load": load.as_dict(), "machine": machine()}
         write_json(self.folder / f"{name}.json", record)
-        logger.info("%s: %.0f s, %.0f MiB", name, load.wall_seconds, load.peak_tree_mib)
+        logger.info("%s: %.0f s, %.0f MiB", name, load.wall_seconds, load.peak_mib)
         return record
 
     def finished(self, name: str, keys: Mapping[str, Any]) -> dict[str, Any] | None:
