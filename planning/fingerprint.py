@@ -26,7 +26,7 @@ from sam3dnet.preprocessing.cases import (
     read_dataset_json,
 )
 from sam3dnet.preprocessing.folders import Folders, write_json
-from sam3dnet.preprocessing.workers import map_cases
+from sam3dnet.preprocessing.workers import Workers, map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +41,14 @@ QUANTILE_POINTS = 201
 
 
 def load_or_make_fingerprint(
-    dataset_name: str, folders: Folders, num_processes: int, progress: bool = True
+    dataset_name: str, folders: Folders, workers: Workers | int, progress: bool = True
 ) -> dict[str, Any]:
     """Read the fingerprint of a dataset, or make it where there is none or its files have changed since.
 
     Args:
         dataset_name: A folder in `folders.raw`.
         folders: nnU-Net's three folders, already active (see `activate_folders`).
-        num_processes: Cases read at the same time; 1 reads them in this process.
+        workers: Cases read at the same time, 1 to read them in this process; or a cluster.
         progress: Show a progress bar.
 
     Returns:
@@ -70,7 +70,7 @@ def load_or_make_fingerprint(
     known = read_if_current(fingerprint_file, record)
     if known is not None:
         return known
-    measures = measure_cases(cases, dataset_json, num_processes, progress)
+    measures = measure_cases(cases, dataset_json, workers, progress, [raw_folder])
     num_channels = len(channel_names(dataset_json))
     fingerprint = summarise(measures, num_channels, dataset_name)
     fingerprint[BLOCK] = {"version": BLOCK_VERSION, "files": record, **summarise_classes(measures, dataset_json)}
@@ -165,9 +165,13 @@ def measure_case(
 
 
 def measure_cases(
-    cases: Sequence[TrainingCase], dataset_json: dict[str, Any], num_processes: int, progress: bool
+    cases: Sequence[TrainingCase],
+    dataset_json: dict[str, Any],
+    workers: Workers | int,
+    progress: bool,
+    folders: Sequence[Path] = (),
 ) -> list[dict[str, Any]]:
-    """Measure all cases, in parallel where `num_processes` > 1, in the order given.
+    """Measure all cases, which lie in `folders`, in the order given; one process alone is this one.
 
     Raises:
         DatasetError: If cases cannot be read, or a worker died (most often for want of memory).
@@ -180,7 +184,7 @@ def measure_cases(
         classes=foreground_classes(dataset_json),
         num_samples=max(1, FOREGROUND_SAMPLES // len(cases)),
     )
-    outcomes = map_cases(measure, cases, num_processes if num_processes > 1 else 0, "fingerprint", progress)
+    outcomes = map_cases(measure, cases, 0 if workers == 1 else workers, "fingerprint", progress, folders=folders)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:
         lines = "\n".join(f'  case "{o.item.name}": {type(o.error).__name__}: {o.error}' for o in failed)

@@ -27,6 +27,7 @@ from sam3dnet.planning.plan import PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
+from sam3dnet.preprocessing.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -378,6 +379,7 @@ def plan_dataset(
     num_processes: int = 1,
     progress: bool = True,
     choice: MethodChoice | None = None,
+    cluster: Workers | None = None,
 ) -> Path:
     """Plan a dataset and write its plans file.
 
@@ -393,6 +395,7 @@ def plan_dataset(
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
         choice: The method, and how it is tuned; None: the default.
+        cluster: Reads the cases in place of processes of this machine.
 
     Returns:
         The plans file, folders.preprocessed / dataset_name / (plans_name + ".json").
@@ -403,7 +406,7 @@ def plan_dataset(
     """
     choice = choice or MethodChoice()
     plans_name = plans_name or choice.plans_name
-    load_or_make_fingerprint(dataset_name, folders, num_processes, progress)
+    load_or_make_fingerprint(dataset_name, folders, cluster or num_processes, progress)
     budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))
     planner = SAM3DPlanner(
         dataset_name,

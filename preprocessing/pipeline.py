@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +24,7 @@ from sam3dnet.preprocessing.records import (
     settings_digest,
     store_record,
 )
-from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
+from sam3dnet.preprocessing.workers import Outcome, Workers, default_num_processes, map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ def preprocess_dataset(
     configurations: Sequence[str] | None = None,
     num_processes: int | None = None,
     progress: bool = True,
+    cluster: Workers | None = None,
 ) -> None:
     """Preprocess all training cases of a dataset that are missing or stale; the arrays are those of stock nnU-Net.
 
@@ -62,6 +64,7 @@ def preprocess_dataset(
         configurations: Of the plan; None takes all.
         num_processes: Cases at the same time; 0 works in this process, None takes one a core, 8 at most.
         progress: Show a progress bar.
+        cluster: Does the work in place of processes of this machine.
 
     Raises:
         PlanError: If there is no such plan or configuration.
@@ -75,10 +78,10 @@ def preprocess_dataset(
     if not cases:
         raise DatasetError(f"{raw_folder}: no training case with ending {dataset_json['file_ending']!r} in imagesTr")
     recipes = _make_recipes(plans, configurations, dataset_json, preprocessed_folder)
-    processes = default_num_processes() if num_processes is None else num_processes
+    workers = cluster or (default_num_processes() if num_processes is None else num_processes)
     _copy_if_changed(raw_folder / "dataset.json", preprocessed_folder / "dataset.json")
     for recipe in recipes:
-        _run_recipe(recipe, cases, processes, progress)
+        _run_recipe(recipe, cases, workers, progress)
     ending = dataset_json["file_ending"]
     for case in cases:
         _copy_if_changed(case.label, preprocessed_folder / "gt_segmentations" / f"{case.name}{ending}")
@@ -125,7 +128,7 @@ def _make_recipes(
     return list(recipes.values())
 
 
-def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], num_processes: int, progress: bool) -> None:
+def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], workers: Workers | int, progress: bool) -> None:
     folder = recipe.output_folder
     shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
     for name in (RECORDS_FOLDER, _PARTIAL_FOLDER):
@@ -135,7 +138,9 @@ def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], num_processes: in
         remove_case(folder, name)
     description = f"preprocess {recipe.configuration}"
     try:
-        outcomes = map_cases(partial(preprocess_case, recipe), cases, num_processes, description, progress)
+        # The folder of unfinished cases was made just now: a worker that sees it sees this very disk.
+        folders = [cases[0].label.parent, folder / _PARTIAL_FOLDER]
+        outcomes = map_cases(partial(preprocess_case, recipe), cases, workers, description, progress, folders=folders)
     finally:
         shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
     _require_success(outcomes)
@@ -152,15 +157,14 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
     record = make_record(case, recipe.settings)
     if is_current(recipe.output_folder, case.name, record):
         return False
-    partial_folder = recipe.output_folder / _PARTIAL_FOLDER / case.name
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    partial_folder.mkdir(parents=True)
-    _write_case(recipe, case, partial_folder)
-    remove_case(recipe.output_folder, case.name)
-    # The file by which nnU-Net finds a case comes last, so that a case is seen whole or not at all.
-    for suffix in reversed(FILE_SUFFIXES):
-        (partial_folder / f"{case.name}{suffix}").replace(recipe.output_folder / f"{case.name}{suffix}")
-    store_record(recipe.output_folder, case.name, record)
+    # A folder of its own: a cluster gives a case to another worker where it only believes that the first has died.
+    with tempfile.TemporaryDirectory(dir=recipe.output_folder / _PARTIAL_FOLDER) as unfinished:
+        _write_case(recipe, case, Path(unfinished))
+        remove_case(recipe.output_folder, case.name)
+        # The file by which nnU-Net finds a case comes last, so that a case is seen whole or not at all.
+        for suffix in reversed(FILE_SUFFIXES):
+            (Path(unfinished) / f"{case.name}{suffix}").replace(recipe.output_folder / f"{case.name}{suffix}")
+        store_record(recipe.output_folder, case.name, record)
     return True
 
 

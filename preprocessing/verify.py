@@ -12,12 +12,14 @@ from sam3dnet.preprocessing.checks_description import Description, check_descrip
 from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
-from sam3dnet.preprocessing.workers import Outcome, map_cases
+from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
 
 __all__ = ["Problem", "require_sound", "verify_dataset"]
 
 
-def verify_dataset(raw_dataset_folder: Path, num_processes: int, progress: bool = True) -> list[Problem]:
+def verify_dataset(
+    raw_dataset_folder: Path, num_processes: int, progress: bool = True, cluster: Workers | None = None
+) -> list[Problem]:
     """Check a dataset in nnU-Net's raw format; a fault in one place hides none in another.
 
     Images in imagesTs are checked too, but what is wrong with them is only a warning.
@@ -26,6 +28,7 @@ def verify_dataset(raw_dataset_folder: Path, num_processes: int, progress: bool 
         raw_dataset_folder: Such as nnUNet_raw/Dataset501_Hippocampus.
         num_processes: Cases at the same time; 0 works in this process.
         progress: Show a progress bar.
+        cluster: Does the work in place of processes of this machine.
 
     Returns:
         The problems, those of the whole dataset first, then by case; none for a sound dataset.
@@ -36,7 +39,13 @@ def verify_dataset(raw_dataset_folder: Path, num_processes: int, progress: bool 
     cases, more = check_files(raw_dataset_folder, description)
     problems += more
     outcomes = map_cases(
-        partial(check_case, description), cases, num_processes, "verify", progress, retry_alone_when_killed=True
+        partial(check_case, description),
+        cases,
+        cluster or num_processes,
+        "verify",
+        progress,
+        retry_alone_when_killed=True,
+        folders=[raw_dataset_folder],
     )
     reports = [outcome.result for outcome in outcomes if outcome.result is not None]
     problems += _failed(outcomes)

@@ -1,4 +1,4 @@
-"""Run one function over many items in processes of their own, with a progress bar; none hangs, none hides another."""
+"""Run one function over many items, here or on a cluster, with a progress bar; none hangs, none hides another."""
 
 import logging
 import multiprocessing
@@ -10,7 +10,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from pathlib import Path
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.progress import Progress
@@ -42,6 +43,62 @@ class Outcome(Generic[Item, Result]):
     error: Exception | None
 
 
+class Workers(Protocol):
+    """What runs a function over items: processes of this machine, or a cluster (`DaskCluster`)."""
+
+    def run(
+        self, function: Callable[[Item], Result], items: Sequence[Item], folders: Sequence[Path] = ()
+    ) -> "Run[Item, Result]":
+        """Yield the index and the outcome of each item as soon as it is there; closing it gives up what is left.
+
+        Args:
+            function: Importable by name, as are its items and results.
+            items: One call each.
+            folders: Which the function reads or writes; absolute.
+
+        Raises:
+            DatasetError: If the work as a whole cannot go on.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LocalPool:
+    """Processes of this machine, made for each run.
+
+    Attributes:
+        num_processes: Calls at the same time; 0 makes them in this process.
+        retry_alone_when_killed: When a process is killed, go on with one item at a time; an item that kills its
+            process even then costs itself alone.
+    """
+
+    num_processes: int
+    retry_alone_when_killed: bool = False
+
+    def run(
+        self, function: Callable[[Item], Result], items: Sequence[Item], folders: Sequence[Path] = ()
+    ) -> "Run[Item, Result]":
+        """Yield the outcomes, see `Workers`; all folders are those of this machine.
+
+        Raises:
+            DatasetError: If a process was killed, most often for want of memory, and `retry_alone_when_killed` is not
+                set.
+        """
+        if self.num_processes <= 0:
+            yield from _run_here(function, items)
+            return
+        unfinished = dict(enumerate(items))
+        try:
+            with closing(_run_in_pool(function, items, self.num_processes)) as run:
+                for index, outcome in run:
+                    del unfinished[index]
+                    yield index, outcome
+        except BrokenProcessPool as error:
+            if not self.retry_alone_when_killed:
+                raise DatasetError(_killed(len(items) - len(unfinished), len(items), self.num_processes)) from error
+            yield from _run_each_alone(function, unfinished)
+
+
 def default_num_processes() -> int:
     """One process a core that this process may use, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -51,48 +108,39 @@ def default_num_processes() -> int:
 def map_cases(
     function: Callable[[Item], Result],
     items: Sequence[Item],
-    num_processes: int,
+    workers: Workers | int,
     description: str,
     progress: bool = True,
     retry_alone_when_killed: bool = False,
+    folders: Sequence[Path] = (),
 ) -> list[Outcome[Item, Result]]:
     """Call a function for each item; an item that fails costs itself alone.
 
     Args:
-        function: Importable by name, as are its items and results, for it runs in new processes.
+        function: Importable by name, as are its items and results, for it runs in other processes.
         items: One call each.
-        num_processes: Calls at the same time; 0 makes them in this process.
+        workers: Who makes the calls; a number stands for so many processes of this machine, 0 for this process.
         description: Stands before the progress bar.
         progress: Show a progress bar.
-        retry_alone_when_killed: When a process is killed, go on with one item at a time; an item that kills its
-            process even then costs itself alone.
+        retry_alone_when_killed: Of these processes, see `LocalPool`.
+        folders: Which the function reads or writes; all workers must see them.
 
     Returns:
         The outcomes, in the order of the items.
 
     Raises:
-        DatasetError: If a process was killed, most often for want of memory, and `retry_alone_when_killed` is not set.
+        DatasetError: If a process was killed, most often for want of memory, and `retry_alone_when_killed` is not set,
+            or a cluster cannot do the work.
     """
     if not items:
         return []
+    pool = LocalPool(workers, retry_alone_when_killed) if isinstance(workers, int) else workers
     outcomes: dict[int, Outcome[Item, Result]] = {}
-    with Progress(len(items), description, show=progress) as bar:
-        try:
-            run = _run_here(function, items) if num_processes <= 0 else _run_in_pool(function, items, num_processes)
-            _collect(run, outcomes, bar)
-        except BrokenProcessPool as error:
-            if not retry_alone_when_killed:
-                raise DatasetError(_killed(len(outcomes), len(items), num_processes)) from error
-            unfinished = {index: item for index, item in enumerate(items) if index not in outcomes}
-            _collect(_run_each_alone(function, unfinished), outcomes, bar)
-    return [outcomes[index] for index in range(len(items))]
-
-
-def _collect(run: "Run[Item, Result]", outcomes: dict[int, Outcome[Item, Result]], bar: Progress) -> None:
-    with closing(run):
+    with Progress(len(items), description, show=progress) as bar, closing(pool.run(function, items, folders)) as run:
         for index, outcome in run:
             outcomes[index] = outcome
             bar.update()
+    return [outcomes[index] for index in range(len(items))]
 
 
 def _killed(finished: int, total: int, num_processes: int) -> str:

@@ -216,6 +216,7 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
                 "num_processes": 0,
                 "prompts": Path("p.json"),
                 "question": TextQuestion("liver", "c.pt"),
+                "cluster": None,
             },
         )
     ]
@@ -298,8 +299,9 @@ def test_options_of_planning_reach_its_steps(
             "sam_weights_at_hand": True,
             "device": "cpu",
             "num_processes": 0,
+            "cluster": None,
         }
-    preprocessed = [((name, places, choice.plans_name), {"num_processes": 0}) for name in names]
+    preprocessed = [((name, places, choice.plans_name), {"num_processes": 0, "cluster": None}) for name in names]
     assert planning["preprocess_dataset"].calls == preprocessed
     assert planning["find_sam_weights"].calls == [(("vit_b", Path("w.pth")), {"download": False})]
     assert capsys.readouterr().out.count("the table\n") == 2

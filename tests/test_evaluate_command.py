@@ -75,6 +75,7 @@ def test_options_of_evaluation_reach_it(monkeypatch: pytest.MonkeyPatch) -> None
                 "lesion_iou": 0.3,
                 "missing_as_empty": True,
                 "num_processes": 3,
+                "cluster": None,
             },
         )
     ]
@@ -122,6 +123,7 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
         ("-p A B C -g G", "came 3 folders of predictions and a folder of labels"),
         ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks"),
         ("-p A -g G --clicks 1", "-p: not with --clicks"),
+        ("-d 501 --clicks 1 --scheduler tcp://h:1", "--scheduler: not with --clicks"),
         ("--clicks 1,two", "clicks '1,two': expected whole numbers"),
         ("--clicks -1", "clicks '-1': expected whole numbers"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, NumProcesses, parse_fold, run_command
+from sam3dnet.cli.scheduler import cluster_at
 from sam3dnet.errors import DatasetError
 
 _log = logging.getLogger("sam3dnet.cli.evaluate")
@@ -44,6 +45,7 @@ def evaluate(
     plans: str = "SAM3DPlans",
     root: Path | None = None,
     device: DeviceName | None = None,
+    scheduler: str | None = None,
 ) -> Outcome:
     """Score predictions against the truth (-p PREDICTIONS -g LABELS), compare two results (-p A B -g LABELS), or
     measure what clicks are worth (-d DATASET --clicks 0,1,3,5,10).
@@ -72,6 +74,7 @@ def evaluate(
         root: For clicks: folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three
             variables of these names.
         device: For clicks: device to predict on; without it the best there is.
+        scheduler: Address of a Dask scheduler, whose workers then score; see docs/cluster.md.
 
     Returns:
         What to print, the files written and the cases that failed.
@@ -85,10 +88,10 @@ def evaluate(
         _refuse(clicking, "only with --clicks")
         options = {"dataset_json": dataset_json, "tolerance_mm": tolerance, "lesion_iou": lesion_iou}
         options |= {"missing_as_empty": missing_as_empty, "num_processes": num_processes}
-        return _evaluate_folders(predictions or [], labels, output, options)
-    _refuse(
-        {"-p": predictions, "--dataset-json": dataset_json, "--missing-as-empty": missing_as_empty}, "not with --clicks"
-    )
+        with cluster_at(scheduler, num_processes) as cluster:
+            return _evaluate_folders(predictions or [], labels, output, options | {"cluster": cluster})
+    scoring = {"-p": predictions, "--dataset-json": dataset_json, "--missing-as-empty": missing_as_empty}
+    _refuse(scoring | {"--scheduler": scheduler}, "not with --clicks")
     from sam3dnet.preprocessing.folders import activate_folders
 
     folders = activate_folders(root)

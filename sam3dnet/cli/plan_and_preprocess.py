@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from sam3dnet.cli.choices import FidelityName, PlannedMethodName, TuningName
 from sam3dnet.cli.command import DeviceName, EncoderChoice, NumProcesses, run_command
+from sam3dnet.cli.scheduler import cluster_at
 
 if TYPE_CHECKING:
     from sam3dnet.planning.methods import Text
     from sam3dnet.preprocessing.folders import Folders
+    from sam3dnet.preprocessing.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def plan_and_preprocess(
     clip_model: str = "ViT-B-16",
     phrases: Path | None = None,
     network: str | None = None,
+    scheduler: str | None = None,
 ) -> list[Path]:
     """Verify datasets, decide how to train on them, and preprocess their cases.
 
@@ -64,6 +67,8 @@ def plan_and_preprocess(
             segmentation".
         network: For --method network, package.module:Class of an installed package; it is given (input_channels,
             num_classes).
+        scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
+            docs/cluster.md.
 
     Returns:
         The plan file of each dataset.
@@ -101,13 +106,14 @@ def plan_and_preprocess(
         num_processes=processes,
     )
     plan_files = []
-    for name in names:
-        if not skip_verification:
-            _verify(name, folders, processes)
-        text = _embed_classes(folders.raw / name, clip_weights, clip_model, phrases) if clip_weights else None
-        plan_files.append(plan(name, choice=replace(choice, text=text)))
-        print(format_decisions(load_plan(plan_files[-1])), flush=True)
-        preprocess_dataset(name, folders, choice.plans_name, num_processes=processes)
+    with cluster_at(scheduler, num_processes) as cluster:
+        for name in names:
+            if not skip_verification:
+                _verify(name, folders, processes, cluster)
+            text = _embed_classes(folders.raw / name, clip_weights, clip_model, phrases) if clip_weights else None
+            plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
+            print(format_decisions(load_plan(plan_files[-1])), flush=True)
+            preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
     return plan_files
 
 
@@ -122,10 +128,10 @@ def _embed_classes(dataset_folder: Path, weights: str, model: str, phrases_file:
     return Text(tuple(phrases), model, as_plan_values(embed_phrases(phrases, weights, model)))
 
 
-def _verify(name: str, folders: "Folders", num_processes: int) -> None:
+def _verify(name: str, folders: "Folders", num_processes: int, cluster: "Workers | None") -> None:
     from sam3dnet.preprocessing.verify import require_sound, verify_dataset
 
-    problems = verify_dataset(folders.raw / name, num_processes)
+    problems = verify_dataset(folders.raw / name, num_processes, cluster=cluster)
     for problem in problems:
         if problem.severity == "warning":
             _log.warning("Warning: %s: %s", problem.case, problem.message)

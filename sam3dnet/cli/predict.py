@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, NumProcesses, parse_fold, run_command
+from sam3dnet.cli.scheduler import cluster_at
 from sam3dnet.errors import PromptError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def predict(
     prompts: Path | None = None,
     text: str | None = None,
     clip_weights: str | None = None,
+    scheduler: str | None = None,
 ) -> "PredictionReport":
     """Predict label maps for all images of a folder, on each image's own grid.
 
@@ -60,6 +62,7 @@ def predict(
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
+        scheduler: Address of a Dask scheduler, whose workers then predict; see docs/cluster.md.
 
     Returns:
         What was written, what was there already, and what failed and why.
@@ -75,19 +78,21 @@ def predict(
     from sam3dnet.inference.models import find_model
     from sam3dnet.inference.predictor import predict_folder
 
-    return predict_folder(
-        input_folder,
-        output_folder,
-        find_model(folders.results, dataset, plans_name=plans, configuration=configuration),
-        folds=parsed_folds,
-        device=device,
-        step_size=_step_size(step_size, fast),
-        mirror=not (no_mirroring or fast),
-        checkpoint=checkpoint,
-        num_processes=num_processes,
-        prompts=prompts,
-        question=_question(text, clip_weights),
-    )
+    with cluster_at(scheduler, num_processes) as cluster:
+        return predict_folder(
+            input_folder,
+            output_folder,
+            find_model(folders.results, dataset, plans_name=plans, configuration=configuration),
+            folds=parsed_folds,
+            device=device,
+            step_size=_step_size(step_size, fast),
+            mirror=not (no_mirroring or fast),
+            checkpoint=checkpoint,
+            num_processes=num_processes,
+            prompts=prompts,
+            question=_question(text, clip_weights),
+            cluster=cluster,
+        )
 
 
 def _step_size(asked: float | None, fast: bool) -> float:

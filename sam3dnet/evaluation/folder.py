@@ -15,7 +15,7 @@ from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
 from sam3dnet.preprocessing.cases import read_dataset_json
-from sam3dnet.preprocessing.workers import default_num_processes, map_cases
+from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def evaluate_folder(
     only: Collection[str] | None = None,
     num_processes: int | None = None,
     progress: bool = True,
+    cluster: Workers | None = None,
 ) -> Evaluation:
     """Score every case of a folder of true labels.
 
@@ -91,6 +92,7 @@ def evaluate_folder(
         only: Names of the cases to score; None for all that have a true label.
         num_processes: Cases at the same time; 0 for this process, None for one a core.
         progress: Whether to show a bar.
+        cluster: Scores in place of processes of this machine.
 
     Returns:
         The scores, and by name what could not be scored.
@@ -103,10 +105,12 @@ def evaluate_folder(
     description = read_description(dataset_json_file)
     tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), tolerance_mm)
     scoring = make_scoring(description, tolerance.mm, lesion_iou)
-    pairs, surplus = pair_files(predictions, labels, str(description["file_ending"]))
+    pairs, surplus = pair_files(predictions.absolute(), labels.absolute(), str(description["file_ending"]))
     pairs = [pair for pair in pairs if only is None or pair.name in only]
     failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
-    cases = _evaluate([pair for pair in pairs if pair.name not in failed], scoring, failed, num_processes, progress)
+    to_score = [pair for pair in pairs if pair.name not in failed]
+    processes = min(default_num_processes() if num_processes is None else num_processes, len(to_score))
+    cases = _evaluate(to_score, scoring, failed, cluster or processes, progress)
     if not cases:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise DatasetError(f"{predictions}: none of {len(failed)} cases can be evaluated: {reasons}")
@@ -151,12 +155,20 @@ def read_description(dataset_json_file: Path) -> dict[str, Any]:
 
 
 def _evaluate(
-    pairs: list[LabelPair], scoring: Scoring, failed: dict[str, str], num_processes: int | None, progress: bool
+    pairs: list[LabelPair], scoring: Scoring, failed: dict[str, str], workers: Workers | int, progress: bool
 ) -> dict[str, CaseResult]:
-    processes = min(default_num_processes() if num_processes is None else num_processes, len(pairs))
-    work = partial(evaluate_case, scoring=scoring)
+    folders = sorted({file.parent for pair in pairs for file in (pair.truth, pair.prediction) if file})
+    outcomes = map_cases(
+        partial(evaluate_case, scoring=scoring),
+        pairs,
+        workers,
+        "evaluating",
+        progress,
+        retry_alone_when_killed=True,
+        folders=folders,
+    )
     cases = {}
-    for outcome in map_cases(work, pairs, processes, "evaluating", progress, retry_alone_when_killed=True):
+    for outcome in outcomes:
         if outcome.result is not None:
             cases[outcome.item.name] = outcome.result
         else:

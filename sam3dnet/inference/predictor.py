@@ -5,10 +5,11 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -25,6 +26,10 @@ from sam3dnet.inference.reading import Preprocessed, image_bytes, read_ahead
 from sam3dnet.inference.text import TextQuestion, ask_for_text
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.progress import Progress
+from sam3dnet.preprocessing.workers import map_cases
+
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.cluster import DaskCluster
 
 __all__ = ["PredictionReport", "find_model", "predict_folder"]
 
@@ -59,6 +64,7 @@ def predict_folder(
     progress: bool = True,
     prompts: Path | str | None = None,
     question: TextQuestion | None = None,
+    cluster: "DaskCluster | None" = None,
 ) -> PredictionReport:
     """Predict a label map for every image of a folder, on each image's own grid.
 
@@ -69,7 +75,7 @@ def predict_folder(
         output_folder: Made if it does not exist; gets CASE.nii.gz, dataset.json, plans.json and the settings.
         model_folder: Model folder of nnUNet_results, see `find_model`.
         folds: Folds whose logits are averaged; None for all trained ones.
-        device: Device or its name; None for the best there is.
+        device: Device or its name, of a cluster's workers if there is one; None for the best there is.
         step_size: Step between windows as a share of the window, above 0 and at most 1.
         mirror: Whether to average over mirrored windows, along the axes that were mirrored in training.
         checkpoint: File name in each fold; None for the final one, else the best, else the latest.
@@ -78,6 +84,7 @@ def predict_folder(
         progress: Whether to show a bar.
         prompts: File of prompts, or folder with some; what they do not speak of is segmented automatically.
         question: What to ask a model that reads text for, in place of its classes; None for its classes.
+        cluster: Predicts in place of this process; each worker loads the model once and takes whole cases.
 
     Returns:
         What was written, skipped and failed; a case fails alone.
@@ -86,31 +93,33 @@ def predict_folder(
         DatasetError: If there is no image, or the output folder cannot be written to, or the step is out of range.
         CheckpointError, PlanError: If the model cannot be loaded.
     """
-    inputs, output, model_path = Path(input_folder), Path(output_folder), Path(model_folder)
+    inputs, output, model_path = (Path(folder).absolute() for folder in (input_folder, output_folder, model_folder))
     if not 0 < step_size <= 1:
         raise DatasetError(f"step size {step_size}: expected a share of the window above 0 and at most 1")
     dataset_json = read_json(model_path / "dataset.json")
     ending = dataset_json["file_ending"]
     cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
     prepare_output_folder(output, inputs)
-    model = load_model(model_path, folds, checkpoint, _device(device))
-    if question is not None:
-        model = ask_for_text(model, question)
+    open_model = partial(_open_model, model_path, folds, checkpoint, _at_a_whole_path(question))
+    model = open_model("cpu" if cluster else device)
     names = [case.name for case in cases]
-    said = None if prompts is None else RunPrompts.read(prompts, [*names, *failed], model.labels)
-    report = PredictionReport(failed=dict(failed))
-    run = _Run(model, output, step_size, mirror, report, said)
+    said = None if prompts is None else RunPrompts.read(Path(prompts).absolute(), [*names, *failed], model.labels)
+    run = _Run(model, output, step_size, mirror, said)
     before = _read_settings(output)
     settings = _settings(model_path, model, step_size, mirror) | ({"text": question.text} if question else {})
     settings["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
     for name in _outdated(output, before, settings, names):
         (output / f"{name}{ending}").unlink(missing_ok=True)
-    report.skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
+    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
     _write_companions(output, settings, model)
-    to_do = [case for case in cases if case.name not in set(report.skipped)]
-    run.predict(to_do, 1 if num_processes is None else max(0, num_processes), progress)
+    to_do = [case for case in cases if case.name not in set(skipped)]
+    if cluster is None:
+        report = run.predict(to_do, 1 if num_processes is None else max(0, num_processes), progress)
+    else:
+        job = _Job(uuid4().hex, open_model, device, output, step_size, mirror, said)
+        report = _predict_on(cluster, job, to_do, [inputs, model_path, output / TEMPORARY_FOLDER], progress)
     shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
-    return report
+    return PredictionReport(report.written, skipped, failed | report.failed)
 
 
 def prepare_output_folder(output: Path, inputs: Path) -> None:
@@ -131,6 +140,24 @@ def prepare_output_folder(output: Path, inputs: Path) -> None:
         raise DatasetError(
             f"output folder {output} cannot be written to ({error}); choose another one with -o"
         ) from error
+
+
+def _open_model(
+    folder: Path,
+    folds: Sequence[int | str] | None,
+    checkpoint: str | None,
+    question: TextQuestion | None,
+    device: torch.device | str | None,
+) -> LoadedModel:
+    model = load_model(folder, folds, checkpoint, _device(device))
+    return model if question is None else ask_for_text(model, question)
+
+
+def _at_a_whole_path(question: TextQuestion | None) -> TextQuestion | None:
+    """Name the weights, if they are a file, so that a process in another folder finds them."""
+    if question is None or not Path(question.clip_weights).is_file():
+        return question
+    return replace(question, clip_weights=str(Path(question.clip_weights).absolute()))
 
 
 def _device(device: torch.device | str | None) -> torch.device:
@@ -202,7 +229,6 @@ class _Run:
         output: Path,
         step_size: float,
         mirror: bool,
-        report: PredictionReport,
         prompts: RunPrompts | None,
     ) -> None:
         self._model = model
@@ -212,10 +238,11 @@ class _Run:
         self._automatic = AutomaticSegmentation(model, **self._windows)
         self._prompts = prompts
         self._networks = [] if prompts is None else promptable_networks(model)
-        self._report = report
+        self._report = PredictionReport()
 
-    def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> None:
-        """Predict the cases and note in the report how each went; one is written while the next is predicted."""
+    def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> PredictionReport:
+        """Predict the cases and report how each went; one is written while the next is predicted."""
+        self._report = PredictionReport()
         exporting: Exporting | None = None
         bytes_of = partial(image_bytes, spacing_mm=self._model.configuration.spacing)
         exporter = ThreadPoolExecutor(1)
@@ -231,6 +258,7 @@ class _Run:
                 self._settle(exporting)
         finally:
             exporter.shutdown(wait=False, cancel_futures=True)
+        return self._report
 
     def _settle(self, exporting: Exporting | None) -> None:
         """Wait for an export and note how it went."""
@@ -264,6 +292,51 @@ class _Run:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
         write_label_map(labels, path, case.files[0], properties, self._input.reader_writer)
         return True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A run as the workers of a cluster are told of it; its name alone says which it is."""
+
+    name: str
+    open_model: Callable[[torch.device | str | None], LoadedModel] = field(compare=False)
+    device: torch.device | str | None = field(compare=False)
+    output: Path = field(compare=False)
+    step_size: float = field(compare=False)
+    mirror: bool = field(compare=False)
+    prompts: RunPrompts | None = field(compare=False)
+
+
+def _predict_on(
+    cluster: "DaskCluster", job: _Job, cases: Sequence[Case], folders: Sequence[Path], progress: bool
+) -> PredictionReport:
+    """Predict the cases on the workers of a cluster."""
+    report = PredictionReport()
+    try:
+        outcomes = map_cases(partial(_predict_case, job), cases, cluster, "predicting", progress, folders=folders)
+    finally:
+        cluster.call_on_each(_forget_model)
+    for outcome in outcomes:
+        if outcome.result is None:
+            report.failed[outcome.item.name] = _reason(outcome.error or Sam3dError("lost"))
+        else:
+            report.written += outcome.result.written
+            report.failed |= outcome.result.failed
+    return report
+
+
+def _predict_case(job: _Job, case: Case) -> PredictionReport:
+    return _run_of(job).predict([case], ahead=0, progress=False)
+
+
+@lru_cache(maxsize=1)
+def _run_of(job: _Job) -> _Run:
+    """Load the model, once in a process."""
+    return _Run(job.open_model(job.device), job.output, job.step_size, job.mirror, job.prompts)
+
+
+def _forget_model() -> None:
+    _run_of.cache_clear()
 
 
 class _Steps:

@@ -1,0 +1,82 @@
+"""What the workers of a cluster do in tests/test_cluster.py; light, for each of their processes imports it."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SECONDS_TO_GIVE_UP_AFTER = 600  # a guard, far above what a busy machine needs
+
+
+def wait_for(path: Path) -> None:
+    give_up = time.monotonic() + SECONDS_TO_GIVE_UP_AFTER
+    while not path.exists():
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+
+
+def square(item: int) -> int:
+    return item * item
+
+
+def square_or_fail(bad: int, item: int) -> int:
+    if item == bad:
+        raise ValueError(f"cannot square {item}")
+    return square(item)
+
+
+def square_or_die(bad: int, item: int) -> int:
+    if item == bad:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return square(item)
+
+
+def hold_the_first_time(folder: Path, item: int) -> int:
+    """Give the process that does an item; the one that is first to take item 1 keeps it until it is killed."""
+    if item == 1 and not (folder / "held").exists():
+        (folder / "writing").write_text(str(os.getpid()))
+        (folder / "writing").replace(folder / "held")
+        time.sleep(SECONDS_TO_GIVE_UP_AFTER)
+    return os.getpid()
+
+
+def begin_and_wait(folder: Path, item: int) -> int:
+    (folder / str(item)).touch()
+    if item:
+        wait_for(folder / "go on")
+    return item
+
+
+def hide_the_package() -> None:
+    """Make this process one in which sam3dnet is not installed."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sam3dnet"]:
+        del sys.modules[name]
+    sys.modules["sam3dnet"] = None  # type: ignore[assignment]
+
+
+def count_loads(folder: Path) -> None:
+    """Leave a file for each model that this process loads from now on."""
+    from sam3dnet.inference import predictor
+
+    real = predictor.load_model
+
+    def load(*arguments: Any) -> Any:
+        (folder / f"{os.getpid()}_{time.monotonic_ns()}").touch()
+        return real(*arguments)
+
+    load.real = real  # type: ignore[attr-defined]
+    predictor.load_model = load
+
+
+def count_loads_no_longer() -> None:
+    from sam3dnet.inference import predictor
+
+    predictor.load_model = predictor.load_model.real
+
+
+def loaded_models() -> int:
+    from sam3dnet.inference import predictor
+
+    return predictor._run_of.cache_info().currsize
