@@ -5,7 +5,9 @@ They read and write the same files as this machine, under the same paths. A case
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,8 +37,12 @@ def open_cluster(address: str) -> Iterator[DaskCluster]:
     except ImportError:
         raise DatasetError("a cluster needs Dask; type: pip install sam3dnet[cluster]") from None
     try:
-        client = Client(address or "no address", timeout=SECONDS_TO_WAIT, set_as_default=False)
-    except (OSError, ValueError) as error:
+        # Asked first, in a thread for there may be a loop in this one: a Client that fails to connect stays around
+        # half made, and when it is collected at a bad moment the next one waits for it forever.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _require_answer(address)).result()
+        client = Client(address, timeout=SECONDS_TO_WAIT, set_as_default=False)
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DatasetError(
             f"no Dask scheduler answers at {address!r} within {SECONDS_TO_WAIT} s ({reason}); give the address "
@@ -44,6 +50,17 @@ def open_cluster(address: str) -> Iterator[DaskCluster]:
         ) from error
     with client:
         yield DaskCluster(client)
+
+
+async def _require_answer(address: str) -> None:
+    from distributed import Security
+    from distributed.core import rpc
+
+    security = Security().get_connection_args("client")
+    async with rpc(address, timeout=SECONDS_TO_WAIT, connection_args=security) as server:
+        identity = await asyncio.wait_for(server.identity(), SECONDS_TO_WAIT)
+    if identity.get("type") != "Scheduler":
+        raise ValueError(f"a {identity.get('type')} answers")
 
 
 class DaskCluster:
