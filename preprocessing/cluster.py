@@ -84,7 +84,7 @@ class DaskCluster:
         from distributed import CancelledError, as_completed
 
         needs = _Needs(version(_PACKAGE), tuple(folders))
-        self._require_fit_workers(needs)
+        self._require_fit(needs)
         futures = self._client.map(partial(_call, function, needs), list(items), pure=False)
         open_items = dict(zip(futures, enumerate(items), strict=True))
         try:
@@ -112,7 +112,7 @@ class DaskCluster:
         if futures and self._client.status == "running":
             self._client.cancel(futures, force=True)
 
-    def _require_fit_workers(self, needs: _Needs) -> None:
+    def _require_fit(self, needs: _Needs) -> None:
         from distributed import TimeoutError as DaskTimeoutError
 
         try:
@@ -120,14 +120,23 @@ class DaskCluster:
         except DaskTimeoutError:
             message = "the Dask scheduler has no workers; start some with `dask worker ADDRESS --nthreads 1`"
             raise DatasetError(message) from None
-        answers = self._client.run(_unmet, needs, on_error="return")
+        answers = {"the scheduler": self._ask_scheduler(needs)}
+        workers = self._client.run(_unmet, needs, on_error="return")
+        answers |= {f"worker {address}": workers[address] for address in sorted(workers)}
         unfit = [
-            f"  worker {address}: {_unable(answer, needs) if isinstance(answer, Exception) else answer}"
-            for address, answer in sorted(answers.items())
+            f"  {who}: {_unable(answer, needs) if isinstance(answer, Exception) else answer}"
+            for who, answer in answers.items()
             if answer is not None
         ]
         if unfit:
-            raise DatasetError("\n".join([f"{len(unfit)} of {len(answers)} Dask workers cannot do the work:", *unfit]))
+            raise DatasetError("\n".join(["the Dask cluster cannot do the work:", *unfit]))
+
+    def _ask_scheduler(self, needs: _Needs) -> str | Exception | None:
+        """Ask it too, for it reads the calls that it passes on."""
+        try:
+            return self._client.run_on_scheduler(_other_version, needs)
+        except Exception as error:  # whatever prevents it from answering
+            return error
 
 
 @dataclass(frozen=True)
@@ -138,11 +147,16 @@ class _Needs:
     folders: tuple[Path, ...]
 
 
+def _other_version(needs: _Needs) -> str | None:
+    own = version(_PACKAGE)
+    return None if own == needs.version else f"has {_PACKAGE} {own}, not {needs.version}; install that there"
+
+
 def _unmet(needs: _Needs, dask_worker: Any) -> str | None:
     """Say what this worker lacks."""
-    own, threads = version(_PACKAGE), dask_worker.state.nthreads
-    if own != needs.version:
-        return f"has {_PACKAGE} {own}, this machine {needs.version}; install the same on both"
+    threads = dask_worker.state.nthreads
+    if other := _other_version(needs):
+        return other
     if threads != 1:
         return f"has {threads} threads; start it with --nthreads 1, and several on a machine with --nworkers"
     missing = [str(folder) for folder in needs.folders if not folder.is_dir()]
