@@ -19,6 +19,7 @@ from cluster_calls import (
     begin_and_wait,
     count_loads,
     count_loads_no_longer,
+    die_at_the_first_export,
     hide_the_package,
     hold_the_first_time,
     loaded_models,
@@ -267,6 +268,16 @@ def test_each_worker_loads_the_model_once_and_forgets_it(cluster: DaskCluster, p
     processes = [path.name.partition("_")[0] for path in (tmp_path / "loads").iterdir()]
     assert len(set(processes)) == len(processes) > 0
     assert set(cluster._client.run(loaded_models).values()) == {0}
+
+
+def test_prediction_loses_nothing_when_a_worker_dies(cluster: DaskCluster, predict: Any, tmp_path: Path) -> None:
+    predict()
+    expected = label_maps(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    cluster._client.run(die_at_the_first_export, tmp_path / "died")
+    assert predict(cluster=cluster).written == ["a", "b", "c"]
+    assert (tmp_path / "died").exists()
+    assert label_maps(tmp_path / "out") == expected
 
 
 def test_evaluation_equals_the_serial_run_from_the_command_line_too(
