@@ -45,7 +45,7 @@ def section(results: Mapping[str, Any], plots: Sequence[str]) -> str:
     machine = results["machine"]
     where = f"{machine.get('card') or machine['processor']}, {machine['threads']} threads of {machine['cores']} cores"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
-    date = machine["date"][:10]
+    date = machine["date"][:10] + (f", commit {machine['commit']}" if machine.get("commit") else "")
     lines = [
         f"### {title}",
         "",

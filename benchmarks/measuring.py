@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -160,12 +161,21 @@ def finish(arguments: argparse.Namespace, benchmark: str, rows: Sequence[Mapping
         for key, value in vars(arguments).items()
         if key not in ("json", "root")
     }
-    where = machine() | {"threads": torch.get_num_threads()}
+    where = machine() | {"threads": torch.get_num_threads(), "commit": commit()}
     if arguments.device == "cuda":
         where["card"] = torch.cuda.get_device_name()
     command = shlex.join(["python", f"benchmarks/{benchmark}.py", *map(without_folder, sys.argv[1:])])
     results = {"benchmark": benchmark, "command": command, "settings": settings, "machine": where, "rows": list(rows)}
     write_json(arguments.json, json.loads(json.dumps(results)))
+
+
+def commit() -> str | None:
+    """Give the commit of this checkout, with "+" where files were changed since; None outside of one."""
+    line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude", "*", "--dirty=+"]
+    try:
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def without_folder(text: str | Path) -> str:

@@ -14,6 +14,9 @@ for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     (ROOT / _name).mkdir()
     os.environ[_name] = str(ROOT / _name)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest  # noqa: E402  (the variables come before anything that might import nnU-Net)
 from phantoms import make_raw_dataset  # noqa: E402
 
