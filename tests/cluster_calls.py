@@ -1,4 +1,4 @@
-"""What the workers of a cluster do in tests/test_cluster.py; light, for each of their processes imports it."""
+"""What workers do in the tests of pools and clusters; light, for each of their processes imports it."""
 
 import os
 import signal

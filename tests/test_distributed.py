@@ -62,5 +62,6 @@ def test_two_processes_train_as_one(tiny_dataset, tmp_path):
         run = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=3000)
         assert run.returncode == 0, run.stderr[-4000:]
     one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
+    # AdamW divides rounding by rounding where a gradient is almost 0: 1e-5 is 0.3 % of the longest step it can take
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -58,9 +58,9 @@ def epochs_in(log):
 
 
 def kill_after_an_epoch(process, log, first_new_epoch):
-    """Wait until this run has finished an epoch, then a moment that nobody knows, then kill it."""
+    """Wait until this run has finished an epoch, checkpoint and all, and one more, then a random moment; kill it."""
     give_up = time.monotonic() + SECONDS_TO_GIVE_UP_AFTER
-    while first_new_epoch not in epochs_in(log):
+    while first_new_epoch + 1 not in epochs_in(log):
         assert process.poll() is None, f"the training ended by itself, with status {process.returncode}"
         assert time.monotonic() < give_up
         time.sleep(0.02)
@@ -87,6 +87,7 @@ def test_a_training_that_is_killed_loses_one_epoch_at_most(dataset, kills):
         kept = load_safely(folder / "checkpoint_latest.pth")["current_epoch"]
         assert finished == list(range(len(finished)))
         assert kept in (len(finished) - 1, len(finished))  # the line of the log comes before the checkpoint
+        assert kept > begins_at
     train(dataset, epochs=kept + 1, continue_training=True)
     assert epochs_in(log) == list(range(kept + 1))
     assert not list(folder.glob(".partial-*"))

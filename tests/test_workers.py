@@ -8,26 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from cluster_calls import square, square_or_die, square_or_fail
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing import workers
 from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
-
-
-def square(item: int) -> int:
-    return item * item
-
-
-def square_or_fail(bad: int, item: int) -> int:
-    if item == bad:
-        raise ValueError(f"cannot square {item}")
-    return square(item)
-
-
-def square_or_die(bad: int, item: int) -> int:
-    if item == bad:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return square(item)
 
 
 def die_in_company(folder: Path, item: int) -> int:
