@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread, time_once
 from networks import own_arguments
+from prediction_memory import make_plans as make_any_plans
 
 from sam3dnet.inference.session import PromptSession
 
@@ -51,32 +52,17 @@ def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) 
 
 def make_plans(patch: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
     """Give the part of a plan that prediction reads."""
-    configuration: dict[str, Any] = {
-        "preprocessor_name": "DefaultPreprocessor",
-        "batch_size": 2,
-        "patch_size": patch,
+    plans = make_any_plans(patch) | {"plans_name": "SAM3DPlans"}
+    plans["configurations"]["3d_fullres"] |= {
         "spacing": list(SPACING_MM),
         "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
         "architecture": {
             "network_class_name": "sam3dnet.network.build.SAM3D",
             "arch_kwargs": arguments,
             "_kw_requires_import": [],
         },
     }
-    for role in ("data", "seg", "probabilities"):
-        configuration[f"resampling_fn_{role}"] = "resample_torch_fornnunet"
-        configuration[f"resampling_fn_{role}_kwargs"] = {"is_seg": role == "seg", "force_separate_z": None}
-    return {
-        "dataset_name": "Dataset999_Noise",
-        "plans_name": "SAM3DPlans",
-        "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
-        "label_manager": "LabelManager",
-        "foreground_intensity_properties_per_channel": {"0": dict.fromkeys(("mean", "std"), 1.0)},
-        "configurations": {"3d_fullres": configuration},
-    }
+    return plans
 
 
 def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[dict[str, Any]]:
