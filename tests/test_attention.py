@@ -3,6 +3,8 @@
 import pytest
 import torch
 from segment_anything.modeling.image_encoder import Attention
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from sam3dnet.network import attention
 from sam3dnet.network.attention import (
@@ -12,6 +14,7 @@ from sam3dnet.network.attention import (
     partition_windows,
     relative_position,
 )
+from sam3dnet.planning.memory import LiveBytes
 
 
 def materialised(module: Attention3D, tokens: torch.Tensor) -> torch.Tensor:
@@ -58,6 +61,38 @@ def test_windows_a_few_at_a_time_give_the_same_and_the_same_gradient(monkeypatch
         torch.testing.assert_close(whole, by_window)
 
 
+@pytest.mark.parametrize("outer", [False, True], ids=["alone", "in a checkpointed block"])
+def test_what_is_made_again_for_the_backward_pass_is_what_it_was(monkeypatch, outer):
+    module = random_attention((3, 4, 5))
+    tokens = torch.randn(4, 3, 4, 5, 12, dtype=torch.float64, requires_grad=True)
+    padding, wrapped = torch.rand(4, 60) < 0.2, torch.rand(4, 60, 3) < 0.5
+    made, found = [], []
+    keep = attention.keep_attention
+    monkeypatch.setattr(attention, "keep_attention", lambda: made.append(1) or keep())
+    for limit in (1 << 30, 0):
+        monkeypatch.setattr(attention, "BYTES_MADE_AGAIN", limit)
+        arguments = (tokens, padding, wrapped)
+        out = checkpoint(module, *arguments, use_reentrant=False) if outer else module(*arguments)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (tokens, *module.parameters()))))
+        assert bool(made) == (limit == 0)
+    for plain, again in zip(*found, strict=True):
+        assert torch.equal(plain, again)
+
+
+def test_a_step_takes_a_quarter_of_what_a_materialised_bias_takes():
+    peaks = []
+    with FakeTensorMode():
+        tokens = torch.empty(8, 8, 8, 8, 96, requires_grad=True)
+        for written_out in (False, True):
+            module = Attention3D(96, 12, (8, 8, 8)).requires_grad_(False)
+            counter = LiveBytes()
+            with counter:
+                out = materialised(module, tokens) if written_out else module(tokens)
+                out.sum().backward()
+            peaks.append(counter.peak)
+    assert 4 * peaks[0] < peaks[1]
+
+
 def test_equals_sam_on_one_slice():
     module = random_attention((1, 5, 6))
     official = Attention(12, 3, use_rel_pos=True, input_size=(5, 6)).double()
@@ -70,8 +105,11 @@ def test_relative_tables_keep_the_meaning_of_an_offset():
     table = torch.arange(7.0)[:, None]
     assert fit_relative_table(table, 2).flatten().tolist() == [2, 3, 4]
     assert fit_relative_table(table, 5).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 6]
-    scores = relative_position(torch.ones(1, 1, 3, 1), fit_relative_table(table, 3), 3, torch.arange(3))
-    assert scores[0, 0].tolist() == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
+    tables = [fit_relative_table(table, size) for size in (1, 3, 2)]
+    scores = relative_position(torch.ones(1, 1, 6, 1), tables, (1, 3, 2))[0, 0]
+    assert scores[:, 0].tolist() == [3] * 6
+    assert scores[::2, 1:4].tolist() == scores[1::2, 1:4].tolist() == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
+    assert scores[:, 4:].tolist() == [[3, 2], [4, 3]] * 3
 
 
 @pytest.mark.parametrize("grid", [(4, 4, 4), (5, 6, 7), (1, 3, 9), (2, 1, 1)])

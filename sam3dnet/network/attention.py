@@ -4,18 +4,27 @@ Axes in names: B batch (or batch times windows), h heads, N tokens = D * H * W, 
 """
 
 import math
-from collections.abc import Callable
-from itertools import repeat
+from collections.abc import Callable, Sequence
+from itertools import accumulate, repeat
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from sam3dnet.network.linear import Linear
 
 FitTable = Callable[[Tensor, int], Tensor]
 MASKED = -1e4  # before scaling; finite, so that bf16 and fp16 stay free of NaN
 BYTES_AT_A_TIME, BYTES_AT_A_TIME_ON_CARD = 1 << 24, 1 << 28  # of augmented queries, keys and values
+BYTES_MADE_AGAIN = 1 << 22  # of the same; more are made again in the backward pass, fewer are not worth the detour
+FUSED_ATTENTION = [
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+]
 
 
 def fit_relative_table(table: Tensor, size: int) -> Tensor:
@@ -36,21 +45,31 @@ def fit_relative_table(table: Tensor, size: int) -> Tensor:
     return table[rows]
 
 
-def relative_position(query_BhNe: Tensor, fitted: Tensor, size: int, coordinate_N: Tensor) -> Tensor:
-    """Give q . R for every key coordinate along one axis.
+def relative_position(query_BhNe: Tensor, fitted: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+    """Give q . R for every key coordinate along each axis.
 
     Args:
-        query_BhNe: Unscaled queries.
-        fitted: Relative position table of the axis, 2 * size - 1 rows.
-        size: Tokens along the axis.
-        coordinate_N: Each token's coordinate along the axis.
+        query_BhNe: Queries of the tokens of a grid, the last axis fastest.
+        fitted: Relative position table of each axis, 2 * size - 1 rows.
+        grid: Tokens (D, H, W).
 
     Returns:
-        (B, h, N, size): entry k is the bias towards keys with coordinate k.
+        (B, h, N, D + H + W): for each axis, entry k is the bias towards keys with coordinate k.
     """
-    offsets_NS = coordinate_N[:, None] - torch.arange(size, device=fitted.device)[None] + size - 1
-    scores_BhNR = query_BhNe @ fitted.t().to(query_BhNe.dtype)
-    return scores_BhNR.gather(-1, offsets_NS.expand(*scores_BhNR.shape[:2], -1, -1))
+    rows = torch.cat(list(fitted)).to(query_BhNe.dtype)
+    starts = [0, *accumulate(table.shape[0] for table in fitted)]
+    offsets = [
+        coordinate_N[:, None] - torch.arange(size, device=rows.device)[None] + size - 1 + start
+        for coordinate_N, size, start in zip(coordinates(grid, rows.device), grid, starts, strict=False)
+    ]
+    scores_BhNR = query_BhNe @ rows.t()
+    return scores_BhNR.gather(-1, torch.cat(offsets, 1).expand(*scores_BhNR.shape[:2], -1, -1))
+
+
+def coordinates(grid: Sequence[int], device: torch.device) -> list[Tensor]:
+    """Give the coordinates of each token along each axis of a grid, (N,) each, the last axis fastest."""
+    axes = torch.meshgrid(*(torch.arange(size, device=device) for size in grid), indexing="ij")
+    return [axis.flatten() for axis in axes]
 
 
 class Attention3D(nn.Module):
@@ -58,7 +77,8 @@ class Attention3D(nn.Module):
 
     SAM's bias q.R_h + q.R_w, here with q.R_d, is itself a dot product: the scores towards each row, column and slice
     are appended to the query and the key's one-hot coordinates to the key, so that scaled_dot_product_attention does
-    the rest and no N x N bias is stored. Padding is masked the same way, by one more entry.
+    the rest and no N x N bias is stored. Padding is masked the same way, by one more entry. For the backward pass the
+    queries, keys and values are kept as they were before, where that saves memory.
 
     Args:
         width: Token width E.
@@ -102,19 +122,18 @@ class Attention3D(nn.Module):
         Returns:
             (B, D, H, W, E)
         """
-        few = self._at_a_time(tokens_BDHWE)
+        limit = BYTES_AT_A_TIME if tokens_BDHWE.device.type == "cpu" else BYTES_AT_A_TIME_ON_CARD
+        few = max(1, limit // self._augmented_bytes(tokens_BDHWE[:1]))
         if few >= len(tokens_BDHWE):
             return self._attend(tokens_BDHWE, padding_BN, wrapped_BNA)
         parts = [None if whole is None else whole.split(few) for whole in (tokens_BDHWE, padding_BN, wrapped_BNA)]
         calls = zip(*(part or repeat(None) for part in parts), strict=False)
         return torch.cat([self._attend(*call) for call in calls])
 
-    def _at_a_time(self, tokens_BDHWE: Tensor) -> int:
-        """Give how many batch entries to take together, such as windows, so that queries and keys take little room."""
-        limit = BYTES_AT_A_TIME if tokens_BDHWE.device.type == "cpu" else BYTES_AT_A_TIME_ON_CARD
-        tokens = math.prod(tokens_BDHWE.shape[1:4])
+    def _augmented_bytes(self, tokens_BDHWE: Tensor) -> int:
+        """Give the bytes of all augmented queries, keys and values."""
         augmented = self.heads * (tokens_BDHWE.shape[-1] // self.heads + sum(tokens_BDHWE.shape[1:4]))
-        return max(1, limit // (3 * tokens * augmented * tokens_BDHWE.element_size()))
+        return 3 * math.prod(tokens_BDHWE.shape[:4]) * augmented * tokens_BDHWE.element_size()
 
     def _attend(self, tokens_BDHWE: Tensor, padding_BN: Tensor | None, wrapped_BNA: Tensor | None) -> Tensor:
         batch, *grid, width = tokens_BDHWE.shape
@@ -122,38 +141,74 @@ class Attention3D(nn.Module):
         qkv = self.qkv(tokens_BNE)
         if self.qkv_adapter is not None:
             qkv = qkv + self.qkv_adapter(tokens_BNE)
-        query, key, value = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query_aug, key_aug = self._augment(query, key, grid, (padding_BN, wrapped_BNA))
-        value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
-        out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=self.scale)[..., : value.shape[-1]]
-        return self.proj(out.transpose(1, 2).flatten(2)).view(batch, *grid, width)
+        call = (qkv, grid, padding_BN, wrapped_BNA)
+        kept = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # compiled, it is decided elsewhere
+        if kept and self._augmented_bytes(tokens_BDHWE) >= BYTES_MADE_AGAIN:
+            out = checkpoint(self._mix, *call, use_reentrant=False, preserve_rng_state=False, context_fn=keep_attention)
+        else:
+            out = self._mix(*call)
+        return self.proj(out).view(batch, *grid, width)
 
-    def _augment(
-        self, query: Tensor, key: Tensor, grid: list[int], masks: tuple[Tensor | None, Tensor | None]
-    ) -> tuple[Tensor, Tensor]:
-        padding_BN, wrapped_BNA = masks
-        queries, keys = [query], [key]
-        coordinates = torch.meshgrid(*(torch.arange(size, device=query.device) for size in grid), indexing="ij")
+    def _mix(self, qkv_BNE: Tensor, grid: list[int], padding_BN: Tensor | None, wrapped_BNA: Tensor | None) -> Tensor:
+        """Mix the values of the tokens: queries, keys and values (B, N, 3 * E) -> (B, N, E)."""
+        query, key, value = qkv_BNE.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
-        for coordinate, size, table in zip(coordinates, grid, tables, strict=True):
-            flat_N = coordinate.flatten()
-            queries.append(relative_position(query, self.fit_table(table, size), size, flat_N) / self.scale)
-            one_hot_NS = flat_N[:, None] == torch.arange(size, device=key.device)
-            keys.append(one_hot_NS.to(key.dtype).expand(*key.shape[:2], -1, -1))
-        if padding_BN is not None:
-            queries.append(torch.ones_like(query[..., :1]))
-            keys.append((padding_BN.to(key.dtype) * MASKED)[:, None, :, None].expand(-1, key.shape[1], -1, -1))
-        if wrapped_BNA is not None:
-            queries.append(_per_head(torch.cat((wrapped_BNA, ~wrapped_BNA), -1), query))
-            keys.append(_per_head(torch.cat((~wrapped_BNA, wrapped_BNA), -1), key) * MASKED)
-        missing = -sum(part.shape[-1] for part in queries) % 8  # fused GPU kernels want multiples of 8
-        queries.append(query.new_zeros(*query.shape[:3], missing))
-        keys.append(key.new_zeros(*key.shape[:3], missing))
-        return torch.cat(queries, -1), torch.cat(keys, -1)
+        fitted = [self.fit_table(table, size) / self.scale for table, size in zip(tables, grid, strict=True)]
+        query_marks, key_marks = token_marks(grid, key, padding_BN, wrapped_BNA)
+        queries = [query, relative_position(query, fitted, grid), query_marks]
+        query_aug, key_aug = _with_marks(queries), _with_marks([key, key_marks])
+        value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
+        out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=self.scale)
+        return out[..., : value.shape[-1]].transpose(1, 2).flatten(2)
 
 
-def _per_head(flags_BNA: Tensor, like_BhNe: Tensor) -> Tensor:
-    return flags_BNA.to(like_BhNe.dtype)[:, None].expand(-1, like_BhNe.shape[1], -1, -1)
+def keep_attention() -> Any:
+    """Keep what attention gave for the backward pass; its augmented queries, keys and values are made again."""
+    return create_selective_checkpoint_contexts(FUSED_ATTENTION)
+
+
+def token_marks(
+    grid: Sequence[int], like: Tensor, padding_BN: Tensor | None, wrapped_BNA: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Give the entries of queries and keys that do not depend on their contents.
+
+    Args:
+        grid: Tokens (D, H, W).
+        like: Tensor whose type and device they have.
+        padding_BN: As for Attention3D.forward.
+        wrapped_BNA: As for Attention3D.forward.
+
+    Returns:
+        Entries that follow the relative position in queries (B or 1, N, .), and all that follow the key (B or 1, N, .):
+        its coordinates as one-hot vectors, then a partner for each entry of the query.
+    """
+    tokens = math.prod(grid)
+    one_hot = [
+        axis_N[:, None] == torch.arange(size, device=like.device)
+        for axis_N, size in zip(coordinates(grid, like.device), grid, strict=True)
+    ]
+    queries, keys = [like.new_zeros(1, tokens, 0)], [torch.cat(one_hot, 1)[None].to(like.dtype)]
+    if padding_BN is not None:
+        queries.append(like.new_ones(1, tokens, 1))
+        keys.append(padding_BN[..., None].to(like.dtype) * MASKED)
+    if wrapped_BNA is not None:
+        queries.append(torch.cat((wrapped_BNA, ~wrapped_BNA), -1).to(like.dtype))
+        keys.append(torch.cat((~wrapped_BNA, wrapped_BNA), -1).to(like.dtype) * MASKED)
+    return _side_by_side(queries), _side_by_side(keys)
+
+
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    """Join (B or 1, N, .) along the last axis."""
+    batch = max(part.shape[0] for part in parts)
+    return torch.cat([part.expand(batch, -1, -1) for part in parts], -1)
+
+
+def _with_marks(parts: list[Tensor]) -> Tensor:
+    """Join (B, h, N, .) and, last, marks (B or 1, N, .) that all heads share; fused GPU kernels want multiples of 8."""
+    *own, marks = parts
+    missing = -sum(part.shape[-1] for part in parts) % 8
+    marks = F.pad(marks, (0, missing))[:, None].expand(*own[0].shape[:2], -1, -1)
+    return torch.cat([*own, marks], -1)
 
 
 def partition_windows(
