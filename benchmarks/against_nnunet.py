@@ -9,6 +9,7 @@ checkpoints and validation losses during training count, the validation afterwar
 Methods:
     nnunet         stock planner, network, loss, augmentation and optimiser; the learning rate follows the clock
     nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
+    nnunet-equal   the same plan with sam3dnet's crop and batch, to compare iterations a second
     sam3d          sam3dnet's own three commands, with default settings
 """
 
@@ -29,7 +30,7 @@ from sam3dnet.comparison.stages import StageError, Stages, call, cores, machine
 from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
-METHODS = ("nnunet", "nnunet-batch2", "sam3d")
+METHODS = ("nnunet", "nnunet-batch2", "sam3d")  # unless asked for others
 NNUNET_AUGMENTATION_PROCESSES = 1
 
 
@@ -74,6 +75,7 @@ class Method:
 MODELS = {
     "nnunet": Method("nnUNetTrainerClock", "nnUNetPlans"),
     "nnunet-batch2": Method("nnUNetTrainerClock", "nnUNetPlansBatch2"),
+    "nnunet-equal": Method("nnUNetTrainerClock", "nnUNetPlansEqual"),
     "sam3d": Method("nnUNetTrainerSAM3D", "SAM3DPlans"),
 }
 
@@ -103,7 +105,7 @@ def link_raw_dataset(settings: Settings) -> None:
 
 
 def prepare_nnunet(settings: Settings) -> dict:
-    """Plan and preprocess with stock nnU-Net, and derive the plan with two patches a batch."""
+    """Plan and preprocess with stock nnU-Net, and derive the plan with a batch of two."""
     record = settings.stages.run(
         "nnunet-prepare",
         {"dataset": settings.dataset},
@@ -112,11 +114,26 @@ def prepare_nnunet(settings: Settings) -> dict:
             *("-d", str(int(settings.dataset[7:10])), "-c", "3d_fullres", "-np", str(cores()), "-npfp", str(cores())),
         ),
     )
-    plans = json.loads((settings.preprocessed / "nnUNetPlans.json").read_text())
-    plans["plans_name"] = MODELS["nnunet-batch2"].plans
-    plans["configurations"]["3d_fullres"]["batch_size"] = 2
-    write_json(settings.preprocessed / f"{plans['plans_name']}.json", plans)
+    write_changed_plans(settings, "nnunet-batch2", {"batch_size": 2})
     return record
+
+
+def prepare_nnunet_equal(settings: Settings) -> dict:
+    """Plan and preprocess with both, and derive nnU-Net's plan with sam3dnet's crop and batch."""
+    prepare_sam3d(settings)
+    record = prepare_nnunet(settings)
+    own = json.loads((settings.preprocessed / f"{MODELS['sam3d'].plans}.json").read_text())
+    own = own["configurations"]["3d_fullres"]
+    write_changed_plans(settings, "nnunet-equal", {key: own[key] for key in ("patch_size", "batch_size")})
+    return record
+
+
+def write_changed_plans(settings: Settings, method: str, changes: dict) -> None:
+    """Write nnU-Net's plan under another name with changes to its configuration."""
+    plans = json.loads((settings.preprocessed / "nnUNetPlans.json").read_text())
+    plans["plans_name"] = MODELS[method].plans
+    plans["configurations"]["3d_fullres"] |= changes
+    write_json(settings.preprocessed / f"{plans['plans_name']}.json", plans)
 
 
 def prepare_sam3d(settings: Settings) -> dict:
@@ -187,7 +204,8 @@ def stock_dice(fold_folder: Path) -> float:
 
 def run_method(settings: Settings, method: str) -> dict:
     """Run all stages of one method and return what the table shows."""
-    prepared = prepare_sam3d(settings) if method == "sam3d" else prepare_nnunet(settings)
+    prepare = {"sam3d": prepare_sam3d, "nnunet-equal": prepare_nnunet_equal}.get(method, prepare_nnunet)
+    prepared = prepare(settings)
     trained = train_and_validate(settings, method)
     measured = measure(settings, method, trained)
     fold_folder = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
@@ -244,7 +262,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, required=True, help="folder that holds the DatasetNNN_Name folders")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--minutes", type=float, default=20.0, help="training time of each method (default 20)")
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated, default all: %(default)s")
+    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default %(default)s)")
     parser.add_argument("--fold", default="0", choices=tuple("01234"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "mps"))
     parser.add_argument("--timed-cases", type=int, default=10, help="validation cases that are timed (default 10)")
@@ -259,8 +277,8 @@ def main() -> None:
     a = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     methods = a.methods.split(",")
-    if unknown := sorted(set(methods) - set(METHODS)):
-        raise SystemExit(f"unknown methods {unknown}; choose from {METHODS}")
+    if unknown := sorted(set(methods) - set(MODELS)):
+        raise SystemExit(f"unknown methods {unknown}; choose from {tuple(MODELS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     work = a.work.resolve()
     settings = Settings(
