@@ -12,11 +12,12 @@ from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.prompt_decoder import class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
-from sam3dnet.network.published.encoder_parts import interpolate_relative_table
+from sam3dnet.network.published.encoder_parts import fitted_layout, interpolate_relative_table, published_layout
 from sam3dnet.network.published.medsam3d import MedSAM3D
 from sam3dnet.network.published.patch_embedding import UpsampledPatchEmbed
 from sam3dnet.network.published.refsam3d import RefSAM3D
 from sam3dnet.network.sam_weights import load_sam_weights
+from sam3dnet.network.segmentation import ENCODER_SIZES
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2]]
@@ -299,3 +300,18 @@ def test_refsam3d_without_clip_learns_its_classes_and_knows_no_words():
         make("refsam3d", text=embeddings(2, width=5).tolist()).ask_for(embeddings(2))
     with pytest.raises(PlanError, match="3 phrases for 2 outputs"):
         make("refsam3d", text=embeddings(3).tolist())
+
+
+@pytest.mark.parametrize(
+    ("grid", "window"),
+    [((32, 32, 32), (8, 8, 8)), ((11, 9, 9), (6, 5, 5)), ((17, 8, 3), (6, 8, 3)), ((1, 7, 16), (1, 7, 8))],
+)
+def test_corrected_windows_share_the_grid_evenly(grid, window):
+    size = ENCODER_SIZES["vit_b"]
+    for index in range(4):
+        layout, published = fitted_layout(size, index, grid), published_layout(size, index, grid)
+        assert layout.window == window
+        assert layout.shifted == published.shifted
+        for tokens, side, largest in zip(grid, window, published.window, strict=True):
+            assert -(-tokens // side) == -(-tokens // largest)  # as many windows
+            assert -(-tokens // side) * side < tokens + -(-tokens // side)  # less than a token of padding a window

@@ -23,6 +23,17 @@ def shifted_layout(size: EncoderSize, index: int, _token_grid: tuple[int, int, i
     return BlockLayout((side, side, side), (side, side, side), shifted=index % 2 == 0)
 
 
+def fitted_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
+    """Do as `shifted_layout`, in windows no larger than the grid needs, so that hardly any padding is attended to.
+
+    As many windows as there would be share the tokens of an axis evenly: 11 tokens give two windows of 6, not of 8.
+    """
+    layout = shifted_layout(size, index, token_grid)
+    side = size.window[0]
+    depth, height, width = (-(-tokens // -(-tokens // side)) for tokens in token_grid)
+    return replace(layout, window=(depth, height, width))
+
+
 def published_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
     """Do as `shifted_layout`, with the relative tables at SAM's sizes, larger than a window, also along depth."""
     rows = (size.global_table or size.window[1]) if index in size.global_blocks else size.window[1]
@@ -67,13 +78,13 @@ class RectifiedAdapter(ConvAdapter):
 def corrected_parts(tuning: str) -> EncoderParts:
     """Give the parts of 3DSAM-adapter's encoder without its defects.
 
-    All blocks attend within shifted windows. Patch embedding, adapters, depth tables and necks are those of our own
+    All blocks attend within shifted windows that fit the grid. Patch embedding, adapters, depth tables and necks are those of our own
     encoder: SAM's features are whole at birth, and an offset of one token keeps SAM's meaning.
 
     Raises:
         PlanError: If there is no such tuning.
     """
-    return EncoderParts(find_tuning(tuning), shifted_layout)
+    return EncoderParts(find_tuning(tuning), fitted_layout)
 
 
 def as_published_parts(tuning: str) -> EncoderParts:
