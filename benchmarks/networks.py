@@ -40,9 +40,10 @@ def make_sam3d(classes: int, patch: Shape, *, stride: int, **options: Any) -> nn
     return SAM3D(1, classes, True, **own_arguments(patch, stride, **options))
 
 
-def make_adapter3dsam(classes: int, patch: Shape, *, fidelity: str) -> nn.Module:
+def make_adapter3dsam(classes: int, patch: Shape, *, fidelity: str, checkpointing: bool = False) -> nn.Module:
     """Make 3DSAM-adapter with tokens of 4 voxels; as published it upsamples and has its bias in memory."""
-    network = Adapter3DSAM(1, classes, True, **own_arguments(patch, 4), fidelity=fidelity)
+    arguments = own_arguments(patch, 4) | {"fidelity": fidelity, "checkpointing": checkpointing}
+    network = Adapter3DSAM(1, classes, True, **arguments)
     return materialise(network) if fidelity == "as-published" else network
 
 
@@ -91,6 +92,7 @@ def make_peer(classes: int, patch: Shape, *, make: Callable[[int, int, Shape], n
 NETWORKS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "3dsam-adapter, as published": partial(make_adapter3dsam, fidelity="as-published"),
     "3dsam-adapter, corrected": partial(make_adapter3dsam, fidelity="corrected"),
+    "3dsam-adapter, corrected, recomputed": partial(make_adapter3dsam, fidelity="corrected", checkpointing=True),
     "sam3d, tokens of 4": partial(make_sam3d, stride=4),
     "sam3d, tokens of 8": partial(make_sam3d, stride=8),
     "sam3d small, from scratch": partial(make_sam3d, stride=8, encoder="small", pretrained=False),
