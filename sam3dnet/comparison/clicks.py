@@ -1,6 +1,7 @@
 """The stage of clicks: a simulated user on the validation cases of a promptable method, scored, as JSON."""
 
 import argparse
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--fold", default="0")
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")  # the stage's log shows how far it is
 
     from sam3dnet.preprocessing.folders import activate_folders
 
