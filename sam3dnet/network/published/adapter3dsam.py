@@ -36,8 +36,9 @@ class Adapter3DSAM(SegmentationNetwork):
 
     "as-published" is the structure of the official code: 25,462,400 tuned parameters for ViT-B and two classes, with
     clicks. "corrected" mends its defects: SAM's features are whole at birth; an offset between tokens keeps SAM's
-    meaning; clicks have position, polarity and class; nothing is built that is never called; masks are predicted at
-    full resolution; any batch, patch and encoder size works (with "as-published" as well).
+    meaning; windows fit the token grid; clicks have position, polarity and class; nothing is built that is never
+    called; masks are predicted at full resolution; any batch, patch and encoder size works (with "as-published" as
+    well).
 
     Args:
         input_channels: Channels of the image.
