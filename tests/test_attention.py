@@ -61,18 +61,21 @@ def test_windows_a_few_at_a_time_give_the_same_and_the_same_gradient(monkeypatch
         torch.testing.assert_close(whole, by_window)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["double", "bf16"])
 @pytest.mark.parametrize("outer", [False, True], ids=["alone", "in a checkpointed block"])
-def test_what_is_made_again_for_the_backward_pass_is_what_it_was(monkeypatch, outer):
+def test_what_is_made_again_for_the_backward_pass_is_what_it_was(monkeypatch, outer, half):
     module = random_attention((3, 4, 5))
-    tokens = torch.randn(4, 3, 4, 5, 12, dtype=torch.float64, requires_grad=True)
-    padding, wrapped = torch.rand(4, 60) < 0.2, torch.rand(4, 60, 3) < 0.5
+    tokens = torch.randn(4, 3, 4, 5, 12, dtype=torch.float64)
+    if half:
+        module, tokens = module.float(), tokens.float()
+    arguments = (tokens.requires_grad_(), torch.rand(4, 60) < 0.2, torch.rand(4, 60, 3) < 0.5)
     made, found = [], []
     keep = attention.keep_attention
     monkeypatch.setattr(attention, "keep_attention", lambda: made.append(1) or keep())
     for limit in (1 << 30, 0):
         monkeypatch.setattr(attention, "BYTES_MADE_AGAIN", limit)
-        arguments = (tokens, padding, wrapped)
-        out = checkpoint(module, *arguments, use_reentrant=False) if outer else module(*arguments)
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = checkpoint(module, *arguments, use_reentrant=False) if outer else module(*arguments)
         found.append((out, *torch.autograd.grad(out.square().sum(), (tokens, *module.parameters()))))
         assert bool(made) == (limit == 0)
     for plain, again in zip(*found, strict=True):
