@@ -68,6 +68,7 @@ class CropFitter:
         network_options: What else the network's arguments hold, whatever its size.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
         single_output: Whether the network has logits at full resolution alone.
+        crop_multiple: Crops are multiples of it, as well as of the tokens.
     """
 
     def __init__(
@@ -79,12 +80,14 @@ class CropFitter:
         network_options: Mapping[str, Any],
         finest_strides: Sequence[int] | None = None,
         single_output: bool = False,
+        crop_multiple: int = 1,
     ) -> None:
         self.cost = cost
         self.budget = budget
         self.network_options = network_options
         self.finest_strides = finest_strides
         self.single_output = single_output
+        self.crop_multiple = crop_multiple
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
@@ -143,9 +146,8 @@ class CropFitter:
         strides = rules.choose_stage_strides(token_stride.value)
         if self.single_output:
             strides = rules.leave_one_output(strides)
-        patch = rules.choose_patch_size(
-            grid.object_extent, grid.median_shape, grid.spacing_mm, token_stride.value, voxels
-        )
+        multiple = [max(stride, self.crop_multiple) for stride in token_stride.value]
+        patch = rules.choose_patch_size(grid.object_extent, grid.median_shape, grid.spacing_mm, multiple, voxels)
         arch_kwargs = {
             **encoder,
             "patch_size": list(patch.value),

@@ -156,6 +156,14 @@ class MethodChoice:
             options["network"] = self.network or self.method.peer
         return options
 
+    def crop_multiple(self) -> int:
+        """Give the number of voxels whose multiples the network wants; a peer pads all else, and pays for it."""
+        if not self.method.peer:
+            return 1
+        from sam3dnet.network.peers import find_peer
+
+        return find_peer(self.network or self.method.peer).multiple
+
     def decisions(self) -> list[Decision]:
         """Say what was asked for."""
         source = self.method.source

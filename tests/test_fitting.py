@@ -61,3 +61,12 @@ def test_where_nothing_fits_without_it_is_done():
 @pytest.mark.parametrize("options", [{"is_time": True}, {"encoder": {"encoder": "none", "pretrained": False}}])
 def test_neither_a_budget_of_time_nor_another_package_s_network_recomputes(options):
     assert "checkpointing" not in find(FIXED + COVERING // 2, **options).arch_kwargs
+
+
+@pytest.mark.parametrize("multiple", [1, 16, 32])
+def test_crops_are_multiples_of_what_the_network_wants(multiple):
+    budget = Budget(160**3, 160**3, None, FIXED + COVERING, True)
+    fitter = CropFitter(cost, budget, 1, 2, {}, (8,), crop_multiple=multiple)
+    patch = fitter.find(GRID, ENCODER).patch.value
+    assert all(size % max(multiple, 8) == 0 for size in patch)
+    assert patch == fitter.find(GRID, ENCODER).arch_kwargs["patch_size"]

@@ -10,6 +10,7 @@ from sam3dnet.cli.choices import FidelityName, MethodName, PlannedMethodName, Tu
 from sam3dnet.cli.info import info
 from sam3dnet.errors import PlanError
 from sam3dnet.network.cost import training_cost
+from sam3dnet.network.peers import find_peer
 from sam3dnet.network.segmentation import locate_network
 from sam3dnet.network.tuning import DEFAULT_TUNING, TUNINGS
 from sam3dnet.planning import methods, rules
@@ -113,3 +114,10 @@ def test_info_counts_our_own_network_by_default():
     report = json.loads("\n".join(info(parameters=True, encoder="tiny", json=True)))
     assert report["method"] == "sam3d"
     assert report["parts"]["all"]["tuned"] == report["parts"]["all"]["total"]
+
+
+def test_a_peer_says_which_crops_it_pads_and_our_networks_pad_none():
+    for name, method in METHODS.items():
+        network = "torch.nn:Identity" if name == "network" else None
+        wanted = MethodChoice(name, network=network).crop_multiple()
+        assert wanted == (find_peer(network or method.peer).multiple if method.peer else 1)

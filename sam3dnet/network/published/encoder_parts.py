@@ -78,8 +78,8 @@ class RectifiedAdapter(ConvAdapter):
 def corrected_parts(tuning: str) -> EncoderParts:
     """Give the parts of 3DSAM-adapter's encoder without its defects.
 
-    All blocks attend within shifted windows that fit the grid. Patch embedding, adapters, depth tables and necks are those of our own
-    encoder: SAM's features are whole at birth, and an offset of one token keeps SAM's meaning.
+    All blocks attend within shifted windows that fit the grid. Patch embedding, adapters, depth tables and necks are
+    those of our own encoder: SAM's features are whole at birth, and an offset of one token keeps SAM's meaning.
 
     Raises:
         PlanError: If there is no such tuning.
