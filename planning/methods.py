@@ -26,6 +26,7 @@ class Method:
         answers_prompts: Whether it can answer clicks and boxes.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
         peer: Name of another package's network; it has no encoder of ours.
+        crop_multiple: Crops are planned in multiples of so many voxels; a peer pads all else, and pays for it.
     """
 
     network_class: str
@@ -34,6 +35,7 @@ class Method:
     answers_prompts: bool = False
     finest_strides: tuple[int, ...] | None = None
     peer: str | None = None
+    crop_multiple: int = 1
 
 
 PEER_CLASS = "sam3dnet.network.peers.PeerNetwork"
@@ -54,11 +56,13 @@ METHODS = {
     "3dmedsam": Method(
         "sam3dnet.network.published.medsam3d.MedSAM3D", "3DMedSAM (Lin et al. 2025), after the abstract"
     ),
-    "swin-unetr": Method(PEER_CLASS, "Swin-UNETR (Hatamizadeh et al. 2022), MONAI's", peer="swin-unetr"),
-    "unetr": Method(PEER_CLASS, "UNETR (Hatamizadeh et al. 2022), MONAI's", peer="unetr"),
-    "segresnet": Method(PEER_CLASS, "SegResNet (Myronenko 2018), MONAI's", peer="segresnet"),
-    "primus": Method(PEER_CLASS, "Primus (Wald et al. 2025), nnU-Net's", peer="primus"),
-    CUSTOM_METHOD: Method(PEER_CLASS, "the user's", peer=CUSTOM_METHOD),
+    "swin-unetr": Method(
+        PEER_CLASS, "Swin-UNETR (Hatamizadeh et al. 2022), MONAI's", peer="swin-unetr", crop_multiple=32
+    ),
+    "unetr": Method(PEER_CLASS, "UNETR (Hatamizadeh et al. 2022), MONAI's", peer="unetr", crop_multiple=16),
+    "segresnet": Method(PEER_CLASS, "SegResNet (Myronenko 2018), MONAI's", peer="segresnet", crop_multiple=8),
+    "primus": Method(PEER_CLASS, "Primus (Wald et al. 2025), nnU-Net's", peer="primus", crop_multiple=8),
+    CUSTOM_METHOD: Method(PEER_CLASS, "the user's", peer=CUSTOM_METHOD, crop_multiple=32),
 }
 NETWORK_CLASSES = tuple(method.network_class for method in METHODS.values())
 
@@ -155,14 +159,6 @@ class MethodChoice:
         if self.method.peer:
             options["network"] = self.network or self.method.peer
         return options
-
-    def crop_multiple(self) -> int:
-        """Give the number of voxels whose multiples the network wants; a peer pads all else, and pays for it."""
-        if not self.method.peer:
-            return 1
-        from sam3dnet.network.peers import find_peer
-
-        return find_peer(self.network or self.method.peer).multiple
 
     def decisions(self) -> list[Decision]:
         """Say what was asked for."""

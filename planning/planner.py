@@ -80,7 +80,7 @@ class SAM3DPlanner(ExperimentPlanner):
             self.choice.network_options(has_regions(self.dataset_json)),
             self.choice.method.finest_strides,
             single_output=self.choice.method.peer is not None,
-            crop_multiple=self.choice.crop_multiple(),
+            crop_multiple=self.choice.method.crop_multiple,
         )
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:

@@ -116,8 +116,7 @@ def test_info_counts_our_own_network_by_default():
     assert report["parts"]["all"]["tuned"] == report["parts"]["all"]["total"]
 
 
-def test_a_peer_says_which_crops_it_pads_and_our_networks_pad_none():
+def test_crops_are_planned_in_multiples_of_what_a_peer_would_pad_to():
     for name, method in METHODS.items():
-        network = "torch.nn:Identity" if name == "network" else None
-        wanted = MethodChoice(name, network=network).crop_multiple()
-        assert wanted == (find_peer(network or method.peer).multiple if method.peer else 1)
+        network = "torch.nn:Identity" if name == "network" else method.peer
+        assert method.crop_multiple == (find_peer(network).multiple if network else 1)
