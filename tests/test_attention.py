@@ -82,6 +82,20 @@ def test_what_is_made_again_for_the_backward_pass_is_what_it_was(monkeypatch, ou
         assert torch.equal(plain, again)
 
 
+def test_what_is_made_again_is_not_kept(monkeypatch):
+    kept = []
+    for limit in (1 << 60, 0):
+        monkeypatch.setattr(attention, "BYTES_MADE_AGAIN", limit)
+        with FakeTensorMode(), LiveBytes() as counter:
+            tokens = torch.empty(8, 8, 8, 8, 96, requires_grad=True)
+            out = Attention3D(96, 12, (8, 8, 8)).requires_grad_(False)(tokens)
+            assert out.requires_grad
+            kept.append(counter.live)
+    plain, again = kept
+    augmented = 4096 * 12 * (8 + 3 * 8) * 4  # bytes of all queries, and of all keys, and of all values
+    assert plain - again > 2 * augmented
+
+
 def test_a_step_takes_a_quarter_of_what_a_materialised_bias_takes():
     peaks = []
     with FakeTensorMode():

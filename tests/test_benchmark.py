@@ -1,9 +1,12 @@
 """The benchmark against nnU-Net: what its commands are given, and its table."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
+
+from sam3dnet.preprocessing.folders import write_json
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -46,6 +49,21 @@ def test_options_reach_the_commands(settings):
     variables = against_nnunet.environment(settings)
     assert variables["nnUNet_clock_minutes"] == "1.0"
     assert variables["nnUNet_results"] == str(settings.work / "nnUNet_results")
+
+
+def test_nnunet_is_given_our_crop_and_batch(settings, monkeypatch):
+    monkeypatch.setattr(against_nnunet.Stages, "run", lambda *_, **__: {})
+    stock = {
+        "plans_name": "nnUNetPlans",
+        "configurations": {"3d_fullres": {"patch_size": [40, 56, 40], "spacing": [1]}},
+    }
+    own = {"configurations": {"3d_fullres": {"patch_size": [32, 48, 32], "batch_size": 2, "spacing": [3]}}}
+    write_json(settings.preprocessed / "nnUNetPlans.json", stock)
+    write_json(settings.preprocessed / "SAM3DPlans.json", own)
+    against_nnunet.prepare_nnunet_equal(settings)
+    equal = json.loads((settings.preprocessed / "nnUNetPlansEqual.json").read_text())
+    assert equal["plans_name"] == "nnUNetPlansEqual"
+    assert equal["configurations"]["3d_fullres"] == {"patch_size": [32, 48, 32], "batch_size": 2, "spacing": [1]}
 
 
 def test_dataset_by_number_or_name(tmp_path):

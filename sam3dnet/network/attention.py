@@ -142,8 +142,8 @@ class Attention3D(nn.Module):
         if self.qkv_adapter is not None:
             qkv = qkv + self.qkv_adapter(tokens_BNE)
         call = (qkv, grid, padding_BN, wrapped_BNA)
-        kept = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # compiled, it is decided elsewhere
-        if kept and self._augmented_bytes(tokens_BDHWE) >= BYTES_MADE_AGAIN:
+        learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # compiled, it is decided elsewhere
+        if learning and self._augmented_bytes(tokens_BDHWE) >= BYTES_MADE_AGAIN:
             out = checkpoint(self._mix, *call, use_reentrant=False, preserve_rng_state=False, context_fn=keep_attention)
         else:
             out = self._mix(*call)
