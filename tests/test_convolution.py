@@ -1,10 +1,11 @@
-"""Convolutions of ours give what torch's give, whatever the batch size."""
+"""Convolutions and norms of ours give what torch's give, whatever the batch size."""
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
-from sam3dnet.network.convolution import Conv3d, PointwiseConv, UpConv3d, mean_of_blocks
+from sam3dnet.network.convolution import Conv3d, InstanceNorm, PointwiseConv, UpConv3d, cropped, mean_of_blocks
 
 PAIRS = {
     "plain": (Conv3d(3, 5, 3, padding=1, bias=False), nn.Conv3d(3, 5, 3, padding=1, bias=False)),
@@ -42,3 +43,44 @@ def test_blocks_are_averaged_as_pooling_does(stride, shape):
     x = torch.randn(2, 3, *shape, dtype=torch.float64)
     pooled = nn.functional.avg_pool3d(x, stride, ceil_mode=True, count_include_pad=False)
     torch.testing.assert_close(mean_of_blocks(x, stride), pooled)
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("shape", [(1, 7, 1, 1, 1), (1, 7, 5, 4, 3), (3, 7, 5, 4, 3), (2, 16, 12, 12, 12)])
+def test_the_norm_and_its_gradients_are_those_of_group_norm(shape, channels_last):
+    torch.manual_seed(0)
+    norm = InstanceNorm(shape[1])
+    for parameter in norm.parameters():
+        nn.init.uniform_(parameter)
+    image = 3 * torch.randn(shape) + 2
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last_3d)
+    ours, theirs = image.clone().requires_grad_(), image.double().requires_grad_()
+    weight, bias = (parameter.detach().double().requires_grad_() for parameter in norm.parameters())
+    wanted = torch.randn(shape)
+    out = norm(ours)
+    expected = torch.group_norm(theirs, shape[1], weight, bias, norm.eps)
+    out.backward(wanted)
+    expected.backward(wanted.double())
+    pairs = [(out, expected), (ours.grad, theirs.grad), (norm.weight.grad, weight.grad), (norm.bias.grad, bias.grad)]
+    for mine, reference in pairs:
+        assert torch.allclose(mine.double(), reference, rtol=1e-4, atol=2e-4)
+
+
+def test_a_norm_in_the_middle_of_a_checkpoint_learns_too():
+    norm = InstanceNorm(3)
+    image = torch.randn(2, 3, 4, 4, 4).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    gradients = []
+    for keep in (True, False):
+        norm.zero_grad()
+        out = norm(image) if keep else torch.utils.checkpoint.checkpoint(norm, image, use_reentrant=False)
+        out.square().sum().backward()
+        gradients.append(norm.weight.grad.clone())
+    torch.testing.assert_close(*gradients)
+
+
+def test_what_has_the_shape_is_not_cropped_to_a_view():
+    volume = torch.zeros(1, 2, 4, 5, 6)
+    assert cropped(volume, (4, 5, 6)) is volume
+    assert cropped(volume, volume.shape[2:]) is volume
+    assert cropped(volume, (4, 3, 6)).shape == (1, 2, 4, 3, 6)

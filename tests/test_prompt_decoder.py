@@ -113,6 +113,14 @@ def test_half_precision_does_not_move_clicks():
     torch.testing.assert_close(read, stripes[0, 0, 0, :, 0], atol=0.02, rtol=0)
 
 
+def test_the_gradient_of_what_a_click_reads_lies_as_the_features_do():
+    fine = torch.randn(2, 3, 4, 5, 6).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    sample_at(fine, torch.tensor([[[1.0, 2.5, 3.0]], [[0.0, 0.0, 5.0]]]), (4, 5, 6)).sum().backward()
+    assert fine.grad.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.allclose(fine.grad.sum((1, 2, 3, 4)), torch.tensor([3.0, 3.0]))
+    assert torch.allclose(fine.grad[0, :, 1, 2, 3], torch.tensor(0.5))
+
+
 def test_positions_are_told_apart():
     grid = torch.stack(torch.meshgrid(*(torch.arange(0, 60, 3.0) for _ in range(3)), indexing="ij"), -1).flatten(0, 2)
     codes = position_features(grid, (8, 8, 8))

@@ -5,11 +5,10 @@ Axes in names: B batch, C channels, z y x voxels of the level.
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import Conv3d
+from sam3dnet.network.convolution import Conv3d, InstanceNorm
 
 NEGATIVE_SLOPE = 0.01
 
@@ -18,21 +17,6 @@ def triple(values: Sequence[int]) -> tuple[int, int, int]:
     """Return three numbers (z, y, x), which a plan gives as a list, as the tuple that torch wants."""
     z, y, x = (int(value) for value in values)
     return z, y, x
-
-
-class InstanceNorm(nn.GroupNorm):
-    """Instance norm as a group norm with one channel a group: faster on the CPU, and defined for a single voxel.
-
-    Args:
-        channels: Channels of the input.
-    """
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels)
-
-    def forward(self, x_BCzyx: Tensor) -> Tensor:
-        """Return the normalised volume, same shape."""
-        return torch.group_norm(x_BCzyx, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ConvUnit(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import PointwiseConv, UpConv3d
+from sam3dnet.network.convolution import PointwiseConv, UpConv3d, cropped
 from sam3dnet.network.detail_stem import ConvUnit, triple
 
 
@@ -31,9 +31,7 @@ class UpStage(nn.Module):
 
     def forward(self, coarse_BCzyx: Tensor, fine_BCzyx: Tensor) -> Tensor:
         """Return features of the fine input's shape."""
-        depth, height, width = fine_BCzyx.shape[2:]
-        upsampled = self.up(coarse_BCzyx)[:, :, :depth, :height, :width]
-        return self.convs(upsampled + fine_BCzyx)
+        return self.convs(cropped(self.up(coarse_BCzyx), fine_BCzyx.shape[2:]) + fine_BCzyx)
 
 
 class MaskDecoder3D(nn.Module):

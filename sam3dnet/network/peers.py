@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
+from sam3dnet.network.convolution import cropped
 from sam3dnet.network.detail_stem import triple
-from sam3dnet.network.published.resolutions import cropped, resolution_shapes
+from sam3dnet.network.published.resolutions import resolution_shapes
 
 Shape = tuple[int, int, int]
 SWIN_UNETR_FEATURES = 48  # 62.19 million parameters, as in the literature's tables

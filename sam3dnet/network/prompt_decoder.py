@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import PointwiseConv, UpConv3d, mean_of_blocks
+from sam3dnet.network.convolution import PointwiseConv, UpConv3d, cropped, mean_of_blocks
 from sam3dnet.network.detail_stem import NEGATIVE_SLOPE, ConvUnit, triple
 from sam3dnet.network.prompt_encoder import DENSE_CHANNELS, PromptBatch, PromptEncoder, dense_prompts
 
@@ -163,8 +163,7 @@ class PromptLevel(nn.Module):
 
     def forward(self, coarse_QCzyx: Tensor, image_QCzyx: Tensor, dense_QCzyx: Tensor) -> Tensor:
         """Return (Q, channels_out, z, y, x) at the resolution of the image's features."""
-        depth, height, width = image_QCzyx.shape[2:]
-        upsampled = self.up(coarse_QCzyx)[:, :, :depth, :height, :width]
+        upsampled = cropped(self.up(coarse_QCzyx), image_QCzyx.shape[2:])
         # in place: at full resolution new memory costs as much as the sum
         return self.conv(upsampled.add_(self.from_image(image_QCzyx)).add_(self.from_prompts(dense_QCzyx)))
 

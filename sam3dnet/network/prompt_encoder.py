@@ -147,7 +147,7 @@ def sample_at(features_QCzyx: Tensor, points_QP3: Tensor, window_shape: Sequence
     weight_QP8 = torch.where(corner_83 > 0, share_QP83, 1 - share_QP83).prod(-1)
     z, y, x = (low_QP3[:, :, None] + corner_83).minimum(top_3).long().unbind(-1)
     rows = torch.arange(len(features_QCzyx), device=features_QCzyx.device)[:, None, None]
-    around_QP8C = features_QCzyx[rows, :, z, y, x]
+    around_QP8C = features_QCzyx.movedim(1, -1)[rows, z, y, x]  # so that the gradient is channels-last
     return (around_QP8C * weight_QP8[..., None].to(around_QP8C.dtype)).sum(2)
 
 

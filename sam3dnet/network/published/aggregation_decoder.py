@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import cropped
 from sam3dnet.network.detail_stem import ConvUnit, triple
 from sam3dnet.network.published.resolutions import (
-    cropped,
     enlarged,
     pad_to_multiple,
     pool_image,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from sam3dnet.network.convolution import cropped
+
 
 def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
     """Give the shape of every resolution above the tokens, finest first.
@@ -36,12 +38,6 @@ def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> 
     for stride in strides[1:-1]:
         images.append(F.avg_pool3d(pad_to_multiple(images[-1], stride), stride))
     return images
-
-
-def cropped(x_BCzyx: Tensor, shape: Sequence[int]) -> Tensor:
-    """Leave out what lies beyond a shape (z, y, x)."""
-    depth, height, width = shape
-    return x_BCzyx[:, :, :depth, :height, :width]
 
 
 def enlarged(x_BCzyx: Tensor, factor: Sequence[int], shape: Sequence[int]) -> Tensor:
