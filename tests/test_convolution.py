@@ -5,12 +5,22 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from sam3dnet.network.convolution import Conv3d, InstanceNorm, PointwiseConv, UpConv3d, cropped, mean_of_blocks
+from sam3dnet.network.convolution import (
+    Conv3d,
+    DepthwiseConv3d,
+    InstanceNorm,
+    PointwiseConv,
+    UpConv3d,
+    cropped,
+    mean_of_blocks,
+)
 
 PAIRS = {
     "plain": (Conv3d(3, 5, 3, padding=1, bias=False), nn.Conv3d(3, 5, 3, padding=1, bias=False)),
     "strided": (Conv3d(3, 4, 3, stride=(1, 2, 2), padding=(0, 1, 1)), nn.Conv3d(3, 4, 3, (1, 2, 2), (0, 1, 1))),
     "pointwise": (PointwiseConv(3, 7), nn.Conv3d(3, 7, 1)),
+    "depthwise": (DepthwiseConv3d(3, (3, 1, 5)), nn.Conv3d(3, 3, (3, 1, 5), padding=(1, 0, 2), groups=3)),
+    "depthwise, no bias": (DepthwiseConv3d(3, (3, 3, 3), False), nn.Conv3d(3, 3, 3, padding=1, groups=3, bias=False)),
     "upwards": (UpConv3d(3, 5, (1, 2, 4)), nn.ConvTranspose3d(3, 5, (1, 2, 4), (1, 2, 4), bias=False)),
 }
 

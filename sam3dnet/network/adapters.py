@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import DepthwiseConv3d
+
 LORA_RANK = 4
 Activation = Callable[[Tensor], Tensor]
 
@@ -51,8 +53,7 @@ class ConvAdapter(nn.Module):
         super().__init__()
         self.before, self.after = before, after
         self.down = nn.Linear(width, bottleneck)
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        self.conv = nn.Conv3d(bottleneck, bottleneck, kernel, padding=padding, groups=bottleneck, bias=bias)
+        self.conv = DepthwiseConv3d(bottleneck, kernel, bias)
         self.up = zero_linear(bottleneck, width)
 
     def forward(self, tokens_BDHWE: Tensor) -> Tensor:
@@ -104,9 +105,7 @@ class MultiScaleAdapter(nn.Module):
     def __init__(self, width: int, bottleneck: int):
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
-        self.convs = nn.ModuleList(
-            nn.Conv3d(bottleneck, bottleneck, kernel, padding="same", groups=bottleneck) for kernel in self.KERNELS
-        )
+        self.convs = nn.ModuleList(DepthwiseConv3d(bottleneck, kernel) for kernel in self.KERNELS)
         self.spectrum = nn.Conv3d(2 * bottleneck, 2 * bottleneck, 1, groups=bottleneck)
         self.up = zero_linear(bottleneck, width)
 

@@ -245,7 +245,8 @@ class ImageEncoder3D(nn.Module):
         embedded_BEDHW = self.patch_embed(x_BCzyx)
         if detail_BEDHW is not None:
             embedded_BEDHW = embedded_BEDHW + detail_BEDHW
-        tokens_BDHWE = embedded_BEDHW.permute(0, 2, 3, 4, 1) + self._position(embedded_BEDHW.shape[2:])
+        # each token's channels beside one another: otherwise every norm and linear layer copies
+        tokens_BDHWE = embedded_BEDHW.permute(0, 2, 3, 4, 1).contiguous() + self._position(embedded_BEDHW.shape[2:])
         leaving = self.size.level_blocks()
         levels: list[Tensor] = []
         for index, block in enumerate(self.blocks):
