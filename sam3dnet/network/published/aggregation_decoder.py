@@ -21,6 +21,7 @@ from sam3dnet.network.published.resolutions import (
 )
 
 COARSEST_FACTOR = 2
+MOST_CHANNELS_OF_VOXELS = 32  # at full resolution, as in nnU-Net; 64 cost as much as one of ViT-B's blocks
 
 
 class PlainUnit(nn.Module):
@@ -134,6 +135,7 @@ class FullResolutionDecoder(AggregationDecoder):
         branches = [nn.Sequential(ConvUnit(level_channels, width), ConvUnit(width, width)) for _ in range(4)]
         super().__init__(branches, strides, deep_supervision)
         widths = [max(width >> step, 8) for step in range(len(strides) - 1)]
+        widths[-1] = min(widths[-1], MOST_CHANNELS_OF_VOXELS)
         self.merge = ConvUnit(4 * width + image_channels, widths[0])
         self.ups = nn.ModuleList(
             nn.ConvTranspose3d(wide, narrow, stride, stride=stride, bias=False)
