@@ -14,6 +14,7 @@ from typing import Any
 
 import attention
 import encoder_and_step
+import iterations
 import large_ct
 import memory_estimate
 import patch_embedding
@@ -30,6 +31,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "patch_embedding": ("Patch embedding", patch_embedding.table),
     "attention": ("Attention", attention.table),
     "encoder_and_step": ("Encoder and training step at equal crop", encoder_and_step.table),
+    "iterations": ("Training iterations at equal crop and batch", iterations.table),
     "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
     "prompt_latency": ("A first and a further click", prompt_latency.table),
