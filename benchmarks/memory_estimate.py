@@ -20,9 +20,8 @@ from sam3dnet.devices import autocast_on
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.memory import storage_bytes
-from sam3dnet.training.optimizer import build_optimizer
+from sam3dnet.training.optimizer import build_optimizer, clip_gradients
 from sam3dnet.training.prompting import Classes, TrainingPrompter
-from sam3dnet.training.trainer import GRADIENT_CLIP
 
 CLASSES = 3
 # (encoder, pretrained, crop, token stride, batch, checkpointing, prompts)
@@ -69,7 +68,7 @@ class Step:
         with autocast_on(self.image_BCzyx.device):
             loss = self._loss()
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        clip_gradients(self.network)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

@@ -11,6 +11,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import attention
+import iterations
 import make_results
 import measuring
 import memory_estimate
@@ -128,6 +129,19 @@ def attention_rows():
     row = {"batch": 1, "side": 8, "mode": "forward", "largest_difference": 1e-7}
     row |= {"median_s": 2.0, "quartiles_s": [1.0, 3.0], "working_bytes": 4 * measuring.MIB}
     return [{**row, "variant": attention.NAIVE}, {**row, "variant": attention.FAST, "median_s": 1.0}]
+
+
+def test_iterations_are_compared_with_those_of_nnunet():
+    seconds = {"median_s": 0.8, "quartiles_s": [0.7, 0.9]}
+    row = {
+        "crop": [32, 48, 32],
+        "batch": 2,
+        "parameters": 1234,
+        "loading": {"median_s": 0.1, "quartiles_s": [0.1, 0.1]},
+    }
+    rows = [{**row, **seconds, "variant": iterations.STOCK}, {**row, **seconds, "median_s": 0.2, "variant": "ours"}]
+    assert iterations.table(rows).splitlines()[-1].startswith("| ours | 32x48x32, 2 | 1,234 | 0.2 (0.7-0.9) | ")
+    assert iterations.table(rows).endswith("| 4.00 |")
 
 
 def test_the_page_keeps_what_was_written_by_hand(tmp_path, monkeypatch):

@@ -27,7 +27,13 @@ from sam3dnet.training.distributed import (
     share_of_batch,
     wrapped,
 )
-from sam3dnet.training.optimizer import LEARNING_RATE_NEW, WEIGHT_DECAY, build_optimizer, set_learning_rate
+from sam3dnet.training.optimizer import (
+    LEARNING_RATE_NEW,
+    WEIGHT_DECAY,
+    build_optimizer,
+    clip_gradients,
+    set_learning_rate,
+)
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.prompting import (
     Classes,
@@ -43,7 +49,6 @@ from sam3dnet.training.schedule import Budget, learning_rate_factor
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
 TRAINING_SEED, VALIDATION_SEED = 501, 502  # of prompts
-GRADIENT_CLIP = 12.0  # nnU-Net's, and 3DSAM-adapter's for automatic segmentation
 
 
 class nnUNetTrainerSAM3D(nnUNetTrainer):
@@ -248,7 +253,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         share = share_of_batch(self.batch_size, self.configuration_manager.batch_size)
         self.grad_scaler.scale(loss * share).backward()
         self.grad_scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_CLIP)
+        clip_gradients(self.network)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.iterations_done += 1
