@@ -3,7 +3,8 @@
     python benchmarks/make_results.py --json benchmarks/results/*.json
 
 Each benchmark's section lies between two HTML comments, `<!-- begin NAME -->` and `<!-- end NAME -->`, and is replaced;
-a new one is put at the end of the page. All other text stays. Plots go to the folder "plots" beside the page.
+a new one is put at the end of the page. All other text stays. Plots go to the folder "plots" beside the page. A file
+may have more in its name than the benchmark's, such as prediction_Dataset502.json; that is a section of its own.
 """
 
 import argparse
@@ -41,9 +42,11 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
 }
 
 
-def section(results: Mapping[str, Any], plots: Sequence[str]) -> str:
+def section(results: Mapping[str, Any], plots: Sequence[str], name: str) -> str:
     """Format one benchmark: command, machine, tables, plots."""
     title, table = TITLES[results["benchmark"]]
+    more = name.removeprefix(results["benchmark"]).replace("_", " ").strip()
+    title = f"{title}: {more}" if more else title
     machine = results["machine"]
     where = f"{machine.get('card') or machine['processor']}, {machine['threads']} threads of {machine['cores']} cores"
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number)
@@ -76,10 +79,11 @@ def replace_section(page: str, name: str, text: str) -> str:
     return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
-def section_name(results: Mapping[str, Any]) -> str:
-    """Name a section: the benchmark, and the card where it was not a CPU."""
-    device = results["settings"]["device"]
-    return results["benchmark"] if device == "cpu" else f"{results['benchmark']} on {device}"
+def section_name(results: Mapping[str, Any], file: Path) -> str:
+    """Name a section: the benchmark, what else the file's name says, and the card where it was not a CPU."""
+    device, benchmark = results["settings"]["device"], results["benchmark"]
+    name = file.stem if file.stem.startswith(benchmark) else benchmark
+    return name if device == "cpu" else f"{name} on {device}"
 
 
 def draw(results: Mapping[str, Any], name: str, folder: Path) -> list[str]:
@@ -150,8 +154,8 @@ def main() -> None:
     page = a.page.read_text() if a.page.is_file() else "# Results\n"
     for file in a.json:
         results = json.loads(file.read_text())
-        name = section_name(results)
-        page = replace_section(page, name, section(results, draw(results, name, a.page.parent / "plots")))
+        name = section_name(results, file)
+        page = replace_section(page, name, section(results, draw(results, name, a.page.parent / "plots"), name))
     a.page.write_text(page)
 
 

@@ -163,6 +163,12 @@ def test_the_page_keeps_what_was_written_by_hand(tmp_path, monkeypatch):
         changed["rows"][1]["median_s"] = 0.5
         results.write_text(json.dumps(changed))
     assert text.rstrip().endswith("Afterwards.")
+    before = page.read_text()
+    other = results.rename(tmp_path / "attention_of_windows.json")
+    monkeypatch.setattr(sys, "argv", ["make_results.py", "--json", str(other), "--page", str(page)])
+    make_results.main()
+    assert page.read_text().startswith(before.rstrip())
+    assert "### Attention: of windows\n" in page.read_text()
     with pytest.raises(ValueError, match="only one of"):
         make_results.replace_section("<!-- begin x -->", "x", "")
 
