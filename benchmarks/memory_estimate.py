@@ -154,7 +154,9 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, repetitions=None)
     parser.add_argument("--encoders", nargs="+", default=["tiny", "small", "vit_b"], help="of these sizes alone")
-    parser.add_argument("--trace-only", type=int, nargs=3, metavar=("Z", "Y", "X"), help="trace ViT-B at this crop")
+    parser.add_argument(
+        "--trace-only", type=int, nargs=3, metavar=("Z", "Y", "X"), help="trace ViT-B at this crop, as for a card"
+    )
     return parser.parse_args()
 
 
@@ -164,8 +166,8 @@ def main() -> None:
     device = begin(a)
     if a.trace_only:
         start = time.perf_counter()
-        cost = training_cost(own_arguments(a.trace_only, 4), 1, CLASSES, 2)
-        print(f"ViT-B, stride 4, batch 2: {cost / 1e9:.2f} GB, traced in {time.perf_counter() - start:.1f} s")
+        cost = training_cost(own_arguments(a.trace_only, 4), 1, CLASSES, 2, mixed_precision=True)
+        print(f"ViT-B, stride 4, batch 2, bf16: {cost / 1e9:.2f} GB, traced in {time.perf_counter() - start:.1f} s")
         return
     rows = [measure(configuration, device) for configuration in CONFIGURATIONS if configuration[0] in a.encoders]
     finish(a, "memory_estimate", rows)

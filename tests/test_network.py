@@ -8,6 +8,7 @@ from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional
 
 from sam3dnet.errors import PlanError
+from sam3dnet.network import attention
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
 from sam3dnet.network.segmentation import ENCODER_SIZES
@@ -182,6 +183,17 @@ def test_cost_grows_with_the_batch_and_needs_no_kernel():
     weights = 4 * sum(p.numel() for p in SAM3D(1, 2, True, **arch).parameters())
     assert weights < one < two < 2 * one
     assert weights < training_cost(arch, 1, 2, 2, mixed_precision=True) < two
+
+
+@pytest.mark.parametrize("for_a_card", [True, False])
+def test_the_cost_for_a_card_is_traced_with_as_much_attention_at_a_time_as_there(monkeypatch, for_a_card):
+    arch = {"encoder": "tiny", "patch_size": [16, 24, 32], "token_stride": [4, 4, 4], "strides": STRIDES[4, 4, 4]}
+    taken = []
+    attend = attention.Attention3D._attend
+    monkeypatch.setattr(attention, "BYTES_AT_A_TIME", 1)
+    monkeypatch.setattr(attention.Attention3D, "_attend", lambda *args: taken.append(len(args[1])) or attend(*args))
+    training_cost(arch, 1, 3, 2, mixed_precision=for_a_card)
+    assert (max(taken) > 1) is for_a_card
 
 
 def test_the_cost_of_training_holds_the_prompts():

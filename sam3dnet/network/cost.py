@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.network.attention import Attention3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
@@ -39,6 +40,9 @@ def training_cost(
 
     def make() -> nn.Module:
         network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
+        for module in network.modules():
+            if mixed_precision and isinstance(module, Attention3D):
+                module.on_card = True  # as it will be; the trace is on the CPU
         return _TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
 
     return training_bytes(make, shape, autocast=autocast)
