@@ -94,3 +94,21 @@ def test_what_has_the_shape_is_not_cropped_to_a_view():
     assert cropped(volume, (4, 5, 6)) is volume
     assert cropped(volume, volume.shape[2:]) is volume
     assert cropped(volume, (4, 3, 6)).shape == (1, 2, 4, 3, 6)
+
+
+def test_fast_gradients_are_those_of_plain_channels_last_voxels_alone():
+    image = torch.zeros(2, 3, 4, 4, 4).contiguous(memory_format=torch.channels_last_3d)
+    norm, depthwise = InstanceNorm(3), DepthwiseConv3d(3, (3, 3, 3))
+    assert norm(image).grad_fn.name() == "_ChannelsLastNormBackward"
+    assert norm(image.contiguous()).grad_fn.name() == "NativeGroupNormBackward0"
+    assert depthwise(image).grad_fn.name() == "_DepthwiseBackward"
+    with torch.autocast("cpu", torch.bfloat16):
+        assert norm(image).grad_fn.name() == "NativeGroupNormBackward0"
+        assert depthwise(image).grad_fn.name() == "ConvolutionBackward0"
+
+
+def test_a_frozen_depthwise_convolution_keeps_no_input():
+    depthwise = DepthwiseConv3d(3, (3, 3, 3)).requires_grad_(False)
+    image = torch.zeros(2, 3, 4, 4, 4, requires_grad=True)
+    kept, _ = depthwise(image).grad_fn.saved_tensors
+    assert kept is None

@@ -185,6 +185,17 @@ def test_cost_grows_with_the_batch_and_needs_no_kernel():
     assert weights < training_cost(arch, 1, 2, 2, mixed_precision=True) < two
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_blocks_get_tokens_whose_channels_lie_together(channels):
+    network = make(channels=channels)
+    seen = []
+    for block in network.image_encoder.blocks:
+        block.register_forward_hook(lambda _block, args, out: seen.extend((args[0], out)))
+    network(torch.zeros(2, channels, 8, 12, 16))
+    assert seen
+    assert all(tokens.is_contiguous() for tokens in seen)
+
+
 @pytest.mark.parametrize("for_a_card", [True, False])
 def test_the_cost_for_a_card_is_traced_with_as_much_attention_at_a_time_as_there(monkeypatch, for_a_card):
     arch = {"encoder": "tiny", "patch_size": [16, 24, 32], "token_stride": [4, 4, 4], "strides": STRIDES[4, 4, 4]}

@@ -50,6 +50,10 @@ def make_vit_b(name, **options):
         return make(name, stride=(4, 4, 4), strides=strides, **options)
 
 
+def test_the_corrected_decoder_has_as_many_channels_at_full_resolution_as_nnunet():
+    assert [head.in_channels for head in make_vit_b("corrected").decoder.heads] == [128, 32]
+
+
 def wake(network):
     """Fill what is zero at birth, which hides the gradient of what lies before it."""
     with torch.no_grad():

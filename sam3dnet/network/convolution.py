@@ -28,7 +28,7 @@ class Conv3d(nn.Conv3d):
         return super().forward(x_BCzyx)
 
 
-class DepthwiseConv3d(Conv3d):
+class DepthwiseConv3d(nn.Conv3d):
     """Convolution of each channel by itself, as large out as in, whose gradient a CPU computes fast, too.
 
     Args:
@@ -38,8 +38,7 @@ class DepthwiseConv3d(Conv3d):
     """
 
     def __init__(self, channels: int, kernel: tuple[int, int, int], bias: bool = True):
-        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-        super().__init__(channels, channels, kernel, padding=padding, groups=channels, bias=bias)
+        super().__init__(channels, channels, kernel, padding="same", groups=channels, bias=bias)
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """Return a volume of the same shape."""
@@ -65,7 +64,8 @@ class _Depthwise(torch.autograd.Function):
         x_grad = _convolve_depthwise(grad_BCzyx, weight_C1kkk.flip(2, 3, 4), None) if wants_x else None
         weight_grad = None
         if wants_weight:
-            call = ([1] * 3, _same_padding(weight_C1kkk), [1] * 3, False, [0] * 3, len(weight_C1kkk))
+            padding = [side // 2 for side in weight_C1kkk.shape[2:]]
+            call = ([1] * 3, padding, [1] * 3, False, [0] * 3, len(weight_C1kkk))
             weight_grad = torch.ops.aten.convolution_backward(
                 grad_BCzyx, x_BCzyx, weight_C1kkk, None, *call, (False, True, False)
             )[1]
@@ -73,11 +73,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _convolve_depthwise(x_BCzyx: Tensor, weight_C1kkk: Tensor, bias_C: Tensor | None) -> Tensor:
-    return F.conv3d(x_BCzyx, weight_C1kkk, bias_C, padding=_same_padding(weight_C1kkk), groups=len(weight_C1kkk))
-
-
-def _same_padding(weight_C1kkk: Tensor) -> list[int]:
-    return [side // 2 for side in weight_C1kkk.shape[2:]]
+    return F.conv3d(x_BCzyx, weight_C1kkk, bias_C, padding="same", groups=len(weight_C1kkk))
 
 
 class UpConv3d(nn.ConvTranspose3d):

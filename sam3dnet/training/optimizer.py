@@ -44,8 +44,10 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
 
 
 def clip_gradients(network: nn.Module) -> None:
-    """Scale all gradients down to a norm of at most GRADIENT_CLIP; where it is less, they are not written anew."""
-    parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-    if not norm <= GRADIENT_CLIP:  # NaN, too, is for the clipping to deal with
-        nn.utils.clip_grads_with_norm_(parameters, GRADIENT_CLIP, norm)
+    """Scale all gradients down to a norm of at most GRADIENT_CLIP.
+
+    Where it is less, a CPU does not write them anew; a card is not waited for to know.
+    """
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in network.parameters() if parameter.grad is not None])
+    if norm.device.type != "cpu" or not norm <= GRADIENT_CLIP:  # NaN, too, is for the clipping to deal with
+        nn.utils.clip_grads_with_norm_(network.parameters(), GRADIENT_CLIP, norm)
