@@ -111,7 +111,7 @@ def measure(configuration: tuple, device: torch.device) -> dict[str, Any]:
     arch_kwargs = own_arguments(crop, stride, encoder, pretrained)
     arch_kwargs |= {"checkpointing": checkpointing, "prompts": prompts}
     start = time.perf_counter()
-    estimate = training_cost(arch_kwargs, 1, CLASSES, batch, mixed_precision=device.type == "cuda")
+    estimate = training_cost(arch_kwargs, 1, CLASSES, batch, device=device.type)
     seconds = time.perf_counter() - start
     torch.manual_seed(0)
     measured = Step(arch_kwargs, batch, device).peak_bytes()
@@ -166,7 +166,7 @@ def main() -> None:
     device = begin(a)
     if a.trace_only:
         start = time.perf_counter()
-        cost = training_cost(own_arguments(a.trace_only, 4), 1, CLASSES, 2, mixed_precision=True)
+        cost = training_cost(own_arguments(a.trace_only, 4), 1, CLASSES, 2, device="cuda")
         print(f"ViT-B, stride 4, batch 2, bf16: {cost / 1e9:.2f} GB, traced in {time.perf_counter() - start:.1f} s")
         return
     rows = [measure(configuration, device) for configuration in CONFIGURATIONS if configuration[0] in a.encoders]

@@ -71,7 +71,7 @@ def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> lis
     plans_file = plan_dataset(
         dataset,
         folders,
-        cost=partial(training_cost, mixed_precision=True),
+        cost=partial(training_cost, device="cuda"),
         gpu_memory_target_gb=gigabytes,
         sam_weights_at_hand=at_hand,
         device="cuda",

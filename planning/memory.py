@@ -1,22 +1,26 @@
 """Measure the memory of a training step without running a kernel.
 
-Forward and backward run on fake tensors, which have a shape and a storage but no contents; every storage that an
-operator makes is counted while it lives. So any input size is measured in seconds on any machine.
+Forward and backward run on fake tensors, which have a shape, a device and a storage but no contents; every storage that
+an operator makes is counted while it lives. So any input size is measured in seconds on any machine.
+
+A step for a card is traced with tensors of the CPU, since torch's backward pass wants the card itself; `as_on_card`
+gives them the types that they would have there. A test compares it with fake tensors of a card.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class LiveBytes(TorchDispatchMode):
@@ -77,7 +81,7 @@ def training_bytes(
         make_network: Builds the network; called once.
         input_shape: (B, C, Z, Y, X).
         optimizer_states_per_parameter: Tensors that the optimiser keeps for each trained parameter; 2 for Adam.
-        autocast: Type of mixed precision; None for none.
+        autocast: Type of mixed precision, as a card computes in; None for none.
         loss: The network's output -> a scalar; None for cross entropy and soft Dice on every output.
 
     Returns:
@@ -100,11 +104,56 @@ def run_step(
 ) -> None:
     """Run forward and backward once; the gradients stay in the parameters."""
     image_BCZYX = torch.empty(input_shape)
-    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
-        output = network(image_BCZYX)
-        value = loss(output)
-    del output
-    value.backward()
+    with nullcontext() if autocast is None else as_on_card():  # the backward pass, too, computes some things again
+        with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+            output = network(image_BCZYX)
+            value = loss(output)
+        del output
+        value.backward()
+
+
+@contextmanager
+def as_on_card() -> Iterator[None]:
+    """Trace with the types and the order of memory that a card has: oneDNN would choose one of its own."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        with CardPrecision():
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = before
+
+
+# What autocast computes in float32 on a card, and in half precision on a CPU.
+FLOAT32_ON_CARDS = (
+    *("exp", "expm1", "log", "log1p", "log2", "log10", "pow", "reciprocal", "rsqrt", "logsumexp"),
+    *("sum", "prod", "cumsum", "cumprod", "softmax", "log_softmax", "norm", "dist"),
+    *("layer_norm", "group_norm", "rms_norm", "softplus", "interpolate", "cosine_similarity", "kl_div"),
+    *("cross_entropy", "nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "binary_cross_entropy_with_logits"),
+)
+# The other way round.
+HALF_ON_CARDS = ("avg_pool3d",)
+
+
+class CardPrecision(TorchFunctionMode):
+    """Makes autocast on a CPU compute in the types that autocast on a card does; without autocast it does nothing."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run a function, on operands in float32 where a card would."""
+        kwargs = kwargs or {}
+        if not torch.is_autocast_enabled("cpu") or (name := getattr(func, "__name__", "")) == "":
+            return func(*args, **kwargs)
+        if name in FLOAT32_ON_CARDS:
+            return func(*tree_map(_in_float32, args), **tree_map(_in_float32, kwargs))
+        if name in HALF_ON_CARDS:
+            with torch.autocast("cpu", enabled=False):
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _in_float32(value: Any) -> Any:
+    is_half = isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16)
+    return value.float() if is_half else value
 
 
 def segmentation_loss(output: Tensor | Sequence[Tensor]) -> Tensor:

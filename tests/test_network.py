@@ -182,7 +182,7 @@ def test_cost_grows_with_the_batch_and_needs_no_kernel():
     one, two = (training_cost(arch, 1, 2, batch) for batch in (1, 2))
     weights = 4 * sum(p.numel() for p in SAM3D(1, 2, True, **arch).parameters())
     assert weights < one < two < 2 * one
-    assert weights < training_cost(arch, 1, 2, 2, mixed_precision=True) < two
+    assert weights < training_cost(arch, 1, 2, 2, device="cuda") < two
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -203,7 +203,7 @@ def test_the_cost_for_a_card_is_traced_with_as_much_attention_at_a_time_as_there
     attend = attention.Attention3D._attend
     monkeypatch.setattr(attention, "BYTES_AT_A_TIME", 1)
     monkeypatch.setattr(attention.Attention3D, "_attend", lambda *args: taken.append(len(args[1])) or attend(*args))
-    training_cost(arch, 1, 3, 2, mixed_precision=for_a_card)
+    training_cost(arch, 1, 3, 2, device="cuda" if for_a_card else "cpu")
     assert (max(taken) > 1) is for_a_card
 
 

@@ -24,7 +24,7 @@ from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError
 
 NumProcesses = Annotated[int | None, "--workers"]
-DeviceName = Literal["cpu", "cuda", "mps"]
+DeviceName = str  # "cpu", "cuda", "cuda:1", "mps"; devices.choose_device refuses others, torch need not be imported
 EncoderChoice = Literal["auto", "tiny", "small", "vit_b", "vit_l", "vit_h"]
 
 STATUS_SOME_FAILED = 1

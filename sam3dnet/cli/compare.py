@@ -48,7 +48,8 @@ def compare(
             (input_channels, num_classes).
         output: Folder for everything that is written; without it sam3d_compare_ and the dataset's name.
         root: Folder that holds nnUNet_raw, in place of the variable of that name; it is only read.
-        device: Device to train and predict on; without it the best there is.
+        device: Device to train and predict on: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
         encoder: Size of the image encoder of the methods built on SAM.
         sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
         gpu_memory_target: GB of memory that training may take, for methods that our planner plans.
@@ -76,7 +77,7 @@ def compare(
         work=(output or Path(f"sam3d_compare_{name}")).resolve(),
         minutes=minutes,
         fold=0,
-        device=choose_device(device).type,
+        device=str(choose_device(device)),
         timed_cases=timed_cases,
         clicks=clicks,
         plan_options=_planning_options(encoder, sam_checkpoint, gpu_memory_target),

@@ -42,7 +42,8 @@ def demo(
     Args:
         output: Folder for everything that the demo writes.
         minutes: Time to train for.
-        device: Device to train and predict on; without it the best there is.
+        device: Device to train and predict on: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
 
     Raises:
         Sam3dError: If one of the three commands fails.

@@ -73,7 +73,8 @@ def evaluate(
         plans: For clicks: the name of that plan.
         root: For clicks: folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three
             variables of these names.
-        device: For clicks: device to predict on; without it the best there is.
+        device: For clicks: device to predict on: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
         scheduler: Address of a Dask scheduler, whose workers then score; see docs/cluster.md.
 
     Returns:

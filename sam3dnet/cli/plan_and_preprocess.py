@@ -54,7 +54,8 @@ def plan_and_preprocess(
             8 at most.
         skip_verification: Leave out the verification of the dataset.
         no_prompts: Plan a network that only segments by itself, and cannot be given clicks, boxes or masks.
-        device: Device that training is going to use; without it the best there is.
+        device: Device that training is going to use: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
         method: Network to plan: ours, a published system built from the same parts (3dmedsam: after the abstract), a
             peer from MONAI or nnU-Net, or with --network any other. Each has a plan of its own name, for --plans of
             the other commands.
@@ -92,17 +93,17 @@ def plan_and_preprocess(
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
     from sam3dnet.preprocessing.workers import default_num_processes
 
-    device_type = choose_device(device).type
-    for_a_card = device_type == "cuda" or gpu_memory_target is not None
+    chosen = choose_device(device)
+    for_a_card = chosen.type == "cuda" or gpu_memory_target is not None
     processes = default_num_processes() if num_processes is None else num_processes
     plan = partial(
         plan_dataset,
         folders=folders,
-        cost=partial(training_cost, mixed_precision=for_a_card, network_class=choice.method.network_class),
+        cost=partial(training_cost, device="cuda" if for_a_card else "cpu", network_class=choice.method.network_class),
         gpu_memory_target_gb=gpu_memory_target,
         encoder=encoder,
         sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
-        device=device_type,
+        device=str(chosen),
         num_processes=processes,
     )
     plan_files = []

@@ -50,7 +50,8 @@ def predict(
         plans: Name of the plan; those of --method have a name of their own.
         root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
             these names.
-        device: Device to predict on; without it the best there is.
+        device: Device to predict on: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
         step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         fast: No mirroring and a larger step: for a quick look, at some cost in Dice.

@@ -39,7 +39,8 @@ def train(
         minutes: Time to train for, in place of a number of epochs; the schedule follows the clock.
         iterations_per_epoch: Training steps in an epoch; without it the trainer's own.
         continue_training: Go on from the last checkpoint.
-        device: Device to train on; without it the best there is.
+        device: Device to train on: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
         sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
         from_scratch: Train the whole network without SAM's weights.
         num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the

@@ -1,5 +1,6 @@
 """Who takes part in a comparison: how each is named in nnU-Net's folders, planned and trained."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Settings:
         work: Folder for everything that is written.
         minutes: Training time of each method.
         fold: Whose cases validate.
-        device: "cpu", "cuda" or "mps".
+        device: "cpu", "cuda", "cuda:1" or "mps".
         timed_cases: Validation cases that are timed.
         clicks: Numbers of clicks, or of points a slice, after which promptable methods are scored.
         plan_options: Further options of sam3d_plan_and_preprocess, for methods that our planner plans.
@@ -102,7 +103,7 @@ class Competitor:
             return call(
                 "nnunetv2.run.run_training:run_training_entry",
                 *(settings.dataset, CONFIGURATION, str(settings.fold)),
-                *("-tr", self.trainer, "-p", self.plans_name, "-device", settings.device),
+                *("-tr", self.trainer, "-p", self.plans_name, "-device", settings.device.partition(":")[0]),
             )
         return call(
             "sam3dnet.cli.train:main",
@@ -111,9 +112,20 @@ class Competitor:
             *(("--sam-checkpoint", str(settings.sam_checkpoint)) if settings.sam_checkpoint else ()),
         )
 
-    def variables(self) -> dict[str, str]:
-        """Give the environment variables of its training."""
-        return {} if self.choice else {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES)}
+    def variables(self, settings: Settings) -> dict[str, str]:
+        """Give the environment variables of its training; stock nnU-Net takes the first card that it sees."""
+        if self.choice is not None:
+            return {}
+        return {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES), **_only_card(settings.device)}
+
+
+def _only_card(device: str) -> dict[str, str]:
+    """Give the variable by which a process sees no card but "cuda:1", counted among those that this process sees."""
+    index = device.partition(":")[2]
+    if not index:
+        return {}
+    seen = [card for card in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if card]
+    return {"CUDA_VISIBLE_DEVICES": seen[int(index)] if seen else index}
 
 
 NNUNETS = {

@@ -87,7 +87,7 @@ def _trained_row(competitor: Competitor, settings: Settings, stages: Stages) -> 
         keys,
         competitor.train_command(settings),
         fold_folder / "checkpoint_final.pth",
-        competitor.variables(),
+        competitor.variables(settings),
     )
     since = {"trained": trained["keys"], "trained_on": trained["machine"]["date"]}
     measured = _measure(competitor, settings, stages, label, since)

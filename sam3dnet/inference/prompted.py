@@ -24,6 +24,7 @@ from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in
 from sam3dnet.inference.windows import pad_to_patch
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
+from sam3dnet.network.target_device import product_type
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
 from sam3dnet.prompts.sampling import deeper_voxel, innermost_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
@@ -204,9 +205,10 @@ class PromptedVolume:
         return ClassPrompts((*clicks, *inside.points), inside.boxes, mask)
 
     def _features(self, network: Promptable, index: Voxel) -> ImageFeatures:
-        """Compute what prompts are answered from; on a card it comes in half precision."""
+        """Compute what prompts are answered from, in half precision on a card: it is kept."""
         window_Czyx = self._image[(slice(None), *self._grid.box(index))].to(self._device)
-        return replace(network.features(window_Czyx[None]), logits=())
+        features = replace(network.features(window_Czyx[None]), logits=())
+        return features.to(self._device, product_type(window_Czyx))
 
     def _lead(self, logits_Kzyx: Tensor, class_index: int) -> Tensor:
         """Return by how much a class leads; it is there where that is above 0."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.network.convolution import DepthwiseConv3d
+from sam3dnet.network.target_device import without_autocast
 
 LORA_RANK = 4
 Activation = Callable[[Tensor], Tensor]
@@ -117,7 +118,7 @@ class MultiScaleAdapter(nn.Module):
 
     def _global(self, hidden_BCDHW: Tensor) -> Tensor:
         """Mix real and imaginary part of every frequency, in float32: there is no Fourier transform in bf16."""
-        with torch.autocast(hidden_BCDHW.device.type, enabled=False):
+        with without_autocast(hidden_BCDHW):
             spectrum = torch.fft.rfftn(hidden_BCDHW.float(), dim=(2, 3, 4), norm="ortho")
             parts = torch.stack((spectrum.real, spectrum.imag), 2).flatten(1, 2)
             real, imaginary = self.spectrum(parts).unflatten(1, (-1, 2)).unbind(2)

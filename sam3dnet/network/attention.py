@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from sam3dnet.network.linear import Linear
+from sam3dnet.network.target_device import device_type
 
 FitTable = Callable[[Tensor, int], Tensor]
 MASKED = -1e4  # before scaling; finite, so that bf16 and fp16 stay free of NaN
@@ -86,9 +87,6 @@ class Attention3D(nn.Module):
         table_size: Tokens along (depth, height, width) that the relative position tables cover.
         qkv_adapter: What it returns for tokens (B, N, E) is added to their queries, keys and values (B, N, 3 * E).
         fit_table: (table, tokens along its axis) -> table of 2 * tokens - 1 rows.
-
-    Attributes:
-        on_card: Whether to take as much at a time as on a card; None: where the tokens are on one.
     """
 
     def __init__(
@@ -101,7 +99,6 @@ class Attention3D(nn.Module):
     ):
         super().__init__()
         self.heads = heads
-        self.on_card: bool | None = None
         self.fit_table = fit_table
         self.qkv_adapter = qkv_adapter
         self.scale = (width // heads) ** -0.5
@@ -126,8 +123,7 @@ class Attention3D(nn.Module):
         Returns:
             (B, D, H, W, E)
         """
-        on_card = tokens_BDHWE.device.type != "cpu" if self.on_card is None else self.on_card
-        limit = BYTES_AT_A_TIME_ON_CARD if on_card else BYTES_AT_A_TIME
+        limit = BYTES_AT_A_TIME if device_type(tokens_BDHWE) == "cpu" else BYTES_AT_A_TIME_ON_CARD
         few = max(1, limit // self._augmented_bytes(tokens_BDHWE[:1]))
         if few >= len(tokens_BDHWE):
             return self._attend(tokens_BDHWE, padding_BN, wrapped_BNA)

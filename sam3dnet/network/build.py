@@ -5,7 +5,6 @@ Axes in names: B batch, C channels, z y x voxels, D H W tokens, E token width.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from sam3dnet.network.convolution import Conv3d
@@ -19,6 +18,7 @@ from sam3dnet.network.segmentation import (
     make_image_encoder,
     no_prompts,
 )
+from sam3dnet.network.target_device import preferred_format
 from sam3dnet.network.tuning import DEFAULT_TUNING, find_tuning
 
 STEM_FEATURES = (16, 32, 64, 96)
@@ -98,7 +98,7 @@ class SAM3D(SegmentationNetwork):
 
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:
         """Return what prompts are answered from, the automatic logits among it."""
-        x_BCzyx = x_BCzyx.contiguous(memory_format=torch.channels_last_3d)
+        x_BCzyx = x_BCzyx.contiguous(memory_format=preferred_format(x_BCzyx))
         stem = self.detail_stem(x_BCzyx)
         levels = self.image_encoder(x_BCzyx, self._detail_tokens(stem[-1]))
         tokens, pyramid = self.decoder.pyramid(levels, stem)

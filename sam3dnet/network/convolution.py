@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from sam3dnet.network.target_device import device_type, without_autocast
+
 
 class Conv3d(nn.Conv3d):
     """3D convolution that uses oneDNN for a single image, too.
@@ -107,6 +109,11 @@ def cropped(x_BCzyx: Tensor, shape: Sequence[int]) -> Tensor:
     return x_BCzyx if x_BCzyx.shape[2:] == (depth, height, width) else x_BCzyx[:, :, :depth, :height, :width]
 
 
+def beside(features_BCzyx: Sequence[Tensor], image_BCzyx: Tensor) -> Tensor:
+    """Join features and an image along the channels, in the features' type: the image's would widen them all."""
+    return torch.cat((*features_BCzyx, image_BCzyx.to(features_BCzyx[0].dtype)), 1)
+
+
 def mean_of_blocks(x_BCzyx: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """Average over blocks of stride voxels, in a block at the far end over what there is of it.
 
@@ -118,13 +125,16 @@ def mean_of_blocks(x_BCzyx: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """
     sizes = [size // step for size, step in zip(x_BCzyx.shape[2:], stride, strict=True)]
     whole = all(n * step == size for n, step, size in zip(sizes, stride, x_BCzyx.shape[2:], strict=True))
-    if whole and max(stride) <= 2:
+    if whole and max(stride) <= 2 and device_type(x_BCzyx) == "cpu":
         return F.interpolate(x_BCzyx, size=sizes, mode="trilinear")
     return F.avg_pool3d(x_BCzyx, stride, ceil_mode=True, count_include_pad=False)
 
 
 class InstanceNorm(nn.GroupNorm):
-    """Instance norm as a group norm with one channel a group: faster on the CPU, and defined for a single voxel.
+    """Instance norm, defined for a single voxel, too.
+
+    On a CPU a group norm with one channel a group, which is faster. On a card torch's own: autocast would compute a
+    group norm in float32, which doubles what is kept for the backward pass.
 
     Args:
         channels: Channels of the input.
@@ -134,10 +144,26 @@ class InstanceNorm(nn.GroupNorm):
         super().__init__(channels, channels)
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
-        """Return the normalised volume, same shape."""
+        """Return the normalised volume, same shape and type."""
         if _is_plain_on_cpu(x_BCzyx) and x_BCzyx.is_contiguous(memory_format=torch.channels_last_3d):
             return _ChannelsLastNorm.apply(x_BCzyx, self.weight, self.bias, self.eps)
-        return torch.group_norm(x_BCzyx, self.num_groups, self.weight, self.bias, self.eps)
+        return normalise_instances(x_BCzyx, self.weight, self.bias, self.eps)
+
+
+def normalise_instances(
+    x_BCzyx: Tensor, weight_C: Tensor | None = None, bias_C: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Give each channel of each image mean 0 and variance 1, then weight and bias; same shape and type."""
+    if device_type(x_BCzyx) == "cpu":
+        return torch.group_norm(x_BCzyx, x_BCzyx.shape[1], weight_C, bias_C, eps)
+    cudnn = torch.backends.cudnn.enabled
+    return torch.instance_norm(x_BCzyx, weight_C, bias_C, None, None, True, 0.0, eps, cudnn)
+
+
+def interpolate(x_BCzyx: Tensor, shape: Sequence[int]) -> Tensor:
+    """Resample linearly to a shape (z, y, x), in the type of the input, where autocast on a card would take float32."""
+    with without_autocast(x_BCzyx):
+        return F.interpolate(x_BCzyx, size=list(shape), mode="trilinear")
 
 
 class _ChannelsLastNorm(torch.autograd.Function):
@@ -187,6 +213,8 @@ def _is_single_on_cpu(x_BCzyx: Tensor) -> bool:
 class PointwiseConv(nn.Conv3d):
     """1x1x1 convolution as a matrix product over channels-last voxels: faster on a CPU, and so is what follows.
 
+    On a card only where the channels do lie last, as those of tokens: all else would be copied.
+
     Args:
         channels_in: Channels of the input.
         channels_out: Channels of the output.
@@ -197,6 +225,8 @@ class PointwiseConv(nn.Conv3d):
         super().__init__(channels_in, channels_out, 1, bias=bias)
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
-        """Return (B, channels_out, z, y, x), channels-last in memory."""
+        """Return (B, channels_out, z, y, x), channels-last in memory where the input is, and always on a CPU."""
+        if device_type(x_BCzyx) != "cpu" and x_BCzyx.is_contiguous():
+            return super().forward(x_BCzyx)
         out_BzyxC = F.linear(x_BCzyx.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
         return out_BzyxC.permute(0, 4, 1, 2, 3)

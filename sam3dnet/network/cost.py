@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.attention import Attention3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
+from sam3dnet.network.target_device import traced_for
 from sam3dnet.planning.memory import training_bytes
 from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
 
@@ -19,7 +19,7 @@ def training_cost(
     num_classes: int,
     batch_size: int,
     *,
-    mixed_precision: bool = False,
+    device: str = "cpu",
     network_class: str = METHODS[DEFAULT_METHOD].network_class,
 ) -> int:
     """Measure the memory of a training step by tracing it; no kernel runs.
@@ -29,26 +29,23 @@ def training_cost(
         input_channels: Channels of the image.
         num_classes: Channels of the logits.
         batch_size: Patches in a batch.
-        mixed_precision: Whether training runs under bf16 autocast, as it does on a CUDA card.
+        device: "cpu", or "cuda" for a card, which trains in mixed precision; this machine need not have one.
         network_class: Where the network's class is, as in a plan.
 
     Returns:
         Bytes.
     """
     shape = (batch_size, input_channels, *arch_kwargs["patch_size"])
-    autocast = torch.bfloat16 if mixed_precision else None
 
     def make() -> nn.Module:
         network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
-        for module in network.modules():
-            if mixed_precision and isinstance(module, Attention3D):
-                module.on_card = True  # as it will be; the trace is on the CPU
-        return _TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
+        return TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
 
-    return training_bytes(make, shape, autocast=autocast)
+    with traced_for(device):
+        return training_bytes(make, shape, autocast=torch.bfloat16 if device == "cuda" else None)
 
 
-class _TrainedNetwork(nn.Module):
+class TrainedNetwork(nn.Module):
     """The network as training runs it where it answers prompts: every second batch with a prompt in all images."""
 
     def __init__(self, network: nn.Module, prompts: bool):
@@ -66,16 +63,16 @@ class _TrainedNetwork(nn.Module):
 
 def _ask_all(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
     logits_BKzyx = features.logits[0].detach()
-    queries = len(logits_BKzyx)
+    queries, device = len(logits_BKzyx), logits_BKzyx.device
     batch = PromptBatch(
         samples=tuple(range(queries)),
-        class_Q=torch.zeros(queries, dtype=torch.long),
-        points_QP3=torch.zeros(queries, 1, 3),
-        polarity_QP=torch.ones(queries, 1, dtype=torch.long),
-        corners_QR23=torch.zeros(queries, 1, 2, 3),
-        has_box_QR=torch.ones(queries, 1, dtype=torch.bool),
-        mask_Qzyx=torch.zeros(queries, *logits_BKzyx.shape[2:]),
-        has_mask_Q=torch.ones(queries, dtype=torch.bool),
+        class_Q=torch.zeros(queries, dtype=torch.long, device=device),
+        points_QP3=torch.zeros(queries, 1, 3, device=device),
+        polarity_QP=torch.ones(queries, 1, dtype=torch.long, device=device),
+        corners_QR23=torch.zeros(queries, 1, 2, 3, device=device),
+        has_box_QR=torch.ones(queries, 1, dtype=torch.bool, device=device),
+        mask_Qzyx=torch.zeros(queries, *logits_BKzyx.shape[2:], device=device),
+        has_mask_Q=torch.ones(queries, dtype=torch.bool, device=device),
     )
     margin_Qzyx = class_margin(logits_BKzyx.float(), batch.class_Q, regions=False)
     return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.target_device import without_autocast
+
 SAM_PATCH = 16
 
 
@@ -86,10 +88,11 @@ class PatchEmbed3D(nn.Module):
 
     def fused_kernel(self) -> Tensor:
         """Return the dense kernel (width, C, kz, ky, kx), each side stride + 2, or 16 for stride 16."""
-        mixed_OCKK = torch.einsum("omkl,mc->ockl", self.proj.weight, self.channel_mix)
-        in_plane_OCyx = torch.einsum("ky,ockl,lx->ocyx", self.resample_y, mixed_OCKK, self.resample_x)
-        depth_Oz = self.depth_kernel_OK @ self.resample_z
-        return torch.einsum("ocyx,oz->oczyx", in_plane_OCyx, depth_Oz)
+        with without_autocast(self.proj.weight):  # a kernel rounded at each of four products is not SAM's any more
+            mixed_OCKK = torch.einsum("omkl,mc->ockl", self.proj.weight, self.channel_mix)
+            in_plane_OCyx = torch.einsum("ky,ockl,lx->ocyx", self.resample_y, mixed_OCKK, self.resample_x)
+            depth_Oz = self.depth_kernel_OK @ self.resample_z
+            return torch.einsum("ocyx,oz->oczyx", in_plane_OCyx, depth_Oz)
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """Return tokens (B, width, D, H, W) with D = ceil(z / stride) and so on."""

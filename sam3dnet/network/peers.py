@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.convolution import cropped
+from sam3dnet.network.convolution import cropped, interpolate
 from sam3dnet.network.detail_stem import triple
 from sam3dnet.network.published.resolutions import resolution_shapes
 
@@ -156,7 +156,7 @@ class PeerNetwork(nn.Module):
         if not self.decoder.deep_supervision:
             return logits
         shapes = resolution_shapes(x_BCzyx.shape[2:], self.strides)[1:]
-        return [logits, *(F.interpolate(logits, shape, mode="trilinear") for shape in shapes)]
+        return [logits, *(interpolate(logits, shape) for shape in shapes)]
 
 
 class DeepSupervisionSwitch(nn.Module):

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.network.target_device import preferred_format, product_type
 from sam3dnet.prompts.types import ClassPrompts
 
 POSITIVE, NEGATIVE, ABSENT = 1, 0, -1
@@ -161,20 +162,21 @@ def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequenc
 
     Returns:
         (Q, DENSE_CHANNELS, z, y, x): positive clicks near and far, negative clicks near and far, inside of a box,
-        previous mask, whether there is one, and the margin; each between -1 and 1.
+        previous mask, whether there is one, and the margin; each between -1 and 1, in the type that they will be
+        convolved in.
     """
-    shape = margin_Qzyx.shape[1:]
+    shape, dtype = margin_Qzyx.shape[1:], product_type(margin_Qzyx)
     channels = []
     for polarity in (POSITIVE, NEGATIVE):
         for share in (NEAR, FAR):
-            weight_QP = (batch.polarity_QP == polarity).to(margin_Qzyx.dtype)
+            weight_QP = (batch.polarity_QP == polarity).to(dtype)
             channels.append(_proximity(batch.points_QP3, weight_QP, shape, share, token_stride))
-    channels.append(_inside_boxes(batch, shape).to(margin_Qzyx.dtype))
-    has_mask = batch.has_mask_Q.to(margin_Qzyx.dtype)[:, None, None, None]
-    mask = torch.zeros_like(margin_Qzyx) if batch.mask_Qzyx is None else batch.mask_Qzyx.to(margin_Qzyx.dtype)
+    channels.append(_inside_boxes(batch, shape).to(dtype))
+    has_mask = batch.has_mask_Q.to(dtype)[:, None, None, None]
+    mask = torch.zeros_like(margin_Qzyx, dtype=dtype) if batch.mask_Qzyx is None else batch.mask_Qzyx.to(dtype)
     channels += [mask, has_mask.expand_as(margin_Qzyx)]
-    channels.append(margin_Qzyx.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN)
-    return torch.stack(channels, 1).contiguous(memory_format=torch.channels_last_3d)
+    channels.append((margin_Qzyx.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN).to(dtype))
+    return torch.stack(channels, 1).contiguous(memory_format=preferred_format(margin_Qzyx))
 
 
 def _proximity(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
@@ -18,6 +17,7 @@ from sam3dnet.network.image_encoder import EncoderParts, EncoderSize, ImageEncod
 from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
+from sam3dnet.network.target_device import order_kernels
 
 ENCODER_SIZES = {
     "tiny": EncoderSize(48, 4, 3, (1, 3), (4, 4, 4), 24, 32),
@@ -56,9 +56,13 @@ class SegmentationNetwork(nn.Module):
                 store_frozen_in_half(self.image_encoder)
         else:
             start_from_scratch(self.image_encoder)
-        for module in self.modules():  # channels-last, in which narrow convolutions are several times faster on a CPU
-            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+        order_kernels(self)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SegmentationNetwork":
+        """Order the kernels for the device that they come to, as torch's recurrent networks flatten theirs here."""
+        moved = super()._apply(fn, recurse)
+        order_kernels(self)
+        return moved
 
     @property
     def answers_prompts(self) -> bool:

@@ -7,11 +7,10 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from math import prod
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import cropped
+from sam3dnet.network.convolution import beside, cropped, interpolate, normalise_instances
 from sam3dnet.network.detail_stem import ConvUnit, triple
 from sam3dnet.network.published.resolutions import (
     enlarged,
@@ -39,7 +38,7 @@ class PlainUnit(nn.Module):
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """Return (B, channels_out, z, y, x)."""
         hidden = self.conv(x_BCzyx)
-        return F.relu(torch.group_norm(hidden, hidden.shape[1]))
+        return F.relu(normalise_instances(hidden))
 
 
 class AggregationDecoder(nn.Module):
@@ -105,11 +104,11 @@ class CoarseAggregationDecoder(AggregationDecoder):
         """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
         padded = pad_to_multiple(image_BCzyx, self.token_stride)
         grid = [size * factor for size, factor in zip(branched[0].shape[2:], self.factor, strict=True)]
-        raised = [F.interpolate(level, grid, mode="trilinear") for level in branched]
-        coarse = self.head(self.merge(torch.cat((*raised, F.interpolate(padded, grid, mode="trilinear")), 1)))
-        finest = cropped(F.interpolate(coarse, padded.shape[2:], mode="trilinear"), image_BCzyx.shape[2:])
+        raised = [interpolate(level, grid) for level in branched]
+        coarse = self.head(self.merge(beside(raised, interpolate(padded, grid))))
+        finest = cropped(interpolate(coarse, padded.shape[2:]), image_BCzyx.shape[2:])
         shapes = resolution_shapes(image_BCzyx.shape[2:], self.strides)[1:] if self.deep_supervision else []
-        return [finest, *(F.interpolate(finest, shape, mode="trilinear") for shape in shapes)]
+        return [finest, *(interpolate(finest, shape) for shape in shapes)]
 
 
 class FullResolutionDecoder(AggregationDecoder):
@@ -148,8 +147,8 @@ class FullResolutionDecoder(AggregationDecoder):
         """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
         images = pool_image(image_BCzyx, self.strides)[::-1]
         raised = [enlarged(level, self.strides[-1], images[0].shape[2:]) for level in branched]
-        features = [self.merge(torch.cat((*raised, images[0]), 1))]
+        features = [self.merge(beside(raised, images[0]))]
         for up, unit, image in zip(self.ups, self.units, images[1:], strict=True):
-            features.append(unit(torch.cat((cropped(up(features[-1]), image.shape[2:]), image), 1)))
+            features.append(unit(beside([cropped(up(features[-1]), image.shape[2:])], image)))
         wanted = slice(None) if self.deep_supervision else slice(-1, None)
         return [head(level) for head, level in zip(list(self.heads)[wanted], features[wanted], strict=True)][::-1]

@@ -4,9 +4,9 @@ Axes in names: B batch, C image channels, E token width, z y x voxels, Z Y X ups
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.convolution import interpolate
 from sam3dnet.network.patch_embedding import SAM_PATCH
 from sam3dnet.network.published.resolutions import pad_to_multiple
 
@@ -37,7 +37,7 @@ class UpsampledPatchEmbed(nn.Module):
         """Return tokens (B, width, D, H, W) with D = ceil(z / stride) and so on."""
         padded = pad_to_multiple(x_BCzyx, self.token_stride)
         sizes = [size * SAM_PATCH // stride for size, stride in zip(padded.shape[2:], self.token_stride, strict=True)]
-        upsampled_BCZYX = F.interpolate(padded, sizes, mode="trilinear")
+        upsampled_BCZYX = interpolate(padded, sizes)
         slices = self._three_channels(upsampled_BCZYX).transpose(1, 2).flatten(0, 1)
         tokens_BEZHW = self.proj(slices).unflatten(0, (-1, sizes[0])).transpose(1, 2)
         return self.depth_conv(tokens_BEZHW)

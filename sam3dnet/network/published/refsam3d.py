@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError, PromptError
+from sam3dnet.network.convolution import beside
 from sam3dnet.network.prompt_decoder import CrossAttention, ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.encoder_parts import corrected_parts
@@ -70,7 +71,7 @@ class TextDecoder(nn.Module):
     def forward(self, levels: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
         """Return logits (B, 1, z, y, x), finest first; only the finest without deep supervision."""
         finest, *coarser = self.climb(levels, image_BCzyx.shape[2:])
-        logits = [self.last(torch.cat((finest, image_BCzyx), 1))]
+        logits = [self.last(beside([finest], image_BCzyx))]
         if self.deep_supervision:
             logits += [head(features) for head, features in zip(self.heads, coarser, strict=True)]
         return logits

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam3dnet.network.convolution import cropped
+from sam3dnet.network.convolution import cropped, interpolate
 
 
 def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -43,5 +43,5 @@ def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> 
 def enlarged(x_BCzyx: Tensor, factor: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Interpolate linearly by a factor (z, y, x), then leave out what lies beyond a shape."""
     if any(step > 1 for step in factor):
-        x_BCzyx = F.interpolate(x_BCzyx, scale_factor=[float(step) for step in factor], mode="trilinear")
+        x_BCzyx = interpolate(x_BCzyx, [size * step for size, step in zip(x_BCzyx.shape[2:], factor, strict=True)])
     return cropped(x_BCzyx, shape)
