@@ -116,7 +116,7 @@ def run_step(
 def as_on_card() -> Iterator[None]:
     """Trace with the types and the order of memory that a card has: oneDNN would choose one of its own."""
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     try:
         with CardPrecision():
             yield

@@ -73,7 +73,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (the base class's signature, which it inspects)
     ):
         super().__init__(plans, configuration, fold, dataset_json, device)
-        if self.is_ddp or device.index is not None:  # nnU-Net takes the first card, and several processes to have one each
+        if self.is_ddp or device.index is not None:  # nnU-Net would take the first card
             self.device = device
         self.num_epochs = 300
         self.minutes: float | None = None
