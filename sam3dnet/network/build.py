@@ -104,8 +104,8 @@ class SAM3D(SegmentationNetwork):
         tokens, pyramid = self.decoder.pyramid(levels, stem)
         return ImageFeatures(tokens, tuple(pyramid), tuple(self.decoder.logits(pyramid)))
 
-    def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
-        """Answer prompts from the features alone, as the base class says."""
+    def answer(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+        """Answer prompts from the features of each query's image, as the base class says."""
         if self.prompt_decoder is None:
             raise no_prompts()
         return self.prompt_decoder(features, batch, margin_Qzyx)

@@ -212,8 +212,8 @@ class PromptDecoder(nn.Module):
         """Decode the prompts.
 
         Args:
-            features: Of the batch of images.
-            batch: The queries.
+            features: Of each query's image.
+            batch: The queries, with a mask each.
             margin_Qzyx: Logit of each query's class against all others, before the prompt.
 
         Returns:
@@ -221,7 +221,6 @@ class PromptDecoder(nn.Module):
         """
         window_shape = margin_Qzyx.shape[1:]
         dense = self._pyramid(dense_prompts(batch, margin_Qzyx, self.token_stride))
-        features = features.select(batch.samples)
         prompts_QTE, there_QT = self.encoder(batch, features.levels, window_shape)
         image_QEDHW = features.tokens_BCDHW + self.dense_to_tokens(dense[-1])
         grid = image_QEDHW.shape[2:]

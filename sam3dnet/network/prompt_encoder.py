@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from sam3dnet.network.target_device import preferred_format, product_type
 from sam3dnet.prompts.types import ClassPrompts
@@ -90,6 +91,17 @@ class PromptBatch:
             has_box_QR=torch.from_numpy(has_box),
             mask_Qzyx=mask_Qzyx,
             has_mask_Q=has_mask_Q,
+        )
+
+    def padded(self, clicks: int, boxes: int) -> "PromptBatch":
+        """Return the same queries with room for so many clicks and boxes, no fewer than there are."""
+        more_clicks, more_boxes = clicks - self.points_QP3.shape[1], boxes - self.corners_QR23.shape[1]
+        return replace(
+            self,
+            points_QP3=pad(self.points_QP3, (0, 0, 0, more_clicks)),
+            polarity_QP=pad(self.polarity_QP, (0, more_clicks), value=ABSENT),
+            corners_QR23=pad(self.corners_QR23, (0, 0, 0, 0, 0, more_boxes)),
+            has_box_QR=pad(self.has_box_QR, (0, more_boxes)),
         )
 
     def to(self, device: torch.device) -> "PromptBatch":
@@ -173,8 +185,8 @@ def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequenc
             channels.append(_proximity(batch.points_QP3, weight_QP, shape, share, token_stride))
     channels.append(_inside_boxes(batch, shape).to(dtype))
     has_mask = batch.has_mask_Q.to(dtype)[:, None, None, None]
-    mask = torch.zeros_like(margin_Qzyx, dtype=dtype) if batch.mask_Qzyx is None else batch.mask_Qzyx.to(dtype)
-    channels += [mask, has_mask.expand_as(margin_Qzyx)]
+    assert batch.mask_Qzyx is not None
+    channels += [batch.mask_Qzyx.to(dtype), has_mask.expand_as(margin_Qzyx)]
     channels.append((margin_Qzyx.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN).to(dtype))
     return torch.stack(channels, 1).contiguous(memory_format=preferred_format(margin_Qzyx))
 

@@ -6,9 +6,11 @@ Axes in names: B batch, C channels, K logits, Q queries, z y x voxels.
 import pydoc
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
@@ -99,7 +101,6 @@ class SegmentationNetwork(nn.Module):
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:
         """Return what prompts are answered from, the automatic logits among it."""
 
-    @abstractmethod
     def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Answer prompts from the features alone.
 
@@ -113,6 +114,25 @@ class SegmentationNetwork(nn.Module):
 
         Raises:
             PlanError: If the network was planned without prompts.
+        """
+        if batch.mask_Qzyx is None:
+            batch = replace(batch, mask_Qzyx=torch.zeros_like(margin_Qzyx))
+        return self.answer(features.select(batch.samples), batch, margin_Qzyx)
+
+    @abstractmethod
+    def answer(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+        """Answer prompts as `prompted` does, from the features of each query's own image.
+
+        Args:
+            features: Of each query's image.
+            batch: The queries, with a mask each, empty where there is none.
+            margin_Qzyx: As for `prompted`.
+
+        Returns:
+            As `prompted`.
+
+        Raises:
+            PlanError: As `prompted`.
         """
 
 

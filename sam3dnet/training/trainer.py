@@ -16,6 +16,8 @@ from torch import nn
 
 from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.network.compiling import compile_network
+from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
@@ -96,6 +98,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         with self._distributed(False):  # nnU-Net would wrap the network for a card
             super().initialize()
             self._prepare_network()
+            self._compile()
         if self.is_ddp:
             self.network = wrapped(self.network, self.device)
 
@@ -133,6 +136,15 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 path = require_sam_weights(encoder, self.sam_checkpoint)
             load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
+
+    def _do_i_compile(self) -> bool:
+        """Leave our networks to `_compile`; others are compiled by nnU-Net as a whole."""
+        return not isinstance(self.network, SegmentationNetwork) and super()._do_i_compile()
+
+    def _compile(self) -> None:
+        """Compile our network where nnU-Net would compile."""
+        if isinstance(self.network, SegmentationNetwork) and super()._do_i_compile():
+            compile_network(self.network)
 
     def _arch_kwargs(self) -> dict[str, Any]:
         return self.configuration_manager.network_arch_init_kwargs

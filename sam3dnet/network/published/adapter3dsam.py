@@ -118,11 +118,10 @@ class Adapter3DSAM(SegmentationNetwork):
         logits = self.decoder.logits([*shallow, self.decoder.branches[-1](unprompted)], x_BCzyx)
         return ImageFeatures(torch.cat((*shallow, last), 1), (x_BCzyx,), tuple(logits))
 
-    def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
+    def answer(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Answer prompts as the base class says: the network's own margin with prompts less the margin before."""
         if self.prompt_encoder is None:
             raise no_prompts()
-        features = features.select(batch.samples)
         width = self.image_encoder.size.neck_width
         *shallow, last = features.tokens_BCDHW.split([width // 2] * 3 + [width], 1)
         changed = self.prompt_encoder(last, batch, margin_Qzyx.shape[1:])

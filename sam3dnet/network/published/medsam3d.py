@@ -126,6 +126,6 @@ class MedSAM3D(SegmentationNetwork):
         logits = self.decoder(levels, x_BCzyx.shape[2:])
         return ImageFeatures(torch.cat(tuple(levels), 1), (x_BCzyx,), tuple(logits))
 
-    def prompted(self, _features: ImageFeatures, _batch: PromptBatch, _margin_Qzyx: Tensor) -> Tensor:
+    def answer(self, _features: ImageFeatures, _batch: PromptBatch, _margin_Qzyx: Tensor) -> Tensor:
         """Refuse: the abstract knows of no prompt."""
         raise PlanError("3dmedsam, after the abstract, answers no prompts; plan with another method for these")

@@ -189,7 +189,7 @@ class RefSAM3D(SegmentationNetwork):
         logits = self.decoder(referred, x_BCzyx.repeat_interleave(phrases, 0))
         return [level.squeeze(1).unflatten(0, (batch, phrases)) for level in logits]
 
-    def prompted(self, _features: ImageFeatures, _batch: PromptBatch, _margin_Qzyx: Tensor) -> Tensor:
+    def answer(self, _features: ImageFeatures, _batch: PromptBatch, _margin_Qzyx: Tensor) -> Tensor:
         """Refuse: this network is asked by text."""
         raise PlanError("refsam3d answers text, not clicks or boxes; plan with another method for these")
 
