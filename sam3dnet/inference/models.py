@@ -20,7 +20,7 @@ CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_l
 OUR_PLANS = "SAM3DPlans"
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of files written with numpy 1 and with numpy 2
-NUMPY_MAKERS: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])  # of a scalar and of an array
+NUMPY_MAKERS: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])  # of scalars, of arrays
 NUMPY_TYPES_IN_CHECKPOINTS: list[Any] = [  # stock nnU-Net's checkpoints hold numpy scalars; none of these runs code
     *((maker, f"{module}.{maker.__name__}") for maker in NUMPY_MAKERS for module in NUMPY_MODULES),
     np.dtype,
