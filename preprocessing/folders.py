@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +38,10 @@ def activate_folders(root: Path | None) -> Folders:
 
     Raises:
         DatasetError: If root is None and a variable is not set, or a folder cannot be made.
-        RuntimeError: If nnU-Net was imported with other folders, which it keeps.
     """
     folders = _folders_of_environment() if root is None else _folders_below(root)
     for variable, folder in zip(VARIABLES, astuple(folders), strict=True):
         os.environ[variable] = str(folder)
-    _require_that_nnunet_agrees(folders)
     return folders
 
 
@@ -151,20 +148,6 @@ def _folders_of_environment() -> Folders:
             f"own folders\n{lines}\nor give --root DIR, a folder that holds these three."
         )
     return Folders(*(Path(os.environ[variable]).expanduser().absolute() for variable in VARIABLES))
-
-
-def _require_that_nnunet_agrees(folders: Folders) -> None:
-    """Older versions of nnU-Net keep the folders that they were imported with."""
-    paths = sys.modules.get("nnunetv2.paths")
-    if paths is None:
-        return
-    for variable, folder in zip(VARIABLES, astuple(folders), strict=True):
-        held = getattr(paths, variable)
-        if held is None or os.fspath(held) != str(folder):
-            raise RuntimeError(
-                f"nnunetv2.paths was imported with {variable}={held}, not {folder}; "
-                "call activate_folders before nnunetv2 is imported"
-            )
 
 
 def _dataset_number(name: str) -> int:

@@ -78,14 +78,6 @@ def test_root_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         activate_folders(tmp_path / "file")
 
 
-def test_nnunet_that_keeps_other_folders_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nnunetv2 import paths
-
-    monkeypatch.setattr(paths, "nnUNet_raw", "/elsewhere")
-    with pytest.raises(RuntimeError, match=r"imported with nnUNet_raw=/elsewhere, not .*before nnunetv2 is imported"):
-        activate_folders(tmp_path)
-
-
 def test_importing_the_folders_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'numpy', 'nnunetv2', 'SimpleITK'}"
     code = f"import sys, sam3dnet.preprocessing.folders; sys.exit(len({heavy} & set(sys.modules)))"

@@ -3,7 +3,9 @@
 import json
 import logging
 import os
+import re
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -58,10 +60,16 @@ def test_the_first_checkpoint_that_opens_is_taken(tmp_path, caplog):
         choose_checkpoint(fold, "checkpoint_x.pth")
 
 
-def test_checkpoints_with_numpy_values_open(tmp_path):
+@pytest.mark.parametrize("module", [b"numpy.core.multiarray", b"numpy._core.multiarray"])
+def test_checkpoints_with_numpy_values_of_any_numpy_open(tmp_path, module):
     logging_values = {"dice": [np.float64(0.5), np.float32(0.25), np.int64(3)], "state": np.arange(3, dtype=np.uint32)}
-    torch.save(make_checkpoint(make_weights(0), logging=logging_values), tmp_path / "c.pth")
-    assert load_checkpoint(tmp_path / "c.pth")["logging"]["dice"] == [0.5, 0.25, 3]
+    torch.save(make_checkpoint(make_weights(0), logging=logging_values), tmp_path / "own.pth")
+    with zipfile.ZipFile(tmp_path / "own.pth") as own, zipfile.ZipFile(tmp_path / "c.pth", "w") as other:
+        for entry in own.infolist():
+            other.writestr(entry, re.sub(rb"numpy\._?core\.multiarray", module, own.read(entry)))
+    loaded = load_checkpoint(tmp_path / "c.pth")["logging"]
+    assert loaded["dice"] == [0.5, 0.25, 3]
+    assert loaded["state"].tolist() == [0, 1, 2]
 
 
 class Evil:

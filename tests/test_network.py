@@ -128,13 +128,16 @@ def test_checkpointing_changes_no_gradient():
 
 
 @pytest.mark.filterwarnings("ignore")  # those of torch's compiler
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiles_without_graph_breaks(checkpointing):
-    network = make(checkpointing=checkpointing)
+@pytest.mark.parametrize(
+    ("checkpointing", "deep_supervision", "bytes_at_a_time"), [(False, True, 1 << 24), (True, False, 1)]
+)
+def test_compiles_without_graph_breaks(monkeypatch, checkpointing, deep_supervision, bytes_at_a_time):
+    monkeypatch.setattr(attention, "BYTES_AT_A_TIME", bytes_at_a_time)
+    network = make(checkpointing=checkpointing, deep_supervision=deep_supervision)
     image = torch.randn(2, 1, 5, 6, 7)
     compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
-    found = compiled(image)[0]
-    assert torch.allclose(found, network(image)[0], atol=1e-5)
+    found, expected = (made(image)[0] if deep_supervision else made(image) for made in (compiled, network))
+    assert torch.allclose(found, expected, atol=1e-5)
     found.sum().backward()
     assert network.detail_to_tokens.weight.grad.abs().sum() > 0
 

@@ -5,7 +5,6 @@ import logging
 import pydoc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +14,17 @@ from torch import Tensor, nn
 
 from sam3dnet.errors import CheckpointError, PlanError
 
-_multiarray = import_module("numpy._core.multiarray" if hasattr(np, "_core") else "numpy.core.multiarray")
-
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 OUR_PLANS = "SAM3DPlans"
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
+NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of files written with numpy 1 and with numpy 2
+NUMPY_MAKERS: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])  # of scalars, of arrays
 NUMPY_TYPES_IN_CHECKPOINTS: list[Any] = [  # stock nnU-Net's checkpoints hold numpy scalars; none of these runs code
+    *((maker, f"{module}.{maker.__name__}") for maker in NUMPY_MAKERS for module in NUMPY_MODULES),
     np.dtype,
     np.ndarray,
-    _multiarray.scalar,
-    _multiarray._reconstruct,
     np.dtypes.BoolDType,
     np.dtypes.Int32DType,
     np.dtypes.Int64DType,

@@ -5,7 +5,7 @@ Axes in names: B batch (or batch times windows), h heads, N tokens = D * H * W, 
 
 import math
 from collections.abc import Callable, Sequence
-from itertools import accumulate, repeat
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -58,10 +58,10 @@ def relative_position(query_BhNe: Tensor, fitted: Sequence[Tensor], grid: Sequen
         (B, h, N, D + H + W): for each axis, entry k is the bias towards keys with coordinate k.
     """
     rows = torch.cat(list(fitted)).to(query_BhNe.dtype)
-    starts = [0, *accumulate(table.shape[0] for table in fitted)]
+    starts = [0, *accumulate(table.shape[0] for table in fitted[:-1])]
     offsets = [
         coordinate_N[:, None] - torch.arange(size, device=rows.device)[None] + size - 1 + start
-        for coordinate_N, size, start in zip(coordinates(grid, rows.device), grid, starts, strict=False)
+        for coordinate_N, size, start in zip(coordinates(grid, rows.device), grid, starts, strict=True)
     ]
     scores_BhNR = query_BhNe @ rows.t()
     return scores_BhNR.gather(-1, torch.cat(offsets, 1).expand(*scores_BhNR.shape[:2], -1, -1))
@@ -127,9 +127,11 @@ class Attention3D(nn.Module):
         few = max(1, limit // self._augmented_bytes(tokens_BDHWE[:1]))
         if few >= len(tokens_BDHWE):
             return self._attend(tokens_BDHWE, padding_BN, wrapped_BNA)
-        parts = [None if whole is None else whole.split(few) for whole in (tokens_BDHWE, padding_BN, wrapped_BNA)]
-        calls = zip(*(part or repeat(None) for part in parts), strict=False)
-        return torch.cat([self._attend(*call) for call in calls])
+        count = -(-len(tokens_BDHWE) // few)
+        parts = [
+            [None] * count if whole is None else whole.split(few) for whole in (tokens_BDHWE, padding_BN, wrapped_BNA)
+        ]
+        return torch.cat([self._attend(*call) for call in zip(*parts, strict=True)])
 
     def _augmented_bytes(self, tokens_BDHWE: Tensor) -> int:
         """Give the bytes of all augmented queries, keys and values."""

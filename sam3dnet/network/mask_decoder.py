@@ -89,5 +89,6 @@ class MaskDecoder3D(nn.Module):
 
     def logits(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return logits (B, num_classes, z, y, x), finest first; only the finest without deep supervision."""
-        read = list(pyramid) if self.deep_supervision else list(pyramid)[:1]
-        return [head(features) for head, features in zip(list(self.heads)[::-1], read, strict=False)]
+        wanted = slice(None) if self.deep_supervision else slice(1)
+        heads = list(self.heads)[::-1]
+        return [head(features) for head, features in zip(heads[wanted], pyramid[wanted], strict=True)]

@@ -58,7 +58,7 @@ class AggregationDecoder(nn.Module):
 
     def branch(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Apply to the first levels (B, C, D, H, W), shallow first, the convolutions that each has of its own."""
-        return [branch(level) for branch, level in zip(self.branches, levels, strict=False)]
+        return [branch(level) for branch, level in zip(self.branches[: len(levels)], levels, strict=True)]
 
     @abstractmethod
     def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
