@@ -31,7 +31,8 @@ INTENSITIES |= {"percentile_00_5": -50.0, "percentile_99_5": 250.0}
 
 def make_up_dataset(folders: Folders) -> None:
     """Write a data set whose fingerprint says that its volumes are large; the files are a few voxels."""
-    from sam3dnet.planning.fingerprint import BLOCK, BLOCK_VERSION, FINGERPRINT_FILE, files_record
+    from sam3dnet.planning.encoder import SamWeights, no_weights
+from sam3dnet.planning.fingerprint import BLOCK, BLOCK_VERSION, FINGERPRINT_FILE, files_record
     from sam3dnet.preprocessing.cases import list_training_cases
 
     raw = folders.raw / MADE_UP
@@ -73,7 +74,7 @@ def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> lis
         folders,
         cost=partial(training_cost, mixed_precision=True),
         gpu_memory_target_gb=gigabytes,
-        sam_weights_at_hand=at_hand,
+        find_weights=(lambda *_: SamWeights({})) if at_hand else no_weights,
         device="cuda",
         progress=False,
     )

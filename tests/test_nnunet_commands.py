@@ -45,7 +45,7 @@ def folders(nnunet_root, threads_in_place_of_processes):
     make_raw_dataset(nnunet_root / "nnUNet_raw" / DATASET, num_cases=5, num_test=2)
     folders = activate_folders(None)
     plan_dataset(
-        DATASET, folders, cost=training_cost, encoder="tiny", sam_weights_at_hand=False, device="cpu", progress=False
+        DATASET, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False
     )
     preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
     random.seed(0)

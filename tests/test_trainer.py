@@ -32,7 +32,7 @@ def loaders_in_this_process(monkeypatch):
 def prepare(dataset, encoder="tiny"):
     folders = activate_folders(None)
     plan_dataset(
-        dataset, folders, cost=training_cost, encoder=encoder, sam_weights_at_hand=False, device="cpu", progress=False
+        dataset, folders, cost=training_cost, encoder=encoder, device="cpu", progress=False
     )
     preprocess_dataset(dataset, folders, num_processes=0, progress=False)
     return folders
