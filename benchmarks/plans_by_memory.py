@@ -19,6 +19,7 @@ import SimpleITK as sitk
 from measuring import as_markdown, begin, finish, make_parser
 
 from sam3dnet.network.cost import training_cost
+from sam3dnet.planning.encoder import SamWeights, no_weights
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import Folders, activate_folders, write_json
 
@@ -31,8 +32,7 @@ INTENSITIES |= {"percentile_00_5": -50.0, "percentile_99_5": 250.0}
 
 def make_up_dataset(folders: Folders) -> None:
     """Write a data set whose fingerprint says that its volumes are large; the files are a few voxels."""
-    from sam3dnet.planning.encoder import SamWeights, no_weights
-from sam3dnet.planning.fingerprint import BLOCK, BLOCK_VERSION, FINGERPRINT_FILE, files_record
+    from sam3dnet.planning.fingerprint import BLOCK, BLOCK_VERSION, FINGERPRINT_FILE, files_record
     from sam3dnet.preprocessing.cases import list_training_cases
 
     raw = folders.raw / MADE_UP

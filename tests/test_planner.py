@@ -80,7 +80,9 @@ def no_pool_of_processes(monkeypatch):
 def plan_situation(folders, tiny_dataset, monkeypatch):
     """Plan a made-up fingerprint: (situation, device, memory in GB, cost, ...) -> the plan, as stored."""
 
-    def plan(situation: Situation, *, device="cpu", gigabytes=None, cost=None, encoder="auto", at_hand=False, **options):
+    def plan(
+        situation: Situation, *, device="cpu", gigabytes=None, cost=None, encoder="auto", at_hand=False, **options
+    ):
         found = (lambda *_: SamWeights(RECORD)) if at_hand else no_weights
         from sam3dnet.planning.planner import SAM3DPlanner
 
@@ -95,7 +97,6 @@ def plan_situation(folders, tiny_dataset, monkeypatch):
             tiny_dataset,
             cost=cost or LinearCost(),
             budget=rules.choose_budget(device, gigabytes, None),
-            encoder=encoder,
             find_weights=options.pop("find_weights_with", found),
             plans_name="MadeUpPlans",
             **options,

@@ -31,9 +31,7 @@ def loaders_in_this_process(monkeypatch):
 
 def prepare(dataset, encoder="tiny"):
     folders = activate_folders(None)
-    plan_dataset(
-        dataset, folders, cost=training_cost, encoder=encoder, device="cpu", progress=False
-    )
+    plan_dataset(dataset, folders, cost=training_cost, encoder=encoder, device="cpu", progress=False)
     preprocess_dataset(dataset, folders, num_processes=0, progress=False)
     return folders
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +97,17 @@ def _receive(file: KnownFile, folder: Path) -> Path:
     import pooch
 
     pooch.get_logger().setLevel(logging.WARNING)  # it would announce the temporary name
-    with Progress(file.bytes and -(-file.bytes // 2**20), file.name, "MiB") as bar:
+    with Progress(file.bytes and -(-file.bytes // 2**20), file.name, "MiB") as bar, ExitStack() as answers:
+
+        def close_at_the_end(answer: Any, **_: Any) -> None:  # pooch leaves it open after an error
+            answers.callback(answer.close)
+
         downloader = pooch.HTTPDownloader(
             progressbar=_Watch(bar, file.bytes, folder),
             chunk_size=_CHUNK_BYTES,
             timeout=(CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S),
             headers={"Accept-Encoding": "identity"},  # or the announced size would be another
+            hooks={"response": close_at_the_end},
         )
         try:
             return Path(pooch.retrieve(file.source, file.digest, file.name, folder, downloader=downloader))
