@@ -1,6 +1,5 @@
 """SAM's 2D weights in the 3D network: from one state dict to another, and what is allowed to stay untouched."""
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -126,11 +125,12 @@ def load_sam_weights(encoder: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: If the file cannot be read safely or does not fit.
     """
+    state = read_sam_state(path)
     assert isinstance(encoder, ImageEncoder3D)
     try:
-        converted = convert_sam_state(read_sam_state(path), encoder.state_dict(), encoder.parts.resize_table)
+        converted = convert_sam_state(state, encoder.state_dict(), encoder.parts.resize_table)
     except CheckpointError as error:
-        raise error if str(path) in str(error) else CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     encoder.load_state_dict(converted, strict=False)
     encoder.parts.after_loading(encoder)
 
@@ -145,11 +145,19 @@ def read_sam_state(path: Path) -> dict[str, Tensor]:
         CheckpointError: If the file cannot be read safely.
     """
     try:
-        mapped = zipfile.is_zipfile(path)  # not in the format that torch wrote before version 1.6
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        content = _load(path)
     except Exception as error:  # torch raises whatever its unpickler met
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); get the file again") from error
     state = content.get("model", content) if isinstance(content, dict) else {}
     entries = state.items() if isinstance(state, dict) else ()
     return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)  # as torch wrote files before version 1.6
