@@ -305,7 +305,7 @@ def test_options_of_planning_reach_its_steps(
         }
     preprocessed = [((name, places, choice.plans_name), {"num_processes": 0, "cluster": None}) for name in names]
     assert planning["preprocess_dataset"].calls == preprocessed
-    assert planning["weights_for_plan"].calls == [(("vit_b", True), {"named": "w.pth"})] * 2
+    assert planning["weights_for_plan"].calls == [(("vit_b", True), {"named": "w.pth"})]
     assert planning["check_named_file"].calls == [(("vit_b", "w.pth"), {})]
     assert capsys.readouterr().out.count("the table\n") == 2
 

@@ -211,7 +211,7 @@ def test_the_plan_says_which_weights_it_was_made_for(plan_situation):
     assert plan_situation(SITUATIONS["isotropic MR"]).content["sam3d"]["weights"] is None
 
 
-@pytest.mark.parametrize(("times", "encoder"), [(1.9, "vit_b"), (2.1, "small")])
+@pytest.mark.parametrize(("times", "encoder"), [(2.4, "vit_b"), (2.6, "small")])
 def test_on_a_cpu_the_traced_operations_decide_and_nothing_is_looked_for_in_vain(plan_situation, times, encoder):
     asked = []
 

@@ -137,7 +137,10 @@ def test_a_whole_file_is_known_by_its_names_and_shapes(zipped, vit_b_file, tmp_p
         ({"image_encoder.neck.0.weight": torch.zeros(3, 768, 1, 1)}, "image_encoder.neck.0.weight has shape"),
         ({"image_encoder.blocks.3.attn.qkv.bias": None}, "1 entries are missing, .*blocks.3.attn.qkv.bias"),
         ({"image_encoder.other": torch.zeros(1)}, "image_encoder.other has shape .* no such part"),
-        ({"image_encoder.pos_embed": None}, "expected a checkpoint in SAM's format with an encoder of the size vit_b, "),
+        (
+            {"image_encoder.pos_embed": None},
+            "expected a checkpoint in SAM's format with an encoder of the size vit_b, ",
+        ),
         ({"image_encoder.blocks.11.norm1.bias": torch.zeros(5)}, "norm1.bias has shape"),
     ],
 )

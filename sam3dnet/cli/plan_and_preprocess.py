@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -104,7 +104,7 @@ def plan_and_preprocess(
         cost=partial(training_cost, mixed_precision=for_a_card, network_class=choice.method.network_class),
         gpu_memory_target_gb=gpu_memory_target,
         encoder=encoder,
-        find_weights=partial(weights_for_plan, named=sam_checkpoint),
+        find_weights=cache(partial(weights_for_plan, named=sam_checkpoint)),  # once for all datasets
         operations=partial(training_operations, network_class=choice.method.network_class),
         device=device_type,
         num_processes=processes,

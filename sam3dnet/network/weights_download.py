@@ -18,7 +18,7 @@ from sam3dnet.preprocessing.progress import Progress
 
 OFFLINE_VARIABLE = "SAM3D_OFFLINE"
 
-CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S = 10.0, 30.0
+CONNECT_TIMEOUT_S, SILENCE_TIMEOUT_S = 5.0, 30.0  # the first for each of a server's addresses
 # Planning that would only like to have the weights does not try again for so long: a network that is not there may come
 # back; an address that sent another file will send it again.
 WAIT_AFTER_FAILURE_S, WAIT_AFTER_WRONG_FILE_S = 600.0, 86400.0
