@@ -175,7 +175,7 @@ class SAM3DPlanner(ExperimentPlanner):
             times = partial(self.fitter.times_the_operations, self.operations, grid)
             chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times)
             if chosen.warning:
-                logger.warning("%s", chosen.warning)
+                logger.warning("Warning: %s", chosen.warning)
             self.decisions.append(chosen.decision)
             self.chosen_encoder, self.weights = chosen.decision.value, chosen.weights
         return self.chosen_encoder

@@ -239,7 +239,7 @@ def test_weights_that_cannot_be_had_are_one_warning_and_the_reason_in_the_plan(p
     plan = plan_situation(SITUATIONS["isotropic MR"], find_weights_with=find)
     (decision,) = [d for d in plan.decisions if d.name == "encoder"]
     (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
-    assert warning.getMessage() == decision.reason
+    assert warning.getMessage() == f"Warning: {decision.reason}"
     assert "it would have been vit_b with SAM's weights: sam.pth could not be downloaded from there" in decision.reason
     assert plan.content["sam3d"]["weights"] is None
 

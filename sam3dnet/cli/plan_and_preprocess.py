@@ -149,7 +149,7 @@ def _encoder_for(encoder: EncoderChoice, sam_checkpoint: str | None) -> EncoderC
 
     if encoder in ("tiny", "small"):
         if sam_checkpoint:
-            _log.warning("--encoder %s is trained from scratch: --sam-checkpoint is not used", encoder)
+            _log.warning("Warning: --encoder %s is trained from scratch: --sam-checkpoint is not used", encoder)
         return encoder
     check_named_file("vit_b" if encoder == "auto" else encoder, sam_checkpoint)
     return "vit_b" if encoder == "auto" and sam_checkpoint else encoder

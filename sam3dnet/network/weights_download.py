@@ -56,14 +56,17 @@ def download(file: KnownFile) -> Path:
         reason = _reason(error)
         wait = WAIT_AFTER_WRONG_FILE_S if isinstance(error, _WrongFile) else WAIT_AFTER_FAILURE_S
         remember(_FAILURES, {_failure_key(file): {"reason": reason, "until": time.time() + wait}})
-        raise CheckpointError(f"{file.name} could not be downloaded from {file.source}: {reason}") from error
+        raise CheckpointError(_failure(file, reason)) from error
     remember(_FAILURES, {_failure_key(file): None})
     digest_of(target, file.digest.partition(":")[0])
     return target
 
 
 def recent_failure(file: KnownFile) -> str | None:
-    """Say why a download failed a short while ago, and until when it is not tried again unasked; None if it did not."""
+    """Say why a download failed a short while ago, as `download` did; None if it did not, or may be tried again.
+
+    Until when it is not tried again unasked is logged.
+    """
     known = recall(_FAILURES).get(_failure_key(file))
     known = known if isinstance(known, dict) else {}
     until = known.get("until")
@@ -71,10 +74,12 @@ def recent_failure(file: KnownFile) -> str | None:
     if not isinstance(until, float) or not now < until <= now + WAIT_AFTER_WRONG_FILE_S:
         return None
     then = time.strftime("%Y-%m-%d %H:%M", time.localtime(until))
-    return (
-        f"{file.name} could not be downloaded from {file.source}: {known.get('reason')}, which is not tried again "
-        f"unasked before {then}"
-    )
+    _log.info("The download of %s failed a short while ago; not tried again unasked before %s", file.name, then)
+    return _failure(file, str(known.get("reason")))
+
+
+def _failure(file: KnownFile, reason: str) -> str:
+    return f"{file.name} could not be downloaded from {file.source}: {reason}"
 
 
 def _failure_key(file: KnownFile) -> str:

@@ -161,7 +161,7 @@ def _present(file: KnownFile) -> Path | None:
         return None
     if has_digest(cached, file.digest):
         return cached
-    _log.warning("%s is damaged: its digest is not %s; it is not used", cached, file.digest)
+    _log.warning("Warning: %s is damaged: its digest is not %s; it is not used", cached, file.digest)
     return None
 
 
@@ -172,7 +172,9 @@ def _record(file: KnownFile) -> dict[str, Any]:
 def _own_record(path: Path) -> dict[str, Any]:
     for file in known_files():
         if path.name == file.name and not has_digest(path, file.digest):
-            _log.warning("%s has the name of a %s file, but not its digest (%s)", path, file.family, file.digest)
+            _log.warning(
+                "Warning: %s has the name of a %s file, but not its digest (%s)", path, file.family, file.digest
+            )
     digest, size = digest_of(path, "sha256"), path.stat().st_size
     return {"family": None, "name": path.name, "digest": digest, "bytes": size, "path": str(path)}
 
@@ -203,4 +205,4 @@ def _compare_with_plan(path: Path, named: str | Path | None, planned: Mapping[st
     difference = f"{path} ({digest_of(path, algorithm)}) is not the file that the plan was made for, {expected}"
     if named is None:
         raise CheckpointError(f"{difference}; plan again")
-    _log.warning("%s; training starts from it, as asked", difference)
+    _log.warning("Warning: %s; training starts from it, as asked", difference)
