@@ -9,7 +9,8 @@ is two iterations at a time. A third line is our network without prompts. Finish
 
 With --encoders, ours alone is timed, with each of these encoders in the crop and batch planned for "small": those named
 vit_ as they start from SAM's weights, here random values in the official format, the others from scratch. The
-operations are those that planning compares encoders by.
+operations are those that planning compares encoders by. CPU seconds are those of this process without loading: with
+--threads 1 they hardly depend on what else the machine does.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,11 +115,13 @@ def measure(settings: Settings, device: torch.device, repetitions: int, methods:
     """Time all trainings in turn."""
     with contextlib.redirect_stdout(sys.stderr):
         trainings = {name: Training(settings, name, device) for name in methods}
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in trainings}
+        seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in trainings}
         for _ in range(WARM_UP + repetitions):
             for name, training in trainings.items():
                 loading = time_once(training.load, device) / AT_A_TIME
-                seconds[name].append((loading, time_once(training.step, device) / AT_A_TIME))
+                cpu = time.process_time()
+                step = time_once(training.step, device) / AT_A_TIME
+                seconds[name].append((loading, step, (time.process_time() - cpu) / AT_A_TIME))
     rows = []
     for name, training in trainings.items():
         timed = seconds[name][WARM_UP:]
@@ -128,8 +132,9 @@ def measure(settings: Settings, device: torch.device, repetitions: int, methods:
                 "batch": training.batch,
                 "parameters": training.parameters(),
                 "operations": training.operations(),
-                **spread([sum(both) for both in timed]),
-                "loading": spread([loading for loading, _ in timed]),
+                **spread([loading + step for loading, step, _ in timed]),
+                "loading": spread([loading for loading, _, _ in timed]),
+                "cpu": spread([cpu for _, _, cpu in timed]),
             }
         )
     return rows
@@ -137,7 +142,7 @@ def measure(settings: Settings, device: torch.device, repetitions: int, methods:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line for each training."""
-    header = ["training iteration", "crop, batch", "parameters", "operations", "s", "of it loading"]
+    header = ["training iteration", "crop, batch", "parameters", "operations", "s", "of it loading", "CPU s"]
     lines = [[*header, "iterations a second, ratio"]]
     for row in rows:
         lines.append(
@@ -148,6 +153,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['operations'] / 1e9:,.1f} G" if row.get("operations") else "-",
                 shown_seconds(row),
                 shown_seconds(row["loading"]),
+                shown_seconds(row["cpu"]),
                 shown_ratio(row["median_s"], rows[0]["median_s"]),
             ]
         )

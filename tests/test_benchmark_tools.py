@@ -141,6 +141,7 @@ def test_iterations_are_compared_with_those_of_nnunet():
         "parameters": 1234,
         "operations": 24_810_000_000,
         "loading": {"median_s": 0.1, "quartiles_s": [0.1, 0.1]},
+        "cpu": {"median_s": 1.5, "quartiles_s": [1.5, 1.5]},
     }
     rows = [{**row, **seconds, "variant": iterations.STOCK}, {**row, **seconds, "median_s": 0.2, "variant": "ours"}]
     assert (

@@ -327,6 +327,11 @@ def test_named_weights_are_checked_before_anything_else_and_ask_for_vit_b(
     assert planning["plan_dataset"].calls[0][1]["encoder"] == planned
 
 
+def test_networks_of_other_packages_need_no_weights(planning: dict[str, Recorder]) -> None:
+    plan_and_preprocess.plan_and_preprocess(datasets=["501"], method="unetr", device="cpu", sam_checkpoint="w.pth")
+    assert planning["check_named_file"].calls == []
+
+
 def test_weights_that_a_small_encoder_does_not_take_are_told(
     planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:

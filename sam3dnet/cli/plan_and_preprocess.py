@@ -85,7 +85,7 @@ def plan_and_preprocess(
     folders = activate_folders(root)
     names = [find_dataset_name(identifier, folders) for identifier in datasets]
     choice = MethodChoice(method, fidelity, tuning, prompts=not no_prompts, network=network)
-    encoder = _encoder_for(encoder, sam_checkpoint)
+    encoder = encoder if choice.method.peer else _encoder_for(encoder, sam_checkpoint)
 
     from sam3dnet.devices import choose_device
     from sam3dnet.network.cost import training_cost, training_operations
