@@ -1,10 +1,16 @@
 """Time training iterations of stock nnU-Net and of sam3dnet's default in turn, on the same crop and batch.
 
     python benchmarks/iterations.py -d 501 --raw FOLDER_WITH_DATASETS --work DIR --json OUT
+    python benchmarks/iterations.py -d 501 --raw FOLDER_WITH_DATASETS --work DIR --encoders small vit_b
 
-Both trainers load and augment their own batches, in this process; losses, prompts, clipping and optimisers are those of
+All trainers load and augment their own batches, in this process; losses, prompts, clipping and optimisers are those of
 a real training, and the plans are made from the whole dataset. Every second batch of ours has prompts, so what is timed
 is two iterations at a time. A third line is our network without prompts. Finished preparations are not repeated.
+
+With --encoders, ours alone is timed, with each of these encoders in the crop and batch planned for "small": those named
+vit_ as they start from SAM's weights, here random values in the official format, the others from scratch. The
+operations are those that planning compares encoders by. CPU seconds are those of this process without loading: with
+--threads 1 they hardly depend on what else the machine does.
 """
 
 import argparse
@@ -13,12 +19,25 @@ import json
 import logging
 import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from against_nnunet import MODELS, Settings, environment, find_dataset, link_raw_dataset, prepare_nnunet_equal
+from against_nnunet import (
+    MODELS,
+    Settings,
+    environment,
+    find_dataset,
+    link_raw_dataset,
+    prepare_nnunet_equal,
+    prepare_sam3d,
+)
 from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread, time_once
+from random_weights import write_random_weights
+
+from sam3dnet.network.cost import training_operations
 
 AT_A_TIME = 2
 WARM_UP = 2  # rounds
@@ -30,7 +49,7 @@ class Training:
 
     Args:
         settings: Where the plans are.
-        method: Name of the method.
+        method: Name of the method, or one of our encoders.
         device: Where it trains.
     """
 
@@ -43,11 +62,13 @@ class Training:
         plans_name = MODELS["nnunet-equal" if method == STOCK else "sam3d"].plans
         plans = json.loads((settings.preprocessed / f"{plans_name}.json").read_text()) | {"continue_training": False}
         configuration = plans["configurations"]["3d_fullres"]
-        if method == UNPROMPTED:
-            configuration["architecture"]["arch_kwargs"]["prompts"] = False
+        self.architecture = configuration["architecture"]["arch_kwargs"]
+        change_architecture(self.architecture, method)
         self.crop, self.batch = configuration["patch_size"], configuration["batch_size"]
         dataset_json = json.loads((settings.preprocessed / "dataset.json").read_text())
         self.trainer = make(plans, "3d_fullres", int(settings.fold), dataset_json, device)
+        if self.architecture.get("pretrained"):
+            self.trainer.sam_checkpoint = random_weights(settings.work, method)
         self.trainer.disable_checkpointing = True
         self.trainer.on_train_start()
         self.trainer.network.train()
@@ -66,16 +87,41 @@ class Training:
         """Count the parameters."""
         return sum(parameter.numel() for parameter in self.trainer.network.parameters())
 
+    def operations(self) -> int | None:
+        """Count the operations of an iteration with prompts as planning does; None for nnU-Net's network."""
+        if "token_stride" not in self.architecture:
+            return None
+        channels, outputs = self.trainer.num_input_channels, self.trainer.label_manager.num_segmentation_heads
+        return training_operations(self.architecture, channels, outputs, self.batch)
 
-def measure(settings: Settings, device: torch.device, repetitions: int) -> list[dict[str, Any]]:
+
+def change_architecture(arch_kwargs: dict[str, Any], method: str) -> None:
+    """Turn the planned network into that of a method."""
+    if method == UNPROMPTED:
+        arch_kwargs["prompts"] = False
+    if method not in (STOCK, OURS, UNPROMPTED):
+        arch_kwargs |= {"encoder": method, "pretrained": method.startswith("vit_")}
+
+
+def random_weights(folder: Path, encoder: str) -> Path:
+    """Give a file of random weights in SAM's format, made where there is none."""
+    path = folder / f"random_{encoder}.pth"
+    if not path.exists():
+        write_random_weights(path, encoder)
+    return path
+
+
+def measure(settings: Settings, device: torch.device, repetitions: int, methods: Sequence[str]) -> list[dict[str, Any]]:
     """Time all trainings in turn."""
     with contextlib.redirect_stdout(sys.stderr):
-        trainings = {name: Training(settings, name, device) for name in (STOCK, OURS, UNPROMPTED)}
-        seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in trainings}
+        trainings = {name: Training(settings, name, device) for name in methods}
+        seconds: dict[str, list[tuple[float, float, float]]] = {name: [] for name in trainings}
         for _ in range(WARM_UP + repetitions):
             for name, training in trainings.items():
                 loading = time_once(training.load, device) / AT_A_TIME
-                seconds[name].append((loading, time_once(training.step, device) / AT_A_TIME))
+                cpu = time.process_time()
+                step = time_once(training.step, device) / AT_A_TIME
+                seconds[name].append((loading, step, (time.process_time() - cpu) / AT_A_TIME))
     rows = []
     for name, training in trainings.items():
         timed = seconds[name][WARM_UP:]
@@ -85,8 +131,10 @@ def measure(settings: Settings, device: torch.device, repetitions: int) -> list[
                 "crop": list(training.crop),
                 "batch": training.batch,
                 "parameters": training.parameters(),
-                **spread([sum(both) for both in timed]),
-                "loading": spread([loading for loading, _ in timed]),
+                "operations": training.operations(),
+                **spread([loading + step for loading, step, _ in timed]),
+                "loading": spread([loading for loading, _, _ in timed]),
+                "cpu": spread([cpu for _, _, cpu in timed]),
             }
         )
     return rows
@@ -94,16 +142,18 @@ def measure(settings: Settings, device: torch.device, repetitions: int) -> list[
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line for each training."""
-    header = ["training iteration", "crop, batch", "parameters", "s", "of it loading", "iterations a second, ratio"]
-    lines = [header]
+    header = ["training iteration", "crop, batch", "parameters", "operations", "s", "of it loading", "CPU s"]
+    lines = [[*header, "iterations a second, ratio"]]
     for row in rows:
         lines.append(
             [
                 row["variant"],
                 f"{'x'.join(map(str, row['crop']))}, {row['batch']}",
                 f"{row['parameters']:,}",
+                f"{row['operations'] / 1e9:,.1f} G" if row.get("operations") else "-",
                 shown_seconds(row),
                 shown_seconds(row["loading"]),
+                shown_seconds(row["cpu"]),
                 shown_ratio(row["median_s"], rows[0]["median_s"]),
             ]
         )
@@ -116,6 +166,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 501")
     parser.add_argument("--raw", type=Path, required=True, help="folder that holds the DatasetNNN_Name folders")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is written")
+    parser.add_argument("--encoders", nargs="+", metavar="NAME", help="encoders to compare, such as small vit_b")
     return parser.parse_args()
 
 
@@ -131,14 +182,15 @@ def main() -> None:
         fold="0",
         device=a.device,
         timed_cases=0,
-        plan_options="",
+        plan_options="--encoder small --device cpu" if a.encoders else "",
         train_options="",
     )
     link_raw_dataset(settings)
-    prepare_nnunet_equal(settings)
+    prepare = prepare_sam3d if a.encoders else prepare_nnunet_equal
+    prepare(settings)
     results = str(settings.work / "iterations")  # what has been trained there stays whole
     os.environ.update(environment(settings) | {"nnUNet_n_proc_DA": "0", "nnUNet_results": results})
-    rows = measure(settings, begin(a), a.repetitions)
+    rows = measure(settings, begin(a), a.repetitions, a.encoders or (STOCK, OURS, UNPROMPTED))
     finish(a, "iterations", rows)
     print(table(rows))
 

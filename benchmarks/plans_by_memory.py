@@ -19,6 +19,7 @@ import SimpleITK as sitk
 from measuring import as_markdown, begin, finish, make_parser
 
 from sam3dnet.network.cost import training_cost
+from sam3dnet.planning.encoder import SamWeights, no_weights
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import Folders, activate_folders, write_json
 
@@ -73,7 +74,7 @@ def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> lis
         folders,
         cost=partial(training_cost, device="cuda"),
         gpu_memory_target_gb=gigabytes,
-        sam_weights_at_hand=at_hand,
+        find_weights=(lambda *_: SamWeights({})) if at_hand else no_weights,
         device="cuda",
         progress=False,
     )

@@ -67,7 +67,6 @@ def measure_preprocessing(a: argparse.Namespace, cases: int, processes: int) -> 
         folders,
         cost=training_cost,
         encoder="tiny",
-        sam_weights_at_hand=False,
         num_processes=max(1, processes),
         progress=False,
     )

@@ -172,3 +172,26 @@ class CropFitter:
         second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
         growth = max(0, second - fit.step_bytes)
         return fit.step_bytes + (batch_size - rules.SMALLEST_BATCH) * growth <= self.budget.bytes
+
+    def times_the_operations(self, operations: Cost | None, grid: Grid, pretrained: str, small: str) -> float | None:
+        """Compare a step of an encoder with SAM's weights and one of a small encoder, in the crops that each would get.
+
+        Args:
+            operations: (arch_kwargs, input channels, outputs, batch size) -> floating-point operations of a step.
+            grid: The grid of the crops.
+            pretrained: Name of the encoder with SAM's weights.
+            small: Name of the other.
+
+        Returns:
+            How many times the operations; infinite if no crop fits. None without `operations`, and where memory and not
+            time is short.
+        """
+        if operations is None or not self.budget.is_time:
+            return None
+        counts = []
+        for encoder in ({"encoder": pretrained, "pretrained": True}, {"encoder": small, "pretrained": False}):
+            fit = self.find(grid, encoder)
+            if fit is None:
+                return math.inf
+            counts.append(operations(fit.arch_kwargs, self.input_channels, self.output_channels, rules.SMALLEST_BATCH))
+        return counts[0] / counts[1]

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
@@ -46,7 +48,9 @@ class SAM3DPlanner(ExperimentPlanner):
         cost: (arch_kwargs, input channels, classes, batch size) -> bytes of a training step; seconds a call.
         budget: What a step may cost, with its decision.
         encoder: "auto" or a size by name.
-        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
+        find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
+        operations: (arch_kwargs, input channels, classes, batch size) -> floating-point operations of a training step,
+            by which a CPU may go on with a small encoder; None compares none.
         plans_name: Name of the plans file.
         choice: The method, and how it is tuned.
     """
@@ -58,15 +62,18 @@ class SAM3DPlanner(ExperimentPlanner):
         cost: Cost,
         budget: tuple[Budget, Decision],
         encoder: str = "auto",
-        sam_weights_at_hand: bool = False,
+        find_weights: FindWeights = no_weights,
+        operations: Cost | None = None,
         plans_name: str = DEFAULT_PLANS_NAME,
         choice: MethodChoice | None = None,
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
         limits, budget_decision = budget
         self.encoder = encoder
-        self.sam_weights_at_hand = sam_weights_at_hand
+        self.find_weights = find_weights
+        self.operations = operations
         self.chosen_encoder: EncoderChoice | None = None
+        self.weights: Mapping[str, Any] | None = None
         self.choice = choice or MethodChoice()
         self.decisions: list[Decision] = [budget_decision, *self.choice.decisions()]
         if self.choice.method.answers_prompts:
@@ -117,7 +124,7 @@ class SAM3DPlanner(ExperimentPlanner):
             PlanError: If not even the smallest crop fits the memory.
         """
         grid = Grid(spacing, median_shape, self.object_extent(spacing))
-        encoder = self.encoder_choice(approximate_n_voxels_dataset)
+        encoder = self.encoder_choice(grid, approximate_n_voxels_dataset)
         fit = self.fitter.find(grid, encoder)
         if fit is None:
             raise PlanError(self.too_little_memory(encoder))
@@ -160,14 +167,17 @@ class SAM3DPlanner(ExperimentPlanner):
         reader: type = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
         return reader
 
-    def encoder_choice(self, dataset_voxels: float) -> EncoderChoice:
+    def encoder_choice(self, grid: Grid, dataset_voxels: float) -> EncoderChoice:
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
         if self.choice.method.peer:
             return NO_ENCODER
         if self.chosen_encoder is None:
-            decision = rules.choose_encoder(self.encoder, self.sam_weights_at_hand, dataset_voxels)
-            self.decisions.append(decision)
-            self.chosen_encoder = decision.value
+            times = partial(self.fitter.times_the_operations, self.operations, grid)
+            chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times)
+            if chosen.warning:
+                logger.warning("Warning: %s", chosen.warning)
+            self.decisions.append(chosen.decision)
+            self.chosen_encoder, self.weights = chosen.decision.value, chosen.weights
         return self.chosen_encoder
 
     def too_little_memory(self, encoder: EncoderChoice) -> str:
@@ -227,6 +237,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "text_model": self.choice.text.model if self.choice.text else None,
             "encoder": encoder["encoder"],
             "pretrained": encoder["pretrained"],
+            "weights": self.weights,
             "mirror_axes": mirror_axes.value,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
@@ -374,7 +385,8 @@ def plan_dataset(
     cost: Cost,
     gpu_memory_target_gb: float | None = None,
     encoder: str = "auto",
-    sam_weights_at_hand: bool,
+    find_weights: FindWeights = no_weights,
+    operations: Cost | None = None,
     device: str = "cpu",
     plans_name: str | None = None,
     num_processes: int = 1,
@@ -390,7 +402,9 @@ def plan_dataset(
         cost: (arch_kwargs, input channels, classes, batch size) -> bytes of a training step.
         gpu_memory_target_gb: Plan for a card with this much memory, whatever the device.
         encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
-        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
+        find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
+        operations: (arch_kwargs, input channels, classes, batch size) -> floating-point operations of a training step;
+            None leaves them out of the choice of an encoder on a CPU.
         device: Where training will run.
         plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.
@@ -414,7 +428,8 @@ def plan_dataset(
         cost=cost,
         budget=budget,
         encoder=encoder,
-        sam_weights_at_hand=sam_weights_at_hand,
+        find_weights=find_weights,
+        operations=operations,
         plans_name=plans_name,
         choice=choice,
     )

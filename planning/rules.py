@@ -46,13 +46,10 @@ DEFAULT_MEMORY_GB = 8.0
 USABLE_SHARE_OF_MEMORY = 0.8
 # The window grows at most by its own width on either side, or air beside the body would flatten soft tissue.
 WIDEST_WINDOW_GROWTH = 1.0
-# Below this many voxels in the whole dataset a network of the size "small" only learns it by heart.
-TINY_DATASET_VOXELS = 1_000_000
 # nnU-Net: a low-resolution stage where the crop sees less than a quarter of the image, if it shrinks the image by half.
 LOWRES_COVERAGE = 0.25
 LOWRES_SMALLEST_SHRINKAGE = 2.0
 LOWRES_STEP = 1.03
-WEIGHTS_ADDRESS = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 
 Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
@@ -114,36 +111,6 @@ def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int |
     return Budget(GPU_PATCH_VOXELS, GPU_PATCH_VOXELS, None, usable, False), Decision(
         "budget", f"{gigabytes:.1f} GB", reason, "sam3dnet"
     )
-
-
-def choose_encoder(requested: str, sam_weights_at_hand: bool, dataset_voxels: float) -> Decision:
-    """Choose the encoder's size and whether it starts from SAM's weights.
-
-    Args:
-        requested: "auto" or a size by name.
-        sam_weights_at_hand: A SAM checkpoint was found or can be downloaded.
-        dataset_voxels: Voxels of all training images on the planned grid.
-
-    Returns:
-        A decision whose value is {"encoder": name, "pretrained": bool}.
-    """
-    if requested != "auto":
-        pretrained = requested.startswith("vit_")
-        start = "from SAM's weights" if pretrained else "from scratch"
-        return Decision("encoder", _encoder(requested, pretrained), f"asked for; trained {start}", "user")
-    if sam_weights_at_hand:
-        reason = "SAM's weights are at hand: its trunk stays frozen, adapters and decoder are trained"
-        return Decision("encoder", _encoder("vit_b", True), reason, "3DSAM-adapter (Gong et al. 2024)")
-    name = "tiny" if dataset_voxels < TINY_DATASET_VOXELS else "small"
-    reason = (
-        f"no SAM weights at hand, so {name!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels "
-        f"of training images); with sam_vit_b_01ec64.pth from {WEIGHTS_ADDRESS} it would be vit_b with SAM's weights"
-    )
-    return Decision("encoder", _encoder(name, False), reason, "sam3dnet")
-
-
-def _encoder(name: str, pretrained: bool) -> dict[str, Any]:
-    return {"encoder": name, "pretrained": pretrained}
 
 
 def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[float]) -> tuple[int, ...]:

@@ -14,6 +14,11 @@ for _name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
     (ROOT / _name).mkdir()
     os.environ[_name] = str(ROOT / _name)
 
+# No test downloads, whatever it plans; those of downloads take this off and name a server of their own.
+os.environ["SAM3D_OFFLINE"] = "1"
+for _name in ("SAM3D_WEIGHTS", "SAM3D_WEIGHTS_URL", "SAM3D_WEIGHTS_REGISTRY"):
+    os.environ.pop(_name, None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -17,11 +17,13 @@ import measuring
 import memory_estimate
 import networks
 import patch_embedding
+import rehearsal
 import scaling
 from materialised_attention import MaterialisedAttention, materialise
 from measuring import Variant, compare, shown_ratio, traced_bytes, working_bytes
 
 from sam3dnet.network.attention import Attention3D, partition_windows
+from sam3dnet.network.build import SAM3D
 
 CPU = torch.device("cpu")
 
@@ -137,10 +139,14 @@ def test_iterations_are_compared_with_those_of_nnunet():
         "crop": [32, 48, 32],
         "batch": 2,
         "parameters": 1234,
+        "operations": 24_810_000_000,
         "loading": {"median_s": 0.1, "quartiles_s": [0.1, 0.1]},
+        "cpu": {"median_s": 1.5, "quartiles_s": [1.5, 1.5]},
     }
     rows = [{**row, **seconds, "variant": iterations.STOCK}, {**row, **seconds, "median_s": 0.2, "variant": "ours"}]
-    assert iterations.table(rows).splitlines()[-1].startswith("| ours | 32x48x32, 2 | 1,234 | 0.2 (0.7-0.9) | ")
+    assert (
+        iterations.table(rows).splitlines()[-1].startswith("| ours | 32x48x32, 2 | 1,234 | 24.8 G | 0.2 (0.7-0.9) | ")
+    )
     assert iterations.table(rows).endswith("| 4.00 |")
 
 
@@ -182,3 +188,52 @@ def test_growth_and_steps_are_drawn(tmp_path):
     (plot,) = make_results.draw(results, "scaling", tmp_path / "plots")
     assert (tmp_path / plot).stat().st_size > 1000
     assert "| 1.00 | 1.00 |" in scaling.table(results["rows"])
+
+
+def test_encoders_are_timed_as_they_would_be_planned():
+    planned = {"encoder": "small", "pretrained": False, "prompts": True}
+    changed = {}
+    for method in (iterations.OURS, iterations.UNPROMPTED, "tiny", "vit_b"):
+        changed[method] = dict(planned)
+        iterations.change_architecture(changed[method], method)
+    assert changed[iterations.OURS] == planned
+    assert changed[iterations.UNPROMPTED] == {**planned, "prompts": False}
+    assert changed["tiny"] == {**planned, "encoder": "tiny"}
+    assert changed["vit_b"] == {**planned, "encoder": "vit_b", "pretrained": True}
+
+
+def test_the_rehearsals_mirror_serves_its_folder_and_notes_what_is_asked_for(tmp_path):
+    from urllib.request import ProxyHandler, build_opener
+
+    (tmp_path / "file").write_text("weights")
+    mirror = rehearsal.Mirror(tmp_path)
+    with mirror.running(), build_opener(ProxyHandler({})).open(f"{mirror.address}/file") as answer:
+        assert answer.read() == b"weights"
+    assert mirror.requests == ["/file"]
+
+
+def test_the_rehearsal_takes_cases_for_training_and_others_for_prediction(tmp_path):
+    source = tmp_path / "Dataset501_X"
+    for name in "abcde":
+        for file in (f"imagesTr/{name}_0000.nii", f"imagesTr/{name}_0001.nii", f"labelsTr/{name}.nii"):
+            (source / file).parent.mkdir(parents=True, exist_ok=True)
+            (source / file).write_text(file)
+    (source / "dataset.json").write_text(json.dumps({"file_ending": ".nii", "numTraining": 5}))
+    place = rehearsal.Place(source.name, tmp_path / "work")
+    rehearsal.copy_cases(source, place, 2)
+    assert sorted(p.name for p in (place.raw / "labelsTr").iterdir()) == ["a.nii", "b.nii"]
+    images = ["c_0000.nii", "c_0001.nii", "d_0000.nii", "d_0001.nii"]
+    assert sorted(p.name for p in (place.raw / "imagesTs").iterdir()) == images
+    assert (place.raw / "imagesTs" / "c_0000.nii").read_text() == "imagesTr/c_0000.nii"
+    assert json.loads((place.raw / "dataset.json").read_text())["numTraining"] == 2
+
+
+def test_a_checkpoint_without_frozen_weights_keeps_all_that_training_changes():
+    arguments = {"encoder": "tiny", "pretrained": True, "patch_size": [8, 16, 12], "token_stride": [4, 4, 4]}
+    arguments["strides"] = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
+    architecture = {"network_class_name": "sam3dnet.network.build.SAM3D", "arch_kwargs": arguments}
+    plans = {"configurations": {"3d_fullres": {"architecture": architecture}}}
+    network = SAM3D(1, 3, True, **arguments)
+    kept = rehearsal.trained_names(plans, len(network.state_dict()))
+    assert {name for name, p in network.named_parameters() if p.requires_grad} <= kept
+    assert "image_encoder.blocks.0.attn.qkv.weight" in set(network.state_dict()) - kept

@@ -184,7 +184,7 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
                 "iterations_per_epoch": 11,
                 "continue_training": True,
                 "device": "cpu",
-                "sam_checkpoint": Path("w.pth"),
+                "sam_checkpoint": "w.pth",
                 "from_scratch": True,
                 "num_processes": 0,
                 "tensorboard": True,
@@ -260,6 +260,7 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
     """Replace the steps of planning."""
     from sam3dnet.network import weights_file
     from sam3dnet.planning import plan, planner
+    from sam3dnet.planning.encoder import SamWeights
     from sam3dnet.preprocessing import pipeline, verify
 
     recorders = {
@@ -268,7 +269,8 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
         "load_plan": Recorder(),
         "format_decisions": Recorder("the table"),
         "preprocess_dataset": Recorder(),
-        "find_sam_weights": Recorder(Path("w.pth")),
+        "weights_for_plan": Recorder(SamWeights({"name": "w.pth"})),
+        "check_named_file": Recorder(),
     }
     for name, recorder in recorders.items():
         for module in (weights_file, plan, planner, pipeline, verify):
@@ -290,38 +292,52 @@ def test_options_of_planning_reach_its_steps(
     assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 0) for name in names]
     for name, (args, options) in zip(names, planning["plan_dataset"].calls, strict=True):
         assert args == (name,)
-        assert callable(options.pop("cost"))
+        assert callable(options.pop("cost")) and callable(options.pop("operations"))
+        assert options.pop("find_weights")("vit_b", True).record == {"name": "w.pth"}
         assert options == {
             "choice": choice,
             "folders": places,
             "gpu_memory_target_gb": 7.5,
             "encoder": "vit_b",
-            "sam_weights_at_hand": True,
             "device": "cpu",
             "num_processes": 0,
             "cluster": None,
         }
     preprocessed = [((name, places, choice.plans_name), {"num_processes": 0, "cluster": None}) for name in names]
     assert planning["preprocess_dataset"].calls == preprocessed
-    assert planning["find_sam_weights"].calls == [(("vit_b", Path("w.pth")), {"download": False})]
+    assert planning["weights_for_plan"].calls == [(("vit_b", True), {"named": "w.pth"})]
+    assert planning["check_named_file"].calls == [(("vit_b", "w.pth"), {})]
     assert capsys.readouterr().out.count("the table\n") == 2
 
 
 @pytest.mark.parametrize(
-    ("encoder", "searches"),
+    ("encoder", "named", "checked", "planned"),
     [
-        ("auto", [(("vit_b", None), {"download": True})]),
-        ("vit_l", [(("vit_l", None), {"download": False})]),
-        ("tiny", []),
+        ("auto", None, [(("vit_b", None), {})], "auto"),
+        ("auto", "medsam", [(("vit_b", "medsam"), {})], "vit_b"),
+        ("vit_l", "w.pth", [(("vit_l", "w.pth"), {})], "vit_l"),
+        ("tiny", None, [], "tiny"),
     ],
 )
-def test_weights_are_downloaded_only_to_decide_on_them(
-    encoder: str, searches: list[Any], planning: dict[str, Recorder]
+def test_named_weights_are_checked_before_anything_else_and_ask_for_vit_b(
+    encoder: Any, named: str | None, checked: list[Any], planned: str, planning: dict[str, Recorder]
 ) -> None:
-    planning["find_sam_weights"].result = None
-    plan_and_preprocess.plan_and_preprocess(datasets=["501"], encoder=encoder, device="cpu")
-    assert planning["find_sam_weights"].calls == searches
-    assert planning["plan_dataset"].calls[0][1]["sam_weights_at_hand"] is False
+    plan_and_preprocess.plan_and_preprocess(datasets=["501"], encoder=encoder, sam_checkpoint=named, device="cpu")
+    assert planning["check_named_file"].calls == checked
+    assert planning["plan_dataset"].calls[0][1]["encoder"] == planned
+
+
+def test_networks_of_other_packages_need_no_weights(planning: dict[str, Recorder]) -> None:
+    plan_and_preprocess.plan_and_preprocess(datasets=["501"], method="unetr", device="cpu", sam_checkpoint="w.pth")
+    assert planning["check_named_file"].calls == []
+
+
+def test_weights_that_a_small_encoder_does_not_take_are_told(
+    planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["-d", "501", "--encoder", "tiny", "--device", "cpu", "--sam-checkpoint", "w.pth"]
+    assert plan_and_preprocess.main(line) == 0
+    assert "--encoder tiny is trained from scratch: --sam-checkpoint is not used" in capsys.readouterr().out
 
 
 def test_verification_stops_before_planning_and_can_be_skipped(

@@ -43,7 +43,6 @@ def plan_and_train(dataset, choice, **options):
             folders,
             cost=lambda *_: 1,
             encoder="tiny",
-            sam_weights_at_hand=False,
             choice=choice,
             progress=False,
         )
@@ -104,7 +103,6 @@ def test_published_token_strides_are_planned(tiny_dataset):
             folders,
             cost=lambda *_: 1,
             encoder="tiny",
-            sam_weights_at_hand=False,
             choice=MethodChoice(name),
             progress=False,
         )

@@ -44,9 +44,7 @@ def folders(nnunet_root, threads_in_place_of_processes):
     """Train five folds: the first until it sees the organ, the others as briefly as can be."""
     make_raw_dataset(nnunet_root / "nnUNet_raw" / DATASET, num_cases=5, num_test=2)
     folders = activate_folders(None)
-    plan_dataset(
-        DATASET, folders, cost=training_cost, encoder="tiny", sam_weights_at_hand=False, device="cpu", progress=False
-    )
+    plan_dataset(DATASET, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False)
     preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
     random.seed(0)
     np.random.seed(0)

@@ -9,6 +9,7 @@ from fingerprints import SITUATIONS, Situation
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.encoder import SamWeights, no_weights
 from sam3dnet.planning.methods import MethodChoice
 from sam3dnet.planning.plan import format_decisions, load_plan
 from sam3dnet.preprocessing.cases import list_training_cases
@@ -32,6 +33,7 @@ STOCK_KEYS = {
     "architecture",
     "batch_dice",
 }
+RECORD = {"family": "sam", "name": "sam.pth", "digest": "sha256:0", "bytes": 7, "path": None}
 
 
 class LinearCost:
@@ -78,7 +80,10 @@ def no_pool_of_processes(monkeypatch):
 def plan_situation(folders, tiny_dataset, monkeypatch):
     """Plan a made-up fingerprint: (situation, device, memory in GB, cost, ...) -> the plan, as stored."""
 
-    def plan(situation: Situation, *, device="cpu", gigabytes=None, cost=None, encoder="auto", at_hand=False):
+    def plan(
+        situation: Situation, *, device="cpu", gigabytes=None, cost=None, encoder="auto", at_hand=False, **options
+    ):
+        found = (lambda *_: SamWeights(RECORD)) if at_hand else no_weights
         from sam3dnet.planning.planner import SAM3DPlanner
 
         folder = folders.preprocessed / tiny_dataset
@@ -92,9 +97,9 @@ def plan_situation(folders, tiny_dataset, monkeypatch):
             tiny_dataset,
             cost=cost or LinearCost(),
             budget=rules.choose_budget(device, gigabytes, None),
-            encoder=encoder,
-            sam_weights_at_hand=at_hand,
+            find_weights=options.pop("find_weights_with", found),
             plans_name="MadeUpPlans",
+            **options,
         )
         planner.dataset = {f"case_{i}": {"images": image_of(planner)} for i in range(situation.cases)}
         planner.plan_experiment()
@@ -109,7 +114,7 @@ def plan_situation(folders, tiny_dataset, monkeypatch):
 def plan_tiny(folders, tiny_dataset, **options):
     from sam3dnet.planning.planner import plan_dataset
 
-    settings = {"cost": LinearCost(), "sam_weights_at_hand": False, "progress": False, **options}
+    settings = {"cost": LinearCost(), "progress": False, **options}
     return plan_dataset(tiny_dataset, folders, **settings)
 
 
@@ -200,6 +205,45 @@ def test_weights_at_hand_give_a_pretrained_encoder_with_finer_tokens_where_affor
     assert max(tight.configuration("3d_fullres").token_stride) > 4
 
 
+def test_the_plan_says_which_weights_it_was_made_for(plan_situation):
+    plan = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=80.0, at_hand=True)
+    assert plan.content["sam3d"]["weights"] == RECORD
+    assert plan_situation(SITUATIONS["isotropic MR"]).content["sam3d"]["weights"] is None
+
+
+@pytest.mark.parametrize(("times", "encoder"), [(2.4, "vit_b"), (2.6, "small")])
+def test_on_a_cpu_the_traced_operations_decide_and_nothing_is_looked_for_in_vain(plan_situation, times, encoder):
+    asked = []
+
+    def operations(arch_kwargs, _channels, _outputs, batch_size):
+        asked.append((arch_kwargs["encoder"], arch_kwargs["pretrained"], math.prod(arch_kwargs["patch_size"])))
+        assert batch_size == 2
+        return 1000 * (times if arch_kwargs["pretrained"] else 1)
+
+    plan = plan_situation(SITUATIONS["isotropic MR"], at_hand=True, operations=operations)
+    assert plan.configuration("3d_fullres").encoder == encoder
+    assert [entry[:2] for entry in asked] == [("vit_b", True), ("small", False)]
+    assert {entry[2] for entry in asked} == {math.prod(plan.configuration("3d_fullres").patch_size)}
+    on_a_card = plan_situation(
+        SITUATIONS["isotropic MR"], device="cuda", gigabytes=8.0, at_hand=True, operations=operations
+    )
+    assert on_a_card.configuration("3d_fullres").encoder == "vit_b"
+    assert len(asked) == 2
+
+
+def test_weights_that_cannot_be_had_are_one_warning_and_the_reason_in_the_plan(plan_situation, caplog):
+    def find(encoder, asked):
+        assert (encoder, asked) == ("vit_b", False)
+        return SamWeights(RECORD, missing="sam.pth could not be downloaded from there: refused")
+
+    plan = plan_situation(SITUATIONS["isotropic MR"], find_weights_with=find)
+    (decision,) = [d for d in plan.decisions if d.name == "encoder"]
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage() == f"Warning: {decision.reason}"
+    assert "it would have been vit_b with SAM's weights: sam.pth could not be downloaded from there" in decision.reason
+    assert plan.content["sam3d"]["weights"] is None
+
+
 def test_axes_are_reordered_with_the_objects(plan_situation):
     situation = Situation((0.8, 0.8, 5.0), (400, 300, 30), {"long": (200.0, 40.0, 20.0)})
     plan = plan_situation(situation)
@@ -243,6 +287,7 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
         "method",
         "encoder",
         "pretrained",
+        "weights",
         "mirror_axes",
         "decisions",
         "text_model",

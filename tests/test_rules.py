@@ -137,27 +137,6 @@ def test_window_without_classes_is_nnunets():
 
 
 @pytest.mark.parametrize(
-    ("requested", "at_hand", "voxels", "expected"),
-    [
-        ("auto", True, 1e9, ("vit_b", True)),
-        ("auto", False, 1e7, ("small", False)),
-        ("auto", False, 1e5, ("tiny", False)),
-        ("vit_l", False, 1e5, ("vit_l", True)),
-        ("small", True, 1e9, ("small", False)),
-    ],
-)
-def test_encoder_goes_by_weights_at_hand_and_data(requested, at_hand, voxels, expected):
-    decision = rules.choose_encoder(requested, at_hand, voxels)
-    assert (decision.value["encoder"], decision.value["pretrained"]) == expected
-
-
-def test_notice_of_missed_weights_names_the_file_and_its_address():
-    reason = rules.choose_encoder("auto", False, 1e8).reason
-    assert "sam_vit_b_01ec64.pth" in reason
-    assert "https://github.com/facebookresearch/segment-anything" in reason
-
-
-@pytest.mark.parametrize(
     ("device", "target", "free", "is_time", "gigabytes"),
     [
         ("cpu", None, None, True, None),

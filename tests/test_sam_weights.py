@@ -10,6 +10,7 @@ from torch.nn import functional
 from sam3dnet.errors import CheckpointError
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.image_encoder import ImageEncoder3D
+from sam3dnet.network.sam_file import check_sam_file
 from sam3dnet.network.sam_weights import convert_sam_state, is_new, load_sam_weights
 from sam3dnet.network.segmentation import ENCODER_SIZES
 
@@ -118,3 +119,53 @@ def test_missing_entries_and_damaged_files_are_refused(vit_b_file, tmp_path):
     damaged.write_bytes(vit_b_file.read_bytes()[:100_000])
     with pytest.raises(CheckpointError, match="not a readable SAM checkpoint"):
         load_sam_weights(make_network().image_encoder, damaged)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_whole_file_is_known_by_its_names_and_shapes(zipped, vit_b_file, tmp_path):
+    state = {name: value[:1].expand_as(value) for name, value in torch.load(vit_b_file, weights_only=True).items()}
+    path = tmp_path / "small.pth"  # the old format writes expanded values whole
+    torch.save({**state, "mask_decoder.x": torch.zeros(3)}, path, _use_new_zipfile_serialization=zipped)
+    check_sam_file(path, "vit_b")
+    with pytest.raises(CheckpointError, match=r"small\.pth holds vit_b, not vit_h; plan with --encoder vit_b"):
+        check_sam_file(path, "vit_h")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_encoder.neck.0.weight": torch.zeros(3, 768, 1, 1)}, "image_encoder.neck.0.weight has shape"),
+        ({"image_encoder.blocks.3.attn.qkv.bias": None}, "1 entries are missing, .*blocks.3.attn.qkv.bias"),
+        ({"image_encoder.other": torch.zeros(1)}, "image_encoder.other has shape .* no such part"),
+        (
+            {"image_encoder.pos_embed": None},
+            "expected a checkpoint in SAM's format with an encoder of the size vit_b, ",
+        ),
+        ({"image_encoder.blocks.11.norm1.bias": torch.zeros(5)}, "norm1.bias has shape"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_before_a_network_is_built(change, message, vit_b_file, tmp_path):
+    state = {**torch.load(vit_b_file, weights_only=True, mmap=True), **change}
+    torch.save({name: value for name, value in state.items() if value is not None}, tmp_path / "changed.pth")
+    with pytest.raises(CheckpointError, match=rf"changed\.pth: .*{message}"):
+        check_sam_file(tmp_path / "changed.pth", "vit_b")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"model": 3}, {"epoch": 3}, {"model": {"a": "b"}}])
+def test_other_files_are_no_sam_files(content, tmp_path):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(CheckpointError, match=r"other\.pth: expected a checkpoint in SAM's format"):
+        check_sam_file(tmp_path / "other.pth", "vit_b")
+
+
+def test_checking_a_file_builds_an_encoder_without_memory(vit_b_file, monkeypatch):
+    built = []
+
+    def build(*arguments):
+        built.append(ImageEncoder3D(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr("sam3dnet.network.sam_file.ImageEncoder3D", build)
+    check_sam_file(vit_b_file, "vit_b")
+    (encoder,) = built
+    assert all(value.is_meta for value in encoder.state_dict().values())

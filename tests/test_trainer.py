@@ -31,9 +31,7 @@ def loaders_in_this_process(monkeypatch):
 
 def prepare(dataset, encoder="tiny"):
     folders = activate_folders(None)
-    plan_dataset(
-        dataset, folders, cost=training_cost, encoder=encoder, sam_weights_at_hand=False, device="cpu", progress=False
-    )
+    plan_dataset(dataset, folders, cost=training_cost, encoder=encoder, device="cpu", progress=False)
     preprocess_dataset(dataset, folders, num_processes=0, progress=False)
     return folders
 
@@ -190,6 +188,37 @@ def test_a_plan_that_wants_sam_needs_its_weights_or_from_scratch(planned, monkey
     arch = without_pretrained_weights(plans)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     assert arch["pretrained"] is False
     assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["pretrained"] is True
+
+
+def wanting_sam(planned, name, record):
+    """Write the plan again as one of vit_b with SAM's weights, which it was made for."""
+    dataset, folders = planned
+    plans_file = folders.preprocessed / dataset / "SAM3DPlans.json"
+    plans = json.loads(plans_file.read_text())
+    plans["plans_name"], plans["sam3d"]["weights"] = name, record
+    plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(pretrained=True, encoder="vit_b")
+    (plans_file.parent / f"{name}.json").write_text(json.dumps(plans))
+    return name
+
+
+def test_training_asks_for_the_weights_that_the_plan_was_made_for(planned, tmp_path):
+    name = wanting_sam(planned, "OfOthers", {"family": "others", "digest": "sha256:0"})
+    with pytest.raises(CheckpointError, match=r"weights 'others': known are sam, medsam; .*--from-scratch"):
+        train(planned, plans_name=name)
+    own = tmp_path / "own.pth"
+    own.write_bytes(b"changed")
+    name = wanting_sam(planned, "OfMine", {"family": None, "path": str(own), "digest": f"sha256:{'0' * 64}"})
+    with pytest.raises(CheckpointError, match=r"own.pth .*is not the file that the plan was made for, sha256:000"):
+        train(planned, plans_name=name)
+
+
+def test_a_named_file_is_checked_before_anything_is_made(planned, tmp_path):
+    name = wanting_sam(planned, "Named", None)
+    torch.save({"epoch": 3}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"w.pth: expected a checkpoint in SAM's format"):
+        train(planned, plans_name=name, sam_checkpoint=str(tmp_path / "w.pth"))
+    dataset, folders = planned
+    assert not list((folders.results / dataset).glob("*__Named__*"))
 
 
 def test_from_scratch_is_accepted_where_the_plan_is_from_scratch_anyway(planned):

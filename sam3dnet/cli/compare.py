@@ -26,7 +26,7 @@ def compare(
     root: Path | None = None,
     device: DeviceName | None = None,
     encoder: EncoderChoice = "auto",
-    sam_checkpoint: Path | None = None,
+    sam_checkpoint: str | None = None,
     gpu_memory_target: float | None = None,
     timed_cases: int = 10,
     seed: int = 0,
@@ -51,7 +51,8 @@ def compare(
         device: Device to train and predict on: cpu, cuda, cuda:1 (the second card), mps; without it the
             best there is.
         encoder: Size of the image encoder of the methods built on SAM.
-        sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
+        sam_checkpoint: SAM's weights: sam, medsam, or a file in SAM's format; without it $SAM3D_WEIGHTS, else sam, from
+            the cache or by a download.
         gpu_memory_target: GB of memory that training may take, for methods that our planner plans.
         timed_cases: Validation cases that are timed.
         seed: Of the points of sam-points.
@@ -71,7 +72,10 @@ def compare(
     from sam3dnet.comparison.competitors import Settings
     from sam3dnet.comparison.run import compare_methods
     from sam3dnet.devices import choose_device
+    from sam3dnet.network.weights_registry import families
 
+    if sam_checkpoint and sam_checkpoint not in families():
+        sam_checkpoint = str(Path(sam_checkpoint).resolve())
     settings = Settings(
         dataset=name,
         work=(output or Path(f"sam3d_compare_{name}")).resolve(),
@@ -81,7 +85,7 @@ def compare(
         timed_cases=timed_cases,
         clicks=clicks,
         plan_options=_planning_options(encoder, sam_checkpoint, gpu_memory_target),
-        sam_checkpoint=sam_checkpoint and sam_checkpoint.resolve(),
+        sam_checkpoint=sam_checkpoint,
         seed=seed,
     )
     names = [method.strip() for method in methods.split(",")]
@@ -96,9 +100,9 @@ def _numbers(prompts: str) -> tuple[int, ...]:
     return tuple(sorted({int(word) for word in words}))
 
 
-def _planning_options(encoder: str, sam_checkpoint: Path | None, gpu_memory_target: float | None) -> tuple[str, ...]:
+def _planning_options(encoder: str, sam_checkpoint: str | None, gpu_memory_target: float | None) -> tuple[str, ...]:
     options = ["--encoder", encoder]
-    options += ["--sam-checkpoint", str(sam_checkpoint.resolve())] if sam_checkpoint else []
+    options += ["--sam-checkpoint", sam_checkpoint] if sam_checkpoint else []
     options += ["-gpu_memory_target", str(gpu_memory_target)] if gpu_memory_target else []
     return tuple(options)
 

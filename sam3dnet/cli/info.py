@@ -22,6 +22,7 @@ def info(
     root: Path | None = None,
     ext_trainer: bool = False,
     completion: Literal["bash", "zsh", "tcsh"] | None = None,
+    weights: bool = False,
     parameters: bool = False,
     method: MethodName = "sam3d",
     fidelity: FidelityName | None = None,
@@ -40,6 +41,8 @@ def info(
         ext_trainer: Print nothing but the folder to set nnUNet_extTrainer to, so that stock nnU-Net finds our trainer.
         completion: Print nothing but a script that completes our commands in this shell; for bash and zsh, type
             eval "$(sam3d_info --completion bash)" or write this line into the shell's start file.
+        weights: Print nothing but the files of SAM's weights: whether each is here and its digest right, where it is
+            looked for, and what to type on a machine with internet to get it.
         parameters: Print nothing but the parameters of a network, tuned and in total, of each part; the options that
             follow say which.
         method: Network whose parameters are counted.
@@ -56,9 +59,14 @@ def info(
 
     Raises:
         PlanError: If the method does not have the fidelity.
+        CheckpointError: If the registry of weights that a variable names is wrong.
     """
     if completion:
         return [completion_script(completion)]
+    if weights:
+        from sam3dnet.cli.weights_table import weights_lines
+
+        return weights_lines()
     if parameters:
         return _parameters(method, fidelity, tuning, not no_prompts, encoder, classes, channels, json)
     if ext_trainer:
@@ -106,13 +114,15 @@ def _devices() -> dict[str, str]:
 
 
 def _sam_weights() -> dict[str, str]:
-    from sam3dnet.network.weights_file import OFFICIAL_NAMES, find_sam_weights
+    from sam3dnet.network.weights_file import places
+    from sam3dnet.network.weights_registry import known_files
 
     try:
-        found = {encoder: find_sam_weights(encoder) for encoder in OFFICIAL_NAMES}
+        found = {f"{file.family} {file.encoder}": places(file) for file in known_files()}
     except CheckpointError as error:
         return {"error": str(error)}
-    return {encoder: str(path or "not found, downloaded when needed") for encoder, path in found.items()}
+    here = {name: next((str(path) for path in paths if path.is_file()), None) for name, paths in found.items()}
+    return {name: path or "not here; sam3d_info --weights says how to get it" for name, path in here.items()}
 
 
 def _models(results: Path | str | None) -> dict[str, str]:

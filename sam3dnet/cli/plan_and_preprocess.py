@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ def plan_and_preprocess(
     root: Path | None = None,
     gpu_memory_target: Annotated[float | None, "-gpu_memory_target"] = None,
     encoder: EncoderChoice = "auto",
-    sam_checkpoint: Path | None = None,
+    sam_checkpoint: str | None = None,
     num_processes: NumProcesses = None,
     skip_verification: bool = False,
     no_prompts: bool = False,
@@ -48,8 +48,9 @@ def plan_and_preprocess(
             these names.
         gpu_memory_target: GB of memory that training may take; without it, what the device has.
         encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
-            these are to be had.
-        sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
+            these are to be had and, on a CPU, a step with it costs little more.
+        sam_checkpoint: SAM's weights to plan for, which asks for vit_b where no encoder is named: sam, medsam, or a
+            file in SAM's format; without it $SAM3D_WEIGHTS, else sam, from the cache or by a download.
         num_processes: Processes to verify and preprocess with; 0 works in the command's own, without it one a core,
             8 at most.
         skip_verification: Leave out the verification of the dataset.
@@ -85,9 +86,11 @@ def plan_and_preprocess(
     folders = activate_folders(root)
     names = [find_dataset_name(identifier, folders) for identifier in datasets]
     choice = MethodChoice(method, fidelity, tuning, prompts=not no_prompts, network=network)
+    encoder = encoder if choice.method.peer else _encoder_for(encoder, sam_checkpoint)
 
     from sam3dnet.devices import choose_device
-    from sam3dnet.network.cost import training_cost
+    from sam3dnet.network.cost import training_cost, training_operations
+    from sam3dnet.network.weights_file import weights_for_plan
     from sam3dnet.planning.plan import format_decisions, load_plan
     from sam3dnet.planning.planner import plan_dataset
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -102,7 +105,8 @@ def plan_and_preprocess(
         cost=partial(training_cost, device="cuda" if for_a_card else "cpu", network_class=choice.method.network_class),
         gpu_memory_target_gb=gpu_memory_target,
         encoder=encoder,
-        sam_weights_at_hand=_sam_weights_at_hand(encoder, sam_checkpoint),
+        find_weights=cache(partial(weights_for_plan, named=sam_checkpoint)),  # once for all datasets
+        operations=partial(training_operations, network_class=choice.method.network_class),
         device=str(chosen),
         num_processes=processes,
     )
@@ -140,14 +144,16 @@ def _verify(name: str, folders: "Folders", num_processes: int, cluster: "Workers
     _log.info("%s is sound", name)
 
 
-def _sam_weights_at_hand(encoder: str, sam_checkpoint: Path | None) -> bool:
-    """Whether SAM's weights can be had; only the choice of an encoder is a reason to download them now."""
-    from sam3dnet.network.weights_file import OFFICIAL_NAMES, find_sam_weights
+def _encoder_for(encoder: EncoderChoice, sam_checkpoint: str | None) -> EncoderChoice:
+    """Check the file of weights that the user named, and say which encoder that asks for."""
+    from sam3dnet.network.weights_file import check_named_file
 
-    wanted = "vit_b" if encoder == "auto" else encoder
-    if wanted not in OFFICIAL_NAMES:
-        return False
-    return find_sam_weights(wanted, sam_checkpoint, download=encoder == "auto") is not None
+    if encoder in ("tiny", "small"):
+        if sam_checkpoint:
+            _log.warning("Warning: --encoder %s is trained from scratch: --sam-checkpoint is not used", encoder)
+        return encoder
+    check_named_file("vit_b" if encoder == "auto" else encoder, sam_checkpoint)
+    return "vit_b" if encoder == "auto" and sam_checkpoint else encoder
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -20,7 +20,7 @@ def train(
     iterations_per_epoch: int | None = None,
     continue_training: Annotated[bool, "--continue"] = False,
     device: DeviceName | None = None,
-    sam_checkpoint: Path | None = None,
+    sam_checkpoint: str | None = None,
     from_scratch: bool = False,
     num_processes: NumProcesses = None,
     tensorboard: bool = False,
@@ -41,7 +41,8 @@ def train(
         continue_training: Go on from the last checkpoint.
         device: Device to train on: cpu, cuda, cuda:1 (the second card), mps; without it the
             best there is.
-        sam_checkpoint: File with SAM's weights; without it $SAM3D_WEIGHTS, the cache, or a download.
+        sam_checkpoint: SAM's weights to start from: sam, medsam, or a file in SAM's format; without it those that the
+            plan was made for.
         from_scratch: Train the whole network without SAM's weights.
         num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the
             number of cores.

@@ -30,7 +30,7 @@ class Settings:
         timed_cases: Validation cases that are timed.
         clicks: Numbers of clicks, or of points a slice, after which promptable methods are scored.
         plan_options: Further options of sam3d_plan_and_preprocess, for methods that our planner plans.
-        sam_checkpoint: File with SAM's weights; None: the usual places.
+        sam_checkpoint: SAM's weights: "sam", "medsam", or a file; None: the usual places.
         seed: Of the points.
     """
 
@@ -42,7 +42,7 @@ class Settings:
     timed_cases: int = 10
     clicks: tuple[int, ...] = ()
     plan_options: tuple[str, ...] = ()
-    sam_checkpoint: Path | None = None
+    sam_checkpoint: str | None = None
     seed: int = 0
 
     @property
@@ -109,7 +109,7 @@ class Competitor:
             "sam3dnet.cli.train:main",
             *(settings.dataset, f"fold{settings.fold}", "--plans", self.plans_name),
             *("--minutes", str(settings.minutes), "--root", str(settings.work), "--device", settings.device),
-            *(("--sam-checkpoint", str(settings.sam_checkpoint)) if settings.sam_checkpoint else ()),
+            *(("--sam-checkpoint", settings.sam_checkpoint) if settings.sam_checkpoint else ()),
         )
 
     def variables(self, settings: Settings) -> dict[str, str]:

@@ -11,6 +11,7 @@ from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
 from sam3dnet.network.target_device import traced_for
 from sam3dnet.planning.memory import training_bytes
 from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
+from sam3dnet.planning.operations import count_operations
 
 
 def training_cost(
@@ -43,6 +44,34 @@ def training_cost(
 
     with traced_for(device):
         return training_bytes(make, shape, autocast=torch.bfloat16 if device == "cuda" else None)
+
+
+def training_operations(
+    arch_kwargs: dict[str, Any],
+    input_channels: int,
+    num_classes: int,
+    batch_size: int,
+    *,
+    network_class: str = METHODS[DEFAULT_METHOD].network_class,
+) -> int:
+    """Count the floating-point operations of a training step by tracing it; no kernel runs.
+
+    Args:
+        arch_kwargs: Arguments of the network, as in a plan.
+        input_channels: Channels of the image.
+        num_classes: Channels of the logits.
+        batch_size: Patches in a batch.
+        network_class: Where the network's class is, as in a plan.
+
+    Returns:
+        Floating-point operations, see `count_operations`.
+    """
+
+    def make() -> nn.Module:
+        network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
+        return TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
+
+    return count_operations(make, (batch_size, input_channels, *arch_kwargs["patch_size"]))
 
 
 class TrainedNetwork(nn.Module):

@@ -116,25 +116,48 @@ def _inflate(value: Tensor) -> Tensor:
 
 
 def load_sam_weights(encoder: nn.Module, path: Path) -> None:
-    """Load an official SAM checkpoint into an image encoder.
+    """Load a checkpoint in SAM's format into an image encoder.
 
     Args:
         encoder: The image encoder of a SAM3D network.
-        path: File in the official format: a state dict, or one under "model" (as MedSAM's training script writes).
+        path: The file, see `read_sam_state`.
 
     Raises:
         CheckpointError: If the file cannot be read safely or does not fit.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unpickler met
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); download it again") from error
+    state = read_sam_state(path)
     assert isinstance(encoder, ImageEncoder3D)
-    state = state.get("model", state) if isinstance(state, dict) else {}
     try:
         converted = convert_sam_state(state, encoder.state_dict(), encoder.parts.resize_table)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     encoder.load_state_dict(converted, strict=False)
     encoder.parts.after_loading(encoder)
+
+
+def read_sam_state(path: Path) -> dict[str, Tensor]:
+    """Read a checkpoint in SAM's format; its values stay in the file until they are used, if its format allows that.
+
+    Args:
+        path: A state dict, or one under "model" (as MedSAM's training script writes).
+
+    Raises:
+        CheckpointError: If the file cannot be read safely.
+    """
+    try:
+        content = _load(path)
+    except Exception as error:  # torch raises whatever its unpickler met
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path}: not a readable SAM checkpoint ({reason}); get the file again") from error
+    state = content.get("model", content) if isinstance(content, dict) else {}
+    entries = state.items() if isinstance(state, dict) else ()
+    return {name: value for name, value in entries if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def _load(path: Path) -> object:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError as error:
+        if "mmap can only be used" not in str(error):
+            raise
+    return torch.load(path, map_location="cpu", weights_only=True)  # as torch wrote files before version 1.6

@@ -28,7 +28,7 @@ def train_fold(
     iterations_per_epoch: int | None = None,
     continue_training: bool = False,
     device: str | None = None,
-    sam_checkpoint: Path | None = None,
+    sam_checkpoint: str | Path | None = None,
     from_scratch: bool = False,
     validate: bool = True,
     num_processes: int | None = None,
@@ -50,7 +50,7 @@ def train_fold(
         iterations_per_epoch: Iterations in an epoch; None: nnU-Net's 250.
         continue_training: Go on from the newest whole checkpoint.
         device: "cpu", "cuda" or "mps"; None: the best there is.
-        sam_checkpoint: File of SAM's weights; None: the usual places.
+        sam_checkpoint: SAM's weights: "sam", "medsam", or a file; None: those that the plan was made for.
         from_scratch: Train without SAM's weights, whatever the plan says.
         validate: Whether to predict the validation cases at the end.
         num_processes: Processes that load and augment; 0: none; None: by the number of cores and the device.
@@ -71,6 +71,8 @@ def train_fold(
     _check_fold(fold, dataset_name, folders)
     if from_scratch:
         plans = without_pretrained_weights(plans)
+    if not continue_training:
+        _check_weights(plans, configuration, sam_checkpoint)
     _share_cores(chosen.type, num_processes)
 
     from sam3dnet.training.checkpoint import continue_from_newest
@@ -159,6 +161,17 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
             f"{folders.preprocessed / dataset_name / identifier} holds no preprocessed case; "
             f"run sam3d_plan_and_preprocess -d {dataset_name} first"
         )
+
+
+def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:
+    """Check a file of weights that the user named before anything is built for it."""
+    content = plans["configurations"][configuration]
+    parent = plans["configurations"].get(content.get("inherits_from"), {})
+    arch_kwargs = content.get("architecture", parent.get("architecture", {})).get("arch_kwargs", {})
+    if arch_kwargs.get("pretrained") and sam_checkpoint is not None:
+        from sam3dnet.network.weights_file import check_named_file
+
+        check_named_file(arch_kwargs["encoder"], sam_checkpoint)
 
 
 def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:

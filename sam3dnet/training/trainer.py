@@ -79,7 +79,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.device = device
         self.num_epochs = 300
         self.minutes: float | None = None
-        self.sam_checkpoint: Path | None = None
+        self.sam_checkpoint: str | Path | None = None
         self.initial_lr = LEARNING_RATE_NEW
         self.weight_decay = WEIGHT_DECAY
         self.num_val_iterations_per_epoch = 25
@@ -132,8 +132,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             from sam3dnet.network.weights_file import require_sam_weights
 
             encoder = self._arch_kwargs()["encoder"]
+            planned = self.plans_manager.plans.get("sam3d", {}).get("weights")
             with first_process_first():
-                path = require_sam_weights(encoder, self.sam_checkpoint)
+                path = require_sam_weights(encoder, self.sam_checkpoint, planned)
             load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
 

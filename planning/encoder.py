@@ -1,0 +1,105 @@
+"""The choice of the image encoder: SAM's, where its weights can be had and a step is affordable, or a small one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sam3dnet.planning.rules import MEASURED, Decision
+
+# Below this many voxels in the whole dataset a network of the size "small" only learns it by heart.
+TINY_DATASET_VOXELS = 1_000_000
+# On a CPU time is short, and a step may take up to half as long again as one of the small encoder. 4.9 times the
+# operations took 3.0 times the seconds (benchmarks/iterations.py --encoders, Dataset501, vit_b and small): matrices are
+# multiplied faster than narrow convolutions run. So this many take about 1.5 times as long.
+MOST_TIMES_THE_OPERATIONS = 2.5
+PRETRAINED = "vit_b"  # of SAM's three the one that is taken unasked
+
+
+@dataclass(frozen=True)
+class SamWeights:
+    """What there is of SAM's weights for an encoder.
+
+    Attributes:
+        record: What the plan says of them: family, name, digest, bytes, and path for a file of the user's own.
+        missing: Why they are not here; None if they are.
+    """
+
+    record: Mapping[str, Any] | None = None
+    missing: str | None = None
+
+
+# (encoder, asked for by the user) -> what there is of its weights, downloaded if need be.
+FindWeights = Callable[[str, bool], SamWeights]
+
+
+@dataclass(frozen=True)
+class EncoderDecision:
+    """The choice, its weights, and what the user must be told of it at once; None for nothing."""
+
+    decision: Decision
+    weights: Mapping[str, Any] | None = None
+    warning: str | None = None
+
+
+def no_weights(_encoder: str, _asked: bool) -> SamWeights:
+    """Find none, for planning that looks for no weights."""
+    return SamWeights(missing="none were looked for")
+
+
+def choose_encoder(
+    requested: str,
+    dataset_voxels: float,
+    find_weights: FindWeights,
+    times_the_operations: Callable[[str, str], float | None],
+) -> EncoderDecision:
+    """Choose the encoder's size and whether it starts from SAM's weights.
+
+    Args:
+        requested: "auto" or a size by name.
+        dataset_voxels: Voxels of all training images on the planned grid.
+        find_weights: Called only where the encoder would be taken with them.
+        times_the_operations: (SAM's encoder, small encoder) -> how many times the operations a step would have; None
+            where they do not matter, on a card.
+
+    Returns:
+        A decision whose value is {"encoder": name, "pretrained": bool}, with what goes with it.
+    """
+    if requested.startswith("vit_"):
+        return _asked_for(requested, find_weights(requested, True))
+    if requested != "auto":
+        return EncoderDecision(Decision("encoder", _value(requested, False), "asked for; trained from scratch", "user"))
+    small = "tiny" if dataset_voxels < TINY_DATASET_VOXELS else "small"
+    trained = f"{small!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels of training images)"
+    times = times_the_operations(PRETRAINED, small)
+    if times is not None and times > MOST_TIMES_THE_OPERATIONS:
+        reason = (
+            f"{trained}: on a CPU a step of {PRETRAINED} with SAM's weights would cost {times:.1f} times the "
+            f"operations; --encoder {PRETRAINED} takes it all the same"
+        )
+        return EncoderDecision(Decision("encoder", _value(small, False), reason, MEASURED))
+    weights = find_weights(PRETRAINED, False)
+    if weights.missing:
+        reason = f"{trained}, where it would have been {PRETRAINED} with SAM's weights: {weights.missing}"
+        return EncoderDecision(Decision("encoder", _value(small, False), reason, "sam3dnet"), warning=reason)
+    reason = f"SAM's weights are at hand ({_named(weights)}): its trunk stays frozen, adapters and decoder are trained"
+    decision = Decision("encoder", _value(PRETRAINED, True), reason, "3DSAM-adapter (Gong et al. 2024)")
+    return EncoderDecision(decision, weights.record)
+
+
+def _asked_for(encoder: str, weights: SamWeights) -> EncoderDecision:
+    reason = f"asked for; trained from SAM's weights{f' ({_named(weights)})' if weights.record else ''}"
+    warning = None
+    if weights.missing:
+        warning = f"{encoder} is planned but its weights are not here, and training needs them: {weights.missing}"
+        reason += f"; {warning}"
+    return EncoderDecision(Decision("encoder", _value(encoder, True), reason, "user"), weights.record, warning)
+
+
+def _named(weights: SamWeights) -> str:
+    return str((weights.record or {}).get("name"))
+
+
+def _value(name: str, pretrained: bool) -> dict[str, Any]:
+    return {"encoder": name, "pretrained": pretrained}
