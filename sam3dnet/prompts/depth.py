@@ -5,7 +5,7 @@ but only for the voxels that can be deepest: the transform of a mask at half the
 deep they are at most.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 
@@ -73,19 +73,18 @@ def box_of(mask_ZYX: Mask) -> tuple[slice, slice, slice]:
     Raises:
         ValueError: If the mask is empty.
     """
-    z = _extent(mask_ZYX.any((1, 2)))
-    y, x = _extent(mask_ZYX[z].any((0, 2))), _extent(mask_ZYX[z].any((0, 1)))
-    return z, y, x
+    z = _extent(mask_ZYX, 0)
+    return z, _extent(mask_ZYX[z], 1), _extent(mask_ZYX[z], 2)
 
 
-def _extent(along: Mask) -> slice:
-    places = np.flatnonzero(along)
+def _extent(mask_ZYX: Mask, axis: int) -> slice:
+    places = np.flatnonzero(mask_ZYX.any(tuple(other for other in range(3) if other != axis)))
     if not len(places):
         raise ValueError("the mask is empty; expected at least one voxel")
     return slice(int(places[0]), int(places[-1]) + 1)
 
 
-def _deepest_candidate(cut: Mask, spacing: tuple[float, ...]) -> tuple[Sequence[np.intp], float]:
+def _deepest_candidate(cut: Mask, spacing: tuple[float, ...]) -> tuple[Iterable[np.intp], float]:
     """Find the deepest voxel of a mask among those that may be."""
     candidates, least_mm, most_mm = _candidates(cut, spacing)
     positions_3N = np.array(np.nonzero(candidates))
@@ -240,6 +239,6 @@ def _reach_voxels(spacing_mm: Sequence[float], reach_mm: float) -> list[int]:
     return [max(1, int(reach_mm / mm + 1e-6)) for mm in spacing_mm]
 
 
-def _shifted(at: Sequence[np.intp], depth_mm: float, corner: Voxel) -> tuple[Voxel, float]:
+def _shifted(at: Iterable[np.intp], depth_mm: float, corner: Voxel) -> tuple[Voxel, float]:
     z, y, x = (int(position) + first for position, first in zip(at, corner, strict=True))
     return (z, y, x), depth_mm

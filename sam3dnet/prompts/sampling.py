@@ -4,7 +4,7 @@ All coordinates are voxels (z, y, x) of the given arrays, voxel centres at integ
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Final
 
 import cc3d
 import numpy as np
@@ -23,7 +23,8 @@ SHARE_OF_KINDS = {"clicks": 0.55, "box": 0.15, "mask": 0.15, "nothing": 0.15}
 FURTHER_CLICK = 0.3  # probability of one more positive click, and of one more
 NEGATIVE_CLICK = 0.3  # likewise of negative ones
 CLOSE_VOXELS = 3  # to an object, along each axis
-FACES, CORNERS = 6, 26  # neighbours by which voxels are connected
+FACES: Final = 6  # neighbours by which voxels are connected
+CORNERS: Final = 26
 MISSED, FALSE = 1, 2  # kinds of errors
 
 
@@ -96,12 +97,13 @@ def corrective_click(predicted_ZYX: Mask, truth_ZYX: Mask, spacing_mm: Sequence[
     Returns:
         A positive click where the object was missed, a negative one where it is not; None if nothing is wrong.
     """
-    return click_on_errors(errors(predicted_ZYX, truth_ZYX).astype(np.uint8), spacing_mm)
+    return click_on_errors(errors(predicted_ZYX, truth_ZYX), spacing_mm)
 
 
-def errors(predicted: Any, truth: Any) -> Any:
-    """Return 0 where a mask is right, MISSED or FALSE elsewhere, of two bool arrays or two bool tensors."""
-    return MISSED * (truth & ~predicted) + FALSE * (predicted & ~truth)
+def errors(predicted_ZYX: Mask, truth_ZYX: Mask) -> npt.NDArray[np.uint8]:
+    """Return 0 where a mask is right, MISSED or FALSE elsewhere."""
+    wrong = predicted_ZYX ^ truth_ZYX
+    return wrong.view(np.uint8) + (wrong & predicted_ZYX).view(np.uint8)
 
 
 def click_on_errors(errors_ZYX: npt.NDArray[np.uint8], spacing_mm: Sequence[float]) -> Point | None:
