@@ -80,7 +80,7 @@ class Step:
             return self.loss(self.network(self.image_BCzyx), self.targets)
         classes = Classes((1, 2), False, None, (1.0, 1.0, 1.0), self.stride)
         questions = draw_questions(self.targets[0].cpu(), classes, np.random.default_rng(0))
-        prompter = TrainingPrompter(questions, self.targets[0], classes, corrections=CORRECTIONS)
+        prompter = TrainingPrompter(questions, self.targets[0].cpu(), classes, corrections=CORRECTIONS)
         logits, answer = self.network(self.image_BCzyx, prompter)
         return self.loss(logits, self.targets) + 0.5 * answer.loss()
 

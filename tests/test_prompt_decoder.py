@@ -7,7 +7,7 @@ import torch
 from sam3dnet.errors import PlanError
 from sam3dnet.network import prompt_encoder
 from sam3dnet.network.build import SAM3D
-from sam3dnet.network.prompt_decoder import class_margin
+from sam3dnet.network.prompt_decoder import class_margin, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch, Query, dense_prompts, position_features, sample_at
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -59,6 +59,15 @@ def test_the_margin_is_the_log_odds_of_the_softmax():
     assert torch.allclose(margin.sigmoid()[0], probabilities[0, 1])
     assert torch.allclose(margin.sigmoid()[1], probabilities[1, 3])
     assert torch.equal(class_margin(logits, torch.tensor([1, 3]), True)[1], logits[1, 3])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("channels", [2, 5])
+def test_the_margin_of_one_class_is_that_of_the_batch(channels, regions):
+    logits = 5 * torch.randn(2, channels, 2, 3, 5)
+    for row, class_index in enumerate((1, channels - 1)):
+        expected = class_margin(logits, torch.tensor([1, channels - 1]), regions)[row]
+        torch.testing.assert_close(margin_of_class(logits[row], class_index, regions), expected)
 
 
 def test_adding_to_the_logit_adds_to_the_margin():

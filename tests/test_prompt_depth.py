@@ -44,16 +44,19 @@ def whole_transform(mask, spacing_mm):
 def paths(monkeypatch):
     """Take note of which way depths are found."""
     taken = set()
-    for name in ("_depth_by_lookup", "_depth_in_boxes"):
+    for name in ("_depth_by_lookup", "_depth_in_boxes", "_deepest_candidate"):
         original = getattr(depth, name)
-        monkeypatch.setattr(depth, name, lambda *a, name=name, original=original: taken.add(name) or original(*a))
+        monkeypatch.setattr(
+            depth, name, lambda *a, name=name, original=original, **o: taken.add(name) or original(*a, **o)
+        )
     return taken
 
 
-@pytest.mark.parametrize("most_offsets", [0, 4_000])
-def test_the_deepest_voxel_is_scipy_s_to_the_bit_whatever_way_it_is_found(monkeypatch, most_offsets):
+@pytest.mark.parametrize(("most_offsets", "thin"), [(0, 0.0), (4_000, 0.0), (4_000, 6.0)])
+def test_the_deepest_voxel_is_scipy_s_to_the_bit_whatever_way_it_is_found(monkeypatch, most_offsets, thin):
     monkeypatch.setattr(depth, "FEW_VOXELS", 0)
     monkeypatch.setattr(depth, "MOST_OFFSETS", most_offsets)
+    monkeypatch.setattr(depth, "THIN", thin)
     taken = paths(monkeypatch)
     for number, (make, spacing_mm) in enumerate((make, mm) for make in MASKS.values() for mm in SPACINGS * 2):
         mask = make(np.random.default_rng(number))
@@ -61,11 +64,12 @@ def test_the_deepest_voxel_is_scipy_s_to_the_bit_whatever_way_it_is_found(monkey
         voxel, depth_mm = deepest_voxel(mask, spacing_mm)
         assert voxel == np.unravel_index(expected.argmax(), SHAPE)
         assert depth_mm == expected.max()
-    assert taken == {"_depth_in_boxes"} if most_offsets == 0 else "_depth_by_lookup" in taken
+    assert ("_depth_in_boxes" in taken) == (most_offsets == 0)
+    assert ("_deepest_candidate" in taken) and ("_depth_by_lookup" in taken)
 
 
 def test_what_would_take_longer_is_left_to_scipy(monkeypatch):
-    for name in ("FEW_VOXELS", "MOST_OFFSETS", "MOST_STEPS"):
+    for name in ("FEW_VOXELS", "THIN", "MOST_OFFSETS", "MOST_STEPS"):
         monkeypatch.setattr(depth, name, 0)
     mask = blobs(np.random.default_rng(0), 3, 0.3)
     expected = whole_transform(mask, SPACINGS[0])

@@ -217,9 +217,9 @@ def test_each_correction_is_the_corrective_click_on_the_answer_before():
     TrainingPrompter(questions, target, classes, 2)(network, make_features(make_target()))
     for number, batch in enumerate(network.asked[1:]):
         for row in range(2):
-            valid = classes.valid(target[row]).numpy()
+            valid = classes.valid(target[row].numpy())
             predicted = (answers[number][row] > 0).numpy() & valid
-            truth = classes.truth(target[row], 1).numpy()
+            truth = classes.truth(target[row].numpy(), 1)
             click = corrective_click(predicted, truth, classes.spacing_mm)
             assert batch.points_QP3[row, number + 1].tolist() == list(click.at)
             assert batch.polarity_QP[row, number + 1] == int(click.positive)

@@ -1,8 +1,8 @@
 """How deep voxels lie inside an object: their distance in mm to the nearest voxel that is not of it.
 
 The border of the array counts as outside. Distances are those of `scipy.ndimage.distance_transform_edt`, bit for bit,
-but only for the voxels that can be deepest: the transform of a mask at half the resolution tells which ones, and how
-deep they are at most.
+but only for the voxels that can be deepest. Of what is thin nearly all voxels are soon seen to lie at the surface; of
+what is not, the transform of a mask at half the resolution tells which ones can be deepest, and how deep at most.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,6 +19,7 @@ Floats = npt.NDArray[np.float64]
 Voxel = tuple[int, int, int]
 
 FEW_VOXELS = 30_000  # the transform of so many is fast
+THIN = 6.0  # as deep as what is thin, in the smallest spacing
 MOST_OFFSETS = 4_000  # that are looked at one after the other
 MOST_STEPS = 40  # a voxel, which scipy needs about as long for
 
@@ -36,10 +37,13 @@ def deepest_voxel(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> tuple[Voxel, f
     corner, cut = cut_out(mask_ZYX)
     spacing = tuple(float(mm) for mm in spacing_mm)
     if cut.size > FEW_VOXELS:
-        return _shifted(*_deepest_candidate(cut, spacing), corner)
-    depth = distance_transform_edt(np.pad(cut, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
-    at = np.unravel_index(int(depth.argmax()), depth.shape)
-    return _shifted(at, float(depth[at]), corner)
+        at, depth_mm = _deepest_of_thin(cut, spacing) or _deepest_candidate(cut, spacing)
+    else:
+        depth = distance_transform_edt(np.pad(cut, 1), sampling=spacing)[1:-1, 1:-1, 1:-1]
+        at = np.unravel_index(int(depth.argmax()), depth.shape)
+        depth_mm = float(depth[at])
+    z, y, x = (int(position) + first for position, first in zip(at, corner, strict=True))
+    return (z, y, x), depth_mm
 
 
 def depth_at(mask_ZYX: Mask, voxel: Voxel, spacing_mm: Sequence[float]) -> float:
@@ -82,6 +86,20 @@ def _extent(mask_ZYX: Mask, axis: int) -> slice:
     if not len(places):
         raise ValueError("the mask is empty; expected at least one voxel")
     return slice(int(places[0]), int(places[-1]) + 1)
+
+
+def _deepest_of_thin(cut: Mask, spacing: tuple[float, ...]) -> tuple[Iterable[np.intp], float] | None:
+    """Find the deepest voxel of a mask by looking around each; None where that takes long."""
+    most_mm = THIN * min(spacing)
+    reach = _reach_voxels(spacing, most_mm)
+    padded = np.pad(cut, [(n, n) for n in reach])
+    flat = np.flatnonzero(padded)
+    depth = _depth_by_lookup(padded, flat, spacing, 0.0, most_mm, most_lookups=cut.size)
+    best = int(depth.argmax())
+    if np.isinf(depth[best]):
+        return None
+    at = np.unravel_index(flat[best], padded.shape)
+    return [position - n for position, n in zip(at, reach, strict=True)], float(depth[best])
 
 
 def _deepest_candidate(cut: Mask, spacing: tuple[float, ...]) -> tuple[Iterable[np.intp], float]:
@@ -162,7 +180,12 @@ def _steps(box: Sequence[slice], around: Mask) -> int:
 
 
 def _depth_by_lookup(
-    padded: Mask, flat: npt.NDArray[np.intp], spacing: tuple[float, ...], least_mm: float, most_mm: float
+    padded: Mask,
+    flat: npt.NDArray[np.intp],
+    spacing: tuple[float, ...],
+    least_mm: float,
+    most_mm: float,
+    most_lookups: float = np.inf,
 ) -> Floats:
     """Look at what lies around each voxel, the nearest first.
 
@@ -172,6 +195,7 @@ def _depth_by_lookup(
         spacing: (Z, Y, X) in mm.
         least_mm: None of them is less deep.
         most_mm: How far to look.
+        most_lookups: How often to look.
 
     Returns:
         How deep each voxel is; infinite where it is deeper than was looked.
@@ -181,10 +205,10 @@ def _depth_by_lookup(
     inside = padded.ravel()
     depth = np.full(len(flat), np.inf)
     alive = np.arange(len(flat))
-    for step, distance in zip(steps.tolist(), distances.tolist(), strict=True):
-        if distance < least_mm:
-            continue
-        if not len(alive):
+    first = int(np.searchsorted(distances, least_mm))
+    for step, distance in zip(steps[first:].tolist(), distances[first:].tolist(), strict=True):
+        most_lookups -= len(alive)
+        if not len(alive) or most_lookups < 0:
             break
         survives = inside[flat[alive] + step]
         if not survives.all():
@@ -237,8 +261,3 @@ def _squares_along_z(padded: Mask, wanted: slice, spacing_mm: float) -> Floats:
 
 def _reach_voxels(spacing_mm: Sequence[float], reach_mm: float) -> list[int]:
     return [max(1, int(reach_mm / mm + 1e-6)) for mm in spacing_mm]
-
-
-def _shifted(at: Iterable[np.intp], depth_mm: float, corner: Voxel) -> tuple[Voxel, float]:
-    z, y, x = (int(position) + first for position, first in zip(at, corner, strict=True))
-    return (z, y, x), depth_mm

@@ -113,11 +113,12 @@ def click_on_errors(errors_ZYX: npt.NDArray[np.uint8], spacing_mm: Sequence[floa
         errors_ZYX: From `errors`.
         spacing_mm: (Z, Y, X).
     """
-    if not errors_ZYX.any():
+    wrong = errors_ZYX > 0
+    if not wrong.any():
         return None
-    box = box_of(errors_ZYX > 0)
+    box = box_of(wrong)
     cut = np.ascontiguousarray(errors_ZYX[box])
-    voxels = np.flatnonzero(cut)
+    voxels = np.flatnonzero(wrong[box])
     labels = cc3d.connected_components(cut, connectivity=FACES).ravel()[voxels]
     sizes = np.bincount(labels)
     is_largest = sizes[labels] == sizes.max()

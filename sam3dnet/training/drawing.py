@@ -65,13 +65,13 @@ def draw_questions(target_BCzyx: Tensor, classes: Classes, rng: Generator, share
     batch_size = len(target_BCzyx)
     samples = sorted(rng.permutation(batch_size)[: max(1, round(share * batch_size))].tolist())
     spoiled = rng.random() < SPOILED_MARGIN
-    return [_draw_question(sample, target_BCzyx[sample], classes, spoiled, rng) for sample in samples]
+    return [_draw_question(sample, target_BCzyx[sample].numpy(), classes, spoiled, rng) for sample in samples]
 
 
-def _draw_question(sample: int, target_Czyx: Tensor, classes: Classes, spoiled: bool, rng: Generator) -> Question:
+def _draw_question(sample: int, target_Czyx: npt.NDArray, classes: Classes, spoiled: bool, rng: Generator) -> Question:
     class_index = _choose_class(target_Czyx, classes, rng)
-    valid = classes.valid(target_Czyx).numpy()
-    truth = classes.truth(target_Czyx, class_index).numpy() & valid
+    valid = classes.valid(target_Czyx)
+    truth = classes.truth(target_Czyx, class_index) & valid
     prompts = draw_prompts(truth, classes.spacing_mm, rng)
     spoiling = draw_spoiling(truth, valid, classes.spacing_mm, classes.token_stride, rng) if spoiled else None
     if spoiling is not None:
@@ -79,7 +79,7 @@ def _draw_question(sample: int, target_Czyx: Tensor, classes: Classes, spoiled: 
     return Question(Query(sample, class_index, prompts), spoiling)
 
 
-def _choose_class(target_Czyx: Tensor, classes: Classes, rng: Generator) -> int:
+def _choose_class(target_Czyx: npt.NDArray, classes: Classes, rng: Generator) -> int:
     """Choose a class that is there, a smaller one more often: it needs prompts more; now and then any class."""
     voxels = _count_voxels(target_Czyx, classes)
     if not voxels.any() or rng.random() < ABSENT_CLASS:
@@ -88,8 +88,8 @@ def _choose_class(target_Czyx: Tensor, classes: Classes, rng: Generator) -> int:
     return int(rng.choice(classes.indices, p=weights / weights.sum()))
 
 
-def _count_voxels(target_Czyx: Tensor, classes: Classes) -> npt.NDArray[np.float64]:
+def _count_voxels(target_Czyx: npt.NDArray, classes: Classes) -> npt.NDArray[np.float64]:
     if classes.regions:
         return np.array([np.count_nonzero(classes.truth(target_Czyx, index)) for index in classes.indices], float)
-    counts = np.bincount(target_Czyx[0].numpy().ravel().astype(np.intp), minlength=max(classes.indices) + 1)
+    counts = np.bincount(target_Czyx[0].ravel().astype(np.intp), minlength=max(classes.indices) + 1)
     return counts[list(classes.indices)].astype(float)

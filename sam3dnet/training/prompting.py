@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
 
-from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
+from sam3dnet.network.prompt_decoder import ImageFeatures, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
-from sam3dnet.prompts.sampling import click_on_errors
+from sam3dnet.prompts.sampling import click_on_errors, errors
 from sam3dnet.training.drawing import Question
 from sam3dnet.training.target_classes import Classes
 
@@ -70,7 +70,7 @@ class TrainingPrompter:
 
     Args:
         questions: From `draw_questions`.
-        target_BCzyx: nnU-Net's target at full resolution, where the network is.
+        target_BCzyx: nnU-Net's target at full resolution, on the CPU.
         classes: How to read it.
         corrections: How often to click before the answer that counts.
     """
@@ -80,42 +80,55 @@ class TrainingPrompter:
         self._queries = [question.query for question in questions]
         self._classes = classes
         self._corrections = corrections
-        valid = [classes.valid(target_BCzyx[query.sample]) for query in self._queries]
-        self._valid_Qzyx = torch.stack(valid)
-        truth = [classes.truth(target_BCzyx[query.sample], query.class_index) for query in self._queries]
-        self._truth_Qzyx = torch.stack(truth) & self._valid_Qzyx
+        targets = [target_BCzyx[query.sample].numpy() for query in self._queries]
+        self._valid_Qzyx = np.stack([classes.valid(target) for target in targets])
+        truths = [
+            classes.truth(target, query.class_index) for target, query in zip(targets, self._queries, strict=True)
+        ]
+        self._truth_Qzyx = np.stack(truths) & self._valid_Qzyx
 
     @torch.compiler.disable
     def __call__(self, network: Promptable, features: ImageFeatures) -> PromptAnswer:
         """Ask, correct without gradient, and return the last answer, which has one."""
-        logits_BKzyx = features.logits[0].detach()
-        class_Q = torch.tensor([query.class_index for query in self._queries], device=logits_BKzyx.device)
-        logits_QKzyx = logits_BKzyx[[query.sample for query in self._queries]].float()
-        margin = class_margin(logits_QKzyx, class_Q, self._classes.regions)
-        for question, margin_zyx in zip(self._questions, margin, strict=True):
-            if question.spoiling is not None:
-                question.spoiling.apply(margin_zyx)
+        margin_Qzyx = self._margin(features.logits[0].detach())
         for _ in range(self._corrections):
             with torch.no_grad():
-                answer = self._ask(network, features, margin)
-            self._queries = list(map(self._corrected, self._queries, self._errors(answer)))
-        return PromptAnswer(self._ask(network, features, margin), self._truth_Qzyx, self._valid_Qzyx, class_Q)
+                predicted_Qzyx = _is_positive(self._ask(network, features, margin_Qzyx)) & self._valid_Qzyx
+            wrong_Qzyx = errors(predicted_Qzyx, self._truth_Qzyx)
+            self._queries = list(map(self._corrected, self._queries, wrong_Qzyx))
+        return PromptAnswer(
+            self._ask(network, features, margin_Qzyx),
+            torch.from_numpy(self._truth_Qzyx).to(margin_Qzyx.device),
+            torch.from_numpy(self._valid_Qzyx).to(margin_Qzyx.device),
+            torch.tensor([query.class_index for query in self._queries], device=margin_Qzyx.device),
+        )
+
+    def _margin(self, logits_BKzyx: Tensor) -> Tensor:
+        """Give the logit of each query's class against all others, with the errors that are put into it."""
+        margin_Qzyx = logits_BKzyx.new_empty((len(self._queries), *logits_BKzyx.shape[2:]), dtype=torch.float32)
+        for question, margin_zyx in zip(self._questions, margin_Qzyx, strict=True):
+            query = question.query
+            margin_zyx.copy_(margin_of_class(logits_BKzyx[query.sample], query.class_index, self._classes.regions))
+            if question.spoiling is not None:
+                question.spoiling.apply(margin_zyx)
+        return margin_Qzyx
 
     def _ask(self, network: Promptable, features: ImageFeatures, margin_Qzyx: Tensor) -> Tensor:
         batch = PromptBatch.of(self._queries, margin_Qzyx.shape[1:]).to(margin_Qzyx.device)
         return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)
-
-    def _errors(self, answer_Qzyx: Tensor) -> npt.NDArray[np.uint8]:
-        """Give where the answers are wrong, as `sampling.errors` does, on the CPU."""
-        predicted = (answer_Qzyx > 0) & self._valid_Qzyx
-        wrong = predicted ^ self._truth_Qzyx
-        return (wrong.byte() + (wrong & predicted).byte()).cpu().numpy()
 
     def _corrected(self, query: Query, errors_zyx: npt.NDArray[np.uint8]) -> Query:
         click = click_on_errors(errors_zyx, self._classes.spacing_mm)
         if click is None:
             return query
         return replace(query, prompts=replace(query.prompts, points=(*query.prompts.points, click)))
+
+
+def _is_positive(answer_Qzyx: Tensor) -> npt.NDArray[np.bool_]:
+    """Tell where answers are above 0, on the CPU; numpy compares faster than torch does there."""
+    if answer_Qzyx.device.type == "cpu":
+        return np.asarray(answer_Qzyx.float().numpy() > 0)
+    return np.asarray((answer_Qzyx > 0).cpu().numpy())
 
 
 def draw_corrections(rng: Generator) -> int:

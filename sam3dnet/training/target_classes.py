@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
+
+from sam3dnet.prompts.depth import Mask
 
 
 @dataclass(frozen=True)
@@ -26,15 +28,15 @@ class Classes:
     spacing_mm: tuple[float, ...]
     token_stride: tuple[int, ...]
 
-    def truth(self, target_Czyx: Tensor, class_index: int) -> Tensor:
+    def truth(self, target_Czyx: npt.NDArray, class_index: int) -> Mask:
         """Return where the class is in one image's target."""
-        return target_Czyx[class_index] > 0 if self.regions else target_Czyx[0] == class_index
+        return np.asarray(target_Czyx[class_index] > 0 if self.regions else target_Czyx[0] == class_index)
 
-    def valid(self, target_Czyx: Tensor) -> Tensor:
+    def valid(self, target_Czyx: npt.NDArray) -> Mask:
         """Return where one image's target is not to be ignored."""
         if self.ignore_label is None:
-            return torch.ones_like(target_Czyx[0], dtype=torch.bool)
-        return target_Czyx[-1] == 0 if self.regions else target_Czyx[0] != self.ignore_label
+            return np.ones(target_Czyx.shape[1:], bool)
+        return np.asarray(target_Czyx[-1] == 0 if self.regions else target_Czyx[0] != self.ignore_label)
 
 
 def make_classes(label_manager: Any, spacing_mm: Sequence[float], token_stride: Sequence[int]) -> Classes:

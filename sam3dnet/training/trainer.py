@@ -238,16 +238,15 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
         """Ask about a batch; how often the answer is corrected is the same in every epoch."""
-        target = self._to_device(batch["target"])
         data = batch["data"].to(self.device, non_blocking=True)
         with autocast_on(self.device):
-            _, answer = self.network(data, self._prompter(batch, target, (VALIDATION_SEED, iteration)))
+            _, answer = self.network(data, self._prompter(batch, (VALIDATION_SEED, iteration)))
         return answer
 
-    def _prompter(self, batch: dict, target: Any, seed: tuple[int, ...]) -> TrainingPrompter:
+    def _prompter(self, batch: dict, seed: tuple[int, ...]) -> TrainingPrompter:
         assert self._classes is not None
         corrections = draw_corrections(np.random.default_rng((*seed, self.local_rank)))
-        return TrainingPrompter(batch["questions"], finest(target), self._classes, corrections)
+        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, corrections)
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -280,7 +279,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def _loss(self, batch: dict, data: torch.Tensor, target: Any) -> torch.Tensor:
         if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
             return self.loss(self.network(data), target)
-        prompter = self._prompter(batch, target, (TRAINING_SEED, self.iterations_done))
+        prompter = self._prompter(batch, (TRAINING_SEED, self.iterations_done))
         logits, answer = self.network(data, prompter)
         return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
