@@ -12,11 +12,7 @@ what else the machine does; with one thread they are how long it takes on a mach
 
 import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from checkouts import run_in_each
 from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread
 from scipy import ndimage
 from torch import Tensor
@@ -39,7 +36,6 @@ SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # none, one, two, three
 SMOOTH_SHAPE, SMOOTH_ERRORS = 12.0, 2.0  # voxels
 ERRORS = 0.35  # of the standard deviation of what a class is a level set of
 SHARES = (0.06, 0.015)  # of the voxels that are of the classes
-HERE = Path(__file__).resolve().parents[1]
 
 
 class Answering:
@@ -117,32 +113,13 @@ def time_steps(shape: tuple[int, ...], batch: int, seeds: int) -> list[float]:
     return [float(seconds) for seconds in means]
 
 
-def assemble(checkout: Path, folder: Path) -> Path:
-    """Lay the folders of a checkout as they are installed."""
-    shutil.copytree(checkout / "sam3dnet", folder / "sam3dnet")
-    for name in ("planning", "preprocessing"):
-        shutil.copytree(checkout / name, folder / "sam3dnet" / name)
-    return folder
-
-
-def run_child(packages: Path, a: argparse.Namespace) -> list[list[float]]:
-    """Time the steps of all cases in a new process with the package of a checkout."""
-    line = [sys.executable, __file__, "--child", "--seeds", str(a.seeds)]
-    line += ["--threads", str(a.threads)] if a.threads else []
-    environment = os.environ | {"PYTHONPATH": str(packages)}
-    result = subprocess.run(line, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    means: list[list[float]] = json.loads(result.stdout.splitlines()[-1])
-    return means
-
-
 def measure(a: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Time the checkouts in turn; give a row for each case and checkout."""
-    checkouts = {"before": a.before, "now": HERE} if a.before else {"now": HERE}
-    packages = {name: assemble(checkout, folder / name) for name, checkout in checkouts.items()}
-    rounds = [{name: run_child(path, a) for name, path in packages.items()} for _ in range(a.repetitions)]
+    line = [__file__, "--child", "--seeds", str(a.seeds), *(["--threads", str(a.threads)] if a.threads else [])]
+    rounds = run_in_each(line, a.before, folder, a.repetitions)
     rows = []
     for number, (shape, batch) in enumerate(CASES):
-        for name in checkouts:
+        for name in rounds[0]:
             loader, training = zip(*(means[name][number] for means in rounds), strict=True)
             row = {"crop": "x".join(map(str, shape)), "batch": batch, "version": name, **spread(training)}
             rows.append(row | {"loader_median_s": statistics.median(loader)})

@@ -164,7 +164,7 @@ def test_groups_whose_boxes_overlap_join_as_in_one_box(monkeypatch, seed):
     grid = WindowGrid.over(shape, PATCH, 0.5)
     windows = list(itertools.product(range(len(grid.starts[0])), range(len(grid.starts[1])), (0,)))
     order = [windows[n] for n in rng.permutation(len(windows))[: 8 + 5 * seed]]
-    results, following = [], []
+    results, following, masks = [], [], []
     for together in (False, True):
         values = np.random.default_rng(seed)
         with monkeypatch.context() as patched:
@@ -175,6 +175,8 @@ def test_groups_whose_boxes_overlap_join_as_in_one_box(monkeypatch, seed):
                 stitching.add(window, values.normal(size=PATCH).astype(np.float32), lead[grid.box(window)])
         results.append(stitching.result())
         following.append(stitching.next_windows())
+        masks.append([stitching.mask_in(window, lead[grid.box(window)]) for window in windows])
+    np.testing.assert_array_equal(masks[0], masks[1])
     assert len(results[0].boxes) > 1 == len(results[1].boxes)
     assert following[0] == following[1] != []
     np.testing.assert_allclose(whole(results[0], shape), whole(results[1], shape), atol=2e-4)
