@@ -152,3 +152,9 @@ def test_classes_are_read_from_the_labels(tmp_path):
     regions = prompt_classes(load_model(make_model(tmp_path / "b", labels=REGIONS)).labels)
     assert regions == {"whole": PromptClass(0, 1, (1, 700)), "core": PromptClass(1, 700, (700,))}
     np.testing.assert_array_equal(regions["whole"].mask(np.array([0, 1, 700, 2])), [False, True, True, False])
+
+
+@pytest.mark.parametrize("members", [(2,), (1, 3), (1, 2, 300)])
+def test_the_mask_of_a_class_holds_all_its_labels(members):
+    labels = np.array([[[0, 1, 2], [3, 300, 1]]], np.uint16)
+    np.testing.assert_array_equal(PromptClass(0, 1, members).mask(labels), np.isin(labels, members))
