@@ -15,6 +15,7 @@ from typing import Any
 
 import attention
 import encoder_and_step
+import far_clicks
 import iterations
 import large_ct
 import memory_estimate
@@ -22,6 +23,7 @@ import patch_embedding
 import plans_by_memory
 import prediction
 import prompt_latency
+import prompts_drawn
 import scaling
 from measuring import MIB
 
@@ -36,6 +38,8 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
     "prompt_latency": ("A first and a further click", prompt_latency.table),
+    "far_clicks": ("Clicks far apart", far_clicks.table),
+    "prompts_drawn": ("Prompts of a training step beside the network", prompts_drawn.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),

@@ -20,10 +20,13 @@ from sam3dnet.devices import autocast_on
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.memory import storage_bytes
+from sam3dnet.training.drawing import draw_questions
 from sam3dnet.training.optimizer import build_optimizer, clip_gradients
-from sam3dnet.training.prompting import Classes, TrainingPrompter
+from sam3dnet.training.prompting import TrainingPrompter
+from sam3dnet.training.target_classes import Classes
 
 CLASSES = 3
+CORRECTIONS = 1
 # (encoder, pretrained, crop, token stride, batch, checkpointing, prompts)
 CONFIGURATIONS = (
     ("tiny", False, (16, 24, 32), 4, 2, False, False),
@@ -76,7 +79,8 @@ class Step:
         if not self.prompts:
             return self.loss(self.network(self.image_BCzyx), self.targets)
         classes = Classes((1, 2), False, None, (1.0, 1.0, 1.0), self.stride)
-        prompter = TrainingPrompter(self.targets[0], classes, np.random.default_rng(0))
+        questions = draw_questions(self.targets[0].cpu(), classes, np.random.default_rng(0))
+        prompter = TrainingPrompter(questions, self.targets[0].cpu(), classes, corrections=CORRECTIONS)
         logits, answer = self.network(self.image_BCzyx, prompter)
         return self.loss(logits, self.targets) + 0.5 * answer.loss()
 

@@ -13,6 +13,14 @@ from sam3dnet.network.prompt_encoder import NEGATIVE, POSITIVE
 SURE = 20.0  # logits
 
 
+def whole(correction, shape):
+    """What a correction adds to each voxel of an image."""
+    values = np.zeros(shape, np.float32)
+    for one in correction.boxes:
+        values[one.box] += one.values_zyx
+    return values
+
+
 class ObjectNetwork:
     """Sees an object wherever the image is above 0.5, and adds or removes the objects that a prompt touches.
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from sam3dnet.errors import PlanError
+from sam3dnet.network import prompt_encoder
 from sam3dnet.network.build import SAM3D
-from sam3dnet.network.prompt_decoder import class_margin
+from sam3dnet.network.prompt_decoder import class_margin, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch, Query, dense_prompts, position_features, sample_at
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -58,6 +59,15 @@ def test_the_margin_is_the_log_odds_of_the_softmax():
     assert torch.allclose(margin.sigmoid()[0], probabilities[0, 1])
     assert torch.allclose(margin.sigmoid()[1], probabilities[1, 3])
     assert torch.equal(class_margin(logits, torch.tensor([1, 3]), True)[1], logits[1, 3])
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("channels", [2, 5])
+def test_the_margin_of_one_class_is_that_of_the_batch(channels, regions):
+    logits = 5 * torch.randn(2, channels, 2, 3, 5)
+    for row, class_index in enumerate((1, channels - 1)):
+        expected = class_margin(logits, torch.tensor([1, channels - 1]), regions)[row]
+        torch.testing.assert_close(margin_of_class(logits[row], class_index, regions), expected)
 
 
 def test_adding_to_the_logit_adds_to_the_margin():
@@ -148,6 +158,21 @@ def test_class_and_image_change_the_answer(network, features):
     said = answer(network, features, Query(0, 1, click(3, 4, 5)))
     assert (said - answer(network, features, Query(0, 2, click(3, 4, 5)))).abs().max() > 1e-3
     assert (said - answer(network, features, Query(1, 1, click(3, 4, 5)))).abs().max() > 1e-3
+
+
+def test_room_for_further_clicks_changes_no_answer_and_comes_in_few_sizes(network, features, monkeypatch):
+    said = ClassPrompts((Point((1, 2, 3)), Point((5, 9, 8), False)), (Box((1, 2, 3), (4, 8, 7)),))
+    answers = []
+    for fewest in (1, 8):
+        monkeypatch.setattr(prompt_encoder, "FEWEST_CLICKS", fewest)
+        answers.append(answer(network, features, Query(0, 1, said), Query(1, 2, click(3, 4, 5))))
+    torch.testing.assert_close(answers[0], answers[1])
+    monkeypatch.undo()
+    rooms = [
+        PromptBatch.of([Query(0, 1, click(1, 2, 3)), Query(0, 1, ClassPrompts(said.points * n))], SHAPE)
+        for n in range(9)
+    ]
+    assert [batch.points_QP3.shape[1] for batch in rooms] == [4, 4, 4, 8, 8, 16, 16, 16, 16]
 
 
 def test_queries_of_a_batch_do_not_see_each_other(network, features):

@@ -12,8 +12,10 @@ from sam3dnet.prompts.sampling import (
     margin_voxel,
     negative_clicks,
     random_component,
+    random_voxel,
     spoiled_mask,
 )
+from sam3dnet.prompts.types import Point
 
 SPACING = (3.0, 0.7, 1.1)
 
@@ -123,3 +125,69 @@ def test_a_spoiled_mask_differs_from_the_truth_but_overlaps_it():
     assert all(mask.dtype == bool and mask.shape == truth.shape for mask in spoiled)
     assert sum(bool((mask & truth).any()) for mask in spoiled) > 15
     assert sum(bool((mask ^ truth).any()) for mask in spoiled) > 15
+
+
+def click_by_scipy(predicted, truth, spacing_mm):
+    """The largest error by passes over the whole array; of two as large the missed one, then the first."""
+    best, positive = np.zeros_like(truth), True
+    for wrong, is_missed in ((truth & ~predicted, True), (predicted & ~truth, False)):
+        labels, count = ndimage.label(wrong)
+        sizes = ndimage.sum_labels(wrong, labels, range(1, count + 1))
+        if count and sizes.max() > best.sum():
+            best, positive = labels == sizes.argmax() + 1, is_missed
+    depth = ndimage.distance_transform_edt(np.pad(best, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    return Point(np.unravel_index(depth.argmax(), depth.shape), positive)
+
+
+@pytest.mark.parametrize("smooth", [0.0, 0.7, 2.0])
+def test_the_corrective_click_is_where_plain_scipy_puts_it(smooth):
+    kinds = set()
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        values = [ndimage.gaussian_filter(rng.normal(size=(13, 22, 17)), s) for s in (2.5, smooth)]
+        truth = values[0] / values[0].std() > 0.5
+        predicted = values[0] / values[0].std() + rng.uniform(0.1, 1) * values[1] / values[1].std() > 0.5
+        if seed % 3 == 0:  # few single voxels, so that many errors are as large as each other
+            predicted = truth ^ (rng.random(truth.shape) < 0.002)
+        click = corrective_click(predicted, truth, SPACING)
+        assert click == click_by_scipy(predicted, truth, SPACING)
+        kinds.add(click.positive)
+    assert kinds == {True, False}
+
+
+def test_of_errors_as_large_as_each_other_the_missed_one_is_clicked_and_then_the_first():
+    truth = np.zeros((4, 6, 9), bool)
+    truth[1, 2, 3:5] = truth[3, 4, 6:8] = True
+    predicted = np.zeros_like(truth)
+    predicted[0, 0, 0:2] = True
+    assert corrective_click(predicted, truth, SPACING) == Point((1, 2, 3), True)
+    assert corrective_click(predicted | truth, truth, SPACING) == Point((0, 0, 0), False)
+
+
+def test_a_random_voxel_is_each_voxel_of_the_mask_equally_often():
+    mask = two_objects()
+    mask[0, :2, :3] = True
+    drawn = [random_voxel(mask, np.random.default_rng(seed)) for seed in range(2000)]
+    voxels, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert {tuple(voxel) for voxel in voxels} == {tuple(voxel) for voxel in np.argwhere(mask)}
+    assert counts.max() < 4 * counts.mean()
+
+
+def test_half_of_the_negative_clicks_are_close_to_the_object():
+    mask = two_objects((21, 32, 45))
+    close = ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 3), iterations=3)
+    points = [point for seed in range(600) for point in negative_clicks(mask, np.random.default_rng(seed))]
+    assert not any(at(mask, point.at) for point in points)
+    near = np.mean([at(close, point.at) for point in points])
+    assert near == pytest.approx(0.5 + 0.5 * (close & ~mask).sum() / (~mask).sum(), abs=0.08)
+
+
+@pytest.mark.parametrize(("kind", "change"), [(0, ndimage.binary_dilation), (1, ndimage.binary_erosion)])
+def test_a_spoiled_mask_is_grown_or_shrunk_as_in_the_whole_array(kind, change):
+    truth = two_objects()
+    truth[0] = True  # at the border
+    expected = [change(truth, iterations=n) for n in (1, 2)]
+    for seed in range(20):
+        if np.random.default_rng(seed).integers(3) == kind:
+            spoiled = spoiled_mask(truth, np.random.default_rng(seed))
+            assert any((spoiled == one).all() for one in expected)

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from fake_prompts import SURE, ConstantNetwork, ObjectNetwork
+from fake_prompts import SURE, ConstantNetwork, ObjectNetwork, whole
 
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.prompted import OBEYED_LOGIT, PromptedVolume
+from sam3dnet.inference.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -38,7 +39,7 @@ def make_volume(image, logits, networks=None, **options):
 def corrected(logits, correction, class_index=1):
     """The mask of a class after a correction."""
     result = logits.float()
-    result[class_index][correction.box] += torch.from_numpy(correction.values_zyx)
+    result[class_index] += torch.from_numpy(whole(correction, logits.shape[1:]))
     return (result.argmax(0) == class_index).numpy()
 
 
@@ -95,9 +96,9 @@ def test_the_answer_does_not_depend_on_earlier_questions():
     volume.correction(2, clicks((2, 40, 4), positive=False))
     volume.correction(1, clicks((2, 10, 4)))
     again = volume.correction(1, both)
-    np.testing.assert_array_equal(first.values_zyx, again.values_zyx)
+    np.testing.assert_array_equal(whole(first, SHAPE), whole(again, SHAPE))
     other, _ = make_volume(image, logits)
-    np.testing.assert_array_equal(first.values_zyx, other.correction(1, both).values_zyx)
+    np.testing.assert_array_equal(whole(first, SHAPE), whole(other.correction(1, both), SHAPE))
 
 
 def test_features_are_computed_once_and_of_every_fold():
@@ -107,7 +108,8 @@ def test_features_are_computed_once_and_of_every_fold():
     correction = volume.correction(1, clicks((2, 25, 8)))
     seen = [network.seen for network in networks]
     assert seen[0] == seen[1] == len(networks[0].asked)
-    assert np.median(correction.values_zyx[correction.values_zyx > 2]) == pytest.approx(2.5)  # but close to the click
+    values = whole(correction, SHAPE)
+    assert np.median(values[values > 2]) == pytest.approx(2.5)  # but close to the click
     volume.correction(1, clicks((2, 25, 8), (2, 26, 8)))
     volume.correction(2, clicks((2, 25, 8), positive=False))
     assert [network.seen for network in networks] == seen
@@ -140,8 +142,7 @@ def test_a_network_that_does_not_listen_is_overruled_at_the_clicked_voxels():
     volume, _ = make_volume(image, logits, [ConstantNetwork(0.0)])
     prompts = ClassPrompts((Point((1, 20, 3)), Point((2, 30, 4), False), Point((1, 21, 3)), Point((1, 21, 3), False)))
     correction = volume.correction(1, prompts)
-    values = np.zeros(SHAPE, np.float32)
-    values[correction.box] = correction.values_zyx
+    values = whole(correction, SHAPE)
     assert values[1, 20, 3] == pytest.approx(2 * FAR + OBEYED_LOGIT)
     assert values[2, 30, 4] == pytest.approx(-2 * FAR - OBEYED_LOGIT)
     assert corrected(logits, correction)[1, 20, 3]
@@ -152,15 +153,14 @@ def test_what_is_close_to_a_click_follows_where_the_network_does_not_listen():
     image, logits = blank()
     volume, _ = make_volume(image, logits, [ConstantNetwork(0.0)], spacing_mm=(3.0, 1.0, 1.5))
     correction = volume.correction(1, clicks((1, 20, 3)))
-    values = np.zeros(SHAPE, np.float32)
-    values[correction.box] = correction.values_zyx
+    values = whole(correction, SHAPE)
     height = 2 * FAR + OBEYED_LOGIT
     assert values[1, 21, 3] == values[1, 19, 3] == pytest.approx(height * np.exp(-0.5))
     assert values[1, 20, 4] == pytest.approx(height * np.exp(-0.5 * 1.5**2))
     assert values[2, 20, 3] == pytest.approx(height * np.exp(-0.5 * 3**2))
     assert [np.ptp(axis) for axis in np.nonzero(values)] == [2, 6, 4]
     listening, _ = make_volume(image, logits, [ConstantNetwork(3.0 * FAR)])
-    values = listening.correction(1, clicks((1, 20, 3))).values_zyx
+    values = whole(listening.correction(1, clicks((1, 20, 3))), SHAPE)
     assert values.max() == pytest.approx(3.0 * FAR, rel=1e-4)
 
 
@@ -173,7 +173,7 @@ def test_an_image_smaller_than_a_window_is_padded():
     prompts = ClassPrompts((Point((1, 3, 2)),), (Box((1, 3, 2), (2, 6, 3)),), mask)
     correction = volume.correction(1, prompts)
     np.testing.assert_array_equal(corrected(logits, correction), image[0].numpy() > 0)
-    assert (correction.low, correction.high) == ((0, 0, 0), (3, 9, 5))
+    assert [(box.low, box.high) for box in correction.boxes] == [((0, 0, 0), (3, 9, 5))]
     points, boxes, given = network.asked[0]
     np.testing.assert_array_equal(points, [[1, 6, 3]])
     np.testing.assert_array_equal(boxes, [[[1, 6, 3], [2, 9, 4]]])
@@ -187,8 +187,7 @@ def test_regions_are_each_on_their_own():
     logits[1] = FAR  # another region says nothing about the first
     volume = PromptedVolume([ObjectNetwork()], image, logits, PATCH, regions=True)
     correction = volume.correction(0, clicks((1, 23, 3)))
-    values = np.zeros(SHAPE, np.float32)
-    values[correction.box] = correction.values_zyx
+    values = whole(correction, SHAPE)
     np.testing.assert_array_equal(values - FAR > 0, image[0].numpy() > 0)
     assert values.max() == pytest.approx(SURE, rel=1e-3)
 
@@ -229,3 +228,36 @@ def test_no_click_is_added_to_what_is_more_than_one_click_or_is_in_the_middle(pr
     volume, network = make_volume(image, logits)
     volume.correction(1, prompts)
     assert len(network.asked) == 1
+
+
+LONG = (5, 200, 9)
+
+
+@pytest.mark.parametrize(
+    ("extent", "boxes"),
+    [((20, 30), 2), ((20, 60), 2), ((20, 180), 1)],  # the last object is clicked at both ends, and they meet
+)
+def test_clicks_far_apart_are_answered_each_in_its_box_as_in_one(monkeypatch, extent, boxes):
+    image, logits = blank(LONG)
+    image[0, 1:3, slice(*extent), 3:5] = 1
+    image[0, 2:4, 170:176, 3:6] = 1
+    prompts = clicks((2, 22, 4), (2, 174, 4))
+    volume, network = make_volume(image, logits)
+    correction = volume.correction(1, prompts)
+    with monkeypatch.context() as patched:
+        patched.setattr(WindowGrid, "are_close", lambda *_: True)
+        together, other = make_volume(image, logits)
+        expected = together.correction(1, prompts)
+    assert (len(correction.boxes), len(expected.boxes)) == (boxes, 1)
+    assert len(network.asked) == len(other.asked)
+    np.testing.assert_allclose(whole(correction, LONG), whole(expected, LONG), atol=2e-4)
+    np.testing.assert_array_equal(corrected(logits, correction), image[0].numpy() > 0)
+
+
+def test_far_clicks_that_the_network_does_not_follow_are_obeyed_each_in_its_box():
+    image, logits = blank(LONG)
+    volume, _ = make_volume(image, logits, [ConstantNetwork(0.0)])
+    correction = volume.correction(1, ClassPrompts((Point((1, 20, 3)), Point((2, 180, 4)), Point((3, 181, 4), False))))
+    assert len(correction.boxes) == 2
+    mask = corrected(logits, correction)
+    assert mask[1, 20, 3] and mask[2, 180, 4] and not mask[3, 181, 4]

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from fake_prompts import whole
 from tiny_models import LABELS, REGIONS, make_model
 
 from sam3dnet.inference.classes import PromptClass, prompt_classes
+from sam3dnet.inference.correction import CorrectedBox, Correction
 from sam3dnet.inference.export import label_map
 from sam3dnet.inference.models import load_model
 from sam3dnet.inference.prompted_export import Click, PromptedExport, obeying_label
-from sam3dnet.inference.stitching import Correction
 
 SHAPE = (6, 8, 10)
 PROPERTIES = {
@@ -32,6 +33,11 @@ def make_case(tmp_path, labels, resampling="resample_torch_fornnunet", propertie
     return logits, automatic, PromptedExport(logits, automatic, *rest), rest
 
 
+def make_correction(rng, *boxes):
+    """Random values in boxes, each given by its first voxel and its shape."""
+    return Correction(tuple(CorrectedBox(low, rng.normal(0, 3, shape).astype(np.float32)) for low, shape in boxes))
+
+
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("properties", [PROPERTIES, UNCHANGED, THICK], ids=["resampled", "as is", "thick slices"])
 @pytest.mark.parametrize("resampling", ["resample_torch_fornnunet", "resample_data_or_seg_to_shape"])
@@ -39,12 +45,12 @@ def test_boxes_that_are_made_anew_equal_the_whole_made_anew(tmp_path, labels, pr
     logits, automatic, export, rest = make_case(tmp_path, labels, resampling, properties)
     rng = np.random.default_rng(2)
     corrections = {
-        0: Correction((0, 3, 2), rng.normal(0, 3, (3, 5, 4)).astype(np.float32)),
-        1: Correction((2, 0, 5), rng.normal(0, 3, (4, 3, 5)).astype(np.float32)),
+        0: make_correction(rng, ((0, 3, 2), (3, 5, 4))),
+        1: make_correction(rng, ((2, 0, 5), (4, 3, 5)), ((4, 2, 4), (2, 6, 3)), ((0, 6, 0), (2, 2, 1))),
     }
     corrected = logits.float()
     for channel, correction in corrections.items():
-        corrected[channel][correction.box] += torch.from_numpy(correction.values_zyx)
+        corrected[channel] += torch.from_numpy(whole(correction, SHAPE))
     expected = label_map(corrected, *rest)
     ours = export.label_map(corrections)
     assert ours.dtype == automatic.dtype
@@ -57,9 +63,9 @@ def test_other_resampling_is_done_by_the_plans_function(tmp_path, monkeypatch):
 
     monkeypatch.setattr(prompted_export, "axis_modes", lambda *arguments: None)
     logits, automatic, export, rest = make_case(tmp_path, LABELS)
-    correction = Correction((1, 2, 3), np.full((2, 2, 2), 9, np.float32))
+    correction = Correction((CorrectedBox((1, 2, 3), np.full((2, 2, 2), 9, np.float32)),))
     corrected = logits.float()
-    corrected[2][correction.box] += 9
+    corrected[2] += torch.from_numpy(whole(correction, SHAPE))
     ours = export.label_map({2: correction})
     np.testing.assert_array_equal(ours, label_map(corrected, *rest))
     assert (ours != automatic).any()
@@ -146,3 +152,9 @@ def test_classes_are_read_from_the_labels(tmp_path):
     regions = prompt_classes(load_model(make_model(tmp_path / "b", labels=REGIONS)).labels)
     assert regions == {"whole": PromptClass(0, 1, (1, 700)), "core": PromptClass(1, 700, (700,))}
     np.testing.assert_array_equal(regions["whole"].mask(np.array([0, 1, 700, 2])), [False, True, True, False])
+
+
+@pytest.mark.parametrize("members", [(2,), (1, 3), (1, 2, 300)])
+def test_the_mask_of_a_class_holds_all_its_labels(members):
+    labels = np.array([[[0, 1, 2], [3, 300, 1]]], np.uint16)
+    np.testing.assert_array_equal(PromptClass(0, 1, members).mask(labels), np.isin(labels, members))

@@ -1,18 +1,30 @@
 """Prompts in training."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
 from sam3dnet.network.prompt_decoder import ImageFeatures
-from sam3dnet.training import prompting
+from sam3dnet.network.prompt_encoder import Query
+from sam3dnet.prompts.sampling import corrective_click
+from sam3dnet.prompts.types import ClassPrompts, Point
+from sam3dnet.training import drawing
+from sam3dnet.training.drawing import Question, QuestionDrawer, draw_questions
+from sam3dnet.training.loaders import WORKERS, transforming_loader, without_workers
 from sam3dnet.training.prompting import (
-    Classes,
     PromptAnswer,
     TrainingPrompter,
     dice_of_counts,
+    draw_corrections,
     prompted_counts,
 )
+from sam3dnet.training.spoiling import draw_spoiling
+from sam3dnet.training.target_classes import Classes
 
 SHAPE = (6, 14, 12)
 LABELS = Classes((1, 2), False, None, (3.0, 0.7, 1.1), (2, 4, 4))
@@ -46,7 +58,8 @@ def make_features(target, classes=3):
 def ask(seed, target=None, classes=LABELS, network=None, share=0.5):
     target = make_target() if target is None else target
     network = network or Answering(lambda batch, margin: torch.zeros_like(margin))
-    prompter = TrainingPrompter(target, classes, np.random.default_rng(seed), share)
+    rng = np.random.default_rng(seed)
+    prompter = TrainingPrompter(draw_questions(target, classes, rng, share), target, classes, draw_corrections(rng))
     return network, prompter(network, make_features(make_target(len(target))))
 
 
@@ -76,7 +89,7 @@ def test_every_class_is_asked_for_and_the_truth_is_that_class():
 
 
 def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
-    monkeypatch.setattr(prompting, "SPOILED_MARGIN", 0.0)
+    monkeypatch.setattr(drawing, "SPOILED_MARGIN", 0.0)
 
     def always_misses(batch, margin):
         return torch.full_like(margin, -40.0)
@@ -96,11 +109,12 @@ def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
 
 
 def test_a_spoiled_margin_comes_with_a_click_that_names_the_error(monkeypatch):
-    monkeypatch.setattr(prompting, "SPOILED_MARGIN", 1.0)
-    monkeypatch.setattr(prompting, "SHARE_OF_CORRECTIONS", (1.0,))
+    monkeypatch.setattr(drawing, "SPOILED_MARGIN", 1.0)
     kinds = set()
     for seed in range(40):
         network, answer = ask(seed)
+        if len(network.asked) > 1:
+            continue
         wrong = (answer.margin_Qzyx > 0) ^ answer.truth_Qzyx
         if not wrong.any():
             continue
@@ -179,3 +193,106 @@ def test_small_classes_are_asked_for_more_often_than_their_share_and_than_large_
     asked = [ask(seed, target)[1].class_Q.tolist()[0] for seed in range(400)]
     assert np.mean(np.array(asked) == 2) == pytest.approx(share, abs=0.08)
     assert share > 0.7
+
+
+def test_answers_are_corrected_none_to_three_times():
+    drawn = [draw_corrections(np.random.default_rng(seed)) for seed in range(1000)]
+    shares = np.bincount(drawn) / len(drawn)
+    np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1], atol=0.05)
+
+
+def test_each_correction_is_the_corrective_click_on_the_answer_before():
+    target = make_target()
+    target[0, 0, :, 12:] = 3
+    classes = Classes((1, 2), False, 3, LABELS.spacing_mm, LABELS.token_stride)
+    questions = [Question(Query(sample, 1, ClassPrompts((Point((2, 3, 2)),)))) for sample in range(2)]
+    generator = torch.Generator().manual_seed(0)
+    answers = []
+
+    def correction(batch, margin):
+        answers.append(margin + 25 * torch.randn(margin.shape, generator=generator))
+        return answers[-1] - margin
+
+    network = Answering(correction)
+    TrainingPrompter(questions, target, classes, 2)(network, make_features(make_target()))
+    for number, batch in enumerate(network.asked[1:]):
+        for row in range(2):
+            valid = classes.valid(target[row].numpy())
+            predicted = (answers[number][row] > 0).numpy() & valid
+            truth = classes.truth(target[row].numpy(), 1)
+            click = corrective_click(predicted, truth, classes.spacing_mm)
+            assert batch.points_QP3[row, number + 1].tolist() == list(click.at)
+            assert batch.polarity_QP[row, number + 1] == int(click.positive)
+
+
+def test_an_error_in_the_margin_is_where_its_click_says_and_leaves_the_rest():
+    truth = (make_target()[0, 0] == 1).numpy()
+    valid = np.ones_like(truth)
+    valid[:, :, 11] = False
+    kinds = set()
+    for seed in range(200):
+        spoiling = draw_spoiling(truth, valid, LABELS.spacing_mm, LABELS.token_stride, np.random.default_rng(seed))
+        if spoiling is None:
+            continue
+        margin = torch.where(torch.from_numpy(truth), 8.0, -8.0)
+        before = margin.clone()
+        spoiling.apply(margin)
+        changed = margin != before
+        at = tuple(int(value) for value in spoiling.click.at)
+        box = tuple(slice(n, n + size) for n, size in zip(spoiling.low, spoiling.height_zyx.shape, strict=True))
+        assert spoiling.height_zyx.max() == 1
+        assert spoiling.click.positive == truth[at] == (spoiling.kind != "false")
+        assert valid[at] and changed[at]
+        assert changed.sum() == changed[box].sum()
+        assert (margin[changed] > before[changed]).all() == (spoiling.kind == "false")
+        if spoiling.kind == "missed":
+            assert (margin[changed] == -spoiling.logit).all()
+        kinds.add(spoiling.kind)
+    assert kinds == {"false", "missed", "lowered"}
+
+
+class Loader:
+    """Stands for nnU-Net's loader."""
+
+    def __next__(self):
+        target = [make_target(), make_target()[..., ::2]]
+        return {"data": torch.zeros(2, 1, *SHAPE), "target": target, "keys": ["a", "b"]}
+
+    def set_thread_id(self, number):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # batchgenerators, when it ends
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_draws_questions_in_its_workers(workers):
+    loader = transforming_loader(
+        SingleThreadedAugmenter(Loader(), None), QuestionDrawer(LABELS, share=0.5), workers, 2, pin_memory=False
+    )
+    batches = [next(loader) for _ in range(12)]
+    assert all(set(batch) == {"data", "target", "keys", "questions"} for batch in batches)
+    assert all(len(batch["questions"]) == 1 for batch in batches)
+    assert {batch["questions"][0].query.sample for batch in batches} == {0, 1}
+    assert isinstance(loader, NonDetMultiThreadedAugmenter) == bool(workers)
+    if workers:
+        loader._finish()
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_nnunet_makes_loaders_without_workers_and_its_setting_stays(monkeypatch, before):
+    monkeypatch.delenv(WORKERS, raising=False)
+    if before:
+        monkeypatch.setenv(WORKERS, before)
+    allowed = get_allowed_n_proc_DA()
+    with pytest.raises(ZeroDivisionError, match="division"), without_workers() as workers:
+        assert workers == allowed > 0 == get_allowed_n_proc_DA()
+        _ = 1 / 0
+    assert os.environ.get(WORKERS) == before
+
+
+def test_a_loader_in_this_process_draws_from_numpy_s_generator():
+    drawn = []
+    for seed in (3, 3, 4):
+        np.random.seed(seed)
+        batches = [QuestionDrawer(LABELS)(target=make_target()) for _ in range(3)]
+        drawn.append([q.query.prompts.points for batch in batches for q in batch["questions"]])
+    assert drawn[0] == drawn[1] != drawn[2]

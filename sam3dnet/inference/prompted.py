@@ -11,22 +11,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
+import cc3d
 import numpy as np
 import torch
-from scipy.ndimage import label
 from torch import Tensor
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_on
+from sam3dnet.inference.correction import CorrectedBox, Correction, Floats
 from sam3dnet.inference.feature_cache import FeatureCache
-from sam3dnet.inference.stitching import Correction, Floats, Stitching
+from sam3dnet.inference.stitching import Stitching
 from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in_window
 from sam3dnet.inference.windows import pad_to_patch
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
 from sam3dnet.network.target_device import product_type
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
-from sam3dnet.prompts.sampling import deeper_voxel, innermost_voxel
+from sam3dnet.prompts.sampling import FACES, deeper_voxel, innermost_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
@@ -115,7 +116,7 @@ class PromptedVolume:
             stitching = self._stitched(class_index, settled)
         if not len(stitching):
             return None
-        correction = self._cut_to_image(stitching.result())
+        correction = Correction(tuple(map(self._cut_to_image, stitching.result().boxes)))
         self._obey(class_index, prompts.points, correction)
         return correction
 
@@ -143,11 +144,11 @@ class PromptedVolume:
         if len(prompts.points) != 1 or not prompts.points[0].positive or prompts.boxes or prompts.mask is not None:
             return None
         clicked = nearest_voxel(prompts.points[0].at, self._image.shape[1:])
-        low, mask_zyx = stitching.mask()
+        low, mask_zyx = stitching.mask_around(clicked)
         inside = _relative(clicked, low)
         if not mask_zyx[inside]:
             return None
-        parts, _ = label(mask_zyx)
+        parts = cc3d.connected_components(mask_zyx, connectivity=FACES)
         deeper = deeper_voxel(parts == parts[inside], inside, self._spacing_mm)
         if deeper is None:
             return None
@@ -226,26 +227,26 @@ class PromptedVolume:
         for voxel, positive in clicked.items():
             missing = self._missing(class_index, voxel, positive, correction)
             if missing:
-                self._add_bump(correction, voxel, missing)
+                self._add_bump(correction.around(voxel), voxel, missing)
         for voxel, positive in clicked.items():  # bumps close by may have undone it
             missing = self._missing(class_index, voxel, positive, correction)
-            correction.values_zyx[_relative(voxel, correction.low)] += missing
+            around = correction.around(voxel)
+            around.values_zyx[around.place(voxel)] += missing
 
     def _missing(self, class_index: int, voxel: Voxel, positive: bool, correction: Correction) -> float:
         """Return what the logit of a clicked voxel lacks, below 0 after a negative click; 0 where it obeys."""
         z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
-        lead = float(self._lead(self._logits[:, z, y, x].float(), class_index))
-        lead += float(correction.values_zyx[_relative(voxel, correction.low)])
+        lead = float(self._lead(self._logits[:, z, y, x].float(), class_index)) + correction.at(voxel)
         return max(OBEYED_LOGIT - lead, 0.0) if positive else min(-OBEYED_LOGIT - lead, 0.0)
 
-    def _add_bump(self, correction: Correction, voxel: Voxel, height: float) -> None:
+    def _add_bump(self, around: CorrectedBox, voxel: Voxel, height: float) -> None:
         """Add a small Gaussian around a voxel, where the networks did not listen to its click.
 
         On ten clicks a tumour (Dataset502, 12 cases) this gives 0.912 Dice, the clicked voxels alone 0.891.
         """
         bump = np.full((1, 1, 1), height, np.float32)
         box = []
-        sides = zip(voxel, correction.low, correction.values_zyx.shape, self._spacing_mm, strict=True)
+        sides = zip(voxel, around.low, around.values_zyx.shape, self._spacing_mm, strict=True)
         for axis, (position, low, size, spacing_mm) in enumerate(sides):
             reach = round(BUMP_REACH * min(self._spacing_mm) / spacing_mm)
             places = np.arange(max(low, position - reach), min(low + size, position + reach + 1))
@@ -253,7 +254,7 @@ class PromptedVolume:
             along = np.exp(-0.5 * away**2).astype(np.float32)
             bump = bump * along.reshape([-1 if other == axis else 1 for other in range(3)])
             box.append(slice(places[0] - low, places[-1] + 1 - low))
-        correction.values_zyx[tuple(box)] += bump
+        around.values_zyx[tuple(box)] += bump
 
     @property
     def _logits_shape(self) -> Voxel:
@@ -293,14 +294,14 @@ class PromptedVolume:
             mask,
         )
 
-    def _cut_to_image(self, correction: Correction) -> Correction:
+    def _cut_to_image(self, corrected: CorrectedBox) -> CorrectedBox:
         low, kept = [], []
-        for first, stop, part in zip(correction.low, correction.high, self._inside, strict=True):
+        for first, stop, part in zip(corrected.low, corrected.high, self._inside, strict=True):
             start = max(first, part.start)
             low.append(start - part.start)
             kept.append(slice(start - first, min(stop, part.stop) - first))
         z, y, x = low
-        return Correction((z, y, x), correction.values_zyx[tuple(kept)])
+        return CorrectedBox((z, y, x), corrected.values_zyx[tuple(kept)])
 
 
 def _relative(voxel: Voxel, low: Voxel) -> Voxel:

@@ -8,12 +8,12 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.correction import Correction
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.prompted import Promptable, PromptedVolume
 from sam3dnet.inference.prompted_export import Click, PromptedExport
 from sam3dnet.inference.reading import Preprocessed
-from sam3dnet.inference.stitching import Correction
 from sam3dnet.prompts.types import ClassPrompts
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from sam3dnet.inference.classes import PromptClass, prompt_classes
+from sam3dnet.inference.correction import Correction, Slices
 from sam3dnet.inference.export import decide, resample_to_image
 from sam3dnet.inference.label_slabs import axis_modes, neighbours
-from sam3dnet.inference.stitching import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
 
 Corrections = Mapping[int, Correction]
@@ -78,7 +78,7 @@ class PromptedExport:
         result = self._automatic.copy()
         transposed = result.transpose(self._plans.transpose_forward)
         cropped = transposed[tuple(slice(start, stop) for start, stop in self._crop)]
-        for box in {self._reach(correction.box) for correction in corrections.values()}:
+        for box in {self._reach(one.box) for correction in corrections.values() for one in correction.boxes}:
             if all(start < stop for start, stop in box):
                 part = _slices(box)
                 cropped[part] = decide(self._channels(part, corrections), self._labels)
@@ -133,16 +133,15 @@ class PromptedExport:
         """Return a channel of the logits in a box of them, with its correction, float32."""
         values_ZYX = self._logits[channel][box].float()
         correction = corrections.get(channel)
-        if correction is None:
-            return values_ZYX
-        ours, theirs = [], []
-        sides = zip(box, self._logits.shape[1:], correction.low, correction.high, strict=True)
-        for part, size, low, high in sides:
-            start, stop, _ = part.indices(size)
-            first, last = max(start, low), max(start, low, min(stop, high))
-            ours.append(slice(first - start, last - start))
-            theirs.append(slice(first - low, last - low))
-        values_ZYX[tuple(ours)] += torch.from_numpy(correction.values_zyx[tuple(theirs)])
+        for corrected in () if correction is None else correction.boxes:
+            ours, theirs = [], []
+            sides = zip(box, self._logits.shape[1:], corrected.low, corrected.high, strict=True)
+            for part, size, low, high in sides:
+                start, stop, _ = part.indices(size)
+                first, last = max(start, low), max(start, low, min(stop, high))
+                ours.append(slice(first - start, last - start))
+                theirs.append(slice(first - low, last - low))
+            values_ZYX[tuple(ours)] += torch.from_numpy(corrected.values_zyx[tuple(theirs)])
         return values_ZYX
 
     def _voxel_of_crop(self, voxel: Voxel) -> Slices | None:

@@ -68,6 +68,15 @@ class WindowGrid:
                 return False
         return True
 
+    def holds(self, index: Voxel, voxel: Voxel) -> bool:
+        """Tell whether a voxel lies in a window."""
+        return all(part.start <= at < part.stop for part, at in zip(self.box(index), voxel, strict=True))
+
+    def are_close(self, one: Voxel, other: Voxel) -> bool:
+        """Tell whether less than an edge lies between two windows along every axis."""
+        corners = zip(self.corner(one), self.corner(other), self.patch_size, self.edge, strict=True)
+        return all(abs(a - b) - size < edge for a, b, size, edge in corners)
+
     def neighbours(self, index: Voxel) -> Iterator[tuple[int, int, Voxel]]:
         """Yield axis, direction (-1 or 1) and index of every window that shares a direction with this one."""
         for axis, direction in product(range(3), (-1, 1)):

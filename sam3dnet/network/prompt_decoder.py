@@ -6,6 +6,7 @@ C channels, E token width, z y x voxels of a level.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +81,15 @@ def class_margin(logits_QKzyx: Tensor, class_Q: Tensor, regions: bool) -> Tensor
     others = logits_QKzyx.clone()
     others[rows, class_Q] = -torch.inf
     return chosen_Qzyx - others.logsumexp(1)
+
+
+def margin_of_class(logits_Kzyx: Tensor, class_index: int, regions: bool) -> Tensor:
+    """Give the margin of one class of one image as `class_margin` does, without a copy of the logits: (z, y, x)."""
+    logits_Kzyx = logits_Kzyx.float()
+    if regions:
+        return logits_Kzyx[class_index]
+    others = [logits_zyx for number, logits_zyx in enumerate(logits_Kzyx) if number != class_index]
+    return logits_Kzyx[class_index] - reduce(torch.logaddexp, others)
 
 
 class CrossAttention(nn.Module):

@@ -29,6 +29,8 @@ from sam3dnet.training.distributed import (
     share_of_batch,
     wrapped,
 )
+from sam3dnet.training.drawing import QuestionDrawer, finest
+from sam3dnet.training.loaders import transforming_loader, without_workers
 from sam3dnet.training.optimizer import (
     LEARNING_RATE_NEW,
     WEIGHT_DECAY,
@@ -38,19 +40,19 @@ from sam3dnet.training.optimizer import (
 )
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.prompting import (
-    Classes,
     PromptAnswer,
     TrainingPrompter,
     dice_of_counts,
-    make_classes,
+    draw_corrections,
     prompted_counts,
 )
 from sam3dnet.training.random_state import random_state, restore_random_state
 from sam3dnet.training.schedule import Budget, learning_rate_factor
+from sam3dnet.training.target_classes import Classes, make_classes
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
-TRAINING_SEED, VALIDATION_SEED = 501, 502  # of prompts
+TRAINING_SEED, VALIDATION_SEED = 501, 502  # of how often an answer is corrected
 
 
 class nnUNetTrainerSAM3D(nnUNetTrainer):
@@ -157,6 +159,22 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = axes
         return rotation, dummy_2d, patch_size, axes
 
+    def get_dataloaders(self) -> tuple:
+        """Return nnU-Net's loaders, which draw prompts too where the network answers them."""
+        if self._classes is None:
+            return tuple(super().get_dataloaders())
+        with without_workers() as workers:
+            training, validation = super().get_dataloaders()
+        # Half of the images: all of every second batch. Under DDP half of every batch, since it wants every parameter
+        # to be used in every step.
+        drawer = QuestionDrawer(self._classes, share=0.5 if self.is_ddp else 1.0)
+        fewer = min(workers, max(1, workers // 2))  # nnU-Net's numbers
+        pin_memory = self.device.type == "cuda"
+        return (
+            transforming_loader(training, drawer, workers, max(6, workers // 2), pin_memory),
+            transforming_loader(validation, QuestionDrawer(self._classes), fewer, max(3, workers // 4), pin_memory),
+        )
+
     @property
     def _epoch_log(self) -> Path:
         return Path(self.output_folder) / "training_log.jsonl"
@@ -233,17 +251,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._prompted_dice = dice_of_counts(np.sum(counts, 0))
 
     def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
-        """Ask for prompts that are the same in every epoch, as far as the patches are."""
-        target = self._to_device(batch["target"])
+        """Ask about a batch; how often the answer is corrected is the same in every epoch."""
         data = batch["data"].to(self.device, non_blocking=True)
         with autocast_on(self.device):
-            _, answer = self.network(data, self._prompter(target, (VALIDATION_SEED, iteration)))
+            _, answer = self.network(data, self._prompter(batch, (VALIDATION_SEED, iteration)))
         return answer
 
-    def _prompter(self, target: Any, seed: tuple[int, ...], share: float = 1.0) -> TrainingPrompter:
+    def _prompter(self, batch: dict, seed: tuple[int, ...]) -> TrainingPrompter:
         assert self._classes is not None
-        finest = target[0] if isinstance(target, list) else target
-        return TrainingPrompter(finest, self._classes, np.random.default_rng((*seed, self.local_rank)), share)
+        corrections = draw_corrections(np.random.default_rng((*seed, self.local_rank)))
+        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, corrections)
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -258,7 +275,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         target = self._to_device(batch["target"])
         self.optimizer.zero_grad(set_to_none=True)
         with autocast_on(self.device):
-            loss = self._loss(data, target)
+            loss = self._loss(batch, data, target)
         if not torch.isfinite(loss):
             raise PlanError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
@@ -273,13 +290,11 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.iterations_done += 1
         return {"loss": loss.detach().cpu().numpy()}
 
-    def _loss(self, data: torch.Tensor, target: Any) -> torch.Tensor:
+    def _loss(self, batch: dict, data: torch.Tensor, target: Any) -> torch.Tensor:
         if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
             return self.loss(self.network(data), target)
-        # Half of the images: all of every second batch. Under DDP half of every batch, since it wants every parameter
-        # to be used in every step.
-        share = 0.5 if self.is_ddp else 1.0
-        logits, answer = self.network(data, self._prompter(target, (TRAINING_SEED, self.iterations_done), share))
+        prompter = self._prompter(batch, (TRAINING_SEED, self.iterations_done))
+        logits, answer = self.network(data, prompter)
         return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
     def _to_device(self, target: Any) -> Any:

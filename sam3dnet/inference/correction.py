@@ -1,0 +1,62 @@
+"""What prompts add to the logits of one class: in a few boxes, not in the image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3dnet.preprocessing.geometry import Voxel
+
+Floats = npt.NDArray[np.float32]
+Slices = tuple[slice, slice, slice]
+
+
+@dataclass(frozen=True, eq=False)
+class CorrectedBox:
+    """What is added in one box.
+
+    Attributes:
+        low: First voxel (z, y, x) of the box.
+        values_zyx: In logits.
+    """
+
+    low: Voxel
+    values_zyx: Floats
+
+    @property
+    def high(self) -> Voxel:
+        """One beyond the last voxel of the box."""
+        z, y, x = (first + size for first, size in zip(self.low, self.values_zyx.shape, strict=True))
+        return z, y, x
+
+    @property
+    def box(self) -> Slices:
+        """The box as slices."""
+        z, y, x = (slice(first, stop) for first, stop in zip(self.low, self.high, strict=True))
+        return z, y, x
+
+    def room_around(self, voxel: Voxel) -> int:
+        """How many voxels it is from a voxel to the nearest face of the box; below 0 outside."""
+        sides = zip(voxel, self.low, self.high, strict=True)
+        return min(min(at - first, stop - 1 - at) for at, first, stop in sides)
+
+    def place(self, voxel: Voxel) -> Voxel:
+        """Give a voxel of the image as one of the box."""
+        z, y, x = (position - first for position, first in zip(voxel, self.low, strict=True))
+        return z, y, x
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """The sum of what is added in some boxes, which may overlap; elsewhere it is 0."""
+
+    boxes: tuple[CorrectedBox, ...]
+
+    def around(self, voxel: Voxel) -> CorrectedBox:
+        """Give the box that reaches farthest around a voxel that was looked at."""
+        return max(self.boxes, key=lambda one: one.room_around(voxel))
+
+    def at(self, voxel: Voxel) -> float:
+        """Give what is added at a voxel."""
+        holding = (one for one in self.boxes if one.room_around(voxel) >= 0)
+        return float(sum(one.values_zyx[one.place(voxel)] for one in holding))
