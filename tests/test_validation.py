@@ -307,6 +307,16 @@ def test_logits_of_a_whole_volume_are_never_held(fold, monkeypatch):
     assert math.prod(long) <= largest.numel < 3 * math.prod(long) / 2
 
 
+def test_large_label_maps_are_scored_by_fewer_processes(fold, monkeypatch):
+    _, _, output = fold
+    label_maps = list((output / "validation").glob("*.nii.gz"))
+    (needed,) = (validation.BYTES_A_SCORED_VOXEL * labels_of(file).size for file in label_maps)
+    monkeypatch.setattr(validation, "default_num_processes", 3)
+    for fit, expected in ((9, 3), (2, 2), (0.5, 1)):
+        monkeypatch.setattr(validation, "BYTES_OF_SCORING", int(fit * needed))
+        assert validation.scoring_processes(label_maps) == expected
+
+
 def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 

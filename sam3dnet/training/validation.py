@@ -5,8 +5,9 @@ is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what i
 """
 
 import logging
+import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,15 @@ from sam3dnet.inference.cases import Case
 from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, write_label_map
 from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
 from sam3dnet.inference.reading import Preprocessed, image_bytes
+from sam3dnet.preprocessing.checks_case import read_grid
 from sam3dnet.preprocessing.records import settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 
 FOLDER = "validation"
 SUMMARY = "summary.json"
 CASES_BETWEEN_MEETINGS = 20  # of several processes, nnU-Net's: one that waits too long for the others gives up
+BYTES_OF_SCORING = 4 << 30
+BYTES_A_SCORED_VOXEL = 16  # truth and prediction in float32, and masks of one class
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +127,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
     if is_first_process():
         shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
         if len(failed) < len(names):
-            _score(trainer, output)
+            _score(trainer, output, scoring_processes(output.glob(f"*{trainer.dataset_json['file_ending']}")))
     _tell_failed(failed, len(names), output)
 
 
@@ -133,6 +137,7 @@ def _tell_failed(failed: Mapping[str, str], num_cases: int, output: Path) -> Non
     if is_first_process():
         for name, reason in failed.items():
             logger.error("case %s failed: %s", name, reason)
+    gathered(None)  # a process that ends with an error takes the others with it, also the one that scores
     others = f"the scores of the others are in {output / SUMMARY}" if len(failed) < num_cases else "nothing is scored"
     raise FailedCasesError(f"{len(failed)} of {num_cases} validation cases failed, {', '.join(failed)}; {others}")
 
@@ -192,7 +197,14 @@ class _Validation:
         write_label_map(labels, path, case.files[0], properties, self._reader_writer)
 
 
-def _score(trainer: nnUNetTrainer, output: Path) -> None:
+def scoring_processes(label_maps: Iterable[Path]) -> int:
+    """Choose as many processes as nnU-Net would, but no more than such large label maps leave memory for."""
+    sizes = (math.prod(grid.shape) for file in label_maps if (grid := read_grid(file.name, file)[0]))
+    largest = max(sizes, default=1)  # of formats whose headers it cannot read, nothing is known
+    return max(1, min(default_num_processes, BYTES_OF_SCORING // (BYTES_A_SCORED_VOXEL * largest)))
+
+
+def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
     """Write nnU-Net's summary.json, and say what nnU-Net says."""
     labels = trainer.label_manager
     metrics = compute_metrics_on_folder(
@@ -203,7 +215,7 @@ def _score(trainer: nnUNetTrainer, output: Path) -> None:
         trainer.dataset_json["file_ending"],
         labels.foreground_regions if labels.has_regions else labels.foreground_labels,
         labels.ignore_label,
-        num_processes=default_num_processes,
+        num_processes=num_processes,
     )
     for label, scores in metrics["mean"].items():
         trainer.logger.log_summary(f"final_val/class_{label}_dice", scores["Dice"])
