@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.cases import Case
@@ -139,4 +140,5 @@ def reason_of(error: Exception) -> str:
 def _memory_exhausted(error: Exception) -> str:
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return "memory exhausted; predict this image on a machine with more"
+    torch.cuda.empty_cache()
     return "GPU memory exhausted; close other programs on the card, or use --device cpu"
