@@ -4,7 +4,7 @@ Run as `python benchmarks/prediction_memory.py --shape 600 512 512 --classes 20 
 CT-like volume and a model whose network is one convolution of 1 x 1 x 1 voxels, so that what is measured is everything
 else: reading, preprocessing, the logits of the whole volume, resampling, the decision, writing. The plan's voxels are
 1.25 times as long as the image's, so that logits are resampled. Each run is a process of its own, watched with all its
-children.
+children. The method "validation" is what `sam3d_train --validate-only` does with the same cases, preprocessed before.
 
 The label maps of both are compared, and with --exact each with labels from float32 logits of the whole volume, which
 the network gives without windows: stock nnU-Net sums its windows in half precision, and where two logits nearly tie
@@ -14,6 +14,7 @@ another class may win. For small volumes, since all logits are held at once.
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from itertools import combinations
@@ -24,12 +25,13 @@ HERE = Path(__file__).resolve().parent
 SPACING_MM = (1.0, 0.8, 0.8)
 PLAN_SPACING_FACTOR = 1.25
 CONFIGURATION = "3d_fullres"
+DATASET, PLANS = "Dataset999_Memory", "Memory"
 
 
 def make_plans(patch_size: Sequence[int]) -> dict[str, Any]:
     """Return a plan as nnU-Net reads it, with the resampling of our plans."""
     configuration: dict[str, Any] = {
-        "data_identifier": "Memory_3d_fullres",
+        "data_identifier": f"{PLANS}_{CONFIGURATION}",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
         "patch_size": list(patch_size),
@@ -47,8 +49,8 @@ def make_plans(patch_size: Sequence[int]) -> dict[str, Any]:
         configuration[f"resampling_fn_{role}_kwargs"] = {"is_seg": role == "seg", "force_separate_z": None}
     intensities = {"mean": 0.0, "std": 300.0, "percentile_00_5": -1000.0, "percentile_99_5": 1000.0}
     return {
-        "dataset_name": "Dataset999_Memory",
-        "plans_name": "Memory",
+        "dataset_name": DATASET,
+        "plans_name": PLANS,
         "image_reader_writer": "SimpleITKIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
@@ -72,7 +74,7 @@ def write_model(folder: Path, num_classes: int, patch_size: Sequence[int]) -> No
     checkpoint = {
         "network_weights": Pointwise(1, num_classes).state_dict(),
         "init_args": {"configuration": CONFIGURATION},
-        "trainer_name": "nnUNetTrainer",
+        "trainer_name": "nnUNetTrainerSAM3D",
         "inference_allowed_mirroring_axes": None,
     }
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
@@ -127,14 +129,56 @@ def predict_with_stock(images: Path, output: Path, model: Path, workers: int, de
     )
 
 
-PREDICTORS = {"sam3dnet": predict_with_ours, "nnU-Net": predict_with_stock}
+def validate_with_ours(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
+    """Validate the fold whose validation cases are all images, and copy its label maps to the output."""
+    from sam3dnet.preprocessing.folders import activate_folders
+    from sam3dnet.training.run import validate_fold
+
+    folders = activate_folders(images.parent)
+    fold = validate_fold(DATASET, 0, folders, plans_name=PLANS, device=device, num_processes=workers)
+    shutil.copytree(fold / "validation", output, dirs_exist_ok=True)
+
+
+def preprocess(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
+    """Preprocess the first image as a training case with a made-up label map, and link the others to it."""
+    import SimpleITK as sitk
+
+    from sam3dnet.inference.models import load_model
+
+    loaded = load_model(model)
+    cases = output / loaded.configuration.data_identifier
+    for folder in (cases, output / "gt_segmentations"):
+        folder.mkdir(parents=True, exist_ok=True)
+    first, truth = images / "case_0_0000.nii.gz", output / "gt_segmentations" / "case_0.nii.gz"
+    sitk.WriteImage(sitk.ReadImage(str(first)) > 0, str(truth))
+    preprocessor = loaded.configuration.preprocessor_class(verbose=False)
+    preprocessor.run_case_save(
+        str(cases / "case_0"), [str(first)], str(truth), loaded.plans, loaded.configuration, loaded.dataset_json
+    )
+    names = sorted(file.name.removesuffix("_0000.nii.gz") for file in images.glob("*.nii.gz"))
+    for file in [truth, *cases.glob("case_0*")]:
+        for name in names[1:]:
+            link = file.with_name(file.name.replace("case_0", name))
+            link.unlink(missing_ok=True)
+            os.link(file, link)
+    contents = {
+        f"{PLANS}.json": loaded.plans.plans,
+        "dataset.json": loaded.dataset_json,
+        "splits_final.json": [{"train": names, "val": names}],
+    }
+    for file_name, content in contents.items():
+        (output / file_name).write_text(json.dumps(content))
+
+
+PREDICTORS = {"sam3dnet": predict_with_ours, "nnU-Net": predict_with_stock, "validation": validate_with_ours}
+RUNS = {**PREDICTORS, "preprocess": preprocess}
 
 
 def measure(method: str, workers: int, places: dict[str, Path], device: str) -> dict[str, Any]:
     """Run a method in a process of its own; give its peak memory and time."""
     from sam3dnet.comparison.process_load import run_measured
 
-    output = places["work"] / f"{method}_{workers}"
+    output = places.get(method, places["work"] / f"{method}_{workers}")
     line = [sys.executable, __file__, "--run", method, "--workers", str(workers), "--device", device]
     paths = [str(places["images"]), str(output), str(places["model"])]
     environment = {**os.environ, "PYTHONPATH": str(HERE)}
@@ -194,12 +238,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--patch", type=int, nargs=3, default=[128, 128, 128], help="window of the plan: z y x")
     parser.add_argument("--cases", type=int, default=3, help="the same volume under so many names")
     parser.add_argument("--workers", type=int, nargs="+", default=[1], help="one run of each method for each number")
-    parser.add_argument("--methods", nargs="+", choices=list(PREDICTORS), default=list(PREDICTORS))
+    parser.add_argument("--methods", nargs="+", choices=list(PREDICTORS), default=["sam3dnet", "nnU-Net"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--exact", action="store_true", help="compare with float32 logits of the whole volume")
     parser.add_argument("--work", type=Path, default=Path("prediction_memory"), help="folder for everything")
     parser.add_argument("--json", type=Path, help="file for the results")
-    parser.add_argument("--run", choices=list(PREDICTORS), help=argparse.SUPPRESS)
+    parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--paths", type=Path, nargs=3, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -208,13 +252,17 @@ def main() -> None:
     """Make the volume and the model, measure each method, print a table and write JSON."""
     arguments = parse_arguments()
     if arguments.run:
-        PREDICTORS[arguments.run](*arguments.paths, arguments.workers[0], arguments.device)
+        RUNS[arguments.run](*arguments.paths, arguments.workers[0], arguments.device)
         return
     work = arguments.work.resolve()
-    places = {"work": work, "images": work / "images", "model": work / "model"}
+    model = work / "nnUNet_results" / DATASET / f"nnUNetTrainerSAM3D__{PLANS}__{CONFIGURATION}"
+    places = {"work": work, "images": work / "images", "model": model}
+    places["preprocess"] = work / "nnUNet_preprocessed" / DATASET
     work.mkdir(parents=True, exist_ok=True)
     write_model(places["model"], arguments.classes, arguments.patch)
     write_images(places["images"], arguments.shape, arguments.cases)
+    if "validation" in arguments.methods:
+        measure("preprocess", 1, places, arguments.device)
     results = []
     for workers in arguments.workers:
         for method in arguments.methods:

@@ -2,7 +2,9 @@
 
 
 class Sam3dError(Exception):
-    """Base of all errors that a user can cause; the commands print its message alone and exit with status 2."""
+    """Base of all errors that a user can cause; the commands print its message alone and exit with its status."""
+
+    exit_status = 2
 
 
 class DatasetError(Sam3dError):
@@ -19,3 +21,9 @@ class CheckpointError(Sam3dError):
 
 class PromptError(Sam3dError):
     """A prompt does not fit its image or the model."""
+
+
+class FailedCasesError(Sam3dError):
+    """Some cases failed, each alone; what could be done with the others is done."""
+
+    exit_status = 1

@@ -14,7 +14,7 @@ import pytest
 
 from sam3dnet.cli import demo, info, plan_and_preprocess, predict, train, verify
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, parse_fold, run_command
-from sam3dnet.errors import PlanError, Sam3dError
+from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
 
 WORKERS = {
     "sam3d_plan_and_preprocess": plan_and_preprocess.plan_and_preprocess,
@@ -124,6 +124,7 @@ def raising(error: BaseException) -> int:
     ("error", "status", "line"),
     [
         (PlanError("no plan; make one"), 2, "work: no plan; make one\n"),
+        (FailedCasesError("1 of 2 cases failed, b"), 1, "work: 1 of 2 cases failed, b\n"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), 2, "work: /x: Permission denied\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "work: /x: No space left on device\n"),
         (KeyboardInterrupt(), 130, "work: interrupted\n"),
@@ -192,6 +193,32 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
             },
         )
     ]
+
+
+def test_validate_only_reaches_the_validation_with_its_checkpoint(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.training import run
+
+    monkeypatch.setattr(run, "train_fold", lambda *a, **k: pytest.fail("it was trained"))
+    monkeypatch.setattr(run, "validate_fold", recorder := Recorder())
+    line = "907 fold1 --validate-only --checkpoint best --configuration C -p P --device cpu --workers 0"
+    assert train.main([*line.split(), "--root", "R"]) == 0
+    options = {"configuration": "C", "plans_name": "P", "checkpoint": "best", "device": "cpu", "num_processes": 0}
+    assert recorder.calls == [(("Dataset907_X", 1, places), options)]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("907 0 --checkpoint best", "--checkpoint says what to validate; give it with --validate-only"),
+        (
+            "907 0 --validate-only --continue --epochs 3",
+            "--validate-only trains nothing; leave out --epochs, --continue",
+        ),
+    ],
+)
+def test_options_of_training_and_of_validation_do_not_mix(line: str, message: str, capsys: Any) -> None:
+    assert train.main(line.split()) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from tiny_models import LABELS, REGIONS, SHAPE_ZYX, labels_of, make_checkpoint, make_model, make_weights, write_image
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference import automatic, predictor
+from sam3dnet.inference import automatic, case_pipeline, predictor
 from sam3dnet.inference.models import load_model
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.checks_case import read_grid
@@ -128,8 +128,8 @@ def test_an_output_folder_that_cannot_be_written_stops_before_any_work(tmp_path,
 @pytest.mark.parametrize(("num_processes", "ahead"), [(None, 1), (0, 0), (-1, 0), (3, 3)])
 def test_as_many_images_are_read_ahead_as_asked_for(predict, monkeypatch, num_processes, ahead):
     seen = []
-    real = predictor.read_ahead
-    monkeypatch.setattr(predictor, "read_ahead", lambda *arguments: seen.append(arguments[2]) or real(*arguments))
+    real = case_pipeline.read_ahead
+    monkeypatch.setattr(case_pipeline, "read_ahead", lambda *arguments: seen.append(arguments[2]) or real(*arguments))
     assert predict(num_processes=num_processes).written == ["a", "b", "c"]
     assert seen == [ahead]
 

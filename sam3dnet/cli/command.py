@@ -87,7 +87,7 @@ def _run(function: Callable[..., Result], options: dict[str, Any], exit_status: 
         with printed_as(RESULT):
             return exit_status(result)
     except Sam3dError as error:
-        return _complain(str(error), STATUS_USER_ERROR)
+        return _complain(str(error), error.exit_status)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             _log.debug("a bug", exc_info=True)

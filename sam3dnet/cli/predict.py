@@ -55,7 +55,8 @@ def predict(
         step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         fast: No mirroring and a larger step: for a quick look, at some cost in Dice.
-        checkpoint: Checkpoint file of each fold, such as checkpoint_best.pth; without it the final one.
+        checkpoint: Checkpoint of each fold: final, best, latest or the name of a file; without it the first of these
+            that there is.
         num_processes: Images that are read ahead at the same time, as far as memory allows; 0 reads each when its turn
             comes, without it one.
         prompts: Clicks, boxes and previous masks for some of the images: a file, or a folder with some; see

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sam3dnet.cli.command import DeviceName, NumProcesses, parse_fold, run_command
+from sam3dnet.errors import Sam3dError
 
 
 def train(
@@ -25,8 +26,10 @@ def train(
     num_processes: NumProcesses = None,
     tensorboard: bool = False,
     wandb: bool = False,
+    validate_only: bool = False,
+    checkpoint: str | None = None,
 ) -> Path:
-    """Train one fold of a planned and preprocessed dataset.
+    """Train one fold of a planned and preprocessed dataset, then validate it.
 
     Args:
         dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus.
@@ -48,6 +51,9 @@ def train(
             number of cores.
         tensorboard: Write the training's curves for TensorBoard, into the folder "tensorboard" of the fold.
         wandb: Log to Weights & Biases, as nnU-Net does; nnUNet_wandb_project and nnUNet_wandb_mode are read.
+        validate_only: Train nothing; predict and score the validation cases of a trained fold anew.
+        checkpoint: What to validate with --validate-only: final, best or latest; without it the first of these that
+            there is.
 
     Returns:
         The folder of the trained fold.
@@ -55,14 +61,36 @@ def train(
     Raises:
         Sam3dError: If dataset, fold, plan, device or weights are not there.
     """
+    trained = {
+        "--epochs": epochs,
+        "--minutes": minutes,
+        "--iterations-per-epoch": iterations_per_epoch,
+        "--continue": continue_training,
+        "--sam-checkpoint": sam_checkpoint,
+        "--from-scratch": from_scratch,
+        "--tensorboard": tensorboard,
+        "--wandb": wandb,
+    }
+    _check_options(validate_only, checkpoint, [name for name, value in trained.items() if value])
     from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 
     folders = activate_folders(root)
     name = find_dataset_name(dataset, folders)
     fold_number = parse_fold(fold)
 
-    from sam3dnet.training.run import train_fold
+    from sam3dnet.training.run import train_fold, validate_fold
 
+    if validate_only:
+        return validate_fold(
+            name,
+            fold_number,
+            folders,
+            configuration=configuration,
+            plans_name=plans,
+            checkpoint=checkpoint,
+            device=device,
+            num_processes=num_processes,
+        )
     return train_fold(
         name,
         fold_number,
@@ -80,6 +108,13 @@ def train(
         tensorboard=tensorboard,
         wandb=wandb,
     )
+
+
+def _check_options(validate_only: bool, checkpoint: str | None, of_training: Sequence[str]) -> None:
+    if checkpoint is not None and not validate_only:
+        raise Sam3dError("--checkpoint says what to validate; give it with --validate-only, or leave it out")
+    if validate_only and of_training:
+        raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(of_training)}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

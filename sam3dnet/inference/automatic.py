@@ -1,18 +1,21 @@
 """The segmentation of a preprocessed image without prompts: the mean over windows, mirrored versions and folds."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.air import background_logits
+from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.windows import predict_slabs
+
+BYTES_A_LOGIT = 4  # of a running sum
 
 
 class AutomaticSegmentation:
@@ -37,7 +40,7 @@ class AutomaticSegmentation:
         on_progress: Callable[[float], None] | None = None,
         keep: Tensor | None = None,
     ) -> np.ndarray:
-        """Segment.
+        """Segment; where the device's memory is exhausted anew, with less of it, see `Economy`.
 
         Args:
             image_CZYX: Preprocessed.
@@ -51,23 +54,34 @@ class AutomaticSegmentation:
         Raises:
             Sam3dError: If the network's output is not finite.
         """
+        work = partial(self._label_map, image_CZYX, properties, on_progress, keep)
+        return self._model.economy.attempt(self._demand(image_CZYX), work)
+
+    def _demand(self, image_CZYX: Tensor) -> Demand:
         model = self._model
         device = next(model.network.parameters()).device
-        labels = start_label_map(image_CZYX.shape[1:], properties, model.plans, model.configuration, model.labels)
-        slabs = predict_slabs(
-            [partial(_network_with, model, weights) for weights in model.weights],
-            image_CZYX,
-            model.configuration.patch_size,
-            model.labels.num_segmentation_heads,
-            step_size=self._step_size,
-            mirror_axes=self._mirror_axes,
+        depth, height, width = model.configuration.patch_size
+        planes = max(height, image_CZYX.shape[2]) * max(width, image_CZYX.shape[3])
+        bytes_a_voxel = BYTES_A_LOGIT * model.labels.num_segmentation_heads
+        return Demand(
+            device,
             batch_size=1 if device.type == "cpu" else model.configuration.batch_size,
-            background_K=background_logits(model.labels),
-            device=device,
-            on_progress=on_progress,
+            sum_bytes=bytes_a_voxel * depth * planes,
+            window_bytes=bytes_a_voxel * depth * height * width,
         )
+
+    def _label_map(
+        self,
+        image_CZYX: Tensor,
+        properties: Mapping[str, Any],
+        on_progress: Callable[[float], None] | None,
+        keep: Tensor | None,
+        setting: Setting,
+    ) -> np.ndarray:
+        model = self._model
+        labels = start_label_map(image_CZYX.shape[1:], properties, model.plans, model.configuration, model.labels)
         done = 0
-        for logits in slabs:
+        for logits in self._slabs(image_CZYX, on_progress, setting):
             if not torch.isfinite(logits).all():
                 raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
             labels.add(logits)
@@ -76,12 +90,24 @@ class AutomaticSegmentation:
                 done += logits.shape[1]
         return labels.finish()
 
+    def _slabs(
+        self, image_CZYX: Tensor, on_progress: Callable[[float], None] | None, setting: Setting
+    ) -> Iterator[Tensor]:
+        model = self._model
+        return predict_slabs(
+            [partial(model.network_of, fold) for fold in range(len(model.weights))],
+            image_CZYX,
+            model.configuration.patch_size,
+            model.labels.num_segmentation_heads,
+            step_size=self._step_size,
+            mirror_axes=self._mirror_axes,
+            batch_size=setting.batch_size,
+            background_K=background_logits(model.labels),
+            device=next(model.network.parameters()).device,
+            sums_device=setting.sums_device,
+            on_progress=on_progress,
+        )
+
     def room_for_logits(self, image_CZYX: Tensor) -> Tensor:
         """Make an empty tensor for the logits of an image, in half precision on the CPU."""
         return torch.empty((self._model.labels.num_segmentation_heads, *image_CZYX.shape[1:]), dtype=torch.half)
-
-
-def _network_with(model: LoadedModel, weights: dict[str, Tensor]) -> nn.Module:
-    if len(model.weights) > 1:
-        model.network.load_state_dict(weights)
-    return model.network

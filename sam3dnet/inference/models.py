@@ -4,7 +4,8 @@ import json
 import logging
 import pydoc
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.inference.economy import Economy
+from sam3dnet.inference.folds import load_into, names_that_differ
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +51,11 @@ class TrainedModel:
 
 @dataclass
 class LoadedModel:
-    """A network with the weights of one or more folds, and nnU-Net's view of its plan."""
+    """A network with the weights of one or more folds, and nnU-Net's view of its plan.
+
+    Attributes:
+        economy: How images that exhaust the device's memory are predicted.
+    """
 
     network: nn.Module
     weights: list[dict[str, Tensor]]
@@ -58,6 +65,17 @@ class LoadedModel:
     labels: Any
     dataset_json: dict[str, Any]
     mirror_axes: tuple[int, ...]
+    economy: Economy = field(default_factory=Economy)
+
+    @cached_property
+    def names_that_differ(self) -> frozenset[str]:
+        """Names of the weights that are not the same in all folds; a frozen encoder's are."""
+        return names_that_differ(self.weights)
+
+    def network_of(self, fold: int) -> nn.Module:
+        """Give the network with the weights of one of the folds, until it is asked for that of another one."""
+        load_into(self.network, self.weights[fold], self.names_that_differ)
+        return self.network
 
 
 def list_models(results: Path) -> list[TrainedModel]:
@@ -131,10 +149,14 @@ def read_json(path: Path) -> dict[str, Any]:
 def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:
     """Open the checkpoint of a fold: the one asked for, else final, best, latest, the first that opens.
 
+    Args:
+        fold_folder: The folder.
+        name: Of the file, or what it has between "checkpoint_" and ".pth".
+
     Raises:
         CheckpointError: If none opens; says which are damaged.
     """
-    names = CHECKPOINT_ORDER if name is None else (name,)
+    names = CHECKPOINT_ORDER if name is None else (checkpoint_file_name(name),)
     problems = []
     for candidate in names:
         path = fold_folder / candidate
@@ -150,8 +172,13 @@ def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path,
         return path, checkpoint
     found = "; ".join(problems) or f"expected one of {', '.join(CHECKPOINT_ORDER)}, there is none"
     raise CheckpointError(
-        f"{fold_folder}: no checkpoint to predict with: {found}; train this fold, or leave it out with -f"
+        f"{fold_folder}: no checkpoint to predict with: {found}; train this fold, or choose other folds"
     )
+
+
+def checkpoint_file_name(name: str) -> str:
+    """Complete "best" to "checkpoint_best.pth"; whole file names stay."""
+    return name if name.endswith(".pth") else f"checkpoint_{name}.pth"
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -185,7 +212,8 @@ def load_model(
     Args:
         model_folder: Folder with plans.json, dataset.json and the folds.
         folds: Which folds; None for all trained ones ("all" only where no numbered fold is).
-        checkpoint: File name in each fold; None for the final one, else the best, else the latest.
+        checkpoint: Of each fold, such as "best" or "checkpoint_best.pth"; None for the final one, else the best, else
+            the latest.
         device: Where the network goes.
 
     Returns:
@@ -217,8 +245,13 @@ def load_model(
         configuration=configuration,
         labels=labels,
         dataset_json=dataset_json,
-        mirror_axes=tuple(int(axis) for axis in first.get("inference_allowed_mirroring_axes") or ()),
+        mirror_axes=as_axes(first.get("inference_allowed_mirroring_axes")),
     )
+
+
+def as_axes(mirror_axes: Sequence[int] | None) -> tuple[int, ...]:
+    """Give the axes of a checkpoint or trainer, where they are None if nothing is mirrored, as nnU-Net wants it."""
+    return tuple(int(axis) for axis in mirror_axes or ())
 
 
 def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequence[int | str]:

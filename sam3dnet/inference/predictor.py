@@ -1,14 +1,13 @@
-"""Predict all images of a folder: read ahead, predict, export; a bad image costs its own case alone."""
+"""Predict all images of a folder, and know from one run to the next what is there; a bad image costs itself alone."""
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import numpy as np
@@ -16,16 +15,16 @@ import torch
 
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.case_prompts import RunPrompts
 from sam3dnet.inference.cases import Case, find_cases
 from sam3dnet.inference.export import TEMPORARY_FOLDER, is_finished, write_label_map
 from sam3dnet.inference.image_input import ImageInput
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
 from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
-from sam3dnet.inference.reading import Preprocessed, image_bytes, read_ahead
+from sam3dnet.inference.reading import Preprocessed, image_bytes
 from sam3dnet.inference.text import TextQuestion, ask_for_text
 from sam3dnet.preprocessing.folders import write_json
-from sam3dnet.preprocessing.progress import Progress
 from sam3dnet.preprocessing.workers import map_cases
 
 if TYPE_CHECKING:
@@ -36,18 +35,6 @@ __all__ = ["PredictionReport", "find_model", "predict_folder"]
 logger = logging.getLogger(__name__)
 
 SETTINGS_FILE = "sam3d_prediction.json"
-Predicted = tuple[np.ndarray, dict[str, Any]]
-Exporting = tuple[Case, Future[bool]]
-Result = TypeVar("Result")
-
-
-@dataclass
-class PredictionReport:
-    """Which cases were written, which were there already, and which failed and why."""
-
-    written: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
 
 
 def predict_folder(
@@ -221,7 +208,7 @@ def _write_companions(output: Path, settings: dict[str, Any], model: LoadedModel
 
 
 class _Run:
-    """One run over the cases: while one is predicted, the next is read, and on a GPU the one before is exported."""
+    """One run over the cases of a folder."""
 
     def __init__(
         self,
@@ -238,60 +225,24 @@ class _Run:
         self._automatic = AutomaticSegmentation(model, **self._windows)
         self._prompts = prompts
         self._networks = [] if prompts is None else promptable_networks(model)
-        self._report = PredictionReport()
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> PredictionReport:
-        """Predict the cases and report how each went; one is written while the next is predicted."""
-        self._report = PredictionReport()
-        exporting: Exporting | None = None
+        """Predict the cases and report how each went."""
         bytes_of = partial(image_bytes, spacing_mm=self._model.configuration.spacing)
-        exporter = ThreadPoolExecutor(1)
-        try:
-            with Progress(len(cases), "predicting", show=progress and bool(cases)) as bar:
-                for case, reading in read_ahead(cases, self._input.read, ahead, bytes_of):
-                    steps = _Steps(bar, case.name)
-                    predicted = self._attempt(case, partial(self._predict, case, reading, steps))
-                    del reading
-                    self._settle(exporting)
-                    exporting = (case, exporter.submit(self._export, case, *predicted)) if predicted else None
-                    steps.reach(1.0)
-                self._settle(exporting)
-        finally:
-            exporter.shutdown(wait=False, cancel_futures=True)
-        return self._report
+        steps = CaseSteps(self._input.read, bytes_of, self._segment, self._write)
+        return predict_cases(cases, steps, ahead, progress)
 
-    def _settle(self, exporting: Exporting | None) -> None:
-        """Wait for an export and note how it went."""
-        if exporting is not None:
-            case, future = exporting
-            if self._attempt(case, future.result):
-                self._report.written.append(case.name)
+    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
+        if self._prompts is None or not self._prompts.stated.of_case(case.name):
+            return self._automatic.label_map(*preprocessed, on_progress)
+        reader = self._input.reader_writer
+        prompts, clicks = self._prompts.place(case.name, preprocessed, self._model, reader)
+        prompted = PromptedCase(self._model, self._networks, preprocessed, on_progress=on_progress, **self._windows)
+        return prompted.label_map(prompts, clicks)
 
-    def _attempt(self, case: Case, work: Callable[[], Result]) -> Result | None:
-        """Return what the work returns; note the reason and return None if it fails."""
-        try:
-            return work()
-        except Exception as error:  # whatever is wrong with one image, the others are predicted
-            logger.debug("case %s failed", case.name, exc_info=True)
-            self._report.failed[case.name] = _reason(error)
-            return None
-
-    def _predict(self, case: Case, reading: Future[Preprocessed], steps: "_Steps") -> Predicted:
-        """Return the label map on the image's grid, and the image's properties."""
-        image, properties = reading.result()
-        if self._prompts is not None and self._prompts.stated.of_case(case.name):
-            reader = self._input.reader_writer
-            prompts, clicks = self._prompts.place(case.name, (image, properties), self._model, reader)
-            prompted = PromptedCase(
-                self._model, self._networks, (image, properties), on_progress=steps.reach, **self._windows
-            )
-            return prompted.label_map(prompts, clicks), properties
-        return self._automatic.label_map(image, properties, steps.reach), properties
-
-    def _export(self, case: Case, labels: np.ndarray, properties: dict[str, Any]) -> bool:
+    def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
         write_label_map(labels, path, case.files[0], properties, self._input.reader_writer)
-        return True
 
 
 @dataclass(frozen=True)
@@ -318,7 +269,7 @@ def _predict_on(
         cluster.call_on_each(_forget_model)
     for outcome in outcomes:
         if outcome.result is None:
-            report.failed[outcome.item.name] = _reason(outcome.error or Sam3dError("lost"))
+            report.failed[outcome.item.name] = reason_of(outcome.error or Sam3dError("lost"))
         else:
             report.written += outcome.result.written
             report.failed |= outcome.result.failed
@@ -337,28 +288,3 @@ def _run_of(job: _Job) -> _Run:
 
 def _forget_model() -> None:
     _run_of.cache_clear()
-
-
-class _Steps:
-    """Turns the share that is done of a case into steps of the bar for all cases."""
-
-    def __init__(self, bar: Progress, name: str):
-        self._bar, self._name, self._reached = bar, name, 0.0
-
-    def reach(self, share: float) -> None:
-        self._bar.update(share - self._reached, note=self._name)
-        self._reached = share
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Sam3dError):
-        return str(error)
-    if isinstance(error, MemoryError):
-        return "memory exhausted; predict this image on a machine with more"
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        torch.cuda.empty_cache()
-        return "GPU memory exhausted; close other programs on the card, or use --device cpu"
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

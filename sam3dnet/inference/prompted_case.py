@@ -1,6 +1,5 @@
 """One case with prompts: read, segmented automatically, then corrected as often as the prompts change."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.correction import Correction
 from sam3dnet.inference.feature_cache import FeatureCache
+from sam3dnet.inference.folds import networks_of_folds
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.prompted import Promptable, PromptedVolume
 from sam3dnet.inference.prompted_export import Click, PromptedExport
@@ -18,7 +18,7 @@ from sam3dnet.prompts.types import ClassPrompts
 
 
 def promptable_networks(model: LoadedModel) -> list[Any]:
-    """Give a network for each fold, all in memory at once, so that they can be asked in turn.
+    """Give a network for each fold, so that they can be asked in turn; what all folds have alike is in memory once.
 
     Raises:
         PromptError: If the model was planned without prompts, or is not ours.
@@ -30,10 +30,7 @@ def promptable_networks(model: LoadedModel) -> list[Any]:
         )
     if len(model.weights) == 1:
         return [model.network]
-    networks = [copy.deepcopy(model.network) for _ in model.weights]
-    for network, weights in zip(networks, model.weights, strict=True):
-        network.load_state_dict(weights)
-    return networks
+    return networks_of_folds(model.network, model.weights, model.names_that_differ)
 
 
 class PromptedCase:

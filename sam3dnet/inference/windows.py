@@ -96,6 +96,7 @@ def predict_slabs(
     batch_size: int = 1,
     background_K: Tensor | None = None,
     device: torch.device | str = "cpu",
+    sums_device: torch.device | str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Tensor]:
     """Predict the logits of a whole preprocessed image by overlapping, weighted windows, and hand them out in slabs.
@@ -113,22 +114,25 @@ def predict_slabs(
         batch_size: Windows that go through the network together.
         background_K: Logits of windows that hold nothing but air, which skip the networks; None: all go through them.
         device: Where the networks are; on a CUDA card they run under autocast, as in training.
+        sums_device: Where the running sums of the logits are; None for `device`.
         on_progress: Called with the share that is done.
 
     Yields:
-        Logits (num_heads, planes, Y, X), float32, on `device`; all planes in their order, each of them once.
+        Logits (num_heads, planes, Y, X), float32, on `sums_device`; all planes in their order, each of them once.
     """
     device = torch.device(device)
     windows = _Windows(image_CZYX, patch_size, skip_air=background_K is not None)
     inside_z, *inside_yx = windows.inside
     starts_z, starts_y, starts_x = window_starts(windows.shape, patch_size, step_size)
-    slab = _Slab(num_heads, windows.shape, patch_size, device)
+    sums_device = torch.device(sums_device or device)
+    slab = _Slab(num_heads, windows.shape, patch_size, sums_device)
     in_plane = list(product(starts_y, starts_x))
     done, total = 0, len(starts_z) * len(networks) * len(in_plane)
     for z, following in pairwise((*starts_z, starts_z[-1] + patch_size[0])):
         occupied, empty = windows.split(z, in_plane)
         if background_K is not None:
-            slab.add(background_K.to(device).expand(len(empty), -1)[..., None, None, None], empty, times=len(networks))
+            constant_BK111 = background_K.to(sums_device).expand(len(empty), -1)[..., None, None, None]
+            slab.add(constant_BK111, empty, times=len(networks))
         done += len(networks) * len(empty)
         with autocast_on(device):
             for take in networks if occupied else ():
@@ -192,11 +196,12 @@ class _Slab:
         self._weight_ZYX = torch.zeros((depth, *image_shape[1:]), device=device)
 
     def add(self, logits_BKZYX: Tensor, corners_yx: Corners, times: int = 1) -> None:
-        """Add the windows whose corners lie at these (y, x) of the slab, as if they came so many times."""
+        """Add windows, on any device, whose corners lie at these (y, x) of the slab, as if they came so many times."""
         weights = times * self._weights
+        weights_there = weights.to(logits_BKZYX.device)
         for logits_KZYX, (y, x) in zip(logits_BKZYX, corners_yx, strict=True):
             rows, columns = slice(y, y + self._height), slice(x, x + self._width)
-            self._sum_KZYX[:, :, rows, columns] += logits_KZYX * weights
+            self._sum_KZYX[:, :, rows, columns] += (logits_KZYX * weights_there).to(weights.device)
             self._weight_ZYX[:, rows, columns] += weights
 
     def release(self, planes: int) -> Iterator[tuple[int, Tensor]]:

@@ -105,6 +105,63 @@ def train_fold(
     return output
 
 
+def validate_fold(
+    dataset_name: str,
+    fold: int | Literal["all"],
+    folders: Folders,
+    *,
+    configuration: str = "3d_fullres",
+    plans_name: str = "SAM3DPlans",
+    checkpoint: str | None = None,
+    device: str | None = None,
+    num_processes: int | None = None,
+) -> Path:
+    """Validate a trained fold as at the end of its training: predict its validation cases and score them.
+
+    Nothing is trained and no checkpoint is written. Started by torchrun, all of its processes share the cases.
+
+    Args:
+        dataset_name: Full name, such as Dataset501_Hippocampus.
+        fold: Number of the fold, or "all", whose cases are those that it was trained on.
+        folders: nnU-Net's three folders.
+        configuration: Configuration of the plan.
+        plans_name: Name of the plan.
+        checkpoint: "final", "best", "latest" or the name of a file; None for the first of these that there is.
+        device: "cpu", "cuda" or "mps"; None: the best there is.
+        num_processes: Processes that score; None: by the number of cores.
+
+    Returns:
+        The folder of the fold.
+
+    Raises:
+        PlanError, DatasetError: As of `train_fold`; PlanError also if the cases were preprocessed by another plan, or
+            nnU-Net's own command has to validate this configuration.
+        CheckpointError: If the fold has not been trained, or the checkpoint is not there or damaged.
+        FailedCasesError: If some cases could not be predicted; the others are scored.
+    """
+    chosen = choose_device(device)
+    plans, dataset_json = _read_plan(dataset_name, folders, plans_name)
+    _check_configuration(plans, configuration, dataset_name, folders)
+    _check_fold(fold, dataset_name, folders)
+    _share_cores(chosen.type, num_processes)
+
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from sam3dnet.training.distributed import joined_processes
+    from sam3dnet.training.trainer import nnUNetTrainerSAM3D
+    from sam3dnet.training.validation import load_trained, validate
+
+    name = f"{nnUNetTrainerSAM3D.__name__}__{plans['plans_name']}__{configuration}"
+    with joined_processes(chosen) as place, _lost_processes_told():
+        preprocessed_by = PlansManager(plans), configuration, dataset_json
+        model = load_trained(folders.results / dataset_name / name, fold, checkpoint, place, preprocessed_by)
+        plans["continue_training"] = True  # the record of the training at Weights & Biases goes on
+        trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, place)
+        trainer.print_to_log_file(f"validating {model.checkpoint_files[0]}")
+        validate(trainer, model)
+    return Path(trainer.output_folder)
+
+
 @contextmanager
 def _lost_processes_told() -> Iterator[None]:
     """Say what it means where nnU-Net says no more than that its background workers are no longer alive."""

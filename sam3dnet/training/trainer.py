@@ -49,6 +49,7 @@ from sam3dnet.training.prompting import (
 from sam3dnet.training.random_state import random_state, restore_random_state
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 from sam3dnet.training.target_classes import Classes, make_classes
+from sam3dnet.training.validation import is_ours_to_validate, validate_trained
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
@@ -156,7 +157,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Return nnU-Net's settings with the plan's mirror axes, in training and at prediction."""
         rotation, dummy_2d, patch_size, stock = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         axes = tuple(self.plans_manager.plans.get("sam3d", {}).get("mirror_axes", stock))
-        self.inference_allowed_mirroring_axes = axes
+        self.inference_allowed_mirroring_axes = axes or None  # an empty tuple ends nnU-Net's predictor
         return rotation, dummy_2d, patch_size, axes
 
     def get_dataloaders(self) -> tuple:
@@ -323,6 +324,19 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         super().on_train_end()
         self._plot(at_most_every_seconds=0)
 
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Predict the fold's validation cases as `sam3d_predict` does, and score them.
+
+        Cascades and 2D configurations are left to nnU-Net, and so are probabilities, which are those of whole volumes.
+
+        Raises:
+            FailedCasesError: If some could not be predicted; the others are scored.
+        """
+        if save_probabilities or not is_ours_to_validate(self.configuration_manager):
+            super().perform_actual_validation(save_probabilities)
+        else:
+            validate_trained(self, self._bare_network())
+
     def _plot(self, at_most_every_seconds: float) -> None:
         if self.local_rank or time.monotonic() - self._last_plot < at_most_every_seconds:
             return
@@ -399,7 +413,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.current_epoch = checkpoint["current_epoch"]
         self.logger.load_checkpoint(checkpoint["logging"])
         self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"] or None
         self.optimizer.load_state_dict(checkpoint["optimizer_state"])
         if checkpoint.get("grad_scaler_state"):
             self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])

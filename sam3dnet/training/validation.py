@@ -1,0 +1,244 @@
+"""The validation of a fold: its cases, predicted as `sam3d_predict` does, then scored by nnU-Net.
+
+The images are those preprocessed for training. They are what prediction makes of the raw ones, but for a channel that
+is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what is labelled as inside of the mask.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.configuration import default_num_processes
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
+from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
+from sam3dnet.inference.cases import Case
+from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, write_label_map
+from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
+from sam3dnet.inference.reading import Preprocessed, image_bytes
+from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.preprocessing.records import settings_digest
+from sam3dnet.training.distributed import are_joined, gathered, is_first_process
+
+FOLDER = "validation"
+SUMMARY = "summary.json"
+CASES_BETWEEN_MEETINGS = 20  # of several processes, nnU-Net's: one that waits too long for the others gives up
+BYTES_OF_SCORING = 4 << 30
+BYTES_A_SCORED_VOXEL = 16  # truth and prediction in float32, and masks of one class
+
+logger = logging.getLogger(__name__)
+
+
+def is_ours_to_validate(configuration: Any) -> bool:
+    """Tell whether `sam3d_predict` predicts one of nnU-Net's configurations: it is 3D, and not part of a cascade."""
+    is_3d = len(configuration.patch_size) == 3
+    return is_3d and configuration.previous_stage_name is None and configuration.next_stage_names is None
+
+
+def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
+    """Validate a trainer's network as it is now, without what wraps it; see `validate`."""
+    trainer.set_deep_supervision_enabled(False)
+    model = LoadedModel(
+        network=network.eval(),
+        weights=[network.state_dict()],
+        checkpoint_files=[],
+        plans=trainer.plans_manager,
+        configuration=trainer.configuration_manager,
+        labels=trainer.label_manager,
+        dataset_json=trainer.dataset_json,
+        mirror_axes=as_axes(trainer.inference_allowed_mirroring_axes),
+    )
+    with _room_of_training_given_back(trainer.optimizer):
+        validate(trainer, model)
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+
+
+def load_trained(
+    model_folder: Path,
+    fold: int | str,
+    checkpoint: str | None,
+    device: torch.device,
+    preprocessed_by: tuple[PlansManager, str, dict[str, Any]],
+) -> LoadedModel:
+    """Load a trained fold that shall be validated.
+
+    Args:
+        model_folder: Of the plan and configuration.
+        fold: Which.
+        checkpoint: See `load_model`.
+        device: Where the network goes.
+        preprocessed_by: Plan, name of the configuration and dataset.json of the preprocessed cases.
+
+    Raises:
+        CheckpointError: If the fold or checkpoint is not there, or damaged.
+        PlanError: If the fold was trained on cases that were preprocessed otherwise, or is for nnU-Net to validate.
+    """
+    plans, name, dataset_json = preprocessed_by
+    if not is_ours_to_validate(plans.get_configuration(name)):
+        raise PlanError(f"configuration {name} is 2D or part of a cascade; validate it with nnUNetv2_train --val")
+    if fold not in trained_folds(model_folder):
+        folder = model_folder / f"fold_{fold}"
+        raise CheckpointError(f"{folder}: no checkpoint to validate; train the fold first, without --validate-only")
+    model = load_model(model_folder, [fold], checkpoint, device)
+    settings = (
+        settings_digest(of.plans, of.get_configuration(name).configuration, described)
+        for of, described in ((plans, dataset_json), (model.plans, model.dataset_json))
+    )
+    if len(set(settings)) > 1:
+        raise PlanError(
+            f"{model_folder}: trained on cases that were preprocessed by another plan than {plans.plans_name} is now; "
+            "train again, or predict the images with sam3d_predict and score them with sam3d_evaluate"
+        )
+    return model
+
+
+def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
+    """Predict the validation cases of a trainer's fold and score them, into its folder "validation".
+
+    What an earlier validation left there is removed. Several processes share the cases.
+
+    Args:
+        trainer: Says which cases, and where they are; its own network is not used.
+        model: What predicts.
+
+    Raises:
+        FailedCasesError: If some could not be predicted; the others are scored.
+    """
+    _, names = trainer.do_split()
+    output = Path(trainer.output_folder) / FOLDER
+    if trainer.fold == "all":
+        trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
+    if is_first_process():
+        _clear(output, trainer.dataset_json["file_ending"])
+    failed = _predict_share(_Validation(trainer, model, output), sorted(names))
+    if is_first_process():
+        shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
+        if len(failed) < len(names):
+            _score(trainer, output, scoring_processes(output.glob(f"*{trainer.dataset_json['file_ending']}")))
+    _tell_failed(failed, len(names), output)
+
+
+def _tell_failed(failed: Mapping[str, str], num_cases: int, output: Path) -> None:
+    if not failed:
+        return
+    if is_first_process():
+        for name, reason in failed.items():
+            logger.error("case %s failed: %s", name, reason)
+    gathered(None)  # a process that ends with an error takes the others with it, also the one that scores
+    others = f"the scores of the others are in {output / SUMMARY}" if len(failed) < num_cases else "nothing is scored"
+    raise FailedCasesError(f"{len(failed)} of {num_cases} validation cases failed, {', '.join(failed)}; {others}")
+
+
+def _clear(output: Path, file_ending: str) -> None:
+    """Remove what an earlier validation wrote, perhaps of other cases and by other weights."""
+    output.mkdir(parents=True, exist_ok=True)
+    for file in (output / SUMMARY, *output.glob(f"*{file_ending}")):
+        file.unlink(missing_ok=True)
+
+
+def _predict_share(validation: "_Validation", names: Sequence[str]) -> dict[str, str]:
+    """Predict this process's cases, meeting the other processes now and then; give the failed ones of all and why."""
+    failed: dict[str, str] = {}
+    if not are_joined():
+        return validation.predict(names)
+    gathered(None)  # the folder is there
+    world = dist.get_world_size()
+    mine = names[dist.get_rank() :: world]
+    for start in range(0, -(-len(names) // world), CASES_BETWEEN_MEETINGS):
+        for of_process in gathered(validation.predict(mine[start : start + CASES_BETWEEN_MEETINGS])):
+            failed |= of_process
+    return failed
+
+
+class _Validation:
+    """Predicts preprocessed cases of a trainer."""
+
+    def __init__(self, trainer: nnUNetTrainer, model: LoadedModel, output: Path):
+        self._model, self._output = model, output
+        self._automatic = AutomaticSegmentation(model)
+        self._ending = trainer.dataset_json["file_ending"]
+        self._truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+        self._reader_writer = model.plans.image_reader_writer_class()
+        folder = trainer.preprocessed_dataset_folder
+        self._dataset = infer_dataset_class(folder)(folder)
+
+    def predict(self, names: Sequence[str]) -> dict[str, str]:
+        """Write the label maps of these cases; give those that failed and why."""
+        cases = [Case(name, (self._truth / f"{name}{self._ending}",)) for name in names]
+        steps = CaseSteps(self._read, self._bytes_of, self._segment, self._write)
+        return predict_cases(cases, steps, 1, is_first_process(), "validating").failed
+
+    def _bytes_of(self, case: Case) -> int:
+        return len(self._model.dataset_json["channel_names"]) * image_bytes(case, self._model.configuration.spacing)
+
+    def _read(self, case: Case) -> Preprocessed:
+        data, _, _, properties = self._dataset.load_case(case.name)
+        return as_tensor(np.require(data[:], np.float32, ["WRITEABLE"])), properties
+
+    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
+        return self._automatic.label_map(*preprocessed, on_progress)
+
+    def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
+        """Write a label map with the geometry of the true one, which is the image's."""
+        path = self._output / f"{case.name}{self._ending}"
+        write_label_map(labels, path, case.files[0], properties, self._reader_writer)
+
+
+def scoring_processes(label_maps: Iterable[Path]) -> int:
+    """Choose as many processes as nnU-Net would, but no more than such large label maps leave memory for."""
+    sizes = (math.prod(grid.shape) for file in label_maps if (grid := read_grid(file.name, file)[0]))
+    largest = max(sizes, default=1)  # of formats whose headers it cannot read, nothing is known
+    return max(1, min(default_num_processes, BYTES_OF_SCORING // (BYTES_A_SCORED_VOXEL * largest)))
+
+
+def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
+    """Write nnU-Net's summary.json, and say what nnU-Net says."""
+    labels = trainer.label_manager
+    metrics = compute_metrics_on_folder(
+        str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
+        str(output),
+        str(output / SUMMARY),
+        trainer.plans_manager.image_reader_writer_class(),
+        trainer.dataset_json["file_ending"],
+        labels.foreground_regions if labels.has_regions else labels.foreground_labels,
+        labels.ignore_label,
+        num_processes=num_processes,
+    )
+    for label, scores in metrics["mean"].items():
+        trainer.logger.log_summary(f"final_val/class_{label}_dice", scores["Dice"])
+    mean = metrics["foreground_mean"]["Dice"]
+    trainer.logger.log_summary("final_val/foreground_dice", mean)
+    trainer.print_to_log_file("Validation complete")
+    trainer.print_to_log_file("Mean Validation Dice: ", mean)
+
+
+@contextmanager
+def _room_of_training_given_back(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Drop the gradients, and keep the optimiser's state in the CPU's memory meanwhile: prediction has none of it."""
+    optimizer.zero_grad(set_to_none=True)
+    moved = [
+        (state, key, value.device)
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu"
+    ]
+    for state, key, _ in moved:
+        state[key] = state[key].cpu()
+    try:
+        yield
+    finally:
+        for state, key, device in moved:
+            state[key] = state[key].to(device)
