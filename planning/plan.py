@@ -19,6 +19,16 @@ REASON_WIDTH = 68
 VALUE_WIDTH = 30
 
 
+MEMORY_DECISION = "memory of a step"
+
+
+def planned_memory(content: Mapping[str, Any], name: str) -> str | None:
+    """Give the memory of a training step that a plan expects for a configuration, in words; None if it says none."""
+    values = {d["name"]: d["value"] for d in content.get("sam3d", {}).get("decisions", [])}
+    found = values.get(f"{MEMORY_DECISION} ({name})", values.get(MEMORY_DECISION))  # full resolution has no suffix
+    return None if found is None else str(found)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """What one configuration of a plan says; shapes and strides (Z, Y, X), spacing (Z, Y, X) in mm."""

@@ -25,7 +25,7 @@ from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis
-from sam3dnet.planning.plan import PLAN_VERSION
+from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
@@ -364,7 +364,7 @@ def normalization_decision(schemes: Sequence[str]) -> Decision:
 def memory_decision(step_bytes: int) -> Decision:
     """Say what a step takes, as measured."""
     reason = "parameters, optimiser, and the peak of forward and backward, traced without running a kernel"
-    return Decision("memory of a step", f"{step_bytes / 1e9:.2f} GB", reason, "sam3dnet")
+    return Decision(MEMORY_DECISION, f"{step_bytes / 1e9:.2f} GB", reason, "sam3dnet")
 
 
 def free_memory_bytes(device: str) -> int | None:

@@ -77,9 +77,12 @@ def train_fold(
 
     from sam3dnet.training.checkpoint import continue_from_newest
     from sam3dnet.training.distributed import is_first_process, joined_processes
+    from sam3dnet.training.first_step import as_fitted_before
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
+    model = f"{nnUNetTrainerSAM3D.__name__}__{plans_name}__{configuration}"
+    plans = as_fitted_before(plans, configuration, folders.results / dataset_name / model / "plans.json")
     plans["continue_training"] = continue_training
     with joined_processes(chosen) as place, _lost_processes_told():
         if wandb and is_first_process():

@@ -12,12 +12,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
 from sam3dnet.network.segmentation import SegmentationNetwork
+from sam3dnet.planning.plan import planned_memory
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
@@ -30,6 +33,7 @@ from sam3dnet.training.distributed import (
     wrapped,
 )
 from sam3dnet.training.drawing import QuestionDrawer, finest
+from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
 from sam3dnet.training.optimizer import (
     LEARNING_RATE_NEW,
@@ -66,7 +70,10 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     current_epoch: int
     device: torch.device
     is_ddp: bool
-    network: nn.Module
+    network: Any
+    optimizer: Any
+    loss: Any
+    my_init_kwargs: dict[str, Any]
     _best_ema: float | None
 
     def __init__(
@@ -104,6 +111,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._compile()
         if self.is_ddp:
             self.network = wrapped(self.network, self.device)
+
+    def follow(self, plans: dict[str, Any]) -> None:
+        """Start anew, with a network by another plan."""
+        self.plans_manager = PlansManager(plans)
+        self.configuration_manager = self.plans_manager.get_configuration(self.configuration_name)
+        self.my_init_kwargs |= {"plans": plans}
+        self.network = self.optimizer = self.loss = None  # their memory is needed
+        self.was_initialized = False
+        release_cached(self.device)
+        self.initialize()
 
     @contextmanager
     def _distributed(self, value: bool) -> Iterator[None]:
@@ -210,7 +227,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         return agreed(fraction, self.device) if self.is_ddp and self.minutes is not None else fraction
 
     def on_train_start(self) -> None:
-        """Start the clock and restore the state of a continued training."""
+        """Measure the first step on a card, start the clock, and restore the state of a continued training."""
+        if not self.was_initialized:
+            self.initialize()
+        if is_measured(self.device) and self._resume is None:
+            planned = planned_memory(self.plans_manager.plans, self.configuration_name)
+            peak = fit_first_step(self)
+            self.print_to_log_file(f"first step: {peak / 1e9:.2f} GB at its peak on {self.device}, planned {planned}")
         super().on_train_start()
         self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
         if not self.local_rank:
@@ -272,24 +295,29 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def train_step(self, batch: dict) -> dict:
         """Take one optimiser step on a batch of nnU-Net's loader; half precision on a card, float32 elsewhere."""
-        data = batch["data"].to(self.device, non_blocking=True)
-        target = self._to_device(batch["target"])
-        self.optimizer.zero_grad(set_to_none=True)
-        with autocast_on(self.device):
-            loss = self._loss(batch, data, target)
+        loss = self.accumulate_gradients(batch)
         if not torch.isfinite(loss):
             raise PlanError(
                 f"the loss became {loss.item()} in epoch {self.current_epoch} on cases {list(batch.get('keys', []))}; "
                 "look at these images, or lower the learning rate"
             )
-        share = share_of_batch(self.batch_size, self.configuration_manager.batch_size)
-        self.grad_scaler.scale(loss * share).backward()
         self.grad_scaler.unscale_(self.optimizer)
         clip_gradients(self.network)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         self.iterations_done += 1
-        return {"loss": loss.detach().cpu().numpy()}
+        return {"loss": loss.cpu().numpy()}
+
+    def accumulate_gradients(self, batch: dict) -> torch.Tensor:
+        """Compute the loss of a batch and its gradients, as `train_step` takes them."""
+        data = batch["data"].to(self.device, non_blocking=True)
+        target = self._to_device(batch["target"])
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast_on(self.device):
+            loss = self._loss(batch, data, target)
+        share = share_of_batch(self.batch_size, self.configuration_manager.batch_size)
+        self.grad_scaler.scale(loss * share).backward()
+        return loss.detach()
 
     def _loss(self, batch: dict, data: torch.Tensor, target: Any) -> torch.Tensor:
         if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
