@@ -78,6 +78,12 @@ def autocast_to(dtype: torch.dtype | None, device: torch.device) -> AbstractCont
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def better_half(device: torch.device) -> AbstractContextManager:
+    """Compute in bf16 where fp16 is switched on though the device has bf16: what was trained in that may overflow."""
+    is_fp16 = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type) is torch.float16
+    return autocast_on(device) if device.type == "cuda" and is_fp16 else nullcontext()
+
+
 def autocast_on(device: torch.device) -> AbstractContextManager:
     """Compute in `half_type` where the device has one."""
     return autocast_to(half_type(device), device)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from functools import cache
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from fake_card import CARD, Recorder, card_autocast, on_fake_card
 from test_methods import ARCH, CHOICES
 
+from sam3dnet.network import segmentation
 from sam3dnet.network.cost import TrainedNetwork
 from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
 from sam3dnet.network.target_device import traced_for
@@ -91,7 +93,8 @@ def is_at_voxels(x):
     return x.shape[-3:] == PATCH and x.shape[0] == BATCH
 
 
-def test_half_precision_may_be_fp16():
+def test_half_precision_may_be_fp16(monkeypatch):
+    monkeypatch.setattr(segmentation, "better_half", lambda device: nullcontext())  # which would ask the card
     recorder, _, outputs = record("SAM3DPlans", torch.float16)
     assert outputs[0].dtype == torch.float16
     assert set(recorder.types_of("native_batch_norm", "convolution")) == {torch.float16}

@@ -1,11 +1,13 @@
 """The choice of a device, with and without a card."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
+from fake_card import card_autocast
 
-from sam3dnet.devices import autocast_on, choose_device, half_type, prediction_type
+from sam3dnet.devices import autocast_on, better_half, choose_device, half_type, prediction_type
 from sam3dnet.errors import Sam3dError
 
 
@@ -81,6 +83,20 @@ def test_what_was_not_trained_in_fp16_is_not_predicted_in_it(
     expected = torch.float16 if trained_in is torch.float16 else None
     assert prediction_type(torch.device("cuda"), trained_in) is expected
     assert prediction_type(torch.device("cpu"), trained_in) is None
+
+
+@pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_fp16_that_others_switched_on_gives_way_to_bf16(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: has_bf16)
+    monkeypatch.setattr(torch, "autocast", lambda device, dtype: (device, dtype))
+    card = torch.device("cuda")
+    assert isinstance(better_half(card), nullcontext)
+    with card_autocast(torch.bfloat16):
+        assert isinstance(better_half(card), nullcontext)
+    with card_autocast(torch.float16):
+        assert better_half(card) == ("cuda", expected)
 
 
 def test_the_cpu_computes_in_single_precision() -> None:

@@ -13,7 +13,14 @@ import torch
 from tiny_models import make_checkpoint, make_model, make_weights, truncate
 
 from sam3dnet.errors import CheckpointError, PlanError
-from sam3dnet.inference.models import choose_checkpoint, find_model, list_models, load_checkpoint, load_model
+from sam3dnet.inference.models import (
+    choose_checkpoint,
+    find_model,
+    list_models,
+    load_checkpoint,
+    load_model,
+    trained_in,
+)
 
 
 def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):
@@ -123,3 +130,17 @@ def test_damaged_and_foreign_plans_are_refused(tmp_path):
     truncate(model / "plans.json")
     with pytest.raises(PlanError, match=r"plans.json cannot be read"):
         load_model(model)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "expected"),
+    [
+        ([{}, {}], torch.float16),  # stock nnU-Net's, which say nothing
+        ([{"sam3d": {"trained_in": "bfloat16"}}] * 2, torch.bfloat16),
+        ([{"sam3d": {"trained_in": "float32"}}], None),
+        ([{"sam3d": {}}], None),  # ours, before they said so
+        ([{"sam3d": {"trained_in": "float16"}}, {"sam3d": {"trained_in": "bfloat16"}}], None),
+    ],
+)
+def test_models_know_the_type_that_all_folds_were_trained_in(blocks, expected):
+    assert trained_in(blocks) is expected

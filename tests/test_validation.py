@@ -49,7 +49,7 @@ def prepare(name):
     """Plan windows smaller than the images and voxels of another size, and preprocess."""
     folders = activate_folders(None)
     plan_dataset(
-        name, folders, cost=training_cost, encoder="tiny", sam_weights_at_hand=False, device="cpu", progress=False
+        name, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False
     )
     plans_file = folders.preprocessed / name / "SAM3DPlans.json"
     plans = json.loads(plans_file.read_text())

@@ -18,6 +18,9 @@ from sam3dnet.inference.windows import predict_slabs
 BYTES_A_LOGIT = 4  # of a running sum
 
 
+LARGEST_HALF = torch.finfo(torch.half).max
+
+
 class AutomaticSegmentation:
     """Segments images with one model; windows of air are background without asking it.
 
@@ -59,7 +62,7 @@ class AutomaticSegmentation:
 
     def _demand(self, image_CZYX: Tensor) -> Demand:
         model = self._model
-        device = next(model.network.parameters()).device
+        device = model.device
         depth, height, width = model.configuration.patch_size
         planes = max(height, image_CZYX.shape[2]) * max(width, image_CZYX.shape[3])
         bytes_a_voxel = BYTES_A_LOGIT * model.labels.num_segmentation_heads
@@ -86,7 +89,7 @@ class AutomaticSegmentation:
                 raise Sam3dError("the network's output is not finite; look at the image's intensities, or train again")
             labels.add(logits)
             if keep is not None:
-                keep[:, done : done + logits.shape[1]] = logits
+                keep[:, done : done + logits.shape[1]] = logits.clamp(-LARGEST_HALF, LARGEST_HALF)
                 done += logits.shape[1]
         return labels.finish()
 
@@ -103,7 +106,8 @@ class AutomaticSegmentation:
             mirror_axes=self._mirror_axes,
             batch_size=setting.batch_size,
             background_K=background_logits(model.labels),
-            device=next(model.network.parameters()).device,
+            device=model.device,
+            precision=model.precision,
             sums_device=setting.sums_device,
             on_progress=on_progress,
         )

@@ -3,7 +3,7 @@
 import json
 import logging
 import pydoc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.inference.folds import load_into, names_that_differ
@@ -54,6 +55,7 @@ class LoadedModel:
     """A network with the weights of one or more folds, and nnU-Net's view of its plan.
 
     Attributes:
+        trained_in: Type of the training's matrix products, of all folds; None for float32, or where folds differ.
         economy: How images that exhaust the device's memory are predicted.
     """
 
@@ -65,7 +67,18 @@ class LoadedModel:
     labels: Any
     dataset_json: dict[str, Any]
     mirror_axes: tuple[int, ...]
+    trained_in: torch.dtype | None = None
     economy: Economy = field(default_factory=Economy)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    @property
+    def precision(self) -> torch.dtype | None:
+        """Type that matrix products are computed in; None: as they come."""
+        return prediction_type(self.device, self.trained_in)
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:
@@ -246,12 +259,24 @@ def load_model(
         labels=labels,
         dataset_json=dataset_json,
         mirror_axes=as_axes(first.get("inference_allowed_mirroring_axes")),
+        trained_in=trained_in(content for _, content in opened),
     )
 
 
 def as_axes(mirror_axes: Sequence[int] | None) -> tuple[int, ...]:
     """Give the axes of a checkpoint or trainer, where they are None if nothing is mirrored, as nnU-Net wants it."""
     return tuple(int(axis) for axis in mirror_axes or ())
+
+
+def trained_in(checkpoints: Iterable[Mapping[str, Any]]) -> torch.dtype | None:
+    """Tell in which type all of some checkpoints were trained; stock nnU-Net's say nothing, and were in fp16.
+
+    Returns:
+        None for float32, or where they differ.
+    """
+    names = {content.get("sam3d", {"trained_in": "float16"}).get("trained_in") for content in checkpoints}
+    (name,) = names if len(names) == 1 else (None,)
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name or "")
 
 
 def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequence[int | str]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sam3dnet.devices import autocast_on
+from sam3dnet.devices import autocast_to
 from sam3dnet.inference.correction import CorrectedBox, Correction, Floats
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.stitching import Stitching
@@ -73,6 +73,7 @@ class PromptedVolume:
         spacing_mm: Of the preprocessed image (z, y, x).
         step_size: Step between windows as a share of the window.
         device: Where the networks are.
+        precision: Type that their matrix products are computed in; None: as they come.
         cache: Keeps the features of windows.
     """
 
@@ -87,10 +88,12 @@ class PromptedVolume:
         spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
         step_size: float = 0.5,
         device: torch.device | str = "cpu",
+        precision: torch.dtype | None = None,
         cache: FeatureCache | None = None,
     ):
         self._networks = networks
         self._device = torch.device(device)
+        self._precision = precision
         self._regions = regions
         self._spacing_mm = tuple(spacing_mm)
         self._image, self._inside = pad_to_patch(image_CZYX, patch_size)
@@ -176,7 +179,7 @@ class PromptedVolume:
             inside = self._continued(inside, so_far.mask_in(index, lead), lead > 0)
         batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
         total: Tensor | None = None
-        with autocast_on(self._device):
+        with autocast_to(self._precision, self._device):
             for fold, network in enumerate(self._networks):
                 features = self._cache.get((fold, index), partial(self._features, network, index))
                 correction = network.prompted(features, batch, automatic.margin_Qzyx)[0].float()

@@ -72,7 +72,8 @@ class PromptedCase:
             regions=model.labels.has_regions,
             spacing_mm=model.configuration.spacing,
             step_size=step_size,
-            device=next(model.network.parameters()).device,
+            device=model.device,
+            precision=model.precision,
             cache=cache,
         )
         self._export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)

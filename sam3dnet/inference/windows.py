@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from sam3dnet.devices import autocast_on
+from sam3dnet.devices import autocast_to
 from sam3dnet.inference.air import Air
 
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
@@ -96,6 +96,7 @@ def predict_slabs(
     batch_size: int = 1,
     background_K: Tensor | None = None,
     device: torch.device | str = "cpu",
+    precision: torch.dtype | None = None,
     sums_device: torch.device | str | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> Iterator[Tensor]:
@@ -113,7 +114,8 @@ def predict_slabs(
         mirror_axes: Spatial axes (0 to 2) over whose mirrored versions the mean is taken; none: no mirroring.
         batch_size: Windows that go through the network together.
         background_K: Logits of windows that hold nothing but air, which skip the networks; None: all go through them.
-        device: Where the networks are; on a CUDA card they run under autocast, as in training.
+        device: Where the networks are.
+        precision: Type that their matrix products are computed in; None: as they come.
         sums_device: Where the running sums of the logits are; None for `device`.
         on_progress: Called with the share that is done.
 
@@ -134,7 +136,7 @@ def predict_slabs(
             constant_BK111 = background_K.to(sums_device).expand(len(empty), -1)[..., None, None, None]
             slab.add(constant_BK111, empty, times=len(networks))
         done += len(networks) * len(empty)
-        with autocast_on(device):
+        with autocast_to(precision, device):
             for take in networks if occupied else ():
                 network = take()
                 for corners in _batches(occupied, batch_size):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam3dnet.devices import better_half
 from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import triple
 from sam3dnet.network.image_encoder import EncoderParts, EncoderSize, ImageEncoder3D
@@ -92,10 +93,11 @@ class SegmentationNetwork(nn.Module):
             Logits (B, K, z, y, x), or with deep supervision a list of them, finest first. With a prompter: that list
             and what the prompter returned.
         """
-        features = self.features(x_BCzyx)
-        if prompter is not None:
-            return list(features.logits), prompter(self, features)
-        return list(features.logits) if self.decoder.deep_supervision else features.logits[0]
+        with better_half(x_BCzyx.device):  # nnU-Net's own code takes fp16
+            features = self.features(x_BCzyx)
+            if prompter is not None:
+                return list(features.logits), prompter(self, features)
+            return list(features.logits) if self.decoder.deep_supervision else features.logits[0]
 
     @abstractmethod
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:

@@ -412,6 +412,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 "seconds": self.budget.seconds(),
                 "iterations": self.iterations_done,
                 "random_state": random_state(),
+                "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
             },
         }
         save_atomically(checkpoint, Path(filename))

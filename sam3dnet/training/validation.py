@@ -22,6 +22,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
@@ -60,6 +61,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
         labels=trainer.label_manager,
         dataset_json=trainer.dataset_json,
         mirror_axes=as_axes(trainer.inference_allowed_mirroring_axes),
+        trained_in=half_type(trainer.device),
     )
     with _room_of_training_given_back(trainer.optimizer):
         validate(trainer, model)
