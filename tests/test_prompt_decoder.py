@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network import prompt_encoder
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import class_margin, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch, Query, dense_prompts, position_features, sample_at
@@ -158,21 +157,6 @@ def test_class_and_image_change_the_answer(network, features):
     said = answer(network, features, Query(0, 1, click(3, 4, 5)))
     assert (said - answer(network, features, Query(0, 2, click(3, 4, 5)))).abs().max() > 1e-3
     assert (said - answer(network, features, Query(1, 1, click(3, 4, 5)))).abs().max() > 1e-3
-
-
-def test_room_for_further_clicks_changes_no_answer_and_comes_in_few_sizes(network, features, monkeypatch):
-    said = ClassPrompts((Point((1, 2, 3)), Point((5, 9, 8), False)), (Box((1, 2, 3), (4, 8, 7)),))
-    answers = []
-    for fewest in (1, 8):
-        monkeypatch.setattr(prompt_encoder, "FEWEST_CLICKS", fewest)
-        answers.append(answer(network, features, Query(0, 1, said), Query(1, 2, click(3, 4, 5))))
-    torch.testing.assert_close(answers[0], answers[1])
-    monkeypatch.undo()
-    rooms = [
-        PromptBatch.of([Query(0, 1, click(1, 2, 3)), Query(0, 1, ClassPrompts(said.points * n))], SHAPE)
-        for n in range(9)
-    ]
-    assert [batch.points_QP3.shape[1] for batch in rooms] == [4, 4, 4, 8, 8, 16, 16, 16, 16]
 
 
 def test_queries_of_a_batch_do_not_see_each_other(network, features):

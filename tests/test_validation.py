@@ -48,9 +48,7 @@ def threads_in_place_of_processes():
 def prepare(name):
     """Plan windows smaller than the images and voxels of another size, and preprocess."""
     folders = activate_folders(None)
-    plan_dataset(
-        name, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False
-    )
+    plan_dataset(name, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False)
     plans_file = folders.preprocessed / name / "SAM3DPlans.json"
     plans = json.loads(plans_file.read_text())
     configuration = plans["configurations"]["3d_fullres"]

@@ -20,7 +20,6 @@ from sam3dnet.prompts.types import ClassPrompts
 POSITIVE, NEGATIVE, ABSENT = 1, 0, -1
 NO_PROMPTS = ClassPrompts()
 DENSE_CHANNELS = 8
-FEWEST_CLICKS = 4  # that tensors have room for
 NEAR, FAR = 0.2, 0.6  # standard deviations of a click's maps, as shares of the token stride
 FREQUENCIES = 8
 LONGEST_PERIOD = 256.0  # tokens
@@ -44,9 +43,7 @@ class Query:
 
 @dataclass
 class PromptBatch:
-    """Queries as tensors, padded to the largest number of boxes, at least one, and to a few numbers of clicks.
-
-    Few, so that a compiled network meets few shapes: the next power of two, at least 4.
+    """Queries as tensors, padded to the largest number of clicks and boxes, at least one of each.
 
     Attributes:
         samples: Which image of the batch each query belongs to.
@@ -71,7 +68,7 @@ class PromptBatch:
     @classmethod
     def of(cls, queries: Sequence[Query], window_shape: Sequence[int]) -> "PromptBatch":
         """Make the tensors of some queries on windows of this shape (z, y, x)."""
-        clicks = _power_of_two(max(len(query.prompts.points) for query in queries))
+        clicks = max(1, *(len(query.prompts.points) for query in queries))
         boxes = max(1, *(len(query.prompts.boxes) for query in queries))
         points = np.zeros((len(queries), clicks, 3), np.float32)
         polarity = np.full((len(queries), clicks), ABSENT)
@@ -113,11 +110,6 @@ class PromptBatch:
             name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **values)
-
-
-def _power_of_two(clicks: int) -> int:
-    """Round up."""
-    return int(max(FEWEST_CLICKS, 2 ** (clicks - 1).bit_length()))
 
 
 def _masks(queries: Sequence[Query], window_shape: Sequence[int]) -> tuple[Tensor | None, Tensor]:

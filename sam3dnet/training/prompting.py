@@ -87,7 +87,6 @@ class TrainingPrompter:
         ]
         self._truth_Qzyx = np.stack(truths) & self._valid_Qzyx
 
-    @torch.compiler.disable
     def __call__(self, network: Promptable, features: ImageFeatures) -> PromptAnswer:
         """Ask, correct without gradient, and return the last answer, which has one."""
         margin_Qzyx = self._margin(features.logits[0].detach())
