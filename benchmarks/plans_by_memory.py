@@ -2,7 +2,8 @@
 
     python benchmarks/plans_by_memory.py --raw FOLDER_WITH_DATASETS --datasets Dataset501_Hippocampus --json OUT
 
-With SAM's weights at hand and without; a made-up CT data set (800 x 512 x 512 voxels) is planned beside the real ones.
+--before takes the JSON of an earlier run: its crop, batch and memory stand beside. With SAM's weights at hand and
+without; a made-up CT data set (800 x 512 x 512 voxels) is planned beside the real ones.
 Nothing is trained and no weight is loaded: the planner traces.
 """
 
@@ -104,15 +105,30 @@ def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> lis
     return rows
 
 
+def key(row: dict[str, Any]) -> tuple:
+    """Give what a plan is for."""
+    return row["dataset"], row["gigabytes"], row["configuration"], row["encoder"]
+
+
+def in_words(row: dict[str, Any] | None) -> str:
+    """Give crop, batch and memory of an earlier plan."""
+    if row is None:
+        return "-"
+    return f"{'x'.join(map(str, row['patch_size']))}, {row['batch_size']}, {row['memory']}"
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line for each plan."""
+    has_before = any("before" in row for row in rows)
     lines = [["data set", "card", "", "encoder", "token", "crop", "batch", "recomputed", "a step"]]
+    lines[0] += ["before: crop, batch, a step"] if has_before else []
     for row in rows:
         stride, patch = ("x".join(map(str, row[key])) for key in ("token_stride", "patch_size"))
         recomputed = "yes" if row["checkpointing"] else "no"
         card = f"{row['gigabytes']:g} GB"
         first = [row["dataset"], card, row["configuration"], row["encoder"], stride, patch]
         lines.append([*first, str(row["batch_size"]), recomputed, row["memory"]])
+        lines[-1] += [row["before"]] if has_before else []
     return as_markdown(lines)
 
 
@@ -123,6 +139,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--datasets", nargs="*", default=[], help="full names; the made-up one is always planned")
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[8, 16, 24, 80])
     parser.add_argument("--weights", nargs="+", choices=("with", "without"), default=["with", "without"])
+    parser.add_argument("--before", type=Path, help="JSON of an earlier run")
     return parser.parse_args()
 
 
@@ -142,6 +159,9 @@ def main() -> None:
             for weights in a.weights:
                 for gigabytes in a.gigabytes:
                     rows += plan(dataset, folders, gigabytes, weights == "with")
+    if a.before:
+        earlier = {key(row): row for row in json.loads(a.before.read_text())["rows"]}
+        rows = [row | {"before": in_words(earlier.get(key(row)))} for row in rows]
     finish(a, "plans_by_memory", rows)
     print(table(rows))
 
