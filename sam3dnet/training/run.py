@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, remove_partial_files
@@ -74,6 +76,7 @@ def train_fold(
     if not continue_training:
         _check_weights(plans, configuration, sam_checkpoint)
     _share_cores(chosen.type, num_processes)
+    torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
     from sam3dnet.training.checkpoint import continue_from_newest
     from sam3dnet.training.distributed import is_first_process, joined_processes
