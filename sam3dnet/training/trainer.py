@@ -1,5 +1,6 @@
 """The trainer: nnU-Net's extension point, calling our network, schedule, checkpoints and progress."""
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -119,6 +120,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.my_init_kwargs |= {"plans": plans}
         self.network = self.optimizer = self.loss = None  # their memory is needed
         self.was_initialized = False
+        gc.collect()  # a compiled network refers to itself
         release_cached(self.device)
         self.initialize()
 
