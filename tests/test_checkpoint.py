@@ -23,7 +23,7 @@ def test_numpy_values_become_plain():
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "checkpoint_latest.pth"
     save_atomically({"network_weights": {"w": torch.ones(2)}}, path)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match=r"local object .*<lambda>"):  # pickle's; its class differs between Pythons
         save_atomically({"network_weights": {"w": lambda: None}}, path)
     assert torch.equal(load_safely(path)["network_weights"]["w"], torch.ones(2))
     assert os.listdir(tmp_path) == [path.name]
