@@ -10,19 +10,10 @@ from typing import Any
 
 import torch
 from materialised_attention import MaterialisedAttention
-from measuring import (
-    Variant,
-    as_markdown,
-    begin,
-    compare,
-    finish,
-    make_parser,
-    shown_mib,
-    shown_ratio,
-    shown_seconds,
-)
+from measuring import as_markdown, begin, compare, finish, make_parser, shown_mib, shown_ratio, shown_seconds
 from torch import nn
 
+from sam3dnet.check.measuring import Variant
 from sam3dnet.devices import autocast_on
 from sam3dnet.network.attention import Attention3D
 

@@ -34,9 +34,10 @@ from against_nnunet import (
     prepare_nnunet_equal,
     prepare_sam3d,
 )
-from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread, time_once
+from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds
 from random_weights import write_random_weights
 
+from sam3dnet.check.measuring import spread, time_once
 from sam3dnet.network.cost import training_operations
 
 AT_A_TIME = 2

@@ -37,10 +37,11 @@ from large_ct_steps import (
     Places,
     preprocessed_case,
 )
-from measuring import MIB, as_markdown, begin, finish, make_parser, shown_mib, shown_ratio, shown_seconds, spread
+from measuring import as_markdown, begin, finish, make_parser, shown_mib, shown_ratio, shown_seconds
 from prediction_memory import SPACING_MM
 from prediction_memory import make_plans as make_any_plans
 
+from sam3dnet.check.measuring import MIB, spread
 from sam3dnet.comparison.process_load import run_measured
 from sam3dnet.preprocessing.folders import activate_folders, write_json
 

@@ -25,7 +25,8 @@ import prediction
 import prompt_latency
 import prompts_drawn
 import scaling
-from measuring import MIB
+
+from sam3dnet.check.measuring import MIB
 
 PAGE = Path(__file__).resolve().parent / "RESULTS.md"
 Rows = list[dict[str, Any]]

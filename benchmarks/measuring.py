@@ -1,47 +1,29 @@
 """What the benchmarks share: variants of a computation timed in turn, their memory, a table and a JSON file.
 
-Memory on a CPU is the peak of live tensor bytes, without what a library uses inside one operator; on a CUDA card it is
-the allocator's peak. On Linux the C library is told to keep freed memory, so that clearing new pages is not timed.
+Seconds and memory are measured by `sam3dnet.check.measuring`. On Linux the C library is told to keep freed memory, so
+that clearing new pages is not timed.
 """
 
 import argparse
 import ctypes
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sam3dnet.check.measuring import MIB, Variant, spread, time_once, working_bytes
 from sam3dnet.comparison.stages import machine
 from sam3dnet.planning.memory import LiveBytes, storage_bytes
 from sam3dnet.preprocessing.folders import write_json
 
-MIB = 2**20
 TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4  # names of glibc's malloc.h without M_
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to compute something.
-
-    Attributes:
-        run: Computes it once, and keeps nothing.
-        held: Gives the tensors that are there before and after: parameters, optimiser state, input.
-    """
-
-    run: Callable[[], object]
-    held: Callable[[], Iterable[Tensor]]
 
 
 def compare(variants: Mapping[str, Variant], device: torch.device, repetitions: int) -> list[dict[str, Any]]:
@@ -71,47 +53,6 @@ def compare(variants: Mapping[str, Variant], device: torch.device, repetitions: 
     ]
 
 
-def spread(seconds: Sequence[float]) -> dict[str, Any]:
-    """Give median, quartiles and all of the seconds measured."""
-    quartiles = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else [seconds[0]] * 3
-    return {
-        "median_s": quartiles[1],
-        "quartiles_s": [quartiles[0], quartiles[2]],
-        "seconds": [round(value, 6) for value in seconds],
-    }
-
-
-def time_once(run: Callable[[], object], device: torch.device) -> float:
-    """Give the seconds that one call takes, until the device is done."""
-    synchronize(device)
-    start = time.perf_counter()
-    run()
-    synchronize(device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for a CUDA card."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def working_bytes(variant: Variant, device: torch.device) -> int:
-    """Measure the most bytes of tensors that live during a run beside those that the variant holds."""
-    if device.type == "cuda":
-        synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        variant.run()
-        synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    counter = LiveBytes()
-    counter.ignore(iter(list(variant.held())))
-    with counter:
-        variant.run()
-    return counter.peak
-
-
 def traced_bytes(make: Callable[[], Variant]) -> int:
     """Trace the peak of a variant without running a kernel; it is made and run on tensors without contents."""
     with FakeTensorMode():
@@ -122,13 +63,6 @@ def traced_bytes(make: Callable[[], Variant]) -> int:
         with counter:
             variant.run()
         return counter.peak + storage_bytes(held)
-
-
-def available_bytes(device: torch.device) -> int:
-    """Give the memory that is free now, on the card or on this machine."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def make_parser(description: str | None, repetitions: int | None = 5) -> argparse.ArgumentParser:

@@ -10,23 +10,14 @@ import argparse
 import time
 from typing import Any
 
-import numpy as np
 import torch
-from measuring import Variant, as_markdown, begin, finish, make_parser, shown_mib, working_bytes
-from networks import own_arguments
-from torch import Tensor, nn
+from measuring import as_markdown, begin, finish, make_parser, shown_mib
 
-from sam3dnet.devices import autocast_on
-from sam3dnet.network.build import SAM3D
+from sam3dnet.check.batch import CLASSES
+from sam3dnet.check.networks import own_arguments
+from sam3dnet.check.step import own_step
 from sam3dnet.network.cost import training_cost
-from sam3dnet.planning.memory import storage_bytes
-from sam3dnet.training.drawing import draw_questions
-from sam3dnet.training.optimizer import build_optimizer, clip_gradients
-from sam3dnet.training.prompting import TrainingPrompter
-from sam3dnet.training.target_classes import Classes
 
-CLASSES = 3
-CORRECTIONS = 1
 # (encoder, pretrained, crop, token stride, batch, checkpointing, prompts)
 CONFIGURATIONS = (
     ("tiny", False, (16, 24, 32), 4, 2, False, False),
@@ -46,79 +37,16 @@ CONFIGURATIONS = (
 )
 
 
-class Step:
-    """A training step as the trainer takes it.
-
-    Args:
-        arch_kwargs: Arguments of the network, as in a plan.
-        batch: Images in it.
-        device: Where it runs.
-    """
-
-    def __init__(self, arch_kwargs: dict[str, Any], batch: int, device: torch.device):
-        self.prompts = arch_kwargs["prompts"]
-        self.stride = tuple(arch_kwargs["token_stride"])
-        self.network = SAM3D(1, CLASSES, True, **arch_kwargs).to(device).train()
-        self.optimizer = build_optimizer(self.network, arch_kwargs["pretrained"])
-        self.image_BCzyx = torch.randn(batch, 1, *arch_kwargs["patch_size"], device=device)
-        with torch.no_grad():
-            shapes = [level.shape[2:] for level in self.network(self.image_BCzyx)]
-        self.targets = [torch.randint(CLASSES, (batch, 1, *shape), device=device).float() for shape in shapes]
-        self.loss = make_loss(len(shapes))
-
-    def run(self) -> None:
-        """Take a step; no gradient is left."""
-        with autocast_on(self.image_BCzyx.device):
-            loss = self._loss()
-        loss.backward()
-        clip_gradients(self.network)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def _loss(self) -> Tensor:
-        if not self.prompts:
-            return self.loss(self.network(self.image_BCzyx), self.targets)
-        classes = Classes((1, 2), False, None, (1.0, 1.0, 1.0), self.stride)
-        questions = draw_questions(self.targets[0].cpu(), classes, np.random.default_rng(0))
-        prompter = TrainingPrompter(questions, self.targets[0].cpu(), classes, corrections=CORRECTIONS)
-        logits, answer = self.network(self.image_BCzyx, prompter)
-        return self.loss(logits, self.targets) + 0.5 * answer.loss()
-
-    def held(self) -> list[Tensor]:
-        """Return what is there before and after a step, targets left out as the planner leaves them out."""
-        states = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        return [self.image_BCzyx, *self.network.parameters(), *self.network.buffers(), *states]
-
-    def peak_bytes(self) -> int:
-        """Measure a step after the first, when the optimiser has its state."""
-        self.run()
-        working = working_bytes(Variant(self.run, lambda: [*self.held(), *self.targets]), self.image_BCzyx.device)
-        return working + storage_bytes(self.held())
-
-
-def make_loss(levels: int) -> nn.Module:
-    """Make nnU-Net's loss over all resolutions; the coarsest has no weight."""
-    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
-    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
-    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
-
-    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
-    loss = DC_and_CE_loss(dice, {}, weight_ce=1, weight_dice=1, dice_class=MemoryEfficientSoftDiceLoss)
-    weights = np.array([0.5**level for level in range(levels)])
-    weights[-1] = 0
-    return DeepSupervisionWrapper(loss, weights / weights.sum())
-
-
 def measure(configuration: tuple, device: torch.device) -> dict[str, Any]:
     """Estimate and measure one configuration."""
     encoder, pretrained, crop, stride, batch, checkpointing, prompts = configuration
-    arch_kwargs = own_arguments(crop, stride, encoder, pretrained)
-    arch_kwargs |= {"checkpointing": checkpointing, "prompts": prompts}
+    options = {"checkpointing": checkpointing, "prompts": prompts}
+    arch_kwargs = own_arguments(crop, stride, encoder, pretrained, **options)
     start = time.perf_counter()
     estimate = training_cost(arch_kwargs, 1, CLASSES, batch, device=device.type)
     seconds = time.perf_counter() - start
     torch.manual_seed(0)
-    measured = Step(arch_kwargs, batch, device).peak_bytes()
+    measured = own_step(arch_kwargs, batch, device).peak_bytes()
     return {
         "encoder": encoder,
         "pretrained": pretrained,

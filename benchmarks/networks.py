@@ -1,38 +1,23 @@
 """The networks that are measured beside each other at an equal crop, and a training step of any of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 from materialised_attention import materialise
-from measuring import Variant
 from torch import Tensor, nn
 
+from sam3dnet.check.measuring import Variant
+from sam3dnet.check.networks import Shape, make_nnunet, own_arguments
 from sam3dnet.devices import autocast_on
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.peers import make_primus, make_swin_unetr
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
-from sam3dnet.planning import rules
 from sam3dnet.planning.memory import segmentation_loss
 from sam3dnet.training.optimizer import build_optimizer
 
-Shape = tuple[int, int, int]
-FEATURES = (32, 64, 128, 256, 320, 320)
-RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 MODES = ("forward", "step")
-
-
-def own_arguments(patch: Sequence[int], stride: int, encoder: str = "vit_b", pretrained: bool = True) -> dict[str, Any]:
-    """Give the arguments of one of our networks, as a plan would hold them, without prompts."""
-    strides = rules.choose_stage_strides((stride,) * 3).value
-    return {
-        "encoder": encoder,
-        "patch_size": list(patch),
-        "token_stride": [stride] * 3,
-        "strides": strides,
-        "pretrained": pretrained,
-    }
 
 
 def make_sam3d(classes: int, patch: Shape, *, stride: int, **options: Any) -> nn.Module:
@@ -45,43 +30,6 @@ def make_adapter3dsam(classes: int, patch: Shape, *, fidelity: str, checkpointin
     arguments = own_arguments(patch, 4) | {"fidelity": fidelity, "checkpointing": checkpointing}
     network = Adapter3DSAM(1, classes, True, **arguments)
     return materialise(network) if fidelity == "as-published" else network
-
-
-def make_nnunet(classes: int, patch: Shape, *, residual: bool) -> nn.Module:
-    """Make the U-Net that nnU-Net plans for a patch of isotropic voxels, plain or ResEnc-M."""
-    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
-
-    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), patch, 4, 999999)
-    stages = len(strides)
-    arguments = {
-        "n_stages": stages,
-        "features_per_stage": FEATURES[:stages],
-        "conv_op": "torch.nn.modules.conv.Conv3d",
-        "kernel_sizes": kernels,
-        "strides": strides,
-        "conv_bias": True,
-        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-        "dropout_op": None,
-        "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU",
-        "nonlin_kwargs": {"inplace": True},
-        "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
-    }
-    if residual:
-        arguments["n_blocks_per_stage"] = RESIDUAL_BLOCKS[:stages]
-    else:
-        arguments["n_conv_per_stage"] = [2] * stages
-    name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
-    return get_network_from_plans(
-        f"dynamic_network_architectures.architectures.unet.{name}",
-        arguments,
-        ("conv_op", "norm_op", "dropout_op", "nonlin"),
-        1,
-        classes,
-        deep_supervision=True,
-    )
 
 
 def make_peer(classes: int, patch: Shape, *, make: Callable[[int, int, Shape], nn.Module]) -> nn.Module:

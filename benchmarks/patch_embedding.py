@@ -12,9 +12,7 @@ from typing import Any
 
 import torch
 from measuring import (
-    Variant,
     as_markdown,
-    available_bytes,
     begin,
     compare,
     finish,
@@ -26,6 +24,7 @@ from measuring import (
 )
 from torch import nn
 
+from sam3dnet.check.measuring import Variant, free_bytes
 from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.published.patch_embedding import UpsampledPatchEmbed
 
@@ -76,7 +75,7 @@ def largest_difference(pair: dict[str, nn.Module], size: int, device: torch.devi
 def measure(size: int, stride: int, mode: str, device: torch.device, repetitions: int) -> list[dict[str, Any]]:
     """Measure both at one size and stride."""
     needed = traced_bytes(lambda: make_variant(make_pair(stride)[NAIVE], size, mode, torch.device("cpu")))
-    fits = needed < USABLE_SHARE * available_bytes(device)
+    fits = needed < USABLE_SHARE * free_bytes(device)
     pair = {name: module.to(device) for name, module in make_pair(stride).items()}
     variants = {name: make_variant(pair[name], size, mode, device) for name in ((NAIVE, FAST) if fits else (FAST,))}
     rows = compare(variants, device, repetitions)

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import as_markdown, begin, finish, make_parser, shown_ratio, spread, time_once
+from measuring import as_markdown, begin, finish, make_parser, shown_ratio
+
+from sam3dnet.check.measuring import spread, time_once
 
 CHECKPOINT = "checkpoint_final.pth"
 

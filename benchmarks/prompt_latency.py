@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds, spread, time_once
-from networks import own_arguments
+from measuring import as_markdown, begin, finish, make_parser, shown_ratio, shown_seconds
 from prediction_memory import make_plans as make_any_plans
 
+from sam3dnet.check.measuring import spread, time_once
+from sam3dnet.check.networks import own_arguments
 from sam3dnet.inference.session import PromptSession
 
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -34,7 +35,7 @@ def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) 
     """Write a model folder with random weights that answers prompts, as planning and training leave it."""
     from sam3dnet.network.build import SAM3D
 
-    arguments = own_arguments(patch, token_stride, encoder, pretrained=False) | {"prompts": True}
+    arguments = own_arguments(patch, token_stride, encoder, pretrained=False, prompts=True)
     (folder / "fold_0").mkdir(parents=True)
     network = SAM3D(1, len(LABELS), **arguments)
     checkpoint = {

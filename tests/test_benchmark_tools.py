@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam3dnet.check.measuring import MIB, Variant, working_bytes
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import attention
@@ -20,7 +22,7 @@ import patch_embedding
 import rehearsal
 import scaling
 from materialised_attention import MaterialisedAttention, materialise
-from measuring import Variant, compare, shown_ratio, traced_bytes, working_bytes
+from measuring import compare, shown_ratio, traced_bytes
 
 from sam3dnet.network.attention import Attention3D, partition_windows
 from sam3dnet.network.build import SAM3D
@@ -129,7 +131,7 @@ def test_ratios_of_what_is_missing_are_left_out():
 
 def attention_rows():
     row = {"batch": 1, "side": 8, "mode": "forward", "largest_difference": 1e-7}
-    row |= {"median_s": 2.0, "quartiles_s": [1.0, 3.0], "working_bytes": 4 * measuring.MIB}
+    row |= {"median_s": 2.0, "quartiles_s": [1.0, 3.0], "working_bytes": 4 * MIB}
     return [{**row, "variant": attention.NAIVE}, {**row, "variant": attention.FAST, "median_s": 1.0}]
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
-from sam3dnet.cli import demo, info, plan_and_preprocess, predict, train, verify
+from sam3dnet.cli import check, demo, info, plan_and_preprocess, predict, train, verify
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, parse_fold, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
 
@@ -23,6 +23,7 @@ WORKERS = {
     "sam3d_verify": verify.verify,
     "sam3d_info": info.info,
     "sam3d_demo": demo.demo,
+    "sam3d_check": check.check,
 }
 
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "sam3d_verify",
     "sam3d_info",
     "sam3d_demo",
+    "sam3d_check",
 )
 
 

@@ -11,3 +11,15 @@ TuningName = Literal[
     "spatial-adapter", "adapter", "pro-tuning", "st-adapter", "med-tuning", "lora", "layernorm", "full", "frozen"
 ]
 EncoderName = Literal["tiny", "small", "vit_b", "vit_l", "vit_h"]
+CheckName = Literal[
+    "installation",
+    "device",
+    "float32",
+    "half-precision",
+    "attention",
+    "memory",
+    "prediction",
+    "iteration",
+    "commands",
+    "compiled",
+]

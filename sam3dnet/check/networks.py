@@ -1,0 +1,73 @@
+"""Our network as a plan would hold it, and nnU-Net's for the same crop."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from sam3dnet.planning import rules
+
+Shape = tuple[int, int, int]
+FEATURES = (32, 64, 128, 256, 320, 320)
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
+
+
+def own_arguments(
+    patch: Sequence[int], stride: int, encoder: str = "vit_b", pretrained: bool = True, **options: Any
+) -> dict[str, Any]:
+    """Give the arguments of one of our networks, as a plan would hold them; without prompts unless they are asked for.
+
+    Args:
+        patch: Crop (z, y, x).
+        stride: Voxels a token covers along each axis.
+        encoder: Name of its size.
+        pretrained: Whether the encoder is frozen, as with SAM's weights.
+        options: Further arguments, such as prompts=True.
+    """
+    strides = rules.choose_stage_strides((stride,) * 3).value
+    return {
+        "encoder": encoder,
+        "patch_size": list(patch),
+        "token_stride": [stride] * 3,
+        "strides": strides,
+        "pretrained": pretrained,
+        **options,
+    }
+
+
+def make_nnunet(classes: int, patch: Shape, *, residual: bool) -> nn.Module:
+    """Make the U-Net that nnU-Net plans for a patch of isotropic voxels, plain or ResEnc-M."""
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+
+    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), patch, 4, 999999)
+    stages = len(strides)
+    arguments = {
+        "n_stages": stages,
+        "features_per_stage": FEATURES[:stages],
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": kernels,
+        "strides": strides,
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+        "n_conv_per_stage_decoder": [1 if residual else 2] * (stages - 1),
+    }
+    if residual:
+        arguments["n_blocks_per_stage"] = RESIDUAL_BLOCKS[:stages]
+    else:
+        arguments["n_conv_per_stage"] = [2] * stages
+    name = "ResidualEncoderUNet" if residual else "PlainConvUNet"
+    network: nn.Module = get_network_from_plans(
+        f"dynamic_network_architectures.architectures.unet.{name}",
+        arguments,
+        ("conv_op", "norm_op", "dropout_op", "nonlin"),
+        1,
+        classes,
+        deep_supervision=True,
+    )
+    return network
