@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sam3dnet.network.build import SAM3D
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.reducing import smaller_steps, step_of, with_step
 from sam3dnet.training import trainer as trainer_module
+from sam3dnet.training.run import train_fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -23,8 +25,15 @@ def loaders_in_this_process(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def planned(tiny_dataset):
+def prepared(tiny_dataset):
     return tiny_dataset, prepare(tiny_dataset)
+
+
+@pytest.fixture
+def planned(prepared):
+    """Forget what other tests trained."""
+    shutil.rmtree(fold_folder(prepared).parent, ignore_errors=True)
+    return prepared
 
 
 @pytest.fixture
@@ -91,6 +100,23 @@ def test_a_step_that_does_not_fit_is_made_smaller_and_stays_so(planned, small_ca
         train(planned, epochs=2, continue_training=True)
     assert step_of(model_plan(planned)["configurations"]["3d_fullres"]) == step_of(after)
     assert any("As in earlier folds of this model: crop" in message for message in caplog.messages)
+
+
+def test_a_fold_does_not_make_another_model_of_those_trained_before(planned, small_card):
+    train(planned, epochs=1)
+    dataset, folders = planned
+    before = model_plan(planned)
+    step = before["configurations"]["3d_fullres"]
+    small_card["voxels"] = voxels_of(step) / 4
+    with pytest.raises(
+        PlanError, match=r"not even crop .*another model than that of fold\(s\) 0; train on a card like"
+    ):
+        train_fold(dataset, 1, folders, epochs=1, iterations_per_epoch=1, device="cpu", validate=False)
+    assert model_plan(planned) == before
+    small_card["voxels"] = voxels_of(step) / 2.5
+    train_fold(dataset, 1, folders, epochs=1, iterations_per_epoch=1, device="cpu", validate=False)
+    assert step_of(model_plan(planned)["configurations"]["3d_fullres"])["checkpointing"]
+    assert len(load_model(fold_folder(planned).parent).weights) == 2
 
 
 def test_where_nothing_fits_one_sentence_says_what_to_do(planned, small_card):

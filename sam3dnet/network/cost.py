@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
+from sam3dnet.network.prompt_decoder import ImageFeatures, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
 from sam3dnet.network.target_device import traced_for
@@ -103,5 +103,5 @@ def _ask_all(network: SegmentationNetwork, features: ImageFeatures) -> Tensor:
         mask_Qzyx=torch.zeros(queries, *logits_BKzyx.shape[2:], device=device),
         has_mask_Q=torch.ones(queries, dtype=torch.bool, device=device),
     )
-    margin_Qzyx = class_margin(logits_BKzyx.float(), batch.class_Q, regions=False)
+    margin_Qzyx = torch.stack([margin_of_class(logits_Kzyx, 0, regions=False) for logits_Kzyx in logits_BKzyx])
     return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import is_out_of_memory, release_cached
+from sam3dnet.inference.models import trained_folds
 from sam3dnet.planning.reducing import smaller_steps, step_of, with_step
 from sam3dnet.planning.rules import Decision
 from sam3dnet.training.distributed import gathered
@@ -38,6 +39,8 @@ class Steppable(Protocol):
     batch_size: int
     num_input_channels: int
     preprocessed_dataset_folder_base: str
+    output_folder_base: str
+    fold: int | str
     _classes: Classes | None
 
     def accumulate_gradients(self, batch: dict) -> Tensor:
@@ -67,7 +70,8 @@ def fit_first_step(trainer: Steppable) -> int:
         The most bytes that were allocated at one time.
 
     Raises:
-        PlanError: If the smallest step does not fit.
+        PlanError: If the smallest step does not fit, or the first that could is another model than that of folds that
+            have been trained.
     """
     plans, name = trainer.plans_manager.plans, trainer.configuration_name
     smaller = smaller_steps(plans, name, _fingerprint(trainer))
@@ -79,6 +83,7 @@ def fit_first_step(trainer: Steppable) -> int:
                 f"a training step does not fit {trainer.device}, not even {_in_words(step_of(tried))}; close other "
                 "programs on the card, or plan with --encoder small or for another --device"
             )
+        _require_same_model(trainer, tried, step)
         tried = step
         trainer.follow(_with_configuration(plans, name, step))
     planned, fitting = step_of(plans["configurations"][name]), step_of(tried)
@@ -91,6 +96,18 @@ def fit_first_step(trainer: Steppable) -> int:
             _in_words(fitting),
         )
     return peak
+
+
+def _require_same_model(trainer: Steppable, tried: Mapping[str, Any], step: Mapping[str, Any]) -> None:
+    """Refuse another crop, whose network has other tables of positions, where other folds have been trained."""
+    others = [fold for fold in trained_folds(Path(trainer.output_folder_base)) if fold != trainer.fold]
+    if others and step["patch_size"] != tried["patch_size"]:
+        folds = " ".join(map(str, others))
+        raise PlanError(
+            f"a training step does not fit {trainer.device}, not even {_in_words(step_of(tried))}, and another crop "
+            f"would make another model than that of fold(s) {folds}; train on a card like theirs, or plan anew for "
+            "this one (--gpu-memory-target) and train all folds again"
+        )
 
 
 def as_fitted_before(plans: dict[str, Any], name: str, model_plans: Path) -> dict[str, Any]:
