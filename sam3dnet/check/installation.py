@@ -26,7 +26,7 @@ def check_installation(setting: Setting) -> Iterator[CheckResult]:
     yield told(
         "installation",
         "machine",
-        f"{platform.system()} {platform.machine()}, {about['processor']}, {about['cores']} cores, "
+        f"{platform.uname().system} {platform.machine()}, {about['processor']}, {about['cores']} cores, "
         f"{memory.total / GIB:.0f} GiB of memory, {memory.available / GIB:.0f} free, load {psutil.getloadavg()[0]:.1f}",
     )
     for variable in VARIABLES:
