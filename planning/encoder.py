@@ -11,7 +11,7 @@ from sam3dnet.planning.rules import MEASURED, Decision
 # Below this many voxels in the whole dataset a network of the size "small" only learns it by heart.
 TINY_DATASET_VOXELS = 1_000_000
 # On a CPU time is short, and a step may take up to half as long again as one of the small encoder. 4.9 times the
-# operations took 3.0 times the seconds (benchmarks/iterations.py --encoders, Dataset501, vit_b and small): matrices are
+# operations took 2.8 times the seconds (benchmarks/iterations.py --encoders, Dataset501, vit_b and small): matrices are
 # multiplied faster than narrow convolutions run. So this many take about 1.5 times as long.
 MOST_TIMES_THE_OPERATIONS = 2.5
 PRETRAINED = "vit_b"  # of SAM's three the one that is taken unasked
