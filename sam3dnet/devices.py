@@ -1,6 +1,7 @@
 """Choice of the device to compute on, and of the precision there."""
 
 import logging
+import os
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,16 +17,16 @@ def choose_device(name: str | None = None) -> torch.device:
     A card becomes torch's current one, so that nothing lands on another.
 
     Args:
-        name: "cpu", "cuda" (the first card), "cuda:1" (the second one) or "mps"; None for the best that this machine
-            has.
+        name: "cpu", "cuda" (the first card, of torchrun's processes each its own), "cuda:1" (the second one) or "mps";
+            None for the best that this machine has.
 
     Raises:
         Sam3dError: If the device is unknown, or this machine or this build of torch has none of its kind.
     """
     there = available_devices()
     if name is None:
-        name = next(iter(there))
-    name = "cuda:0" if name == "cuda" else name
+        name = next(iter(there)).partition(":")[0]
+    name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
     if name not in there:
         raise Sam3dError(
             f"--device {name}: torch {torch.__version__} sees no such device on this machine; it sees "

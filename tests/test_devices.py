@@ -62,6 +62,14 @@ def test_the_second_card_can_be_had_and_becomes_the_current_one(cards: list[torc
         choose_device("cuda:2")
 
 
+def test_each_of_torchruns_processes_touches_its_own_card_alone(
+    cards: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device() == choose_device("cuda") == torch.device("cuda:1")
+    assert cards == [torch.device("cuda:1")] * 2
+
+
 @pytest.mark.parametrize(("has_bf16", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_a_card_that_only_emulates_bf16_takes_fp16(
     monkeypatch: pytest.MonkeyPatch, has_bf16: bool, expected: torch.dtype
