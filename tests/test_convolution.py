@@ -110,5 +110,6 @@ def test_fast_gradients_are_those_of_plain_channels_last_voxels_alone():
 def test_a_frozen_depthwise_convolution_keeps_no_input():
     depthwise = DepthwiseConv3d(3, (3, 3, 3)).requires_grad_(False)
     image = torch.zeros(2, 3, 4, 4, 4, requires_grad=True)
-    kept, _ = depthwise(image).grad_fn.saved_tensors
+    output = depthwise(image)  # torch 2.6 forgets what it saved with its output
+    kept, _ = output.grad_fn.saved_tensors
     assert kept is None
