@@ -210,7 +210,9 @@ def _with_marks(parts: list[Tensor]) -> Tensor:
     """Join (B, h, N, .) and, last, marks (B or 1, N, .) that all heads share; fused GPU kernels want multiples of 8."""
     *own, marks = parts
     missing = -sum(part.shape[-1] for part in parts) % 8
-    marks = F.pad(marks, (0, missing))[:, None].expand(*own[0].shape[:2], -1, -1)
+    if missing:  # torch 2.6 compiles no padding by nothing of nothing
+        marks = F.pad(marks, (0, missing))
+    marks = marks[:, None].expand(*own[0].shape[:2], -1, -1)
     return torch.cat([*own, marks], -1)
 
 
