@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
 from sam3dnet.planning import rules
 from sam3dnet.planning.fingerprint import BLOCK
 from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
@@ -26,9 +28,9 @@ def smaller_steps(plans: Mapping[str, Any], name: str, fingerprint: Mapping[str,
         fingerprint: Content of the dataset's fingerprint.
 
     Yields:
-        What the configuration holds itself, changed; what it inherits stays where it is.
+        The configuration with all that it inherits, changed.
     """
-    configuration = copy.deepcopy(dict(plans["configurations"][name]))
+    configuration = configuration_of(plans, name)
     for batch_size in range(configuration["batch_size"] - 1, rules.SMALLEST_BATCH - 1, -1):
         configuration = {**configuration, "batch_size": batch_size}
         yield configuration
@@ -42,6 +44,12 @@ def smaller_steps(plans: Mapping[str, Any], name: str, fingerprint: Mapping[str,
     while list(configuration["patch_size"]) != list(multiple):
         configuration = _with_smaller_crop(configuration, extent, multiple)
         yield configuration
+
+
+def configuration_of(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Give a copy of a plan's configuration with all that it inherits, as that of a cascade's second stage does."""
+    manager = PlansManager(copy.deepcopy(dict(plans)))
+    return dict(manager.get_configuration(name).configuration)
 
 
 def crop_multiple(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> list[int]:

@@ -12,7 +12,7 @@ from sam3dnet.errors import PlanError
 from sam3dnet.inference.models import load_model
 from sam3dnet.network.build import SAM3D
 from sam3dnet.planning.plan import planned_memory
-from sam3dnet.planning.reducing import smaller_steps, step_of, with_step
+from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.training import trainer as trainer_module
 from sam3dnet.training.run import train_fold
 
@@ -153,6 +153,32 @@ def test_the_measurement_leaves_weights_and_randomness_alone(planned, small_card
     seed_loaders()
     without = final_weights(False)
     assert all(torch.equal(with_it[name], without[name]) for name in without)
+
+
+def test_a_configuration_that_inherits_shrinks_as_the_one_it_inherits_from(planned):
+    dataset, folders = planned
+    plans = dataset_plan(planned)
+    fingerprint = json.loads((folders.preprocessed / dataset / "dataset_fingerprint.json").read_text())
+    plans["configurations"]["larger_batch"] = {"inherits_from": "3d_fullres", "batch_size": 4}
+    assert step_of(configuration_of(plans, "larger_batch"))["batch_size"] == 4
+    batches = [step["batch_size"] for step in smaller_steps(plans, "larger_batch", fingerprint)]
+    assert batches[:3] == [3, 2, 2]
+
+
+def test_an_inheriting_configuration_is_measured_and_made_smaller(planned, small_card):
+    dataset, folders = planned
+    file = folders.preprocessed / dataset / "SAM3DPlans.json"
+    before, plans = file.read_text(), dataset_plan(planned)
+    plans["configurations"]["larger_batch"] = {"inherits_from": "3d_fullres", "batch_size": 3}
+    file.write_text(json.dumps(plans))
+    small_card["voxels"] = voxels_of(plans["configurations"]["3d_fullres"])
+    try:
+        output = train(planned, epochs=1, configuration="larger_batch")
+    finally:
+        file.write_text(before)
+    after = json.loads((output.parent / "plans.json").read_text())
+    shutil.rmtree(output.parent)
+    assert step_of(configuration_of(after, "larger_batch"))["batch_size"] == 2
 
 
 def test_steps_shrink_by_the_planners_rules(planned):

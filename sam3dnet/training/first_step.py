@@ -14,7 +14,7 @@ from torch import Tensor
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import is_out_of_memory, release_cached
 from sam3dnet.inference.models import trained_folds
-from sam3dnet.planning.reducing import smaller_steps, step_of, with_step
+from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.planning.rules import Decision
 from sam3dnet.training.distributed import gathered
 from sam3dnet.training.drawing import draw_questions, finest
@@ -75,7 +75,7 @@ def fit_first_step(trainer: Steppable) -> int:
     """
     plans, name = trainer.plans_manager.plans, trainer.configuration_name
     smaller = smaller_steps(plans, name, _fingerprint(trainer))
-    tried = plans["configurations"][name]
+    tried = configuration_of(plans, name)
     while (peak := _try_step(trainer)) is None:
         step = next(smaller, None)
         if step is None:
@@ -86,7 +86,7 @@ def fit_first_step(trainer: Steppable) -> int:
         _require_same_model(trainer, tried, step)
         tried = step
         trainer.follow(_with_configuration(plans, name, step))
-    planned, fitting = step_of(plans["configurations"][name]), step_of(tried)
+    planned, fitting = step_of(configuration_of(plans, name)), step_of(tried)
     if fitting != planned:
         trainer.follow(_recorded(plans, name, tried, str(trainer.device)))
         logger.warning(
@@ -123,10 +123,10 @@ def as_fitted_before(plans: dict[str, Any], name: str, model_plans: Path) -> dic
     except (OSError, ValueError):
         return plans
     record = before.get("sam3d", {}).get(RECORD, {}).get(name) if isinstance(before, dict) else None
-    if not record or record["planned"] != step_of(plans["configurations"][name]):
+    if not record or record["planned"] != step_of(configuration_of(plans, name)):
         return plans
     logger.info("As in earlier folds of this model: %s, since what was planned did not fit", _in_words(record["fits"]))
-    return _recorded(plans, name, with_step(plans["configurations"][name], record["fits"]), record["device"])
+    return _recorded(plans, name, with_step(configuration_of(plans, name), record["fits"]), record["device"])
 
 
 def _try_step(trainer: Steppable) -> int | None:
@@ -192,7 +192,7 @@ def _with_configuration(plans: dict[str, Any], name: str, configuration: Mapping
 
 def _recorded(plans: dict[str, Any], name: str, configuration: Mapping[str, Any], device: str) -> dict[str, Any]:
     """Return a plan with another configuration, which says what was planned before."""
-    planned, fits = step_of(plans["configurations"][name]), step_of(configuration)
+    planned, fits = step_of(configuration_of(plans, name)), step_of(configuration)
     block = plans.get("sam3d", {})
     reason = f"{_in_words(planned)} did not fit {device}"
     decision = asdict(Decision(f"{DECISION} ({name})", _in_words(fits), reason, "measured before training"))
