@@ -74,6 +74,15 @@ class ConstantNetwork(ObjectNetwork):
         return torch.full_like(margin_Qzyx, self.value)
 
 
+class CarelessNetwork(ObjectNetwork):
+    """Adds all bright objects and removes all dark ones, whatever is asked."""
+
+    def prompted(self, features, batch, margin_Qzyx):
+        super().prompted(features, batch, margin_Qzyx)
+        image_BCzyx = features.tokens_BCDHW
+        return SURE * ((image_BCzyx > 0.5).float() - (image_BCzyx < -0.5).float())[:, 0]
+
+
 class PromptableNetwork(TinyNetwork):
     """The smallest network that answers prompts: where the normalised image is like the clicked voxels.
 

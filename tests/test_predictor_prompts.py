@@ -12,6 +12,7 @@ from tiny_models import labels_of, write_image
 
 from sam3dnet.errors import PromptError
 
+BOX = {"boxes": [{"min": [2, 3, 1], "max": [4, 5, 2]}]}
 CLICK = {"points": [{"at": [3, 4, 2]}]}  # (i, j, k): voxel (2, 4, 3) of the array
 
 
@@ -35,7 +36,7 @@ def predicted(predict, tmp_path):
 
 def test_only_cases_with_prompts_are_made_anew_and_obey(predicted):
     report, before, after = predicted(
-        {"b": {"lesion": CLICK, "organ": {"points": [{"at": [0, 8, 3], "positive": False}]}}}
+        {"b": {"lesion": CLICK | BOX, "organ": {"points": [{"at": [0, 8, 3], "positive": False}]}}}
     )
     assert (report.written, report.skipped, report.failed) == (["b"], ["a", "c"], {})
     assert after["b"][2, 4, 3] == 2
@@ -48,11 +49,25 @@ def test_cases_without_prompts_are_the_same_to_the_bit(predict, tmp_path):
     before = {name: (tmp_path / "out" / f"{name}.nii.gz").read_bytes() for name in "abc"}
     for name in "abc":
         (tmp_path / "out" / f"{name}.nii.gz").unlink()
-    prompts = write_prompts(tmp_path / "p.json", {"b": {"lesion": CLICK}, "c": {"lesion": {}}})
+    prompts = write_prompts(tmp_path / "p.json", {"b": {"lesion": BOX}, "c": {"lesion": {}}})
     assert predict(prompts=prompts).written == ["a", "b", "c"]
     after = {name: (tmp_path / "out" / f"{name}.nii.gz").read_bytes() for name in "abc"}
     assert (after["a"], after["c"]) == (before["a"], before["c"])
     assert after["b"] != before["b"]
+
+
+def test_clicks_that_agree_are_the_automatic_mask_and_their_order_does_not_matter(predicted):
+    _, before, _ = predicted({"a": {"lesion": CLICK}})
+    inside, outside = np.argwhere(before["b"] == 2)[:3].tolist(), np.argwhere(before["b"] == 0)[:2].tolist()
+    points = [{"at": [x, y, z]} for z, y, x in inside]
+    points += [{"at": [x, y, z], "positive": False} for z, y, x in outside]
+    _, before, after = predicted({"b": {"lesion": {"points": points}}})
+    np.testing.assert_array_equal(after["b"], before["b"])
+    points[-1]["positive"] = True
+    _, _, after = predicted({"b": {"lesion": {"points": points}}})
+    assert (after["b"] != before["b"]).any()
+    _, _, again = predicted({"b": {"lesion": {"points": points[::-1]}}})
+    np.testing.assert_array_equal(again["b"], after["b"])
 
 
 def test_places_in_millimetres_boxes_and_masks_count(predicted, tmp_path, images):

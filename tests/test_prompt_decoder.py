@@ -7,12 +7,19 @@ import torch
 from sam3dnet.errors import PlanError
 from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import class_margin, margin_of_class
-from sam3dnet.network.prompt_encoder import PromptBatch, Query, dense_prompts, position_features, sample_at
+from sam3dnet.network.prompt_encoder import (
+    PromptBatch,
+    Query,
+    Standing,
+    dense_prompts,
+    position_features,
+    sample_at,
+)
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 SHAPE = (7, 13, 10)
 STRIDE = (2, 4, 4)
-NEAR_POSITIVE, FAR_POSITIVE, NEAR_NEGATIVE, FAR_NEGATIVE, INSIDE, MASK, HAS_MASK, MARGIN = range(8)
+DISPUTED_NEAR, DISPUTED_FAR, AGREED, INSIDE, MASK, MARGIN = range(6)
 
 
 def make_network(prompts=True):
@@ -33,15 +40,21 @@ def click(*at, positive=True):
     return ClassPrompts(points=(Point(at, positive),))
 
 
-def answer(network, features, *queries):
+def as_if_trained(network):
+    """Let a network answer, which at birth changes nothing."""
+    torch.nn.init.normal_(network.prompt_decoder.mask_token[-1].weight)
+    return network
+
+
+def answer(network, features, *queries, margin=-3.0):
+    """Ask where the class is nowhere yet."""
     batch = PromptBatch.of(queries, SHAPE)
-    logits = features.logits[0].detach()[list(batch.samples)]
-    return network.prompted(features, batch, class_margin(logits, batch.class_Q, False))
+    return network.prompted(features, batch, torch.full((len(queries), *SHAPE), margin))
 
 
 @pytest.fixture(scope="module")
 def network():
-    return make_network()
+    return as_if_trained(make_network())
 
 
 @pytest.fixture(scope="module")
@@ -81,24 +94,33 @@ def test_dense_prompts_are_drawn_where_they_were_said():
     mask = np.zeros(SHAPE, bool)
     mask[2, 3:5, 4] = True
     prompts = ClassPrompts(
-        (Point((1, 11, 2)), Point((5, 2, 8), positive=False)),
+        (Point((1, 11, 2)), Point((5, 2, 8), positive=False), Point((2, 3, 4))),
         (Box((2, 3, 4), (2, 5, 9)), Box((6, 12, 9), (6, 12, 9))),
         mask,
     )
-    batch = PromptBatch.of([Query(0, 1, prompts), Query(0, 2)], SHAPE)
-    margin = torch.full((2, *SHAPE), 30.0)
-    maps = dense_prompts(batch, margin, STRIDE)
-    assert maps.shape == (2, 8, *SHAPE)
-    for channel, peak in ((NEAR_POSITIVE, (1, 11, 2)), (FAR_POSITIVE, (1, 11, 2)), (NEAR_NEGATIVE, (5, 2, 8))):
-        assert maps[0, channel][peak] == 1
-        assert np.unravel_index(int(maps[0, channel].argmax()), SHAPE) == peak
-    assert maps[0, FAR_POSITIVE].sum() > maps[0, NEAR_POSITIVE].sum()
+    disputing = ClassPrompts((Point((5, 2, 8), positive=False), Point((1, 11, 2))))
+    batch = PromptBatch.of([Query(0, 1, prompts), Query(0, 2), Query(0, 1, disputing)], SHAPE)
+    margin = torch.full((3, *SHAPE), 30.0)
+    maps = dense_prompts(batch, Standing.of(batch, margin), margin, STRIDE)
+    assert maps.shape == (3, 6, *SHAPE)
+    for row, channel, peak, value in (
+        (0, DISPUTED_NEAR, (1, 11, 2), 1),  # the mask says otherwise
+        (0, DISPUTED_FAR, (1, 11, 2), 1),
+        (0, AGREED, (2, 3, 4), 1),
+        (0, AGREED, (5, 2, 8), -1),
+        (2, DISPUTED_NEAR, (5, 2, 8), -1),
+        (2, DISPUTED_FAR, (5, 2, 8), -1),
+        (2, AGREED, (1, 11, 2), 1),
+    ):
+        drawn = value * maps[row, channel]
+        assert drawn[peak] == pytest.approx(1, abs=0.02)
+        assert np.unravel_index(int(drawn.argmax()), SHAPE) == peak
+    assert maps[0, DISPUTED_FAR].sum() > maps[0, DISPUTED_NEAR].sum()
     inside = torch.zeros(SHAPE)
     inside[2, 3:6, 4:10] = 1
     inside[6, 12, 9] = 1
     assert torch.equal(maps[0, INSIDE], inside)
-    assert torch.equal(maps[0, MASK] > 0, torch.from_numpy(mask))
-    assert (maps[0, HAS_MASK] == 1).all()
+    assert torch.equal(maps[0, MASK], 2 * torch.from_numpy(mask).float() - 1)
     assert (maps[:, MARGIN] == 1).all()
     assert not maps[1, :MARGIN].any()
 
@@ -151,6 +173,31 @@ def test_what_is_said_changes_the_answer(network, features, other):
     said = answer(network, features, Query(0, 1, click(3, 4, 5)))
     assert said.shape == (1, *SHAPE)
     assert (said - answer(network, features, Query(0, 1, other))).abs().max() > 1e-3
+
+
+def test_clicks_that_agree_change_nothing(network, features):
+    agreeing = ClassPrompts((Point((3, 4, 5), positive=False), Point((6, 0, 9), positive=False)))
+    assert not answer(network, features, Query(0, 1, agreeing)).any()
+    assert answer(network, features, Query(0, 1, agreeing), margin=3.0).abs().max() > 1e-3
+    inside = ClassPrompts(agreeing.points, mask=np.ones(SHAPE, bool))
+    assert answer(network, features, Query(0, 1, inside)).abs().max() > 1e-3
+
+
+def test_what_was_never_trained_changes_nothing(features):
+    everything = ClassPrompts((Point((3, 4, 5)),), (Box((0, 1, 2), (3, 4, 5)),), np.ones(SHAPE, bool))
+    assert not answer(make_network(), features, Query(0, 1, everything)).any()
+
+
+def test_clicks_agree_with_the_mask_that_is_there_else_with_the_margin():
+    mask = np.zeros(SHAPE, bool)
+    mask[3, 4, 5] = True
+    clicks = (Point((3.4, 3.5, 5)), Point((3, 4, 6)), Point((3, 4, 5), positive=False))
+    batch = PromptBatch.of([Query(0, 1, ClassPrompts(clicks, mask=mask)), Query(0, 1, ClassPrompts(clicks[:2]))], SHAPE)
+    margin = torch.full((2, *SHAPE), -4.0)
+    margin[:, 3, 4, 6] = 2
+    standing = Standing.of(batch, margin)
+    assert standing.disputed_QP.tolist() == [[False, True, True], [True, False, False]]
+    assert standing.margin_QP[1, :2].tolist() == [-4, 2]
 
 
 def test_class_and_image_change_the_answer(network, features):

@@ -1,4 +1,4 @@
-"""Clicks, boxes and masks drawn from a target."""
+"""Voxels of a mask that a user might click, and errors of a mask."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,11 @@ from scipy import ndimage
 
 from sam3dnet.prompts.sampling import (
     corrective_click,
-    draw_prompts,
     innermost_voxel,
-    jittered_box,
     margin_voxel,
-    negative_clicks,
     random_component,
     random_voxel,
-    spoiled_mask,
+    random_voxels,
 )
 from sam3dnet.prompts.types import Point
 
@@ -84,49 +81,6 @@ def test_the_corrective_click_answers_the_largest_error():
     assert corrective_click(truth, truth, SPACING) is None
 
 
-def test_prompts_say_the_truth_and_every_kind_occurs():
-    truth = two_objects()
-    kinds = set()
-    for seed in range(150):
-        prompts = draw_prompts(truth, SPACING, np.random.default_rng(seed))
-        assert all(at(truth, point.at) == point.positive for point in prompts.points)
-        kinds |= {("click", point.positive) for point in prompts.points}
-        kinds |= {"box" for _ in prompts.boxes}
-        kinds |= {"mask"} if prompts.mask is not None else set()
-        kinds |= set() if prompts else {"nothing"}
-    assert kinds == {("click", True), ("click", False), "box", "mask", "nothing"}
-
-
-def test_the_same_seed_draws_the_same_prompts():
-    drawn = [draw_prompts(two_objects(), SPACING, np.random.default_rng(3)) for _ in range(2)]
-    assert drawn[0].points == drawn[1].points and drawn[0].boxes == drawn[1].boxes
-
-
-def test_of_an_absent_class_only_negative_clicks_are_drawn():
-    for seed in range(30):
-        prompts = draw_prompts(np.zeros((5, 6, 7), bool), SPACING, np.random.default_rng(seed))
-        assert not prompts.boxes and prompts.mask is None and not any(point.positive for point in prompts.points)
-    assert negative_clicks(np.ones((2, 3, 4), bool), np.random.default_rng(0)) == ()
-
-
-def test_a_jittered_box_stays_in_the_image_and_near_the_object():
-    mask = two_objects()
-    mask[5, 10, 13] = False
-    boxes = [jittered_box(mask, np.random.default_rng(seed)) for seed in range(50)]
-    lows, highs = (np.array([getattr(box, corner) for box in boxes]) for corner in ("low", "high"))
-    assert (lows >= 0).all() and (highs < mask.shape).all()
-    assert (abs(lows - [1, 1, 2]) <= 2).all() and (abs(highs - [4, 6, 7]) <= 2).all()
-    assert len(np.unique(lows, axis=0)) > 5
-
-
-def test_a_spoiled_mask_differs_from_the_truth_but_overlaps_it():
-    truth = two_objects()
-    spoiled = [spoiled_mask(truth, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(mask.dtype == bool and mask.shape == truth.shape for mask in spoiled)
-    assert sum(bool((mask & truth).any()) for mask in spoiled) > 15
-    assert sum(bool((mask ^ truth).any()) for mask in spoiled) > 15
-
-
 def click_by_scipy(predicted, truth, spacing_mm):
     """The largest error by passes over the whole array; of two as large the missed one, then the first."""
     best, positive = np.zeros_like(truth), True
@@ -173,21 +127,7 @@ def test_a_random_voxel_is_each_voxel_of_the_mask_equally_often():
     assert counts.max() < 4 * counts.mean()
 
 
-def test_half_of_the_negative_clicks_are_close_to_the_object():
-    mask = two_objects((21, 32, 45))
-    close = ndimage.binary_dilation(mask, ndimage.generate_binary_structure(3, 3), iterations=3)
-    points = [point for seed in range(600) for point in negative_clicks(mask, np.random.default_rng(seed))]
-    assert not any(at(mask, point.at) for point in points)
-    near = np.mean([at(close, point.at) for point in points])
-    assert near == pytest.approx(0.5 + 0.5 * (close & ~mask).sum() / (~mask).sum(), abs=0.08)
-
-
-@pytest.mark.parametrize(("kind", "change"), [(0, ndimage.binary_dilation), (1, ndimage.binary_erosion)])
-def test_a_spoiled_mask_is_grown_or_shrunk_as_in_the_whole_array(kind, change):
-    truth = two_objects()
-    truth[0] = True  # at the border
-    expected = [change(truth, iterations=n) for n in (1, 2)]
-    for seed in range(20):
-        if np.random.default_rng(seed).integers(3) == kind:
-            spoiled = spoiled_mask(truth, np.random.default_rng(seed))
-            assert any((spoiled == one).all() for one in expected)
+def test_several_random_voxels_are_of_the_mask_and_may_come_twice():
+    drawn = random_voxels(two_objects(), 2000, np.random.default_rng(0))
+    assert all(at(two_objects(), voxel) for voxel in drawn)
+    assert len(set(drawn)) == two_objects().sum()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from fake_prompts import SURE, ConstantNetwork, ObjectNetwork, whole
+from fake_prompts import SURE, CarelessNetwork, ConstantNetwork, ObjectNetwork, whole
 
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.prompted import OBEYED_LOGIT, PromptedVolume
@@ -13,6 +13,7 @@ from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 PATCH = (4, 16, 8)
 SHAPE = (5, 60, 9)
+NARROW = (4, 60, 8)  # as high and wide as a window
 FAR = 4  # logits that say that nothing is there
 
 
@@ -192,13 +193,46 @@ def test_regions_are_each_on_their_own():
     assert values.max() == pytest.approx(SURE, rel=1e-3)
 
 
-def test_prompts_that_say_nothing_change_nothing():
-    volume, network = make_volume(*blank())
-    assert volume.correction(1, ClassPrompts()) is None
+def test_prompts_that_say_nothing_new_change_nothing():
+    image, logits = snake()
+    logits[1][image[0] > 0] = 2 * FAR
+    volume, network = make_volume(image, logits)
+    outside = clicks((0, 5, 0), positive=False).points
+    inside = clicks((1, 10, 3), (2, 40, 4)).points
+    for prompts in (ClassPrompts(), ClassPrompts(outside), ClassPrompts((*inside, *outside))):
+        assert volume.correction(1, prompts) is None
     assert network.seen == 0
 
 
-NARROW = (4, 60, 8)  # as high and wide as a window
+def test_the_order_of_clicks_and_their_repetition_do_not_matter():
+    image, logits = snake()
+    points = (Point((2, 10, 4)), Point((2, 25, 8)), Point((0, 30, 2), False), Point((4, 12, 1)), Point((4, 14, 2)))
+    corrections = []
+    for order in (points, points[::-1], (*points[2:], *points[:4])):
+        volume, network = make_volume(image, logits)
+        corrections.append(whole(volume.correction(1, ClassPrompts(order)), SHAPE))
+        assert all(len(asked) <= len(points) for asked, _, _ in network.asked)
+    np.testing.assert_array_equal(corrections[0], corrections[1])
+    np.testing.assert_array_equal(corrections[0], corrections[2])
+
+
+def test_only_objects_that_a_prompt_names_are_changed():
+    image, logits = blank(NARROW)
+    image[0, 1:3, 24:27, 2:5] = -1
+    logits[1, 1:3, 24:27, 2:5] = 2 * FAR  # found, and nobody complains
+    image[0, 0:3, 29:32, 2:5] = image[0, 0:3, 35:38, 3:6] = 1
+    volume, _ = make_volume(image, logits, [CarelessNetwork()])
+    mask = corrected(logits, volume.correction(1, clicks((1, 30, 3))))
+    expected = np.zeros(NARROW, bool)
+    expected[1:3, 24:27, 2:5] = expected[0:3, 29:32, 2:5] = True
+    np.testing.assert_array_equal(mask, expected)
+    near = clicks((1, 30, 3), (1, 33, 4))  # the second lies beside the other bright object, none of which holds it
+    expected[0:3, 35:38, 3:6] = True
+    both = corrected(logits, volume.correction(1, near))
+    np.testing.assert_array_equal(both[:, 34:], expected[:, 34:])
+    for named in (ClassPrompts(boxes=(Box((1, 25, 4), (1, 36, 4)),)), ClassPrompts(mask=mask)):
+        everything = corrected(logits, volume.correction(1, named))
+        assert not everything[1:3, 24:27, 2:5].any() and everything[0:3, 29:32, 2:5].all()
 
 
 def test_a_click_near_the_margin_is_followed_by_one_in_the_middle_of_what_it_gave():
@@ -217,7 +251,6 @@ def test_a_click_near_the_margin_is_followed_by_one_in_the_middle_of_what_it_gav
     [
         clicks((1, 24, 3)),  # as far inside as any voxel
         clicks((0, 23, 2), (0, 24, 2)),
-        clicks((0, 23, 2), positive=False),
         ClassPrompts((Point((0, 23, 2)),), (Box((0, 23, 2), (2, 25, 4)),)),
         clicks((3, 24, 7)),  # where the network says that nothing is
     ],

@@ -12,8 +12,8 @@ from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import Query
 from sam3dnet.prompts.sampling import corrective_click
-from sam3dnet.prompts.types import ClassPrompts, Point
-from sam3dnet.training import drawing
+from sam3dnet.prompts.types import Box, ClassPrompts, Point
+from sam3dnet.training import drawing, prompting, spoiling
 from sam3dnet.training.drawing import Question, QuestionDrawer, draw_questions
 from sam3dnet.training.loaders import WORKERS, transforming_loader, without_workers
 from sam3dnet.training.prompting import (
@@ -23,7 +23,7 @@ from sam3dnet.training.prompting import (
     draw_corrections,
     prompted_counts,
 )
-from sam3dnet.training.spoiling import draw_spoiling
+from sam3dnet.training.spoiling import MissedObject, SpoiltPart, Waves, draw_part, draw_spoiling, draw_waves
 from sam3dnet.training.target_classes import Classes
 
 SHAPE = (6, 14, 12)
@@ -59,7 +59,9 @@ def ask(seed, target=None, classes=LABELS, network=None, share=0.5):
     target = make_target() if target is None else target
     network = network or Answering(lambda batch, margin: torch.zeros_like(margin))
     rng = np.random.default_rng(seed)
-    prompter = TrainingPrompter(draw_questions(target, classes, rng, share), target, classes, draw_corrections(rng))
+    prompter = TrainingPrompter(
+        draw_questions(target, classes, rng, share), target, classes, draw_corrections(rng), rng
+    )
     return network, prompter(network, make_features(make_target(len(target))))
 
 
@@ -110,6 +112,7 @@ def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
 
 def test_a_spoiled_margin_comes_with_a_click_that_names_the_error(monkeypatch):
     monkeypatch.setattr(drawing, "SPOILED_MARGIN", 1.0)
+    monkeypatch.setattr(spoiling, "SHARE_OF_KINDS", {"part": 1.0})
     kinds = set()
     for seed in range(40):
         network, answer = ask(seed)
@@ -201,11 +204,13 @@ def test_answers_are_corrected_none_to_three_times():
     np.testing.assert_allclose(shares, [0.4, 0.3, 0.2, 0.1], atol=0.05)
 
 
-def test_each_correction_is_the_corrective_click_on_the_answer_before():
+def test_each_correction_is_the_corrective_click_on_the_answer_before(monkeypatch):
+    monkeypatch.setattr(prompting, "ANYWHERE", 0.0)
     target = make_target()
     target[0, 0, :, 12:] = 3
     classes = Classes((1, 2), False, 3, LABELS.spacing_mm, LABELS.token_stride)
-    questions = [Question(Query(sample, 1, ClassPrompts((Point((2, 3, 2)),)))) for sample in range(2)]
+    disputed = ClassPrompts((Point((2, 3, 2), positive=False),))
+    questions = [Question(Query(sample, 1, disputed)) for sample in range(2)]
     generator = torch.Generator().manual_seed(0)
     answers = []
 
@@ -214,7 +219,8 @@ def test_each_correction_is_the_corrective_click_on_the_answer_before():
         return answers[-1] - margin
 
     network = Answering(correction)
-    TrainingPrompter(questions, target, classes, 2)(network, make_features(make_target()))
+    prompter = TrainingPrompter(questions, target, classes, 2, np.random.default_rng(0))
+    prompter(network, make_features(make_target()))
     for number, batch in enumerate(network.asked[1:]):
         for row in range(2):
             valid = classes.valid(target[row].numpy())
@@ -231,24 +237,86 @@ def test_an_error_in_the_margin_is_where_its_click_says_and_leaves_the_rest():
     valid[:, :, 11] = False
     kinds = set()
     for seed in range(200):
-        spoiling = draw_spoiling(truth, valid, LABELS.spacing_mm, LABELS.token_stride, np.random.default_rng(seed))
-        if spoiling is None:
+        part = draw_part(truth, valid, LABELS.spacing_mm, LABELS.token_stride, np.random.default_rng(seed))
+        if part is None:
             continue
         margin = torch.where(torch.from_numpy(truth), 8.0, -8.0)
         before = margin.clone()
-        spoiling.apply(margin)
+        part.apply(margin)
         changed = margin != before
-        at = tuple(int(value) for value in spoiling.click.at)
-        box = tuple(slice(n, n + size) for n, size in zip(spoiling.low, spoiling.height_zyx.shape, strict=True))
-        assert spoiling.height_zyx.max() == 1
-        assert spoiling.click.positive == truth[at] == (spoiling.kind != "false")
+        at = tuple(int(value) for value in part.click.at)
+        box = tuple(slice(n, n + size) for n, size in zip(part.low, part.height_zyx.shape, strict=True))
+        assert part.height_zyx.max() == 1
+        assert part.click.positive == truth[at] == (part.kind != "false")
         assert valid[at] and changed[at]
         assert changed.sum() == changed[box].sum()
-        assert (margin[changed] > before[changed]).all() == (spoiling.kind == "false")
-        if spoiling.kind == "missed":
-            assert (margin[changed] == -spoiling.logit).all()
-        kinds.add(spoiling.kind)
+        assert (margin[changed] > before[changed]).all() == (part.kind == "false")
+        if part.kind == "missed":
+            assert (margin[changed] == -part.logit).all()
+        kinds.add(part.kind)
     assert kinds == {"false", "missed", "lowered"}
+
+
+def test_errors_are_parts_whole_objects_and_waves():
+    truth = (make_target()[0, 0] == 2).numpy()
+    truth[0, 13, 11] = True
+    kinds, sizes = set(), set()
+    for seed in range(60):
+        error = draw_spoiling(truth, ~truth, LABELS.spacing_mm, LABELS.token_stride, np.random.default_rng(seed))
+        kinds.add(type(error))
+        if isinstance(error, MissedObject):
+            margin = torch.where(torch.from_numpy(truth), 8.0, -8.0)
+            error.apply(margin)
+            missed = truth & (margin < 0).numpy()
+            sizes.add(int(missed.sum()))
+            assert (margin[torch.from_numpy(missed)] == -error.logit).all()
+            assert (margin[torch.from_numpy(~missed & truth)] == 8).all()
+    assert kinds >= {MissedObject, SpoiltPart, Waves}
+    assert sizes == {1, 18}
+
+
+def test_waves_are_smooth_and_as_high_as_drawn():
+    waves = draw_waves((9, 40, 30), (2, 4, 4), np.random.default_rng(1))
+    margin = torch.ones(9, 40, 30)
+    waves.apply(margin)
+    assert margin[0, 0, 0] == pytest.approx(1 + waves.coarse_zyx[0, 0, 0], abs=1e-5)
+    assert margin[-1, -1, -1] == pytest.approx(1 + waves.coarse_zyx[-1, -1, -1], abs=1e-5)
+    assert margin.std() > 0.4
+    assert margin.diff(n=2, dim=1).abs().mean() < 0.3 * margin.std()
+
+
+def test_a_query_whose_clicks_all_agree_gets_one_click_that_does_not(monkeypatch):
+    monkeypatch.setattr(prompting, "ANYWHERE", 0.0)
+    target = make_target(1)
+    truth = target[0, 0] == 1
+    features = make_features(target)
+    features.logits[0][0, 1, 2, 9:12, 1:4] = -10  # a missed part
+    agreeing = (Point((2, 3, 2)), Point((5, 13, 11), positive=False))
+    box = ClassPrompts(boxes=(Box((1, 2, 1), (4, 11, 8)),))
+    for prompts, clicks in ((ClassPrompts(agreeing), 3), (ClassPrompts(), 1), (box, 0)):
+        network = Answering(lambda batch, margin: torch.zeros_like(margin))
+        questions = [Question(Query(0, 1, prompts))]
+        TrainingPrompter(questions, target, LABELS, 0, np.random.default_rng(0))(network, features)
+        (batch,) = network.asked
+        assert (batch.polarity_QP >= 0).sum() == clicks
+        if clicks:
+            z, y, x = batch.points_QP3[0, clicks - 1].int().tolist()
+            assert truth[z, y, x] and (z, batch.polarity_QP[0, clicks - 1]) == (2, 1)
+
+
+def test_some_corrections_are_clicks_anywhere_in_what_is_wrong():
+    target = make_target(1)
+    features = make_features(target)
+    features.logits[0][:, 1] = -10
+    places = set()
+    for seed in range(30):
+        network = Answering(lambda batch, margin: torch.zeros_like(margin))
+        question = Question(Query(0, 1))
+        TrainingPrompter([question], target, LABELS, 0, np.random.default_rng(seed))(network, features)
+        places.add(tuple(network.asked[0].points_QP3[0, 0].tolist()))
+        z, y, x = network.asked[0].points_QP3[0, 0].int().tolist()
+        assert target[0, 0, z, y, x] == 1 and network.asked[0].polarity_QP[0, 0] == 1
+    assert 6 < len(places) < 25
 
 
 class Loader:

@@ -163,7 +163,11 @@ def test_a_click_changes_the_answer_wherever_the_previous_margin_was(name):
     assert correction.abs().max() > 1e-3
     spoiled = margin + torch.randn_like(margin)
     again = network.prompted(features, batch, spoiled)
-    assert torch.allclose(spoiled + again, margin + correction, atol=1e-4)
+    looks_at_the_margin = name.startswith("corrected")
+    assert torch.allclose(spoiled + again, margin + correction, atol=1e-4) != looks_at_the_margin
+    agreeing = network.prompted(features, batch, torch.full_like(margin, 3.0))
+    without = class_margin(features.logits[0][1:], batch.class_Q, regions=False)
+    assert torch.allclose(agreeing + 3.0, without, atol=1e-4) == looks_at_the_margin
 
 
 def test_corrected_prompts_start_without_effect_and_know_place_polarity_and_class():

@@ -75,14 +75,31 @@ def test_without_prompts_the_mask_is_the_automatic_one(tmp_path, image):
 
 def test_a_further_prompt_computes_no_features(ready):
     PromptableNetwork.seen = 0
-    ready.click((3, 4, 2), class_name="lesion")
+    (z, y, x), *others = np.argwhere(ready.label_map() == 1).tolist()
+    ready.click((x, y, z), class_name="lesion")
     first = PromptableNetwork.seen
     assert first > 0
-    ready.click((2, 4, 2), class_name="lesion")
-    ready.click((3, 4, 2), positive=False, class_name="organ")
+    before = ready.mask("lesion")
+    z, y, x = next(voxel for voxel in others if not before[tuple(voxel)])
+    assert ready.click((x, y, z), class_name="lesion")[z, y, x]
     ready.undo()
     ready.undo()
     assert PromptableNetwork.seen == first
+
+
+def test_clicks_that_agree_with_the_mask_leave_it_whenever_they_come(ready):
+    automatic = ready.label_map()
+    inside, outside = np.argwhere(automatic == 2)[:5].tolist(), np.argwhere(automatic == 0)[-4:].tolist()
+    for z, y, x in inside:
+        ready.click((x, y, z), class_name="lesion")
+    for z, y, x in outside[1:]:
+        ready.click((x, y, z), positive=False, class_name="lesion")
+    np.testing.assert_array_equal(ready.label_map(), automatic)
+    z, y, x = outside[0]
+    corrected = ready.click((x, y, z), class_name="lesion")
+    assert (corrected != (automatic == 2)).sum() > 1
+    for z, y, x in np.argwhere(corrected)[::7].tolist():
+        np.testing.assert_array_equal(ready.click((x, y, z), class_name="lesion"), corrected)
 
 
 def test_undo_and_reset_lead_back(ready):

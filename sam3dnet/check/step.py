@@ -76,7 +76,7 @@ class TrainingStep:
         return loss
 
     def _asked_loss(self, classes: Classes) -> Tensor:
-        prompter = TrainingPrompter(self.questions, self.target_BCzyx, classes, CORRECTIONS)
+        prompter = TrainingPrompter(self.questions, self.target_BCzyx, classes, CORRECTIONS, np.random.default_rng(0))
         logits, answer = self.network(self.image_BCzyx, prompter)
         loss: Tensor = self.loss(logits, self.targets) + PROMPT_LOSS_WEIGHT * answer.loss()
         return loss

@@ -1,19 +1,17 @@
 """The prompts of a run over many cases: read once, placed in each case, and stated in the settings of the run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sam3dnet.inference.classes import PromptClass, prompt_classes
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.prompted_export import Click
 from sam3dnet.inference.reading import Preprocessed
 from sam3dnet.preprocessing.geometry import case_geometry
 from sam3dnet.prompts.files import read_prompts
 from sam3dnet.prompts.placing import PlacedPrompts, place_case
 from sam3dnet.prompts.stated import FilePrompts, StatedPrompts
-from sam3dnet.prompts.types import ClassPrompts
 
 
 @dataclass(frozen=True)
@@ -50,9 +48,7 @@ class RunPrompts:
             for name, by_class in self.stated.cases.items()
         }
 
-    def place(
-        self, name: str, case: Preprocessed, model: LoadedModel, reader_writer: Any
-    ) -> tuple[dict[int, ClassPrompts], list[Click]]:
+    def place(self, name: str, case: Preprocessed, model: LoadedModel, reader_writer: Any) -> dict[int, PlacedPrompts]:
         """Bring the prompts of a case to its preprocessed image.
 
         Args:
@@ -62,7 +58,7 @@ class RunPrompts:
             reader_writer: nnU-Net's reader of the image.
 
         Returns:
-            The prompts by channel of the logits, and all clicks in their order; nothing where no prompt is stated.
+            The prompts by channel of the logits; none where no prompt is stated.
 
         Raises:
             PromptError: If a prompt does not fit the image.
@@ -70,30 +66,7 @@ class RunPrompts:
         image, properties = case
         geometry = case_geometry(properties, model.plans.transpose_forward, image.shape[1:])
         placed = place_case(self.stated.of_case(name), geometry, reader_writer, properties)
-        return in_channels(list(placed.items()), self.classes)
-
-
-def in_channels(
-    placed: Sequence[tuple[str, PlacedPrompts]], classes: Mapping[str, PromptClass]
-) -> tuple[dict[int, ClassPrompts], list[Click]]:
-    """Put placed prompts together by channel of the logits.
-
-    Args:
-        placed: Each with the name of its class, in their order; of two masks of a class the later counts.
-        classes: By name.
-
-    Returns:
-        The prompts by channel, and all clicks in their order.
-    """
-    merged: dict[int, ClassPrompts] = {}
-    clicks = []
-    for name, one in placed:
-        index = classes[name].index
-        before, said = merged.get(index, ClassPrompts()), one.prompts
-        mask = before.mask if said.mask is None else said.mask
-        merged[index] = ClassPrompts((*before.points, *said.points), (*before.boxes, *said.boxes), mask)
-        clicks += [Click(index, voxel, positive) for voxel, positive in one.clicks]
-    return merged, clicks
+        return {self.classes[name].index: one for name, one in placed.items()}
 
 
 def _statement(stated: StatedPrompts) -> dict[str, Any]:

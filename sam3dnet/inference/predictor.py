@@ -236,9 +236,9 @@ class _Run:
         if self._prompts is None or not self._prompts.stated.of_case(case.name):
             return self._automatic.label_map(*preprocessed, on_progress)
         reader = self._input.reader_writer
-        prompts, clicks = self._prompts.place(case.name, preprocessed, self._model, reader)
+        prompts = self._prompts.place(case.name, preprocessed, self._model, reader)
         prompted = PromptedCase(self._model, self._networks, preprocessed, on_progress=on_progress, **self._windows)
-        return prompted.label_map(prompts, clicks)
+        return prompted.label_map([prompts])
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"

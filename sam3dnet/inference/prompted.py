@@ -1,7 +1,8 @@
 """Answers to prompts in a whole preprocessed image: what they add to the automatic logits of a class.
 
-An answer depends on the prompts alone, not on earlier answers. It begins in the windows at the prompts and goes on
-into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
+An answer depends on the prompts alone, not on earlier answers or on the order of the prompts. Clicks that say what the
+automatic mask says change nothing by themselves. An answer begins in the windows at the prompts and goes on into
+neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
 
 Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of the image, z y x of a window.
 """
@@ -110,18 +111,26 @@ class PromptedVolume:
             prompts: In voxels (z, y, x) of the preprocessed image.
 
         Returns:
-            What is added to the logits of the class; None where the prompts say nothing.
+            What is added to the logits of the class; None where the prompts ask for no change.
         """
-        padded = self._place_in_padded(prompts)
-        stitching = self._stitched(class_index, padded)
-        settled = self._settled(padded, stitching)
-        if settled is not None:
-            stitching = self._stitched(class_index, settled)
-        if not len(stitching):
+        prompts = replace(prompts, points=one_click_a_voxel(prompts.points, self._logits_shape))
+        disputed = self._disputed(class_index, prompts.points)
+        complaint = replace(prompts, points=disputed)
+        if not complaint:
             return None
-        correction = Correction(tuple(map(self._cut_to_image, stitching.result().boxes)))
+        padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
+        stitching = self._stitched(class_index, padded)
+        middle = self._middle(named, stitching)
+        if middle is not None:
+            stitching = self._stitched(class_index, replace(padded, points=(*padded.points, middle)))
+        correction = Correction(tuple(map(self._cut_to_image, stitching.result(named).boxes)))
         self._obey(class_index, prompts.points, correction)
         return correction
+
+    def _disputed(self, class_index: int, points: Sequence[Point]) -> tuple[Point, ...]:
+        """Give the clicks that say something else than the automatic mask."""
+        leads = [self._lead_at(class_index, nearest_voxel(point.at, self._logits_shape)) for point in points]
+        return tuple(point for point, lead in zip(points, leads, strict=True) if (lead > 0) != point.positive)
 
     def _stitched(self, class_index: int, prompts: ClassPrompts) -> Stitching:
         """Ask the networks in the windows at the prompts, then in further ones for as long as the mask grows."""
@@ -135,18 +144,19 @@ class PromptedVolume:
             waiting = stitching.next_windows()
         return stitching
 
-    def _settled(self, prompts: ClassPrompts, stitching: Stitching) -> ClassPrompts | None:
-        """Add a click in the middle of what a single click gave, so that it matters less where in it was clicked.
+    def _middle(self, complaint: ClassPrompts, stitching: Stitching) -> Point | None:
+        """Find the middle of what a single click gave, so that it matters less where in it was clicked.
 
         On Dataset502 (12 cases) it raises the tumour's Dice after a click at the centre from 0.715 to 0.733, after one
         near the margin from 0.660 to 0.714.
 
         Returns:
-            The prompts with that click; None where more was said than a single click, or where it is in the middle.
+            A click there; None where more is asked for than by a single click, or where that is in the middle.
         """
-        if len(prompts.points) != 1 or not prompts.points[0].positive or prompts.boxes or prompts.mask is not None:
+        points = complaint.points
+        if len(points) != 1 or not points[0].positive or complaint.boxes or complaint.mask is not None:
             return None
-        clicked = nearest_voxel(prompts.points[0].at, self._image.shape[1:])
+        clicked = nearest_voxel(points[0].at, self._image.shape[1:])
         low, mask_zyx = stitching.mask_around(clicked)
         inside = _relative(clicked, low)
         if not mask_zyx[inside]:
@@ -156,7 +166,7 @@ class PromptedVolume:
         if deeper is None:
             return None
         z, y, x = (position + first for position, first in zip(deeper, low, strict=True))
-        return replace(prompts, points=(*prompts.points, Point((z, y, x))))
+        return Point((z, y, x))
 
     def _answer(
         self, index: Voxel, class_index: int, prompts: ClassPrompts, so_far: Stitching | None
@@ -238,9 +248,13 @@ class PromptedVolume:
 
     def _missing(self, class_index: int, voxel: Voxel, positive: bool, correction: Correction) -> float:
         """Return what the logit of a clicked voxel lacks, below 0 after a negative click; 0 where it obeys."""
-        z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
-        lead = float(self._lead(self._logits[:, z, y, x].float(), class_index)) + correction.at(voxel)
+        lead = self._lead_at(class_index, voxel) + correction.at(voxel)
         return max(OBEYED_LOGIT - lead, 0.0) if positive else min(-OBEYED_LOGIT - lead, 0.0)
+
+    def _lead_at(self, class_index: int, voxel: Voxel) -> float:
+        """Return by how much a class leads at a voxel of the image without padding."""
+        z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
+        return float(self._lead(self._logits[:, z, y, x].float(), class_index))
 
     def _add_bump(self, around: CorrectedBox, voxel: Voxel, height: float) -> None:
         """Add a small Gaussian around a voxel, where the networks did not listen to its click.
@@ -310,3 +324,14 @@ class PromptedVolume:
 def _relative(voxel: Voxel, low: Voxel) -> Voxel:
     z, y, x = (position - first for position, first in zip(voxel, low, strict=True))
     return z, y, x
+
+
+def one_click_a_voxel(points: Sequence[Point], shape: Sequence[int]) -> tuple[Point, ...]:
+    """Give the clicks in the order of their voxels; of two on one voxel the later counts.
+
+    Args:
+        points: In voxels (z, y, x) of an image, in the order in which they were made.
+        shape: Of the image.
+    """
+    last = {nearest_voxel(point.at, shape): point for point in points}
+    return tuple(last[voxel] for voxel in sorted(last))

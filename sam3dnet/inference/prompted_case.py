@@ -1,20 +1,20 @@
 """One case with prompts: read, segmented automatically, then corrected as often as the prompts change."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.correction import Correction
+from sam3dnet.inference.classes import prompt_classes
+from sam3dnet.inference.conversation import Act, Conversation
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.folds import networks_of_folds
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.prompted import Promptable, PromptedVolume
-from sam3dnet.inference.prompted_export import Click, PromptedExport
+from sam3dnet.inference.prompted_export import PromptedExport
 from sam3dnet.inference.reading import Preprocessed
-from sam3dnet.prompts.types import ClassPrompts
 
 
 def promptable_networks(model: LoadedModel) -> list[Any]:
@@ -34,7 +34,7 @@ def promptable_networks(model: LoadedModel) -> list[Any]:
 
 
 class PromptedCase:
-    """The label map of an image under any prompts; those of each class are answered anew only where they changed.
+    """The label map of an image under any prompts; what was answered before is kept.
 
     Args:
         model: The model.
@@ -64,7 +64,7 @@ class PromptedCase:
         automatic = AutomaticSegmentation(model, step_size=step_size, mirror=mirror)
         logits = automatic.room_for_logits(image)
         labels = automatic.label_map(image, properties, on_progress, keep=logits)
-        self._volume = PromptedVolume(
+        volume = PromptedVolume(
             networks,
             image,
             logits,
@@ -76,29 +76,19 @@ class PromptedCase:
             precision=model.precision,
             cache=cache,
         )
-        self._export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)
-        self._answers: dict[int, tuple[ClassPrompts, Correction | None]] = {}
+        export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)
+        classes = {one.index: one for one in prompt_classes(model.labels).values()}
+        exclusive = not model.labels.has_regions
+        self._conversation = Conversation(labels, volume.correction, export.label_map, classes, exclusive)
 
-    def label_map(self, prompts: Mapping[int, ClassPrompts], clicks: Sequence[Click] = ()) -> np.ndarray:
+    def label_map(self, acts: Sequence[Act]) -> np.ndarray:
         """Segment under prompts.
 
         Args:
-            prompts: By channel of the logits, in preprocessed voxels.
-            clicks: In voxels of the image, each of which the label map obeys, in their order.
+            acts: What is said, one thing after the other; acts that were given before are known by their identity.
 
         Returns:
-            Labels on the grid of the image as its reader gave it; without prompts those of `sam3d_predict`.
+            Labels on the grid of the image as its reader gave it, not to be changed; without prompts those of
+            `sam3d_predict`.
         """
-        corrections = {}
-        for class_index, said in prompts.items():
-            asked, answer = self._answers.get(class_index, (None, None))
-            if asked is None or not _say_the_same(asked, said):
-                answer = self._volume.correction(class_index, said)
-                self._answers[class_index] = said, answer
-            if answer is not None:
-                corrections[class_index] = answer
-        return self._export.label_map(corrections, clicks)
-
-
-def _say_the_same(one: ClassPrompts, other: ClassPrompts) -> bool:
-    return one.points == other.points and one.boxes == other.boxes and one.mask is other.mask
+        return self._conversation.after(acts)

@@ -9,9 +9,9 @@ import torch
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.case_prompts import in_channels
 from sam3dnet.inference.cases import Case
 from sam3dnet.inference.classes import find_class, prompt_classes
+from sam3dnet.inference.conversation import Act
 from sam3dnet.inference.feature_cache import DEFAULT_BYTES, FeatureCache
 from sam3dnet.inference.image_input import ImageInput
 from sam3dnet.inference.models import load_model
@@ -19,7 +19,7 @@ from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
 from sam3dnet.inference.reading import Preprocessed
 from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
-from sam3dnet.prompts.placing import PlacedPrompts, place_prompts
+from sam3dnet.prompts.placing import place_prompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 ImageSource = str | Path | Sequence[str | Path] | np.ndarray
@@ -39,13 +39,14 @@ class _Prompt:
     """One prompt as the user gave it."""
 
     class_name: str
-    placed: PlacedPrompts
+    act: Act
 
 
 class PromptSession:
     """A trained model and one image at a time, segmented automatically, then corrected by prompts.
 
-    The masks are those of `sam3d_predict --prompts` with the same prompts.
+    A click that agrees with the mask leaves it as it is. The masks are those of `sam3d_predict --prompts` with the same
+    prompts, or nearly those: a file says all at once.
 
     Args:
         model_folder: Model folder of nnUNet_results, see `find_model`.
@@ -171,16 +172,15 @@ class PromptSession:
 
     def _add(self, class_name: str | None, prompts: ClassPrompts) -> Mask:
         name, image = find_class(self._classes, class_name), self._set_image()
-        self._prompts.append(_Prompt(name, place_prompts(prompts, image.space, image.geometry)))
+        placed = place_prompts(prompts, image.space, image.geometry)
+        self._prompts.append(_Prompt(name, {self._classes[name].index: placed}))
         self._labels = None
         return self.mask(name)
 
     def _current_labels(self) -> np.ndarray:
         image = self._set_image()
         if self._labels is None:
-            placed = [(prompt.class_name, prompt.placed) for prompt in self._prompts]
-            prompts, clicks = in_channels(placed, self._classes)
-            self._labels = image.case.label_map(prompts, clicks)
+            self._labels = image.case.label_map([prompt.act for prompt in self._prompts])
         return self._labels
 
     def _set_image(self) -> _Image:

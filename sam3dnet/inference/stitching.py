@@ -12,6 +12,7 @@ from sam3dnet.inference.window_grid import WindowGrid
 from sam3dnet.inference.window_group import WindowGroup
 from sam3dnet.inference.windows import importance
 from sam3dnet.preprocessing.geometry import Mask, Voxel
+from sam3dnet.prompts.types import ClassPrompts
 
 
 class Stitching:
@@ -64,9 +65,13 @@ class Stitching:
                 return group.mask()
         raise ValueError(f"no window was looked at around {voxel}; add one first")
 
-    def result(self) -> Correction:
-        """Give the correction, fading to 0 towards what was not looked at."""
-        return Correction(tuple(group.result() for group in self._groups))
+    def result(self, named: ClassPrompts | None = None) -> Correction:
+        """Give the correction, fading to 0 towards what was not looked at.
+
+        Args:
+            named: What names the objects that may change, see `within_named_objects`; None: all may.
+        """
+        return Correction(tuple(group.result(named) for group in self._groups))
 
     def _ramp(self, index: Voxel) -> Floats:
         """Return what makes a window's weight fall at those faces that are not the border of the image."""

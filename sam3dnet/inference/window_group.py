@@ -9,8 +9,10 @@ import numpy as np
 from scipy.ndimage import uniform_filter1d
 
 from sam3dnet.inference.correction import CorrectedBox, Floats, Slices
+from sam3dnet.inference.locality import within_named_objects
 from sam3dnet.inference.window_grid import WindowGrid
 from sam3dnet.preprocessing.geometry import Mask, Voxel
+from sam3dnet.prompts.types import ClassPrompts
 
 
 class WindowGroup:
@@ -85,9 +87,10 @@ class WindowGroup:
         """Give the first voxel of the box around what was looked at, and the mask in it."""
         return self._low, self._lead + self._mean() > 0
 
-    def result(self) -> CorrectedBox:
-        """Give the correction, fading to 0 towards what was not looked at."""
-        return CorrectedBox(self._low, self._mean() * self._fade())
+    def result(self, named: ClassPrompts | None = None) -> CorrectedBox:
+        """Give the correction, see `Stitching.result`."""
+        corrected = CorrectedBox(self._low, self._mean() * self._fade())
+        return corrected if named is None else within_named_objects(corrected, self._lead, named)
 
     def _mean(self, box: Slices | None = None) -> Floats:
         part = box or (slice(None),) * 3

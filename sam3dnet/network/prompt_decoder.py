@@ -14,7 +14,14 @@ from torch import Tensor, nn
 
 from sam3dnet.network.convolution import PointwiseConv, UpConv3d, cropped, mean_of_blocks
 from sam3dnet.network.detail_stem import NEGATIVE_SLOPE, ConvUnit, triple
-from sam3dnet.network.prompt_encoder import DENSE_CHANNELS, PromptBatch, PromptEncoder, dense_prompts
+from sam3dnet.network.prompt_encoder import (
+    DENSE_CHANNELS,
+    PromptBatch,
+    PromptEncoder,
+    Standing,
+    dense_prompts,
+    is_complaint,
+)
 
 HEADS = 4
 ROUNDS = 2
@@ -182,7 +189,8 @@ class PromptDecoder(nn.Module):
     """Answer prompts: what to add to the logit of the query's class at every voxel.
 
     The image's features are read, never computed anew, and nothing at full resolution is wider than a pointwise
-    convolution, so a further prompt costs a fraction of the first.
+    convolution, so a further prompt costs a fraction of the first. Clicks that all agree with the answer so far change
+    nothing, and neither does a network that has not been trained.
 
     Args:
         num_classes: Channels of the logits.
@@ -217,6 +225,8 @@ class PromptDecoder(nn.Module):
             nn.GELU(),
             nn.Linear(token_width, widths[0] + 1),
         )
+        for parameter in self.mask_token[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Decode the prompts.
@@ -230,8 +240,9 @@ class PromptDecoder(nn.Module):
             Corrections (Q, z, y, x), to be added to the logit of the query's class.
         """
         window_shape = margin_Qzyx.shape[1:]
-        dense = self._pyramid(dense_prompts(batch, margin_Qzyx, self.token_stride))
-        prompts_QTE, there_QT = self.encoder(batch, features.levels, window_shape)
+        standing = Standing.of(batch, margin_Qzyx)
+        dense = self._pyramid(dense_prompts(batch, standing, margin_Qzyx, self.token_stride))
+        prompts_QTE, there_QT = self.encoder(batch, standing, features.levels, window_shape)
         image_QEDHW = features.tokens_BCDHW + self.dense_to_tokens(dense[-1])
         grid = image_QEDHW.shape[2:]
         image_QNE = image_QEDHW.flatten(2).transpose(1, 2) + self.encoder.image_positions(grid, image_QEDHW.device)
@@ -240,7 +251,8 @@ class PromptDecoder(nn.Module):
         correction = image_QNE.transpose(1, 2).unflatten(2, grid)
         for level, image, drawn in zip(self.levels, reversed(features.pyramid), reversed(dense[:-1]), strict=True):
             correction = level(correction, image, drawn)
-        weights_QC, bias_Q = self.mask_token(prompts_QTE[:, 0]).tensor_split([-1], -1)
+        weights = self.mask_token(prompts_QTE[:, 0]) * is_complaint(batch, standing)[:, None]
+        weights_QC, bias_Q = weights.tensor_split([-1], -1)
         return torch.einsum("qczyx,qc->qzyx", correction, weights_QC) + bias_Q[:, :, None, None]
 
     def _pyramid(self, dense_QCzyx: Tensor) -> list[Tensor]:

@@ -19,7 +19,8 @@ from sam3dnet.prompts.types import ClassPrompts
 
 POSITIVE, NEGATIVE, ABSENT = 1, 0, -1
 NO_PROMPTS = ClassPrompts()
-DENSE_CHANNELS = 8
+DENSE_CHANNELS = 6
+CLICK_KINDS = 4  # negative or positive, agreed or disputed
 NEAR, FAR = 0.2, 0.6  # standard deviations of a click's maps, as shares of the token stride
 FREQUENCIES = 8
 LONGEST_PERIOD = 256.0  # tokens
@@ -164,29 +165,67 @@ def sample_at(features_QCzyx: Tensor, points_QP3: Tensor, window_shape: Sequence
     return (around_QP8C * weight_QP8[..., None].to(around_QP8C.dtype)).sum(2)
 
 
-def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequence[int]) -> Tensor:
+@dataclass
+class Standing:
+    """What is known at the clicks of queries before they are answered.
+
+    Attributes:
+        margin_QP: Logit of the class against all others at the clicked voxel.
+        disputed_QP: Whether the click says something else than the previous mask, or without one than the margin.
+            A click that agrees is evidence, not a complaint.
+    """
+
+    margin_QP: Tensor
+    disputed_QP: Tensor
+
+    @classmethod
+    def of(cls, batch: PromptBatch, margin_Qzyx: Tensor) -> "Standing":
+        """Look at the clicked voxels.
+
+        Args:
+            batch: The queries, with a mask each.
+            margin_Qzyx: Logit of the query's class against all others, before the prompt.
+        """
+        assert batch.mask_Qzyx is not None
+        top_3 = batch.points_QP3.new_tensor([size - 1 for size in margin_Qzyx.shape[1:]])
+        z, y, x = (batch.points_QP3 + 0.5).floor().clamp(min=0).minimum(top_3).long().unbind(-1)
+        rows = torch.arange(len(margin_Qzyx), device=margin_Qzyx.device)[:, None]
+        margin_QP = margin_Qzyx[rows, z, y, x]
+        is_there_QP = torch.where(batch.has_mask_Q[:, None], batch.mask_Qzyx[rows, z, y, x] > 0, margin_QP > 0)
+        is_click_QP = batch.polarity_QP != ABSENT
+        return cls(margin_QP, is_click_QP & (is_there_QP != (batch.polarity_QP == POSITIVE)))
+
+
+def is_complaint(batch: PromptBatch, standing: Standing) -> Tensor:
+    """Tell which queries ask for a change, (Q,): those with a disputed click, a box or a previous mask."""
+    return standing.disputed_QP.any(1) | batch.has_box_QR.any(1) | batch.has_mask_Q
+
+
+def dense_prompts(batch: PromptBatch, standing: Standing, margin_Qzyx: Tensor, token_stride: Sequence[int]) -> Tensor:
     """Draw the prompts of each query as maps on the voxels of the window.
 
     Args:
-        batch: The queries.
+        batch: The queries, with a mask each.
+        standing: Of their clicks.
         margin_Qzyx: Logit of the query's class against all others, before the prompt.
         token_stride: Voxels a token covers along (z, y, x).
 
     Returns:
-        (Q, DENSE_CHANNELS, z, y, x): positive clicks near and far, negative clicks near and far, inside of a box,
-        previous mask, whether there is one, and the margin; each between -1 and 1, in the type that they will be
-        convolved in.
+        (Q, DENSE_CHANNELS, z, y, x): disputed clicks near and far, agreed clicks, inside of a box, the previous mask
+        (-1 outside of it, 0 where there is none), and the margin; each between -1 and 1, clicks negative where the
+        class is not, in the type that they will be convolved in.
     """
     shape, dtype = margin_Qzyx.shape[1:], product_type(margin_Qzyx)
-    channels = []
-    for polarity in (POSITIVE, NEGATIVE):
-        for share in (NEAR, FAR):
-            weight_QP = (batch.polarity_QP == polarity).to(dtype)
-            channels.append(_proximity(batch.points_QP3, weight_QP, shape, share, token_stride))
+    sign_QP = (2 * batch.polarity_QP - 1) * (batch.polarity_QP != ABSENT)
+    disputed_QP, agreed_QP = sign_QP * standing.disputed_QP, sign_QP * ~standing.disputed_QP
+    channels = [
+        _proximity(batch.points_QP3, weight_QP.to(dtype), shape, share, token_stride)
+        for weight_QP, share in ((disputed_QP, NEAR), (disputed_QP, FAR), (agreed_QP, FAR))
+    ]
     channels.append(_inside_boxes(batch, shape).to(dtype))
-    has_mask = batch.has_mask_Q.to(dtype)[:, None, None, None]
     assert batch.mask_Qzyx is not None
-    channels += [batch.mask_Qzyx.to(dtype), has_mask.expand_as(margin_Qzyx)]
+    has_mask = batch.has_mask_Q.to(dtype)[:, None, None, None]
+    channels.append((2 * batch.mask_Qzyx.to(dtype) - 1) * has_mask)
     channels.append((margin_Qzyx.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN).to(dtype))
     return torch.stack(channels, 1).contiguous(memory_format=preferred_format(margin_Qzyx))
 
@@ -194,14 +233,14 @@ def dense_prompts(batch: PromptBatch, margin_Qzyx: Tensor, token_stride: Sequenc
 def _proximity(
     points_QP3: Tensor, weight_QP: Tensor, shape: Sequence[int], share: float, token_stride: Sequence[int]
 ) -> Tensor:
-    """Add up a Gaussian a click; it is a product of one along each axis, so this is a matrix product."""
+    """Add up a Gaussian a click, within -1 and 1; each is a product of one along each axis, so they are multiplied."""
     along = []
     for axis, (size, stride) in enumerate(zip(shape, token_stride, strict=True)):
         offset_QPn = torch.arange(size, device=points_QP3.device) - points_QP3[..., axis, None]
         along.append(torch.exp(-0.5 * (offset_QPn / (share * stride)) ** 2).to(weight_QP.dtype))
     z_QPz = along[0] * weight_QP[..., None]
     plane_QPn = (along[1][..., :, None] * along[2][..., None, :]).flatten(2)
-    return (z_QPz.transpose(1, 2) @ plane_QPn).clamp(max=1).unflatten(-1, tuple(shape[1:]))
+    return (z_QPz.transpose(1, 2) @ plane_QPn).clamp(-1, 1).unflatten(-1, tuple(shape[1:]))
 
 
 def _inside_boxes(batch: PromptBatch, shape: Sequence[int]) -> Tensor:
@@ -220,7 +259,8 @@ def _inside_boxes(batch: PromptBatch, shape: Sequence[int]) -> Tensor:
 class PromptEncoder(nn.Module):
     """Turn the sparse prompts of each query into tokens.
 
-    What the published visual sampler lacks is here: where a click lies, whether it is positive, and of which class.
+    What the published visual sampler lacks is here: where a click lies, whether it is positive, whether it agrees with
+    the answer so far, and of which class it is.
 
     Args:
         num_classes: Channels of the logits.
@@ -233,9 +273,9 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.token_stride = tuple(token_stride)
         self.class_tokens = nn.Embedding(num_classes, width)
-        self.kinds = nn.Embedding(4, width)  # negative click, positive click, low corner, high corner
+        self.kinds = nn.Embedding(CLICK_KINDS + 2, width)  # of clicks, then low and high corner
         self.position = nn.Linear(6 * FREQUENCIES, width)
-        self.appearance = nn.Linear(sum(feature_channels), width)
+        self.appearance = nn.Linear(sum(feature_channels) + 1, width)
         for embedding in (self.class_tokens, self.kinds):
             nn.init.normal_(embedding.weight, std=0.5)
 
@@ -249,12 +289,13 @@ class PromptEncoder(nn.Module):
         return self.position(position_features(centres_N3, self.token_stride))
 
     def forward(
-        self, batch: PromptBatch, features: Sequence[Tensor], window_shape: Sequence[int]
+        self, batch: PromptBatch, standing: Standing, features: Sequence[Tensor], window_shape: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         """Encode.
 
         Args:
             batch: The queries.
+            standing: Of their clicks.
             features: Features of each query's image (Q, C, ...), finest first, at any resolution.
             window_shape: Voxels of the window (z, y, x).
 
@@ -262,12 +303,14 @@ class PromptEncoder(nn.Module):
             Tokens (Q, T, E), the class token first, then clicks, then two corners a box; and which are there, (Q, T).
         """
         class_QE = self.class_tokens(batch.class_Q)
-        seen_QPC = torch.cat([sample_at(level, batch.points_QP3, window_shape) for level in features], -1)
-        kind_QPE = self.kinds(batch.polarity_QP.clamp(min=0))
+        seen = [sample_at(level, batch.points_QP3, window_shape) for level in features]
+        margin_QP = standing.margin_QP.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN
+        seen_QPC = torch.cat((*seen, margin_QP[..., None].to(seen[0].dtype)), -1)
+        kind_QPE = self.kinds(batch.polarity_QP.clamp(min=0) + 2 * standing.disputed_QP)
         place_QPE = self.position(position_features(batch.points_QP3, self.token_stride))
         clicks_QPE = class_QE[:, None] + kind_QPE + place_QPE + self.appearance(seen_QPC)
         place_QR2E = self.position(position_features(batch.corners_QR23, self.token_stride))
-        corners_QR2E = class_QE[:, None, None] + self.kinds.weight[2:] + place_QR2E
+        corners_QR2E = class_QE[:, None, None] + self.kinds.weight[CLICK_KINDS:] + place_QR2E
         class_there = torch.ones_like(batch.class_Q, dtype=torch.bool)[:, None]
         there = (class_there, batch.polarity_QP != ABSENT, batch.has_box_QR.repeat_interleave(2, 1))
         return torch.cat((class_QE[:, None], clicks_QPE, corners_QR2E.flatten(1, 2)), 1), torch.cat(there, 1)

@@ -9,7 +9,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from sam3dnet.network.prompt_encoder import Query
-from sam3dnet.prompts.sampling import draw_prompts
+from sam3dnet.prompts.made_up import draw_prompts
 from sam3dnet.training.spoiling import Spoiling, draw_spoiling
 from sam3dnet.training.target_classes import Classes
 
@@ -74,7 +74,7 @@ def _draw_question(sample: int, target_Czyx: npt.NDArray, classes: Classes, spoi
     truth = classes.truth(target_Czyx, class_index) & valid
     prompts = draw_prompts(truth, classes.spacing_mm, rng)
     spoiling = draw_spoiling(truth, valid, classes.spacing_mm, classes.token_stride, rng) if spoiled else None
-    if spoiling is not None:
+    if spoiling is not None and spoiling.click is not None:
         prompts = replace(prompts, points=(*prompts.points, spoiling.click))
     return Question(Query(sample, class_index, prompts), spoiling)
 

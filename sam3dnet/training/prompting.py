@@ -1,5 +1,7 @@
 """Prompts in training: drawn from the target in the loader, answered by the network, corrected where it is wrong.
 
+Clicks that agree with the network are among them; a query that has nothing else to say gets one click that does not.
+
 Axes in names: B batch, K logits, Q queries (one class of one image each), z y x voxels of the patch.
 """
 
@@ -16,11 +18,14 @@ from torch import Tensor
 
 from sam3dnet.network.prompt_decoder import ImageFeatures, margin_of_class
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
-from sam3dnet.prompts.sampling import click_on_errors, errors
+from sam3dnet.preprocessing.geometry import nearest_voxel
+from sam3dnet.prompts.sampling import MISSED, click_on_errors, errors, random_voxel
+from sam3dnet.prompts.types import ClassPrompts, Point
 from sam3dnet.training.drawing import Question
 from sam3dnet.training.target_classes import Classes
 
 SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # how often none, one, two, three
+ANYWHERE = 0.4  # how often a correction is any voxel of the errors, in place of the innermost one of the largest
 DICE_SMOOTHING = 1.0
 
 
@@ -73,9 +78,18 @@ class TrainingPrompter:
         target_BCzyx: nnU-Net's target at full resolution, on the CPU.
         classes: How to read it.
         corrections: How often to click before the answer that counts.
+        rng: Draws which voxel of an error is clicked.
     """
 
-    def __init__(self, questions: Sequence[Question], target_BCzyx: Tensor, classes: Classes, corrections: int):
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        target_BCzyx: Tensor,
+        classes: Classes,
+        corrections: int,
+        rng: Generator,
+    ):
+        self._rng = rng
         self._questions = questions
         self._queries = [question.query for question in questions]
         self._classes = classes
@@ -90,11 +104,14 @@ class TrainingPrompter:
     def __call__(self, network: Promptable, features: ImageFeatures) -> PromptAnswer:
         """Ask, correct without gradient, and return the last answer, which has one."""
         margin_Qzyx = self._margin(features.logits[0].detach())
+        before_Qzyx = _is_positive(margin_Qzyx)
+        agrees = [agrees_with(query.prompts, mask) for query, mask in zip(self._queries, before_Qzyx, strict=True)]
+        if any(agrees):
+            self._correct(before_Qzyx, agrees)
         for _ in range(self._corrections):
             with torch.no_grad():
-                predicted_Qzyx = _is_positive(self._ask(network, features, margin_Qzyx)) & self._valid_Qzyx
-            wrong_Qzyx = errors(predicted_Qzyx, self._truth_Qzyx)
-            self._queries = list(map(self._corrected, self._queries, wrong_Qzyx))
+                answer_Qzyx = _is_positive(self._ask(network, features, margin_Qzyx))
+            self._correct(answer_Qzyx, [True] * len(self._queries))
         return PromptAnswer(
             self._ask(network, features, margin_Qzyx),
             torch.from_numpy(self._truth_Qzyx).to(margin_Qzyx.device),
@@ -116,11 +133,35 @@ class TrainingPrompter:
         batch = PromptBatch.of(self._queries, margin_Qzyx.shape[1:]).to(margin_Qzyx.device)
         return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)
 
+    def _correct(self, predicted_Qzyx: npt.NDArray[np.bool_], which: Sequence[bool]) -> None:
+        """Click once where a mask is wrong, for some of the queries."""
+        wrong_Qzyx = errors(predicted_Qzyx & self._valid_Qzyx, self._truth_Qzyx)
+        asked = zip(self._queries, wrong_Qzyx, which, strict=True)
+        self._queries = [self._corrected(query, wrong) if chosen else query for query, wrong, chosen in asked]
+
     def _corrected(self, query: Query, errors_zyx: npt.NDArray[np.uint8]) -> Query:
-        click = click_on_errors(errors_zyx, self._classes.spacing_mm)
+        click = self._click(errors_zyx)
         if click is None:
             return query
         return replace(query, prompts=replace(query.prompts, points=(*query.prompts.points, click)))
+
+    def _click(self, errors_zyx: npt.NDArray[np.uint8]) -> Point | None:
+        if self._rng.random() < ANYWHERE and errors_zyx.any():
+            voxel = random_voxel(errors_zyx > 0, self._rng)
+            return Point(voxel, positive=bool(errors_zyx[voxel] == MISSED))
+        return click_on_errors(errors_zyx, self._classes.spacing_mm)
+
+
+def agrees_with(prompts: ClassPrompts, mask_zyx: npt.NDArray[np.bool_]) -> bool:
+    """Tell whether prompts are only clicks that say what a mask says, or none.
+
+    Args:
+        prompts: In voxels (z, y, x) of the mask.
+        mask_zyx: The mask.
+    """
+    if prompts.boxes or prompts.mask is not None:
+        return False
+    return all(mask_zyx[nearest_voxel(point.at, mask_zyx.shape)] == point.positive for point in prompts.points)
 
 
 def _is_positive(answer_Qzyx: Tensor) -> npt.NDArray[np.bool_]:

@@ -1,26 +1,47 @@
-"""Errors that are put into the automatic logits in training, since on training cases true ones become rare."""
+"""Errors that are put into the automatic logits in training, since on training cases true ones become rare.
+
+Axes in names: z y x voxels of the patch, or of a box in it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from numpy.random import Generator
 from torch import Tensor
 
-from sam3dnet.prompts.depth import Mask
-from sam3dnet.prompts.sampling import innermost_voxel, random_voxel
+from sam3dnet.prompts.depth import Mask, cut_out
+from sam3dnet.prompts.sampling import innermost_voxel, random_component, random_voxel
 from sam3dnet.prompts.types import Point
 
 SIZE = (0.3, 1.2)  # radius in token strides
 LOGIT = (1.0, 6.0)
+WAVE = (2.0, 10.0)  # standard deviation in logits
+WAVELENGTH = (0.5, 2.0)  # from one drawn value to the next, in token strides
+SHARE_OF_KINDS = {"part": 0.5, "object": 0.25, "waves": 0.25}
+
+
+class Spoiling(Protocol):
+    """An error that is put into a margin.
+
+    Attributes:
+        click: That names it; None where it is left to others to find it.
+    """
+
+    @property
+    def click(self) -> Point | None: ...
+
+    def apply(self, margin_zyx: Tensor) -> None:
+        """Put the error into the margin of its class, in place."""
 
 
 @dataclass(frozen=True, eq=False)
-class Spoiling:
-    """An error, and the click that names it.
+class SpoiltPart:
+    """A part of the patch is wrong, and a click names it.
 
     Attributes:
         low: First voxel (z, y, x) of the box around it.
@@ -38,8 +59,7 @@ class Spoiling:
 
     def apply(self, margin_zyx: Tensor) -> None:
         """Put the error into the margin of its class, in place."""
-        sides = zip(self.low, self.height_zyx.shape, strict=True)
-        part = margin_zyx[tuple(slice(first, first + size) for first, size in sides)]
+        part = margin_zyx[_box(self.low, self.height_zyx.shape)]
         height = torch.from_numpy(self.height_zyx).to(part)
         if self.kind == "lowered":
             part -= 2 * self.logit * height
@@ -49,10 +69,48 @@ class Spoiling:
             part.copy_(torch.where(height > 0, torch.maximum(part, self.logit * height), part))
 
 
+@dataclass(frozen=True, eq=False)
+class MissedObject:
+    """A whole object is missed.
+
+    Attributes:
+        low: First voxel (z, y, x) of the box around it.
+        object_zyx: It, in the box.
+        logit: How sure the spoiled logits are that it is not there.
+    """
+
+    low: tuple[int, ...]
+    object_zyx: Mask
+    logit: float
+    click: None = None
+
+    def apply(self, margin_zyx: Tensor) -> None:
+        """Lower the margin of the object, in place."""
+        part = margin_zyx[_box(self.low, self.object_zyx.shape)]
+        part[torch.from_numpy(self.object_zyx).to(part.device)] = -self.logit
+
+
+@dataclass(frozen=True, eq=False)
+class Waves:
+    """Everything is higher here and lower there, so that surfaces lie where they should not.
+
+    Attributes:
+        coarse_zyx: In logits, on a grid over the patch; linear between its points.
+    """
+
+    coarse_zyx: npt.NDArray[np.float32]
+    click: None = None
+
+    def apply(self, margin_zyx: Tensor) -> None:
+        """Add the waves to the margin, in place."""
+        coarse = torch.from_numpy(self.coarse_zyx).to(margin_zyx)[None, None]
+        margin_zyx += F.interpolate(coarse, tuple(margin_zyx.shape), mode="trilinear", align_corners=True)[0, 0]
+
+
 def draw_spoiling(
     truth_zyx: Mask, valid_zyx: Mask, spacing_mm: Sequence[float], token_stride: Sequence[int], rng: Generator
 ) -> Spoiling | None:
-    """Draw a false or a missed part of a class.
+    """Draw an error: a false or a missed part of a class, a missed object, or waves.
 
     Args:
         truth_zyx: Where the class is.
@@ -64,20 +122,44 @@ def draw_spoiling(
     Returns:
         None where there is no place for it.
     """
+    kind = rng.choice(list(SHARE_OF_KINDS), p=list(SHARE_OF_KINDS.values()))
+    if kind == "waves":
+        return draw_waves(truth_zyx.shape, token_stride, rng)
+    if kind == "object" and truth_zyx.any():
+        low, missed = cut_out(random_component(truth_zyx, rng))
+        return MissedObject(low, missed, rng.uniform(*LOGIT))
+    return draw_part(truth_zyx, valid_zyx, spacing_mm, token_stride, rng)
+
+
+def draw_waves(shape: Sequence[int], token_stride: Sequence[int], rng: Generator) -> Waves:
+    """Draw waves over a patch of this shape (z, y, x)."""
+    length = rng.uniform(*WAVELENGTH)
+    grid = [2 + int(size / (length * stride)) for size, stride in zip(shape, token_stride, strict=True)]
+    return Waves((rng.uniform(*WAVE) * rng.standard_normal(grid)).astype(np.float32))
+
+
+def draw_part(
+    truth_zyx: Mask, valid_zyx: Mask, spacing_mm: Sequence[float], token_stride: Sequence[int], rng: Generator
+) -> SpoiltPart | None:
+    """Draw a false or a missed part of a class; arguments and result otherwise as of `draw_spoiling`."""
     missed = bool(truth_zyx.any() and rng.random() < 0.5)
     where = truth_zyx if missed else ~truth_zyx & valid_zyx
     if not where.any():
         return None
     low, height = _dome(random_voxel(where, rng), truth_zyx.shape, token_stride, rng)
-    box = tuple(slice(first, first + size) for first, size in zip(low, height.shape, strict=True))
+    box = _box(low, height.shape)
     if not missed and (truth_zyx[box] & (height > 0)).any():
         return None  # what is left of the true part would show its outline
     z, y, x = (n + first for n, first in zip(innermost_voxel(where[box] & (height > 0), spacing_mm), low, strict=True))
     click = Point((z, y, x), positive=missed)
     logit = rng.uniform(*LOGIT)
     if not missed:
-        return Spoiling(low, height, logit, "false", click)
-    return Spoiling(low, height, logit, "missed" if rng.random() < 0.5 else "lowered", click)
+        return SpoiltPart(low, height, logit, "false", click)
+    return SpoiltPart(low, height, logit, "missed" if rng.random() < 0.5 else "lowered", click)
+
+
+def _box(low: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(first, first + size) for first, size in zip(low, shape, strict=True))
 
 
 def _dome(

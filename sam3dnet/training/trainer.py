@@ -285,8 +285,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def _prompter(self, batch: dict, seed: tuple[int, ...]) -> TrainingPrompter:
         assert self._classes is not None
-        corrections = draw_corrections(np.random.default_rng((*seed, self.local_rank)))
-        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, corrections)
+        rng = np.random.default_rng((*seed, self.local_rank))
+        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, draw_corrections(rng), rng)
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""

@@ -124,6 +124,6 @@ class Adapter3DSAM(SegmentationNetwork):
             raise no_prompts()
         width = self.image_encoder.size.neck_width
         *shallow, last = features.tokens_BCDHW.split([width // 2] * 3 + [width], 1)
-        changed = self.prompt_encoder(last, batch, margin_Qzyx.shape[1:])
+        changed = self.prompt_encoder(last, batch, margin_Qzyx)
         logits = self.decoder.logits([*shallow, self.decoder.branches[-1](changed)], features.pyramid[0])[0]
         return class_margin(logits, batch.class_Q, self.regions) - margin_Qzyx

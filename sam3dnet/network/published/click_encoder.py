@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.network.prompt_decoder import TwoWayBlock
-from sam3dnet.network.prompt_encoder import PromptBatch, PromptEncoder
+from sam3dnet.network.prompt_encoder import PromptBatch, PromptEncoder, Standing, is_complaint
 
 GLOBAL_QUERIES = 10
 ROUNDS = 2
 
 
 class ClickEncoder(nn.Module):
-    """Change the last level of features by prompts; the identity at birth.
+    """Change the last level of features by prompts; the identity at birth, and where all clicks agree with the margin.
 
     The features at each click ("visual sampler") and ten global queries are the published ones; position, polarity and
     class are added to them, and they do attend to the image.
@@ -37,15 +37,16 @@ class ClickEncoder(nn.Module):
             for parameter in block.from_image.proj.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, level_QCDHW: Tensor, batch: PromptBatch, window_shape: Sequence[int]) -> Tensor:
+    def forward(self, level_QCDHW: Tensor, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Return the changed level of each query's image, same shape.
 
         Args:
             level_QCDHW: The level of each query's image.
-            batch: The queries.
-            window_shape: Voxels of the window (z, y, x).
+            batch: The queries, with a mask each.
+            margin_Qzyx: Logit of the query's class against all others, before the prompt.
         """
-        prompts_QTE, there_QT = self.prompts(batch, (level_QCDHW,), window_shape)
+        standing = Standing.of(batch, margin_Qzyx)
+        prompts_QTE, there_QT = self.prompts(batch, standing, (level_QCDHW,), margin_Qzyx.shape[1:])
         prompts_QTE = torch.cat((prompts_QTE, self.queries.expand(len(prompts_QTE), -1, -1)), 1)
         there_QT = torch.cat((there_QT, there_QT.new_ones((len(there_QT), GLOBAL_QUERIES))), 1)
         grid = level_QCDHW.shape[2:]
@@ -53,4 +54,5 @@ class ClickEncoder(nn.Module):
         image_QNE = before_QNE
         for block in self.blocks:
             prompts_QTE, image_QNE = block(prompts_QTE, image_QNE, there_QT)
-        return level_QCDHW + (image_QNE - before_QNE).transpose(1, 2).unflatten(2, grid)
+        change_QNE = (image_QNE - before_QNE) * is_complaint(batch, standing)[:, None, None]
+        return level_QCDHW + change_QNE.transpose(1, 2).unflatten(2, grid)

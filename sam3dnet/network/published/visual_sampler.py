@@ -3,8 +3,6 @@
 Axes in names: B images, Q queries (one class of one image each), P clicks, N = D * H * W image tokens, E width.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -84,17 +82,17 @@ class VisualSampler(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(SamplerBlock(width) for _ in range(ROUNDS))
 
-    def forward(self, level_QCDHW: Tensor, batch: PromptBatch, window_shape: Sequence[int]) -> Tensor:
+    def forward(self, level_QCDHW: Tensor, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Return the changed level of each query's image, same shape.
 
         Args:
             level_QCDHW: The level of each query's image.
             batch: The queries.
-            window_shape: Voxels of the window (z, y, x).
+            margin_Qzyx: Of the windows; as published it is not looked at.
         """
         points_QP3 = torch.cat((batch.points_QP3, batch.corners_QR23.mean(2)), 1)
         there_QP = torch.cat((batch.polarity_QP == POSITIVE, batch.has_box_QR), 1)
-        clicks_QPE = sample_at(level_QCDHW, points_QP3, window_shape)
+        clicks_QPE = sample_at(level_QCDHW, points_QP3, margin_Qzyx.shape[1:])
         return self._change(level_QCDHW, clicks_QPE, there_QP)
 
     def without_clicks(self, level_BCDHW: Tensor) -> Tensor:

@@ -1,0 +1,125 @@
+"""What is said about a case, one thing after the other, and the label map after each.
+
+An act is what is said at once, and has no order in itself: all prompts of a file, or one click in a viewer. A click
+that agrees with the label map that its user sees leaves it as it is, whatever the network would make of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+
+from sam3dnet.inference.classes import PromptClass
+from sam3dnet.inference.correction import Correction
+from sam3dnet.inference.prompted_export import Click
+from sam3dnet.prompts.placing import PlacedPrompts
+from sam3dnet.prompts.types import ClassPrompts
+
+Act: TypeAlias = Mapping[int, PlacedPrompts]  # by channel of the logits
+Answer = Callable[[int, ClassPrompts], Correction | None]
+Export = Callable[[Mapping[int, Correction], Sequence[Click]], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """How things stand after some acts.
+
+    Attributes:
+        labels_ZYX: The label map, on the image's grid.
+        act: The last one; None before the first.
+        said: All that was said, by channel of the logits.
+        clicks: All clicks, in their order.
+        corrections: By channel of the logits.
+    """
+
+    labels_ZYX: np.ndarray
+    act: Act | None = None
+    said: Mapping[int, ClassPrompts] = field(default_factory=dict)
+    clicks: tuple[Click, ...] = ()
+    corrections: Mapping[int, Correction] = field(default_factory=dict)
+
+
+class Conversation:
+    """The label maps after acts; those that two questions begin with are answered once.
+
+    Args:
+        automatic_ZYX: Label map before anything is said, on the image's grid.
+        answer: Gives the correction of a class under all that was said of it, see `PromptedVolume.correction`.
+        export: Gives the label map under corrections and clicks, see `PromptedExport.label_map`.
+        classes: By channel of the logits.
+        exclusive: Whether a voxel is of one class alone; then a click on one class says that others are not there.
+    """
+
+    def __init__(
+        self,
+        automatic_ZYX: np.ndarray,
+        answer: Answer,
+        export: Export,
+        classes: Mapping[int, PromptClass],
+        exclusive: bool,
+    ):
+        self._answer, self._export = answer, export
+        self._classes = classes
+        self._exclusive = exclusive
+        self._states = [State(automatic_ZYX)]
+
+    def after(self, acts: Sequence[Act]) -> np.ndarray:
+        """Give the label map after some acts, in their order; it is not to be changed."""
+        known = 0
+        while known < min(len(acts), len(self._states) - 1) and self._states[known + 1].act is acts[known]:
+            known += 1
+        self._states = self._states[: known + 1]
+        for act in acts[known:]:
+            self._states.append(self._next(self._states[-1], act))
+        return self._states[-1].labels_ZYX
+
+    def _next(self, state: State, act: Act) -> State:
+        said, corrections = dict(state.said), dict(state.corrections)
+        for number in self._classes:
+            own = act.get(number, PlacedPrompts(ClassPrompts(), ()))
+            denied = self._denied(number, act)
+            said[number] = together(said.get(number, ClassPrompts()), denied.prompts, own.prompts)
+            if not self._agrees(number, own, state) or not self._agrees(number, denied, state):
+                answer = self._answer(number, said[number])
+                corrections.pop(number, None)
+                if answer is not None:
+                    corrections[number] = answer
+        new = [Click(number, *click) for number, placed in act.items() for click in placed.clicks]
+        clicks = (*state.clicks, *new)
+        return State(self._export(corrections, clicks), act, said, clicks, corrections)
+
+    def _denied(self, number: int, act: Act) -> PlacedPrompts:
+        """Give the clicks that say that a class is not there, since another one is.
+
+        They are heard where the class was not found in the first place, so that an answer does not flow there;
+        elsewhere it is the other class that must win.
+        """
+        points, clicks = [], []
+        for placed in (one for other, one in sorted(act.items()) if other != number and self._exclusive):
+            if len(placed.clicks) != len(placed.prompts.points):
+                continue  # some lie where the network does not see them
+            for (voxel, positive), point in zip(placed.clicks, placed.prompts.points, strict=True):
+                if positive and not self._is_there(number, voxel, self._states[0]):
+                    points.append(replace(point, positive=False))
+                    clicks.append((voxel, False))
+        return PlacedPrompts(ClassPrompts(tuple(points)), tuple(clicks))
+
+    def _agrees(self, number: int, placed: PlacedPrompts, state: State) -> bool:
+        """Tell whether prompts of a class are only clicks that say what the label map says."""
+        if placed.prompts.boxes or placed.prompts.mask is not None:
+            return False
+        return all(self._is_there(number, voxel, state) == positive for voxel, positive in placed.clicks)
+
+    def _is_there(self, number: int, voxel: tuple[int, int, int], state: State) -> bool:
+        return int(state.labels_ZYX[voxel]) in self._classes[number].members
+
+
+def together(*prompts: ClassPrompts) -> ClassPrompts:
+    """Put prompts of one class together, in their order; of two masks the later counts."""
+    masks = [one.mask for one in prompts if one.mask is not None]
+    return ClassPrompts(
+        tuple(point for one in prompts for point in one.points),
+        tuple(box for one in prompts for box in one.boxes),
+        masks[-1] if masks else None,
+    )
