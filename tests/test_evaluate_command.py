@@ -95,7 +95,8 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(click_study, "study_clicks", record)
     words = (
         "--clicks 3,0,10 -d 907 -f fold2 -i I -g G --first-click margin --cases 4 --tolerance 1 "
-        "--configuration 3d_lowres --plans OtherPlans --device cpu"
+        "--configuration 3d_lowres --plans OtherPlans --device cpu --placing corrective random "
+        "--given one-by-one at-once"
     )
     assert command.main(words.split()) == 2
     ((places, options),) = seen
@@ -106,6 +107,8 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
         "fold": 2,
         "images": Path("I"),
         "labels": Path("G"),
+        "placing": ["corrective", "random"],
+        "given": ["one-by-one", "at-once"],
         "first_click": "margin",
         "max_cases": 4,
         "tolerance_mm": 1.0,
@@ -122,6 +125,7 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
         ("-p A", "came 1 folders of predictions and no folder of labels"),
         ("-p A B C -g G", "came 3 folders of predictions and a folder of labels"),
         ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks"),
+        ("-p A -g G --placing random --given at-once", "--placing, --given: only with --clicks"),
         ("-p A -g G --clicks 1", "-p: not with --clicks"),
         ("-d 501 --clicks 1 --scheduler tcp://h:1", "--scheduler: not with --clicks"),
         ("--clicks 1,two", "clicks '1,two': expected whole numbers"),

@@ -17,8 +17,10 @@ from sam3dnet.evaluation import click_study
 from sam3dnet.evaluation.click_cases import crop_around
 from sam3dnet.evaluation.click_results import default_folder, format_study, save_plot, write_study
 from sam3dnet.evaluation.click_study import CROP, WHOLE, ClickStudy, study_clicks
+from sam3dnet.evaluation.click_users import User, make_users, steps_after
 from sam3dnet.evaluation.clicks import Mask, click_through, false_positives, remove_false_positives
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.prompts.types import ClassPrompts
 
 SHAPE = (6, 9, 14)
 SPACING_MM = (3.0, 0.7, 1.1)
@@ -40,6 +42,7 @@ class Obedient:
     def __init__(self, automatic: Mask, hidden: Mask, keeps: float = 0.0) -> None:
         self.automatic, self.hidden, self.keeps = automatic, hidden, keeps
         self.clicks: list[tuple[tuple[float, ...], bool, str]] = []
+        self.together: list[int] = []
         self.now = automatic.copy()
 
     def mask(self, class_name: str) -> Mask:
@@ -56,6 +59,12 @@ class Obedient:
             hit = np.flatnonzero(components == components[z, y, x])
             self.now = self.now.copy()
             self.now.flat[hit[int(self.keeps * len(hit)) :]] = False
+        return self.now
+
+    def prompt(self, prompts: ClassPrompts, class_name: str) -> Mask:
+        self.together.append(len(prompts.points))
+        for point in prompts.points:
+            self.click(point.at, point.positive, class_name)
         return self.now
 
     def reset(self) -> None:
@@ -100,6 +109,50 @@ def test_the_first_click_near_the_margin_is_seeded() -> None:
     centre = Obedient(automatic=mask(), hidden=truth)
     click(centre, truth, 1)
     assert places[0] != centre.clicks[0][0]
+
+
+def clicks_of(user: User, truth: Mask, clicks: tuple[int, ...], seed: int = 5) -> tuple[Obedient, list[Mask]]:
+    session = Obedient(automatic=mask(), hidden=truth)
+    rng = np.random.default_rng(seed)
+    steps = steps_after(user, session, truth, "lesion", SPACING_MM, clicks, "centre", rng)
+    return session, [step.mask.copy() for step in steps]
+
+
+def test_random_clicks_are_positive_in_the_class_and_the_same_however_they_are_given() -> None:
+    truth = mask(OBJECT, FAR)
+    one_by_one, masks = clicks_of(User("random", "one-by-one"), truth, (0, 2, 4))
+    at_once, few = clicks_of(User("random", "at-once"), truth, (0, 2, 4))
+    places = [at for at, _, _ in one_by_one.clicks]
+    assert all(positive and truth[tuple(int(v) for v in at[::-1])] for at, positive, _ in one_by_one.clicks)
+    assert len(places) == 4
+    assert [at for at, _, _ in at_once.clicks] == places[:2] + places
+    assert at_once.together == [2, 4]
+    assert one_by_one.together == []
+    assert [m.sum() for m in few] == [masks[k].sum() for k in (0, 2, 4)]
+    # Fewer clicks are the first of more; another seed draws others.
+    assert [at for at, _, _ in clicks_of(User("random"), truth, (3,))[0].clicks] == places[:3]
+    assert [at for at, _, _ in clicks_of(User("random"), truth, (4,), seed=6)[0].clicks] != places
+
+
+def test_centre_clicks_go_to_each_component_and_end_with_the_class() -> None:
+    truth = mask(OBJECT, (5, 8, slice(11, 14)))
+    session, masks = clicks_of(User("centre"), truth, (0, 3))
+    assert [at for at, _, _ in session.clicks[:2]] == [(3.0, 3.0, 1.0), (11.0, 8.0, 5.0)]
+    assert len(masks) == 4
+    tiny = mask((0, 0, slice(0, 2)))
+    session, masks = clicks_of(User("centre"), tiny, (0, 1, 5))
+    assert [at for at, _, _ in session.clicks] == [(0.0, 0.0, 0.0), (1.0, 0.0, 0.0)]
+    # At once there is a mask for every number that is asked for.
+    assert len(clicks_of(User("centre", "at-once"), tiny, (0, 1, 5))[1]) == 3
+
+
+def test_corrective_clicks_cannot_be_given_at_once() -> None:
+    with pytest.raises(PromptError, match=r"corrective clicks cannot be given at-once, .* give them one-by-one"):
+        make_users(["random", "corrective"], ["at-once"])
+    both: Any = ["at-once", "one-by-one"]
+    assert make_users(["corrective", "random"], both) == (
+        User("corrective", "one-by-one"), User("random", "at-once"), User("random", "one-by-one")
+    )  # fmt: skip
 
 
 def test_false_positives_have_no_true_voxel_and_come_by_size() -> None:
@@ -161,6 +214,9 @@ class FakeSession:
 
     def click(self, at: Any, positive: bool = True, class_name: str = "") -> np.ndarray:
         return self._obedient(class_name).click(at, positive, class_name)
+
+    def prompt(self, prompts: ClassPrompts, class_name: str = "") -> np.ndarray:
+        return self._obedient(class_name).prompt(prompts, class_name)
 
     def reset(self) -> None:
         self._sessions: dict[str, Obedient] = {}
@@ -240,6 +296,30 @@ def test_crop_protocol_gives_and_scores_nothing_but_the_crop(study: ClickStudy) 
     assert shapes == [SHAPE, (3, 5, 7), (2, 4, 6), SHAPE, (3, 5, 7)]
 
 
+def test_several_users_are_studied_on_the_same_images(folders: Folders) -> None:
+    placings: Any = ["corrective", "random", "centre"]
+    study = study_clicks((0, 1, 4), folders, placing=placings, given=["one-by-one", "at-once"])
+    plain = study_clicks((0, 1, 4), folders)
+    corrective, *others = study.users
+    assert corrective == plain.users[0] == User("corrective", "one-by-one")
+    for name, protocol, clicks in (("lesion", WHOLE, 1), ("organ", CROP, 4)):
+        assert study.values(name, protocol, clicks, "nsd", corrective) == plain.values(name, protocol, clicks, "nsd")
+    assert len(others) == 4
+    # A positive click never removes the false positive of the lesion.
+    assert all(study.values("lesion", WHOLE, 4, "dice", user) == [pytest.approx(2 / 3)] for user in others)
+    assert len(study.rows) == 5 * len(plain.rows)
+    assert (len(study.first_seconds), len(study.further_seconds)) == (3, 3)
+    places = [(row.case, row.class_name, row.clicks, row.dice) for row in study.rows if row.placing == "random"]
+    again = study_clicks((0, 1, 4), folders, placing=["random"], given=["at-once"])
+    assert {(row.case, row.class_name, row.clicks, row.dice) for row in again.rows} == set(places)
+    lines = [" ".join(line.split()) for line in format_study(study).splitlines()]
+    assert "lesion whole volume random at-once Dice median 0.000 0.667 0.667 1" in lines
+    assert any(line.startswith("Random clicks: voxels drawn uniformly from the class") for line in lines)
+    assert (
+        default_folder(study).name == "clicks_centre_random-one-by-one_random-at-once_centre-one-by-one_centre-at-once"
+    )
+
+
 def test_negative_clicks_are_measured_also_where_the_class_is_absent(study: ClickStudy) -> None:
     assert [removal.left for removal in study.removals["lesion"]] == [0, 0]
     assert study.removals["organ"] == []
@@ -271,20 +351,24 @@ def test_what_a_study_needs_is_named(folders: Folders) -> None:
 
 def test_text_json_csv_and_plot(study: ClickStudy, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in format_study(study).splitlines()]
-    assert lines[0] == "class protocol metric 0 clicks 1 click 4 clicks cases"
-    assert "lesion whole volume Dice 0.000 0.667 1.000 1" in lines
-    assert "lesion crop around truth NSD 0.000 1.000 1.000 1" in lines
+    assert lines[0] == "class protocol placing given metric of cases 0 clicks 1 click 4 clicks cases"
+    assert "lesion whole volume corrective one-by-one Dice mean 0.000 0.667 1.000 1" in lines
+    assert "lesion crop around truth corrective one-by-one NSD median 0.000 1.000 1.000 1" in lines
     assert any(line.startswith("lesion: one negative click removed 2 of 2 false positives (100%)") for line in lines)
     assert "lesion: not in 1 case(s), which cannot be clicked." in lines
     json_file, csv_file, plot = write_study(study, tmp_path / "out")
     content = json.loads(json_file.read_text())
-    assert content["summary"][WHOLE]["lesion"]["dice"]["1"]["mean"] == pytest.approx(2 / 3)
+    key = {"class": "lesion", "protocol": WHOLE, "placing": "corrective", "given": "one-by-one", "clicks": 1}
+    (found,) = [row for row in content["summary"] if row["metric"] == "dice" and key.items() <= row.items()]
+    assert (found["mean"], found["median"], found["count"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1)
+    assert found["unit"] == "share from 0 to 1"
     assert content["negative_clicks"]["lesion"] == [{"voxels": 18, "left": 0.0}] * 2
     with csv_file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3 * 3 * 2
     assert rows[0] | {"nsd": ""} == {
-        "case": "a", "class_name": "organ", "protocol": WHOLE, "clicks": "0", "dice": "0.0", "nsd": ""
+        "case": "a", "class_name": "organ", "protocol": WHOLE, "placing": "corrective",
+        "given": "one-by-one", "clicks": "0", "dice": "0.0", "nsd": ""
     }  # fmt: skip
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert default_folder(study).parts[-2:] == ("fold_1", "clicks_centre")

@@ -14,6 +14,8 @@ from sam3dnet.errors import DatasetError
 _log = logging.getLogger("sam3dnet.cli.evaluate")
 
 FirstClick = Literal["centre", "margin"]
+Placing = Literal["corrective", "random", "centre"]
+Given = Literal["one-by-one", "at-once"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ def evaluate(
     dataset: Annotated[str | None, "-d"] = None,
     fold: Annotated[str | None, "-f"] = None,
     images: Annotated[Path | None, "-i"] = None,
+    placing: list[Placing] | None = None,
+    given: list[Given] | None = None,
     first_click: FirstClick = "centre",
     cases: int | None = None,
     configuration: str = "3d_fullres",
@@ -67,7 +71,13 @@ def evaluate(
         fold: For clicks: the fold whose model is used, and whose validation cases are clicked; without it the first
             trained one.
         images: For clicks: folder with images to click in place of the validation cases; with -g.
-        first_click: For clicks: where the first one goes, to the innermost voxel of the object or near its margin.
+        placing: For clicks: where they go; corrective: to the object, then to the largest error that is left; random:
+            to voxels drawn uniformly from the class; centre: to the innermost voxel of each component, the largest
+            first. Several are compared; without it corrective.
+        given: For clicks: one-by-one in one session, or the first k at-once in a fresh session for each k, which
+            corrective ones cannot be. Both are compared; without it one-by-one.
+        first_click: For corrective clicks: where the first one goes, to the innermost voxel of the object or near its
+            margin.
         cases: For clicks: how many cases to take, the first by name; without it all.
         configuration: For clicks: the configuration of the plan that the model was trained with.
         plans: For clicks: the name of that plan.
@@ -83,7 +93,8 @@ def evaluate(
     Raises:
         Sam3dError: If the options do not belong together, or a folder, model or case that is needed is not there.
     """
-    clicking = {"-d": dataset, "-f": fold, "-i": images, "--cases": cases, "--root": root, "--device": device}
+    clicking: dict[str, Any] = {"-d": dataset, "-f": fold, "-i": images, "--cases": cases, "--root": root}
+    clicking |= {"--device": device, "--placing": placing, "--given": given}
     clicking["--first-click margin"] = None if first_click == "centre" else first_click
     if clicks is None:
         _refuse(clicking, "only with --clicks")
@@ -107,6 +118,8 @@ def evaluate(
         fold=None if fold is None else parse_fold(fold),
         images=images,
         labels=labels,
+        placing=placing or ["corrective"],
+        given=given or ["one-by-one"],
         first_click=first_click,
         max_cases=cases,
         tolerance_mm=tolerance,

@@ -1,4 +1,4 @@
-"""What clicks are worth: a simulated user on the validation cases of a fold, or on images with known labels.
+"""What clicks are worth: simulated users on the validation cases of a fold, or on images with known labels.
 
 Two protocols. "whole volume": the model gets the image, and is told nothing but the clicks. "crop around truth", as in
 the literature on promptable models: the model gets a crop around the true object, and nothing but the crop is scored,
@@ -25,14 +25,8 @@ from sam3dnet.evaluation.click_cases import (
     read_volume,
     validation_cases,
 )
-from sam3dnet.evaluation.clicks import (
-    FirstClick,
-    Mask,
-    Removal,
-    Session,
-    click_through,
-    remove_false_positives,
-)
+from sam3dnet.evaluation.click_users import Given, Placing, User, make_users, steps_after
+from sam3dnet.evaluation.clicks import FirstClick, Mask, Removal, Session, Step, remove_false_positives
 from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.metrics import score_masks
 from sam3dnet.evaluation.statistics import SEED
@@ -41,6 +35,7 @@ from sam3dnet.inference.models import OUR_PLANS, find_model, read_json, trained_
 from sam3dnet.inference.session import PromptSession
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.progress import Progress
+from sam3dnet.prompts.types import ClassPrompts
 
 WHOLE, CROP = "whole volume", "crop around truth"
 PROTOCOLS = (WHOLE, CROP)
@@ -49,11 +44,13 @@ _ROUNDING_VOXELS = 1e-3  # files hold spacings in single precision
 
 @dataclass(frozen=True)
 class ClickRow:
-    """One class of one case after so many clicks."""
+    """One class of one case after so many clicks of a user."""
 
     case: str
     class_name: str
     protocol: str
+    placing: Placing
+    given: Given
     clicks: int
     dice: float
     nsd: float
@@ -67,13 +64,15 @@ class ClickStudy:
         model: Folder of the model.
         folds: Folds whose model was clicked.
         classes: Names, in the order of dataset.json.
+        users: Who clicked.
         clicks: Numbers of clicks after which was scored.
-        first_click: Where the first one went.
+        first_click: Where corrective clicks began.
         tolerance: Of the NSD.
         rows: The scores.
         removals: What negative clicks left of false positives of the whole volume, by class.
         absent: In how many cases a class does not occur; it cannot be clicked there.
-        first_seconds: Time of each first click of an object in the whole volume.
+        first_seconds: Time of each first click of an object in the whole volume, by the first user who clicks one by
+            one; after that the image's features are known.
         further_seconds: Time of each further one.
         failed: Cases without result, and why.
     """
@@ -81,6 +80,7 @@ class ClickStudy:
     model: Path
     folds: tuple[int | str, ...]
     classes: tuple[str, ...]
+    users: tuple[User, ...]
     clicks: tuple[int, ...]
     first_click: FirstClick
     tolerance: Tolerance
@@ -91,10 +91,15 @@ class ClickStudy:
     further_seconds: list[float] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def values(self, class_name: str, protocol: str, clicks: int, metric: str) -> list[float]:
-        """Give "dice" or "nsd" of a class, one value a case."""
-        wanted = (class_name, protocol, clicks)
-        return [getattr(row, metric) for row in self.rows if (row.class_name, row.protocol, row.clicks) == wanted]
+    def values(self, class_name: str, protocol: str, clicks: int, metric: str, user: User | None = None) -> list[float]:
+        """Give "dice" or "nsd" of a class, one value a case; without a user those of the first."""
+        user = user or self.users[0]
+        wanted = (class_name, protocol, user.placing, user.given, clicks)
+        return [
+            getattr(row, metric)
+            for row in self.rows
+            if (row.class_name, row.protocol, row.placing, row.given, row.clicks) == wanted
+        ]
 
 
 def study_clicks(
@@ -105,6 +110,8 @@ def study_clicks(
     fold: int | str | None = None,
     images: Path | None = None,
     labels: Path | None = None,
+    placing: Sequence[Placing] = ("corrective",),
+    given: Sequence[Given] = ("one-by-one",),
     first_click: FirstClick = "centre",
     max_cases: int | None = None,
     tolerance_mm: float | None = None,
@@ -112,7 +119,7 @@ def study_clicks(
     plans_name: str = OUR_PLANS,
     device: str | None = None,
 ) -> ClickStudy:
-    """Click every class of every case as a patient user would, and score the masks.
+    """Click every class of every case as patient users would, and score the masks.
 
     Args:
         clicks: Numbers of clicks after which to score, ascending.
@@ -121,7 +128,9 @@ def study_clicks(
         fold: Whose model is used; None for the first trained one.
         images: Images in place of the validation cases of the fold, with `labels`.
         labels: Their true labels.
-        first_click: Where the first click goes.
+        placing: Where the users put their clicks, see `User`.
+        given: How the model gets them; corrective ones are never given at once.
+        first_click: Where the first corrective click goes.
         max_cases: Take the first so many cases; None for all.
         tolerance_mm: Of the NSD; None for the literature's, else 2.
         configuration: Of the plan.
@@ -132,8 +141,10 @@ def study_clicks(
         The scores, and what could not be studied.
 
     Raises:
-        Sam3dError: If model, splits or cases are missing, or no case could be studied.
+        Sam3dError: If model, splits or cases are missing, corrective clicks could only be given at once, or no case
+            could be studied.
     """
+    users = make_users(placing, given)
     if (images is None) != (labels is None):
         raise DatasetError("images and labels belong together: give both -i and -g, or neither")
     model = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
@@ -146,7 +157,9 @@ def study_clicks(
         cases, failed = cases_of_folders(images, labels, dataset_json)
     tolerance = choose_tolerance([model.parent.name], tolerance_mm)
     scoring = make_scoring(dataset_json, tolerance.mm, DEFAULT_LESION_IOU)
-    study = ClickStudy(model, (chosen,), tuple(scoring.classes), tuple(clicks), first_click, tolerance, failed=failed)
+    study = ClickStudy(
+        model, (chosen,), tuple(scoring.classes), users, tuple(clicks), first_click, tolerance, failed=failed
+    )
     session = PromptSession(model, folds=[chosen], device=device)
     runner = _Runner(study, scoring, session, dataset_json, configuration)
     with Progress(len(cases[:max_cases]), "clicking") as progress:
@@ -211,22 +224,33 @@ class _Runner:
     def _click(
         self, session: Session, case: ClickCase, volume: ClickVolume, name: str, protocol: str
     ) -> tuple[list[ClickRow], list[float]]:
-        """Click a class; score after each number of clicks that is asked for, and give the seconds of every click."""
-        study, truth = self._study, self._truth(volume, name)
-        rng = np.random.default_rng((SEED, zlib.crc32(f"{case.image.name} {name}".encode())))
-        steps = click_through(session, truth, name, volume.spacing_mm, max(study.clicks), study.first_click, rng)
-        score = partial(score_masks, tolerance_mm=self._scoring.tolerance_mm, ignored_ZYX=self._ignored(volume))
+        """Let every user click a class; score after each number of clicks that is asked for.
+
+        Returns:
+            The rows, and the seconds of every click of the first user who clicks one by one.
+        """
         rows, seconds = list[ClickRow](), list[float]()
-        step = next(steps)
-        for clicks in range(max(study.clicks) + 1):
-            if clicks and (further := next(steps, None)):
-                step = further
-                seconds.append(step.seconds)
-            # Once nothing is wrong any more there is no further step: the mask stays as it is.
-            if clicks in study.clicks:
+        truth = self._truth(volume, name)
+        score = partial(score_masks, tolerance_mm=self._scoring.tolerance_mm, ignored_ZYX=self._ignored(volume))
+        for user in self._study.users:
+            steps = self._steps(user, session, case, volume, name)
+            if user.given == "one-by-one":
+                seconds = seconds or [step.seconds for step in steps[1:]]
+                # Where there is no further step, the mask stays as it is.
+                steps = [steps[min(clicks, len(steps) - 1)] for clicks in self._study.clicks]
+            for clicks, step in zip(self._study.clicks, steps, strict=True):
                 found = score(step.mask, truth, volume.spacing_mm)
-                rows.append(ClickRow(case.image.name, name, protocol, clicks, found.dice, found.nsd))
+                place = (case.image.name, name, protocol, user.placing, user.given)
+                rows.append(ClickRow(*place, clicks, found.dice, found.nsd))
         return rows, seconds
+
+    def _steps(self, user: User, session: Session, case: ClickCase, volume: ClickVolume, name: str) -> list[Step]:
+        """Let a user click a class."""
+        study = self._study
+        seed = f"{case.image.name} {name}" + ("" if user.placing == "corrective" else f" {user.placing}")
+        rng = np.random.default_rng((SEED, zlib.crc32(seed.encode())))
+        truth = self._truth(volume, name)
+        return list(steps_after(user, session, truth, name, volume.spacing_mm, study.clicks, study.first_click, rng))
 
     def _add(
         self,
@@ -264,6 +288,9 @@ class _SessionOnImage:
 
     def click(self, at: tuple[float, float, float], positive: bool, class_name: str) -> Mask:
         return self._annotated(self._session.click(at, positive=positive, class_name=class_name))
+
+    def prompt(self, prompts: ClassPrompts, class_name: str) -> Mask:
+        return self._annotated(self._session.prompt(prompts, class_name))
 
     def reset(self) -> None:
         self._session.reset()
