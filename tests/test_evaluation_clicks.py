@@ -13,7 +13,7 @@ from phantoms import write_volume
 from plans import make_plans
 
 from sam3dnet.errors import DatasetError, PromptError
-from sam3dnet.evaluation import click_study
+from sam3dnet.evaluation import click_model
 from sam3dnet.evaluation.click_cases import crop_around
 from sam3dnet.evaluation.click_results import default_folder, format_study, save_plot, write_study
 from sam3dnet.evaluation.click_study import CROP, WHOLE, ClickStudy, study_clicks
@@ -266,7 +266,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         write_volume(labels, raw / "labelsTr" / f"{name}.nii.gz", SPACING_MM)
     splits = [{"train": [], "val": ["t"]}, {"train": ["t"], "val": ["refused", "b", "a"]}]
     (found.preprocessed / DATASET / "splits_final.json").write_text(json.dumps(splits))
-    monkeypatch.setattr(click_study, "PromptSession", FakeSession)
+    monkeypatch.setattr(click_model, "PromptSession", FakeSession)
     return found
 
 
