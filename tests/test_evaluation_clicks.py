@@ -43,6 +43,7 @@ class Obedient:
         self.automatic, self.hidden, self.keeps = automatic, hidden, keeps
         self.clicks: list[tuple[tuple[float, ...], bool, str]] = []
         self.together: list[int] = []
+        self.boxes: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
         self.now = automatic.copy()
 
     def mask(self, class_name: str) -> Mask:
@@ -63,6 +64,10 @@ class Obedient:
 
     def prompt(self, prompts: ClassPrompts, class_name: str) -> Mask:
         self.together.append(len(prompts.points))
+        for box in prompts.boxes:
+            self.boxes.append((box.low, box.high))
+            sides = zip(box.low[::-1], box.high[::-1], strict=True)
+            self.now = self.now | (self.hidden & mask(tuple(slice(int(a), int(b) + 1) for a, b in sides)))
         for point in prompts.points:
             self.click(point.at, point.positive, class_name)
         return self.now
@@ -368,7 +373,8 @@ def test_text_json_csv_and_plot(study: ClickStudy, tmp_path: Path) -> None:
     assert len(rows) == 3 * 3 * 2
     assert rows[0] | {"nsd": ""} == {
         "case": "a", "class_name": "organ", "protocol": WHOLE, "placing": "corrective",
-        "given": "one-by-one", "clicks": "0", "dice": "0.0", "nsd": ""
+        "given": "one-by-one", "clicks": "0", "dice": "0.0", "nsd": "",
+        "unit": "share from 0 to 1", "nsd_tolerance_mm": "2.0"
     }  # fmt: skip
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert default_folder(study).parts[-2:] == ("fold_1", "clicks_centre")

@@ -38,7 +38,8 @@ def write_study(study: ClickStudy, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     files = tuple(folder / name for name in (JSON_FILE, CSV_FILE, PLOT_FILE))
     write_json(files[0], as_json(study))
-    write_csv(files[1], [asdict(row) for row in study.rows])
+    units = {"unit": UNIT, "nsd_tolerance_mm": study.tolerance.mm}
+    write_csv(files[1], [asdict(row) | units for row in study.rows])
     save_plot(study, files[2])
     return files
 
@@ -160,6 +161,7 @@ def _notes(study: ClickStudy) -> list[str]:
         *dict.fromkeys(_placing_note(study, user) for user in study.users),
         *dict.fromkeys(GIVEN_NOTES[user.given] for user in study.users if user.placing != "corrective"),
         f'"{CROP}": as in the literature, the model is given a crop around the true object, and only that is scored.',
+        f"Dice and NSD: {UNIT}.",
         f"NSD at {study.tolerance.mm:g} mm ({study.tolerance.source}). {surface_implementation()}.",
         *(_removal_note(name, found) for name, found in study.removals.items()),
     ]

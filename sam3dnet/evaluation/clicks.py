@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, margin_
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 FirstClick = Literal["centre", "margin"]
 
 # What a negative click may leave of a false positive that counts as removed.
@@ -89,7 +90,7 @@ def click_through(
         The step after 0, 1, ... clicks; fewer than asked for once nothing is wrong any more.
     """
     session.reset()
-    step = _timed(lambda: session.mask(class_name), None)
+    step = _step(lambda: session.mask(class_name), None)
     yield step
     for number in range(num_clicks):
         if number:
@@ -152,23 +153,29 @@ def _first_voxel(
 def click_at(session: Session, point: Point, class_name: str) -> Step:
     """Click at a voxel (z, y, x), and measure how long the mask takes."""
     at = _reversed(point.at)
-    return _timed(lambda: session.click(at, positive=point.positive, class_name=class_name), point)
+    return _step(lambda: session.click(at, positive=point.positive, class_name=class_name), point)
 
 
 def prompt_session(session: Session, prompts: ClassPrompts, class_name: str) -> Step:
     """Say several things at once, in voxels (z, y, x), and measure how long the mask takes; nothing gives it as is."""
     if not prompts:
-        return _timed(lambda: session.mask(class_name), None)
+        return _step(lambda: session.mask(class_name), None)
     points = tuple(Point(_reversed(point.at), point.positive) for point in prompts.points)
     boxes = tuple(Box(_reversed(box.low), _reversed(box.high)) for box in prompts.boxes)
-    return _timed(lambda: session.prompt(ClassPrompts(points, boxes, prompts.mask), class_name), None)
+    return _step(lambda: session.prompt(ClassPrompts(points, boxes, prompts.mask), class_name), None)
 
 
 def _reversed(at: Coordinates) -> Coordinates:
     return at[2], at[1], at[0]
 
 
-def _timed(work: Callable[[], Mask], point: Point | None) -> Step:
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Do something; give what came of it, and the seconds that it took."""
     start = time.perf_counter()
-    mask = work()
-    return Step(mask, point, time.perf_counter() - start)
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def _step(work: Callable[[], Mask], point: Point | None) -> Step:
+    mask, seconds = timed(work)
+    return Step(mask, point, seconds)
