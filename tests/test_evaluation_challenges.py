@@ -67,6 +67,10 @@ def test_box_is_as_high_as_the_class_and_as_wide_as_its_middle_slice(drawn: int,
     assert slice_box(wide_truth(), rng) == Box(low, high)
     other = np.zeros((6, 600, 300), bool)
     other[3, 595:, 298] = True
+    # Of two slices the upper one counts.
+    both = other.copy()
+    both[2, 300, 100] = True
+    assert slice_box(both, rng).high == (3, *slice_box(other, rng).high[1:])
     box = slice_box(other, rng)
     assert (box.low[0], box.high) == (3, (3, 599, min(299, 298 + int(drawn * 300 / 256))))
 
@@ -138,7 +142,7 @@ def test_volumes_are_of_components_by_18_neighbours_that_touch_nothing() -> None
 def bright_image() -> np.ndarray:
     image = np.zeros((20, 25, 30), np.float32)
     image[2:5, 3:6, 4:7] = 9  # 27 of 15,000 voxels are the brightest 0.25 %, beside the class
-    image[10:13, 10:13, 10:13] = 20  # the class itself
+    image[10:15, 10:15, 10:15] = 20  # the class itself
     return image
 
 
@@ -148,10 +152,10 @@ def test_clicks_in_pairs_are_drawn_in_components_and_where_background_is_brighte
     truth[18, 20:24, 25] = True
     drawn = autopet4.draw_clicks(truth, image, None, np.random.default_rng(3))
     assert (len(drawn.foreground), len(drawn.background)) == (10, 10)
-    assert set(drawn.foreground[:2]) == {(11, 11, 11), (18, 20, 25)}
+    assert set(drawn.foreground[:2]) == {(12, 12, 12), (18, 20, 25)}
     assert all(truth[voxel] for voxel in drawn.foreground)
     # Further clicks are at the surface, in turn in each component.
-    assert (11, 11, 11) not in drawn.foreground[2:]
+    assert all(voxel[0] == 18 or {10, 14} & set(voxel) for voxel in drawn.foreground[2:])
     assert [voxel[0] == 18 for voxel in drawn.foreground[2:]] in ([True, False] * 4, [False, True] * 4)
     assert drawn.background[0] == (3, 4, 5)
     assert all(image[voxel] == 9 for voxel in drawn.background)
@@ -188,6 +192,10 @@ def test_curves_of_pairs_start_anew_at_each_step() -> None:
     assert found["false_negative_ml"][:3] == [pytest.approx(105 * ml), 0, 0]
     assert found["dice"][2:] == [1] * 9
     assert session.together == [2] + [4] * 9
+    # Two false voxels that touch by a corner are apart, so that one of them alone is right.
+    session = Obedient(automatic=mask((0, 0, 0), (1, 1, 1)), hidden=mask())
+    found = autopet4.curves_of_class(session, mask((1, 1, 1)), "lesion", autopet4.Clicks((), ()), SPACING_MM)
+    assert found["false_positive_ml"] == [pytest.approx(ml)] * 11
 
 
 @pytest.fixture

@@ -94,11 +94,12 @@ def curves_of_class(
 
 
 def _brightest(image_ZYX: np.ndarray, outside_ZYX: Mask) -> Mask:
-    """Mark the brightest voxels outside of a class; all of them where the image is too even to tell."""
+    """Mark the brightest voxels outside of a class: those above the percentile, at it where there are none."""
     if not outside_ZYX.any():
         return outside_ZYX
-    bright = outside_ZYX & (image_ZYX > np.percentile(image_ZYX[outside_ZYX], UPTAKE_PERCENTILE))
-    return bright if bright.any() else outside_ZYX
+    threshold = np.percentile(image_ZYX[outside_ZYX], UPTAKE_PERCENTILE)
+    bright = outside_ZYX & (image_ZYX > threshold)
+    return bright if bright.any() else outside_ZYX & (image_ZYX >= threshold)
 
 
 def _clicks_in(mask_ZYX: Mask, further: Callable[[Mask], Mask], rng: Generator) -> tuple[Voxel, ...]:
