@@ -101,7 +101,7 @@ def test_a_click_is_deepest_in_voxels_and_ties_are_drawn_with_seed_42() -> None:
 def test_steps_begin_with_the_box_and_keep_a_mask_that_is_right() -> None:
     truth = mask(OBJECT)
     session = Obedient(automatic=mask(FAR), hidden=truth)
-    steps = steps_of_class(session, truth, "lesion", Box((1, 1, 2), (2, 5, 8)))
+    steps = list(steps_of_class(session, truth, "lesion", Box((1, 1, 2), (2, 5, 8))))
     assert session.boxes == [((2, 1, 1), (8, 5, 2))]
     # Two slices by the box; a slab of all by a click in the third; the false positive goes.
     assert [step.mask.sum() for step in steps] == [70 + 18, 105 + 18, 105, 105, 105, 105]
@@ -112,7 +112,7 @@ def test_steps_begin_with_the_box_and_keep_a_mask_that_is_right() -> None:
 def test_a_class_without_box_begins_with_an_empty_mask() -> None:
     truth = mask(OBJECT)
     session = Obedient(automatic=truth, hidden=truth)
-    steps = steps_of_class(session, truth, "lesion", None)
+    steps = list(steps_of_class(session, truth, "lesion", None))
     assert (steps[0].mask.sum(), steps[0].seconds) == (0, 0)
     assert session.boxes == []
     assert session.clicks[0][1] is True

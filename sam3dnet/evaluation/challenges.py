@@ -18,7 +18,7 @@ from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation import autopet4, cvpr25
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume
 from sam3dnet.evaluation.click_model import ClickedModel, open_model
-from sam3dnet.evaluation.clicks import timed
+from sam3dnet.evaluation.clicks import Session, timed
 from sam3dnet.evaluation.statistics import SEED
 from sam3dnet.preprocessing.folders import Folders
 
@@ -160,21 +160,19 @@ class _Cvpr25:
     def study_case(self, case: ClickCase, volume: ClickVolume) -> None:
         """Add the figures of a case, all or none."""
         study, model = self._study, self._model
-        truths = {name: model.truth(volume, name) for name in model.scoring.classes}
-        present = [name for name, truth in truths.items() if truth.any()]
+        present = [name for name in model.scoring.classes if model.truth(volume, name).any()]
+        absent = [name for name in model.scoring.classes if name not in present]
         if not present:
-            _count_absent(study, truths)
+            _count_absent(study, absent)
             return
         session, seconds = timed(lambda: model.session_with(volume))
         scores: dict[str, list[cvpr25.StepScore]] = {}
         late: list[str] = []
         for name in present:
-            box = None if name in self._without_box else cvpr25.slice_box(truths[name], _rng(study, case, name))
-            steps = cvpr25.steps_of_class(session, truths[name], name, box)
-            used = seconds / len(present) + sum(step.seconds for step in steps)
-            scores[name] = cvpr25.score_steps(steps, truths[name], volume.spacing_mm, model.ignored(volume))
+            scores[name] = self._score(session, case, volume, name)
+            used = seconds / len(present) + sum(score.seconds for score in scores[name])
             if used > cvpr25.MOST_SECONDS:
-                scores[name] = [cvpr25.StepScore(0.0, 0.0)] * len(steps)
+                scores[name] = [cvpr25.StepScore(0.0, 0.0)] * len(scores[name])
                 late.append(f"{case.image.name}, {name} ({used:.0f} s)")
         study.late += late
         by_class = {ALL_CLASSES: cvpr25.mean_of_classes(list(scores.values()))}
@@ -182,7 +180,13 @@ class _Cvpr25:
         for name, found in by_class.items():
             curves = {"dice": [score.dice for score in found], "nsd": [score.nsd for score in found]}
             study.figures += _figures(study.challenge, case, name, curves)
-        _count_absent(study, {name: truth for name, truth in truths.items() if name not in present})
+        _count_absent(study, absent)
+
+    def _score(self, session: Session, case: ClickCase, volume: ClickVolume, name: str) -> list[cvpr25.StepScore]:
+        truth = self._model.truth(volume, name)
+        box = None if name in self._without_box else cvpr25.slice_box(truth, _rng(self._study, case, name))
+        steps = cvpr25.steps_of_class(session, truth, name, box)
+        return cvpr25.score_steps(steps, truth, volume.spacing_mm, self._model.ignored(volume))
 
 
 class _AutoPet4:
@@ -196,14 +200,16 @@ class _AutoPet4:
         study, model = self._study, self._model
         session = model.session_with(volume)
         figures: list[Figure] = []
-        truths = {name: model.truth(volume, name) for name in study.classes}
-        for name, truth in truths.items():
+        absent: list[str] = []
+        for name in study.classes:
+            truth = model.truth(volume, name)
+            absent += [] if truth.any() else [name]
             ignored = model.ignored(volume)
             pairs = autopet4.draw_clicks(truth, volume.image_CZYX[-1], ignored, _rng(study, case, name))
             curves = autopet4.curves_of_class(session, truth, name, pairs, volume.spacing_mm)
             figures += _figures(study.challenge, case, name, curves)
         study.figures += figures
-        _count_absent(study, {name: truth for name, truth in truths.items() if not truth.any()})
+        _count_absent(study, absent)
 
 
 def _rng(study: ChallengeStudy, case: ClickCase, class_name: str) -> Generator:
@@ -223,7 +229,7 @@ def _figures(
     return [Figure(case.image.name, class_name, *one) for one in found]
 
 
-def _count_absent(study: ChallengeStudy, names: Mapping[str, Any]) -> None:
+def _count_absent(study: ChallengeStudy, names: Sequence[str]) -> None:
     for name in names:
         study.absent[name] = study.absent.get(name, 0) + 1
 

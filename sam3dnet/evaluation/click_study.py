@@ -7,7 +7,7 @@ so it is told where to look before the first click. An image whose intensities a
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, crop_around
 from sam3dnet.evaluation.click_model import ClickedModel, open_model
-from sam3dnet.evaluation.click_users import Given, Placing, User, make_users, steps_after
+from sam3dnet.evaluation.click_users import Given, Placing, User, make_users, steps_after, steps_at
 from sam3dnet.evaluation.clicks import FirstClick, Removal, Session, Step, remove_false_positives
 from sam3dnet.evaluation.metrics import score_masks
 from sam3dnet.evaluation.statistics import SEED
@@ -164,24 +164,23 @@ class _Runner:
         truth, ignored = self._model.truth(volume, name), self._model.ignored(volume)
         score = partial(score_masks, tolerance_mm=self._study.tolerance.mm, ignored_ZYX=ignored)
         for user in self._study.users:
-            steps = self._steps(user, session, case, volume, name)
+            steps, times = self._steps(user, session, case, volume, name), list[float]()
             if user.given == "one-by-one":
-                seconds = seconds or [step.seconds for step in steps[1:]]
-                # Where there is no further step, the mask stays as it is.
-                steps = [steps[min(clicks, len(steps) - 1)] for clicks in self._study.clicks]
+                steps = steps_at(steps, self._study.clicks, times)
             for clicks, step in zip(self._study.clicks, steps, strict=True):
                 found = score(step.mask, truth, volume.spacing_mm)
                 place = (case.image.name, name, protocol, user.placing, user.given)
                 rows.append(ClickRow(*place, clicks, found.dice, found.nsd))
+            seconds = seconds or times
         return rows, seconds
 
-    def _steps(self, user: User, session: Session, case: ClickCase, volume: ClickVolume, name: str) -> list[Step]:
+    def _steps(self, user: User, session: Session, case: ClickCase, volume: ClickVolume, name: str) -> Iterator[Step]:
         """Let a user click a class."""
         study = self._study
         seed = f"{case.image.name} {name}" + ("" if user.placing == "corrective" else f" {user.placing}")
         rng = np.random.default_rng((SEED, zlib.crc32(seed.encode())))
         truth = self._model.truth(volume, name)
-        return list(steps_after(user, session, truth, name, volume.spacing_mm, study.clicks, study.first_click, rng))
+        return steps_after(user, session, truth, name, volume.spacing_mm, study.clicks, study.first_click, rng)
 
     def _add(
         self,

@@ -89,3 +89,20 @@ def steps_after(
     yield prompt_session(session, ClassPrompts(), class_name)
     for point in points:
         yield click_at(session, point, class_name)
+
+
+def steps_at(steps: Iterator[Step], clicks: Sequence[int], seconds: list[float]) -> Iterator[Step]:
+    """Pick the steps after some numbers of clicks from those after 0, 1, ... clicks; one mask at a time is in memory.
+
+    Args:
+        steps: One by one, from `steps_after`; where there is no further one, the last counts.
+        clicks: Numbers of clicks, ascending.
+        seconds: Gets the time of every click.
+    """
+    step = next(steps)
+    for clicked in range(clicks[-1] + 1):
+        if clicked and (further := next(steps, None)):
+            step = further
+            seconds.append(step.seconds)
+        if clicked in clicks:
+            yield step

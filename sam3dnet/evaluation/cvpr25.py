@@ -5,7 +5,7 @@ description and evaluation; deviations: a model is asked class by class, so that
 and regions can be scored, and surfaces are measured as everywhere in this package.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cc3d
@@ -37,10 +37,11 @@ RULE = (
 
 @dataclass(frozen=True)
 class StepScore:
-    """Dice and NSD after one step."""
+    """Dice and NSD after one step, and the seconds that it took."""
 
     dice: float
     nsd: float
+    seconds: float = 0.0
 
 
 def slice_box(truth_ZYX: Mask, rng: Generator) -> Box:
@@ -96,7 +97,7 @@ def error_click(predicted_ZYX: Mask, truth_ZYX: Mask) -> Point | None:
     return Point((z, y, x), positive=bool(truth_ZYX[z, y, x]))
 
 
-def steps_of_class(session: Session, truth_ZYX: Mask, class_name: str, box: Box | None) -> list[Step]:
+def steps_of_class(session: Session, truth_ZYX: Mask, class_name: str, box: Box | None) -> Iterator[Step]:
     """Prompt one class.
 
     Args:
@@ -105,23 +106,22 @@ def steps_of_class(session: Session, truth_ZYX: Mask, class_name: str, box: Box 
         class_name: Of the class.
         box: In voxels (z, y, x); None for a class that gets none, whose first step is an empty mask.
 
-    Returns:
+    Yields:
         The first step and one after each click; a mask without an error gets no further click.
     """
     session.reset()
     step = Step(np.zeros_like(truth_ZYX), None, 0.0)
     if box is not None:
         step = prompt_session(session, ClassPrompts(boxes=(box,)), class_name)
-    steps = [step]
+    yield step
     for _ in range(NUM_CLICKS):
         point = error_click(step.mask, truth_ZYX)
         step = replace(step, seconds=0.0) if point is None else click_at(session, point, class_name)
-        steps.append(step)
-    return steps
+        yield step
 
 
 def score_steps(
-    steps: Sequence[Step], truth_ZYX: Mask, spacing_mm: Sequence[float], ignored_ZYX: Mask | None
+    steps: Iterable[Step], truth_ZYX: Mask, spacing_mm: Sequence[float], ignored_ZYX: Mask | None
 ) -> list[StepScore]:
     """Score the steps of one class; the NSD is as measured, whatever the Dice.
 
@@ -134,7 +134,7 @@ def score_steps(
     scores = []
     for step in steps:
         found = score_masks(step.mask, truth_ZYX, spacing_mm, tolerance_mm=TOLERANCE_MM, ignored_ZYX=ignored_ZYX)
-        scores.append(StepScore(found.dice, found.nsd))
+        scores.append(StepScore(found.dice, found.nsd, step.seconds))
     return scores
 
 
