@@ -95,7 +95,8 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(click_study, "study_clicks", record)
     words = (
         "--clicks 3,0,10 -d 907 -f fold2 -i I -g G --first-click margin --cases 4 --tolerance 1 "
-        "--configuration 3d_lowres --plans OtherPlans --device cpu"
+        "--configuration 3d_lowres --plans OtherPlans --device cpu --placing corrective random "
+        "--given one-by-one at-once"
     )
     assert command.main(words.split()) == 2
     ((places, options),) = seen
@@ -106,6 +107,8 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
         "fold": 2,
         "images": Path("I"),
         "labels": Path("G"),
+        "placing": ["corrective", "random"],
+        "given": ["one-by-one", "at-once"],
         "first_click": "margin",
         "max_cases": 4,
         "tolerance_mm": 1.0,
@@ -115,15 +118,50 @@ def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.M
     }
 
 
+def test_options_of_a_challenge_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.evaluation import challenges
+
+    seen: list[Any] = []
+
+    def record(*places: Any, **options: Any) -> None:
+        seen.append((places, options))
+        raise DatasetError("enough")
+
+    monkeypatch.setattr(challenges, "study_challenge", record)
+    words = "--protocol cvpr25 -d 907 -f 2 --cases 4 --without-box vessel duct --device cpu"
+    assert command.main([*words.split(), "--root", str(tmp_path)]) == 2
+    ((places, options),) = seen
+    assert places[0] == "cvpr25"
+    assert places[1].results == tmp_path / "nnUNet_results"
+    assert options == {
+        "dataset": "907",
+        "fold": 2,
+        "images": None,
+        "labels": None,
+        "max_cases": 4,
+        "configuration": "3d_fullres",
+        "plans_name": "SAM3DPlans",
+        "device": "cpu",
+        "without_box": ["vessel", "duct"],
+    }
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("", "expected -p PREDICTIONS -g LABELS"),
         ("-p A", "came 1 folders of predictions and no folder of labels"),
         ("-p A B C -g G", "came 3 folders of predictions and a folder of labels"),
-        ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks"),
+        ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks or --protocol"),
+        ("-p A -g G --placing random --given at-once", "--placing, --given: only with --clicks"),
         ("-p A -g G --clicks 1", "-p: not with --clicks"),
         ("-d 501 --clicks 1 --scheduler tcp://h:1", "--scheduler: not with --clicks"),
+        ("-d 501 --protocol cvpr25 --clicks 1", "--clicks: not with --protocol cvpr25"),
+        ("-d 501 --protocol autopet4 --placing random --tolerance 1", "--placing, --tolerance: not with --protocol"),
+        ("-d 501 --protocol autopet4 -p A", "-p: not with --protocol"),
+        ("-d 501 --protocol autopet4 --without-box organ", "--without-box: only with --protocol cvpr25"),
+        ("-d 501 --clicks 1 --without-box organ", "--without-box: only with --protocol cvpr25"),
+        ("-p A -g G --without-box organ", "--without-box: only with --clicks or --protocol"),
         ("--clicks 1,two", "clicks '1,two': expected whole numbers"),
         ("--clicks -1", "clicks '-1': expected whole numbers"),
     ],

@@ -13,12 +13,13 @@ from phantoms import write_volume
 from plans import make_plans
 
 from sam3dnet.errors import DatasetError, PromptError
-from sam3dnet.evaluation import click_study
+from sam3dnet.evaluation import click_model
 from sam3dnet.evaluation.click_cases import crop_around
 from sam3dnet.evaluation.click_results import default_folder, format_study, save_plot, write_study
 from sam3dnet.evaluation.click_study import CROP, WHOLE, ClickStudy, study_clicks
 from sam3dnet.evaluation.clicks import Mask, click_through, false_positives, remove_false_positives
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.prompts.types import ClassPrompts
 
 SHAPE = (6, 9, 14)
 SPACING_MM = (3.0, 0.7, 1.1)
@@ -40,6 +41,8 @@ class Obedient:
     def __init__(self, automatic: Mask, hidden: Mask, keeps: float = 0.0) -> None:
         self.automatic, self.hidden, self.keeps = automatic, hidden, keeps
         self.clicks: list[tuple[tuple[float, ...], bool, str]] = []
+        self.together: list[int] = []
+        self.boxes: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
         self.now = automatic.copy()
 
     def mask(self, class_name: str) -> Mask:
@@ -56,6 +59,16 @@ class Obedient:
             hit = np.flatnonzero(components == components[z, y, x])
             self.now = self.now.copy()
             self.now.flat[hit[int(self.keeps * len(hit)) :]] = False
+        return self.now
+
+    def prompt(self, prompts: ClassPrompts, class_name: str) -> Mask:
+        self.together.append(len(prompts.points))
+        for box in prompts.boxes:
+            self.boxes.append((box.low, box.high))
+            sides = zip(box.low[::-1], box.high[::-1], strict=True)
+            self.now = self.now | (self.hidden & mask(tuple(slice(int(a), int(b) + 1) for a, b in sides)))
+        for point in prompts.points:
+            self.click(point.at, point.positive, class_name)
         return self.now
 
     def reset(self) -> None:
@@ -162,6 +175,9 @@ class FakeSession:
     def click(self, at: Any, positive: bool = True, class_name: str = "") -> np.ndarray:
         return self._obedient(class_name).click(at, positive, class_name)
 
+    def prompt(self, prompts: ClassPrompts, class_name: str = "") -> np.ndarray:
+        return self._obedient(class_name).prompt(prompts, class_name)
+
     def reset(self) -> None:
         self._sessions: dict[str, Obedient] = {}
 
@@ -210,7 +226,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         write_volume(labels, raw / "labelsTr" / f"{name}.nii.gz", SPACING_MM)
     splits = [{"train": [], "val": ["t"]}, {"train": ["t"], "val": ["refused", "b", "a"]}]
     (found.preprocessed / DATASET / "splits_final.json").write_text(json.dumps(splits))
-    monkeypatch.setattr(click_study, "PromptSession", FakeSession)
+    monkeypatch.setattr(click_model, "PromptSession", FakeSession)
     return found
 
 
@@ -271,20 +287,25 @@ def test_what_a_study_needs_is_named(folders: Folders) -> None:
 
 def test_text_json_csv_and_plot(study: ClickStudy, tmp_path: Path) -> None:
     lines = [" ".join(line.split()) for line in format_study(study).splitlines()]
-    assert lines[0] == "class protocol metric 0 clicks 1 click 4 clicks cases"
-    assert "lesion whole volume Dice 0.000 0.667 1.000 1" in lines
-    assert "lesion crop around truth NSD 0.000 1.000 1.000 1" in lines
+    assert lines[0] == "class protocol placing given metric of cases 0 clicks 1 click 4 clicks cases"
+    assert "lesion whole volume corrective one-by-one Dice mean 0.000 0.667 1.000 1" in lines
+    assert "lesion crop around truth corrective one-by-one NSD median 0.000 1.000 1.000 1" in lines
     assert any(line.startswith("lesion: one negative click removed 2 of 2 false positives (100%)") for line in lines)
     assert "lesion: not in 1 case(s), which cannot be clicked." in lines
     json_file, csv_file, plot = write_study(study, tmp_path / "out")
     content = json.loads(json_file.read_text())
-    assert content["summary"][WHOLE]["lesion"]["dice"]["1"]["mean"] == pytest.approx(2 / 3)
+    key = {"class": "lesion", "protocol": WHOLE, "placing": "corrective", "given": "one-by-one", "clicks": 1}
+    (found,) = [row for row in content["summary"] if row["metric"] == "dice" and key.items() <= row.items()]
+    assert (found["mean"], found["median"], found["count"]) == (pytest.approx(2 / 3), pytest.approx(2 / 3), 1)
+    assert found["unit"] == "share from 0 to 1"
     assert content["negative_clicks"]["lesion"] == [{"voxels": 18, "left": 0.0}] * 2
     with csv_file.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3 * 3 * 2
     assert rows[0] | {"nsd": ""} == {
-        "case": "a", "class_name": "organ", "protocol": WHOLE, "clicks": "0", "dice": "0.0", "nsd": ""
+        "case": "a", "class_name": "organ", "protocol": WHOLE, "placing": "corrective",
+        "given": "one-by-one", "clicks": "0", "dice": "0.0", "nsd": "",
+        "unit": "share from 0 to 1", "nsd_tolerance_mm": "2.0"
     }  # fmt: skip
     assert plot.read_bytes().startswith(b"\x89PNG")
     assert default_folder(study).parts[-2:] == ("fold_1", "clicks_centre")

@@ -9,6 +9,7 @@ from tiny_models import REGIONS, SHAPE_ZYX, labels_of, write_image
 from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.inference.session import PromptSession
+from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 SPACING_ZYX = (3.0, 1.1, 0.7)
 
@@ -181,3 +182,20 @@ def test_prompts_before_an_image_are_refused(session):
     with pytest.raises(PromptError, match="call set_image first"):
         session.click((3, 4, 2), class_name="organ")
     assert session.class_names == ("organ", "lesion")
+
+
+def test_prompts_given_together_are_those_given_one_after_the_other(ready):
+    mask = np.zeros(SHAPE_ZYX, bool)
+    mask[3:, 6:, 5:] = True
+    ready.click((3, 4, 2), class_name="lesion")
+    ready.click((0, 8, 4), positive=False, class_name="lesion")
+    ready.box((0, 0, 1), (2, 3, 2), class_name="lesion")
+    after = ready.set_mask(mask, class_name="lesion")
+    ready.reset()
+    points = (Point((3, 4, 2)), Point((0, 8, 4), positive=False))
+    together = ready.prompt(ClassPrompts(points, (Box((0, 0, 1), (2, 3, 2)),), mask), "lesion")
+    np.testing.assert_array_equal(together, after)
+    automatic = ready.undo()
+    assert (automatic != together).any()
+    ready.reset()
+    np.testing.assert_array_equal(ready.mask("lesion"), automatic)

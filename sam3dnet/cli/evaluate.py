@@ -5,15 +5,21 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, NumProcesses, parse_fold, run_command
 from sam3dnet.cli.scheduler import cluster_at
 from sam3dnet.errors import DatasetError
 
+if TYPE_CHECKING:
+    from sam3dnet.preprocessing.folders import Folders
+
 _log = logging.getLogger("sam3dnet.cli.evaluate")
 
 FirstClick = Literal["centre", "margin"]
+Placing = Literal["corrective", "random", "centre"]
+Given = Literal["one-by-one", "at-once"]
+Protocol = Literal["cvpr25", "autopet4"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +45,11 @@ def evaluate(
     dataset: Annotated[str | None, "-d"] = None,
     fold: Annotated[str | None, "-f"] = None,
     images: Annotated[Path | None, "-i"] = None,
+    placing: list[Placing] | None = None,
+    given: list[Given] | None = None,
     first_click: FirstClick = "centre",
+    protocol: Protocol | None = None,
+    without_box: list[str] | None = None,
     cases: int | None = None,
     configuration: str = "3d_fullres",
     plans: str = "SAM3DPlans",
@@ -67,7 +77,17 @@ def evaluate(
         fold: For clicks: the fold whose model is used, and whose validation cases are clicked; without it the first
             trained one.
         images: For clicks: folder with images to click in place of the validation cases; with -g.
-        first_click: For clicks: where the first one goes, to the innermost voxel of the object or near its margin.
+        placing: For clicks: where they go; corrective: to the object, then to the largest error that is left; random:
+            to voxels drawn uniformly from the class; centre: to the innermost voxel of each component, the largest
+            first. Several are compared; without it corrective.
+        given: For clicks: one-by-one in one session, or the first k at-once in a fresh session for each k, which
+            corrective ones cannot be. Both are compared; without it one-by-one.
+        first_click: For corrective clicks: where the first one goes, to the innermost voxel of the object or near its
+            margin.
+        protocol: In place of --clicks and how they are placed: the prompts and figures of a challenge on interactive
+            segmentation; cvpr25: a box, then five corrective clicks, for every class; autopet4: 0 to 10 pairs of a
+            click in the class and one beside it.
+        without_box: For cvpr25: classes that get no box in the first step.
         cases: For clicks: how many cases to take, the first by name; without it all.
         configuration: For clicks: the configuration of the plan that the model was trained with.
         plans: For clicks: the name of that plan.
@@ -83,38 +103,47 @@ def evaluate(
     Raises:
         Sam3dError: If the options do not belong together, or a folder, model or case that is needed is not there.
     """
-    clicking = {"-d": dataset, "-f": fold, "-i": images, "--cases": cases, "--root": root, "--device": device}
-    clicking["--first-click margin"] = None if first_click == "centre" else first_click
-    if clicks is None:
-        _refuse(clicking, "only with --clicks")
+    of_users = {"--placing": placing, "--given": given, "--first-click margin": first_click == "margin"}
+    model = {"-d": dataset, "-f": fold, "-i": images, "--cases": cases, "--root": root, "--device": device}
+    if clicks is None and protocol is None:
+        _refuse(model | of_users | {"--without-box": without_box}, "only with --clicks or --protocol")
         options = {"dataset_json": dataset_json, "tolerance_mm": tolerance, "lesion_iou": lesion_iou}
         options |= {"missing_as_empty": missing_as_empty, "num_processes": num_processes}
         with cluster_at(scheduler, num_processes) as cluster:
             return _evaluate_folders(predictions or [], labels, output, options | {"cluster": cluster})
     scoring = {"-p": predictions, "--dataset-json": dataset_json, "--missing-as-empty": missing_as_empty}
-    _refuse(scoring | {"--scheduler": scheduler}, "not with --clicks")
+    _refuse(scoring | {"--scheduler": scheduler}, f"not with {'--clicks' if protocol is None else '--protocol'}")
+    if protocol != "cvpr25":
+        _refuse({"--without-box": without_box}, "only with --protocol cvpr25")
+    of_model: dict[str, Any] = {"dataset": dataset, "fold": None if fold is None else parse_fold(fold)}
+    of_model |= {"images": images, "labels": labels, "max_cases": cases, "configuration": configuration}
+    of_model |= {"plans_name": plans, "device": device}
+    if protocol is not None:
+        _refuse(of_users | {"--clicks": clicks, "--tolerance": tolerance}, f"not with --protocol {protocol}")
     from sam3dnet.preprocessing.folders import activate_folders
 
     folders = activate_folders(root)
+    if protocol is not None:
+        return _study_challenge(protocol, folders, output, of_model | {"without_box": without_box or []})
+    of_model |= {"tolerance_mm": tolerance, "first_click": first_click}
+    of_model |= {"placing": placing or ["corrective"], "given": given or ["one-by-one"]}
+    return _study_clicks(read_clicks(clicks or ""), folders, output, of_model)
 
+
+def _study_clicks(clicks: Sequence[int], folders: "Folders", output: Path | None, options: dict[str, Any]) -> Outcome:
     from sam3dnet.evaluation.click_results import default_folder, format_study, write_study
     from sam3dnet.evaluation.click_study import study_clicks
 
-    study = study_clicks(
-        read_clicks(clicks),
-        folders,
-        dataset=dataset,
-        fold=None if fold is None else parse_fold(fold),
-        images=images,
-        labels=labels,
-        first_click=first_click,
-        max_cases=cases,
-        tolerance_mm=tolerance,
-        configuration=configuration,
-        plans_name=plans,
-        device=device,
-    )
+    study = study_clicks(clicks, folders, **options)
     return Outcome(format_study(study), write_study(study, output or default_folder(study)), study.failed)
+
+
+def _study_challenge(name: Protocol, folders: "Folders", output: Path | None, options: dict[str, Any]) -> Outcome:
+    from sam3dnet.evaluation.challenge_results import challenge_folder, format_challenge, write_challenge
+    from sam3dnet.evaluation.challenges import study_challenge
+
+    study = study_challenge(name, folders, **options)
+    return Outcome(format_challenge(study), write_challenge(study, output or challenge_folder(study)), study.failed)
 
 
 def read_clicks(text: str) -> tuple[int, ...]:

@@ -2,11 +2,13 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sam3dnet.evaluation.click_study import CROP, PROTOCOLS, ClickStudy
+from sam3dnet.evaluation.click_users import User
 from sam3dnet.evaluation.clicks import FEWEST_VOXELS, MOST_FALSE_POSITIVES, MOST_LEFT, Removal
 from sam3dnet.evaluation.metrics import surface_implementation
 from sam3dnet.evaluation.results import format_number, format_table, write_csv
@@ -15,10 +17,20 @@ from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
 
 JSON_FILE, CSV_FILE, PLOT_FILE = "clicks.json", "clicks.csv", "clicks.png"
 METRIC_TITLES = {"dice": "Dice", "nsd": "NSD"}
+UNIT = "share from 0 to 1"
+PLACING_NOTES = {
+    "random": "Random clicks: voxels drawn uniformly from the class, all positive, the same for every model.",
+    "centre": "Centre clicks: the innermost voxel of each component of the class, the largest component first, then "
+    "the voxel farthest from all outside of the class and from the clicks before; all positive.",
+}
+GIVEN_NOTES = {
+    "one-by-one": "Given one-by-one: each click is added to those before in one session.",
+    "at-once": "Given at-once: the first k clicks together in a fresh session, for each k.",
+}
 
 
 def write_study(study: ClickStudy, folder: Path) -> tuple[Path, ...]:
-    """Write clicks.json, clicks.csv (a row a case, class, protocol and number of clicks) and clicks.png.
+    """Write clicks.json, clicks.csv (a row a case, class, protocol, user and number of clicks) and clicks.png.
 
     Returns:
         The three files.
@@ -26,14 +38,18 @@ def write_study(study: ClickStudy, folder: Path) -> tuple[Path, ...]:
     folder.mkdir(parents=True, exist_ok=True)
     files = tuple(folder / name for name in (JSON_FILE, CSV_FILE, PLOT_FILE))
     write_json(files[0], as_json(study))
-    write_csv(files[1], [asdict(row) for row in study.rows])
+    units = {"unit": UNIT, "nsd_tolerance_mm": study.tolerance.mm}
+    write_csv(files[1], [asdict(row) | units for row in study.rows])
     save_plot(study, files[2])
     return files
 
 
 def default_folder(study: ClickStudy) -> Path:
     """Give the place of the results where the user says none: in the folder of the fold."""
-    return study.model / f"fold_{study.folds[0]}" / f"clicks_{study.first_click}"
+    names = [
+        study.first_click if user.placing == "corrective" else f"{user.placing}-{user.given}" for user in study.users
+    ]
+    return study.model / f"fold_{study.folds[0]}" / "_".join(["clicks", *names])
 
 
 def as_json(study: ClickStudy) -> dict[str, Any]:
@@ -46,18 +62,18 @@ def as_json(study: ClickStudy) -> dict[str, Any]:
         "tolerance_mm": study.tolerance.mm,
         "tolerance_source": study.tolerance.source,
         "surfaces": surface_implementation(),
-        "summary": {
-            protocol: {
-                name: {
-                    metric: {
-                        str(clicks): asdict(_estimate(study, name, protocol, clicks, metric)) for clicks in study.clicks
-                    }
-                    for metric in METRIC_TITLES
-                }
-                for name in study.classes
+        "summary": [
+            {
+                **_series_key(one),
+                "clicks": clicks,
+                "metric": metric,
+                "unit": UNIT,
+                **asdict(_estimate(study, one, clicks, metric)),
             }
-            for protocol in PROTOCOLS
-        },
+            for one in _series(study)
+            for metric in METRIC_TITLES
+            for clicks in study.clicks
+        ],
         "negative_clicks": {name: [asdict(removal) for removal in found] for name, found in study.removals.items()},
         "cases_without_the_class": study.absent,
         "median_seconds": {
@@ -70,15 +86,20 @@ def as_json(study: ClickStudy) -> dict[str, Any]:
 
 
 def format_study(study: ClickStudy) -> str:
-    """Format the study as text: a row a class, protocol and metric, a column a number of clicks."""
-    header = ("class", "protocol", "metric", *(f"{n} click{'' if n == 1 else 's'}" for n in study.clicks), "cases")
+    """Format the study as text: two rows, mean and median, a class, protocol, user and metric; a column a number of
+    clicks."""
+    header = (
+        "class", "protocol", "placing", "given", "metric", "of cases",
+        *(f"{n} click{'' if n == 1 else 's'}" for n in study.clicks), "cases",
+    )  # fmt: skip
     rows = []
-    for name in study.classes:
-        for protocol in PROTOCOLS:
-            for metric, title in METRIC_TITLES.items():
-                found = [_estimate(study, name, protocol, clicks, metric) for clicks in study.clicks]
-                rows.append((name, protocol, title, *(format_number(e.mean) for e in found), str(found[0].count)))
-    return "\n".join([format_table(header, rows, num_left=3), "", *_notes(study)])
+    for one in _series(study):
+        for metric, title in METRIC_TITLES.items():
+            found = [_estimate(study, one, clicks, metric) for clicks in study.clicks]
+            for statistic in ("mean", "median"):
+                cells = [format_number(getattr(estimate, statistic)) for estimate in found]
+                rows.append((*_series_key(one).values(), title, statistic, *cells, str(found[0].count)))
+    return "\n".join([format_table(header, rows, num_left=6), "", *_notes(study)])
 
 
 def save_plot(study: ClickStudy, file: Path) -> None:
@@ -89,10 +110,11 @@ def save_plot(study: ClickStudy, file: Path) -> None:
     panels = figure.subplots(len(METRIC_TITLES), len(study.classes), squeeze=False, sharex=True)
     for row, (metric, title) in zip(panels, METRIC_TITLES.items(), strict=True):
         for axes, name in zip(row, study.classes, strict=True):
-            for protocol in PROTOCOLS:
-                found = [_estimate(study, name, protocol, clicks, metric) for clicks in study.clicks]
-                axes.plot(study.clicks, [e.mean for e in found], marker="o", label=protocol)
-                axes.fill_between(study.clicks, [e.low for e in found], [e.high for e in found], alpha=0.15)
+            for one in _series(study):
+                if one.class_name == name:
+                    found = [_estimate(study, one, clicks, metric) for clicks in study.clicks]
+                    axes.plot(study.clicks, [e.mean for e in found], marker="o", label=_label(study, one))
+                    axes.fill_between(study.clicks, [e.low for e in found], [e.high for e in found], alpha=0.15)
             axes.set_title(f"{name} ({_count(study, name)} cases)" if metric == "dice" else "")
             axes.set_ylabel(title)
             axes.set_ylim(0, 1.02)
@@ -104,8 +126,30 @@ def save_plot(study: ClickStudy, file: Path) -> None:
         figure.savefig(temporary, dpi=120, format="png")
 
 
-def _estimate(study: ClickStudy, name: str, protocol: str, clicks: int, metric: str) -> Estimate:
-    return estimate_mean(study.values(name, protocol, clicks, metric))
+@dataclass(frozen=True)
+class _Series:
+    """Whose scores are summarised together."""
+
+    class_name: str
+    protocol: str
+    user: User
+
+
+def _series(study: ClickStudy) -> list[_Series]:
+    return [_Series(*one) for one in product(study.classes, PROTOCOLS, study.users)]
+
+
+def _series_key(series: _Series) -> dict[str, str]:
+    return {"class": series.class_name, "protocol": series.protocol, **asdict(series.user)}
+
+
+def _label(study: ClickStudy, series: _Series) -> str:
+    user = series.user
+    return series.protocol + (f", {user.placing}, {user.given}" if len(study.users) > 1 else "")
+
+
+def _estimate(study: ClickStudy, series: _Series, clicks: int, metric: str) -> Estimate:
+    return estimate_mean(study.values(series.class_name, series.protocol, clicks, metric, series.user))
 
 
 def _count(study: ClickStudy, name: str) -> int:
@@ -113,10 +157,11 @@ def _count(study: ClickStudy, name: str) -> int:
 
 
 def _notes(study: ClickStudy) -> list[str]:
-    place = "innermost voxel of the object" if study.first_click == "centre" else "a voxel near the object's margin"
     notes = [
-        f"First click: {place}; each further one: innermost voxel of the largest error.",
+        *dict.fromkeys(_placing_note(study, user) for user in study.users),
+        *dict.fromkeys(GIVEN_NOTES[user.given] for user in study.users if user.placing != "corrective"),
         f'"{CROP}": as in the literature, the model is given a crop around the true object, and only that is scored.',
+        f"Dice and NSD: {UNIT}.",
         f"NSD at {study.tolerance.mm:g} mm ({study.tolerance.source}). {surface_implementation()}.",
         *(_removal_note(name, found) for name, found in study.removals.items()),
     ]
@@ -125,6 +170,13 @@ def _notes(study: ClickStudy) -> list[str]:
         notes.append(f"Median time of a first click {_median(study.first_seconds):.2f} s{further} (whole volume).")
     notes += [f"{name}: not in {count} case(s), which cannot be clicked." for name, count in study.absent.items()]
     return notes
+
+
+def _placing_note(study: ClickStudy, user: User) -> str:
+    if user.placing != "corrective":
+        return PLACING_NOTES[user.placing]
+    place = "innermost voxel of the object" if study.first_click == "centre" else "a voxel near the object's margin"
+    return f"First corrective click: {place}; each further one: innermost voxel of the largest error."
 
 
 def _removal_note(name: str, removals: Sequence[Removal]) -> str:

@@ -1,4 +1,4 @@
-"""What clicks are worth: a simulated user on the validation cases of a fold, or on images with known labels.
+"""What clicks are worth: simulated users on the validation cases of a fold, or on images with known labels.
 
 Two protocols. "whole volume": the model gets the image, and is told nothing but the clicks. "crop around truth", as in
 the literature on promptable models: the model gets a crop around the true object, and nothing but the crop is scored,
@@ -7,7 +7,7 @@ so it is told where to look before the first click. An image whose intensities a
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,32 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from sam3dnet.errors import DatasetError, Sam3dError
-from sam3dnet.evaluation.cases import Scoring, make_scoring, mask_of
-from sam3dnet.evaluation.click_cases import (
-    ClickCase,
-    ClickVolume,
-    cases_of_folders,
-    crop_around,
-    read_volume,
-    validation_cases,
-)
-from sam3dnet.evaluation.clicks import (
-    FirstClick,
-    Mask,
-    Removal,
-    Session,
-    click_through,
-    remove_false_positives,
-)
-from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
+from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, crop_around
+from sam3dnet.evaluation.click_model import ClickedModel, open_model
+from sam3dnet.evaluation.click_users import Given, Placing, User, make_users, steps_after, steps_at
+from sam3dnet.evaluation.clicks import FirstClick, Removal, Session, Step, remove_false_positives
 from sam3dnet.evaluation.metrics import score_masks
 from sam3dnet.evaluation.statistics import SEED
-from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
-from sam3dnet.inference.models import OUR_PLANS, find_model, read_json, trained_folds
-from sam3dnet.inference.session import PromptSession
+from sam3dnet.evaluation.tolerance import Tolerance
 from sam3dnet.preprocessing.folders import Folders
-from sam3dnet.preprocessing.progress import Progress
 
 WHOLE, CROP = "whole volume", "crop around truth"
 PROTOCOLS = (WHOLE, CROP)
@@ -49,11 +31,13 @@ _ROUNDING_VOXELS = 1e-3  # files hold spacings in single precision
 
 @dataclass(frozen=True)
 class ClickRow:
-    """One class of one case after so many clicks."""
+    """One class of one case after so many clicks of a user."""
 
     case: str
     class_name: str
     protocol: str
+    placing: Placing
+    given: Given
     clicks: int
     dice: float
     nsd: float
@@ -67,13 +51,15 @@ class ClickStudy:
         model: Folder of the model.
         folds: Folds whose model was clicked.
         classes: Names, in the order of dataset.json.
+        users: Who clicked.
         clicks: Numbers of clicks after which was scored.
-        first_click: Where the first one went.
+        first_click: Where corrective clicks began.
         tolerance: Of the NSD.
         rows: The scores.
         removals: What negative clicks left of false positives of the whole volume, by class.
         absent: In how many cases a class does not occur; it cannot be clicked there.
-        first_seconds: Time of each first click of an object in the whole volume.
+        first_seconds: Time of each first click of an object in the whole volume, by the first user who clicks one by
+            one; after that the image's features are known.
         further_seconds: Time of each further one.
         failed: Cases without result, and why.
     """
@@ -81,6 +67,7 @@ class ClickStudy:
     model: Path
     folds: tuple[int | str, ...]
     classes: tuple[str, ...]
+    users: tuple[User, ...]
     clicks: tuple[int, ...]
     first_click: FirstClick
     tolerance: Tolerance
@@ -91,142 +78,109 @@ class ClickStudy:
     further_seconds: list[float] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
-    def values(self, class_name: str, protocol: str, clicks: int, metric: str) -> list[float]:
-        """Give "dice" or "nsd" of a class, one value a case."""
-        wanted = (class_name, protocol, clicks)
-        return [getattr(row, metric) for row in self.rows if (row.class_name, row.protocol, row.clicks) == wanted]
+    def values(self, class_name: str, protocol: str, clicks: int, metric: str, user: User | None = None) -> list[float]:
+        """Give "dice" or "nsd" of a class, one value a case; without a user those of the first."""
+        user = user or self.users[0]
+        wanted = (class_name, protocol, user.placing, user.given, clicks)
+        return [
+            getattr(row, metric)
+            for row in self.rows
+            if (row.class_name, row.protocol, row.placing, row.given, row.clicks) == wanted
+        ]
 
 
 def study_clicks(
     clicks: Sequence[int],
     folders: Folders,
     *,
-    dataset: str | None = None,
-    fold: int | str | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
+    placing: Sequence[Placing] = ("corrective",),
+    given: Sequence[Given] = ("one-by-one",),
     first_click: FirstClick = "centre",
-    max_cases: int | None = None,
-    tolerance_mm: float | None = None,
-    configuration: str = "3d_fullres",
-    plans_name: str = OUR_PLANS,
-    device: str | None = None,
+    **options: Any,
 ) -> ClickStudy:
-    """Click every class of every case as a patient user would, and score the masks.
+    """Click every class of every case as patient users would, and score the masks.
 
     Args:
         clicks: Numbers of clicks after which to score, ascending.
         folders: Where model, splits and cases are.
-        dataset: That the model was trained on; None if there is only one model.
-        fold: Whose model is used; None for the first trained one.
-        images: Images in place of the validation cases of the fold, with `labels`.
-        labels: Their true labels.
-        first_click: Where the first click goes.
-        max_cases: Take the first so many cases; None for all.
-        tolerance_mm: Of the NSD; None for the literature's, else 2.
-        configuration: Of the plan.
-        plans_name: Of the plan.
-        device: To predict on; None for the best there is.
+        placing: Where the users put their clicks, see `User`.
+        given: How the model gets them; corrective ones are never given at once.
+        first_click: Where the first corrective click goes.
+        **options: Of `open_model`.
 
     Returns:
         The scores, and what could not be studied.
 
     Raises:
-        Sam3dError: If model, splits or cases are missing, or no case could be studied.
+        Sam3dError: If model, splits or cases are missing, corrective clicks could only be given at once, or no case
+            could be studied.
     """
-    if (images is None) != (labels is None):
-        raise DatasetError("images and labels belong together: give both -i and -g, or neither")
-    model = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
-    dataset_json = read_json(model / "dataset.json")
-    chosen = trained_folds(model)[0] if fold is None else fold
-    failed: dict[str, str] = {}
-    if images is None or labels is None:
-        cases = validation_cases(model.parent.name, folders, chosen)
-    else:
-        cases, failed = cases_of_folders(images, labels, dataset_json)
-    tolerance = choose_tolerance([model.parent.name], tolerance_mm)
-    scoring = make_scoring(dataset_json, tolerance.mm, DEFAULT_LESION_IOU)
-    study = ClickStudy(model, (chosen,), tuple(scoring.classes), tuple(clicks), first_click, tolerance, failed=failed)
-    session = PromptSession(model, folds=[chosen], device=device)
-    runner = _Runner(study, scoring, session, dataset_json, configuration)
-    with Progress(len(cases[:max_cases]), "clicking") as progress:
-        for case in cases[:max_cases]:
-            try:
-                runner.study_case(case)
-            except Sam3dError as error:
-                study.failed[case.image.name] = str(error)
-            progress.update(note=case.image.name)
+    users = make_users(placing, given)
+    model = open_model(folders, **options)
+    classes, tolerance = tuple(model.scoring.classes), model.tolerance
+    study = ClickStudy(model.folder, (model.fold,), classes, users, tuple(clicks), first_click, tolerance)
+    study.failed = model.failed
+    model.each_case(_Runner(study, model).study_case)
     if not study.rows:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(study.failed.items())[:3])
-        raise DatasetError(f"none of {len(cases[:max_cases])} cases could be clicked: {reasons or 'no class occurs'}")
+        raise model.nothing_clicked()
     return study
 
 
 class _Runner:
     """Studies one case after the other with one session."""
 
-    def __init__(
-        self,
-        study: ClickStudy,
-        scoring: Scoring,
-        session: PromptSession,
-        dataset_json: dict[str, Any],
-        configuration: str,
-    ) -> None:
-        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-        plans = PlansManager(read_json(study.model / "plans.json"))
-        settings = plans.get_configuration(configuration)
+    def __init__(self, study: ClickStudy, model: ClickedModel) -> None:
         self._study = study
-        self._scoring = scoring
-        self._session = session
-        self._dataset_json = dataset_json
-        self._reader_writer = plans.image_reader_writer_class()
-        self._crop_mm = np.multiply(settings.patch_size, settings.spacing)[list(plans.transpose_backward)]
+        self._model = model
 
-    def study_case(self, case: ClickCase) -> None:
+    def study_case(self, case: ClickCase, volume: ClickVolume) -> None:
         """Add the rows of a case to the study, all or none."""
-        volume = read_volume(case, self._reader_writer, self._dataset_json)
-        present = [name for name in self._study.classes if self._truth(volume, name).any()]
+        present = [name for name in self._study.classes if self._model.truth(volume, name).any()]
         rows: list[ClickRow] = []
         removals: dict[str, list[Removal]] = {}
         seconds: list[list[float]] = []
-        session = self._session_with(volume)
+        session = self._model.session_with(volume)
         for name in present:
             found, times = self._click(session, case, volume, name, WHOLE)
             rows += found
             seconds.append(times)
         for name in self._study.classes:
-            removals[name] = remove_false_positives(session, self._truth(volume, name), name, volume.spacing_mm)
+            removals[name] = remove_false_positives(session, self._model.truth(volume, name), name, volume.spacing_mm)
         for name in present:
-            least_shape = np.ceil(np.divide(self._crop_mm, volume.spacing_mm) - _ROUNDING_VOXELS).astype(int)
-            crop = volume.crop(crop_around(self._truth(volume, name), tuple(least_shape.tolist())))
-            rows += self._click(self._session_with(crop), case, crop, name, CROP)[0]
+            least_shape = np.ceil(np.divide(self._model.patch_mm, volume.spacing_mm) - _ROUNDING_VOXELS).astype(int)
+            crop = volume.crop(crop_around(self._model.truth(volume, name), tuple(least_shape.tolist())))
+            rows += self._click(self._model.session_with(crop), case, crop, name, CROP)[0]
         self._add(rows, removals, seconds, present)
-
-    def _session_with(self, volume: ClickVolume) -> Session:
-        self._session.set_image(volume.image_CZYX, volume.spacing_mm, space="voxel")
-        return _SessionOnImage(self._session, self._ignored(volume))
 
     def _click(
         self, session: Session, case: ClickCase, volume: ClickVolume, name: str, protocol: str
     ) -> tuple[list[ClickRow], list[float]]:
-        """Click a class; score after each number of clicks that is asked for, and give the seconds of every click."""
-        study, truth = self._study, self._truth(volume, name)
-        rng = np.random.default_rng((SEED, zlib.crc32(f"{case.image.name} {name}".encode())))
-        steps = click_through(session, truth, name, volume.spacing_mm, max(study.clicks), study.first_click, rng)
-        score = partial(score_masks, tolerance_mm=self._scoring.tolerance_mm, ignored_ZYX=self._ignored(volume))
+        """Let every user click a class; score after each number of clicks that is asked for.
+
+        Returns:
+            The rows, and the seconds of every click of the first user who clicks one by one.
+        """
         rows, seconds = list[ClickRow](), list[float]()
-        step = next(steps)
-        for clicks in range(max(study.clicks) + 1):
-            if clicks and (further := next(steps, None)):
-                step = further
-                seconds.append(step.seconds)
-            # Once nothing is wrong any more there is no further step: the mask stays as it is.
-            if clicks in study.clicks:
+        truth, ignored = self._model.truth(volume, name), self._model.ignored(volume)
+        score = partial(score_masks, tolerance_mm=self._study.tolerance.mm, ignored_ZYX=ignored)
+        for user in self._study.users:
+            steps, times = self._steps(user, session, case, volume, name), list[float]()
+            if user.given == "one-by-one":
+                steps = steps_at(steps, self._study.clicks, times)
+            for clicks, step in zip(self._study.clicks, steps, strict=True):
                 found = score(step.mask, truth, volume.spacing_mm)
-                rows.append(ClickRow(case.image.name, name, protocol, clicks, found.dice, found.nsd))
+                place = (case.image.name, name, protocol, user.placing, user.given)
+                rows.append(ClickRow(*place, clicks, found.dice, found.nsd))
+            seconds = seconds or times
         return rows, seconds
+
+    def _steps(self, user: User, session: Session, case: ClickCase, volume: ClickVolume, name: str) -> Iterator[Step]:
+        """Let a user click a class."""
+        study = self._study
+        seed = f"{case.image.name} {name}" + ("" if user.placing == "corrective" else f" {user.placing}")
+        rng = np.random.default_rng((SEED, zlib.crc32(seed.encode())))
+        truth = self._model.truth(volume, name)
+        return steps_after(user, session, truth, name, volume.spacing_mm, study.clicks, study.first_click, rng)
 
     def _add(
         self,
@@ -244,29 +198,3 @@ class _Runner:
         for first, *further in filter(None, seconds):
             study.first_seconds.append(first)
             study.further_seconds += further
-
-    def _truth(self, volume: ClickVolume, name: str) -> Mask:
-        return mask_of(volume.labels_ZYX, self._scoring.classes[name])
-
-    def _ignored(self, volume: ClickVolume) -> Mask | None:
-        return None if self._scoring.ignore is None else volume.labels_ZYX == self._scoring.ignore
-
-
-class _SessionOnImage:
-    """A session whose masks leave out what nobody has annotated, so that no click corrects it."""
-
-    def __init__(self, session: PromptSession, ignored_ZYX: Mask | None) -> None:
-        self._session = session
-        self._ignored = ignored_ZYX
-
-    def mask(self, class_name: str) -> Mask:
-        return self._annotated(self._session.mask(class_name))
-
-    def click(self, at: tuple[float, float, float], positive: bool, class_name: str) -> Mask:
-        return self._annotated(self._session.click(at, positive=positive, class_name=class_name))
-
-    def reset(self) -> None:
-        self._session.reset()
-
-    def _annotated(self, mask_ZYX: Mask) -> Mask:
-        return mask_ZYX.copy() if self._ignored is None else mask_ZYX & ~self._ignored

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,10 @@ from numpy.random import Generator
 
 from sam3dnet.evaluation.lesions import CONNECTIVITY
 from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, margin_voxel
-from sam3dnet.prompts.types import Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 Mask = npt.NDArray[np.bool_]
+T = TypeVar("T")
 FirstClick = Literal["centre", "margin"]
 
 # What a negative click may leave of a false positive that counts as removed.
@@ -34,6 +35,10 @@ class Session(Protocol):
         """Click, and give the mask after it."""
         ...
 
+    def prompt(self, prompts: ClassPrompts, class_name: str) -> Mask:
+        """Say several things at once, and give the mask after them."""
+        ...
+
     def reset(self) -> None:
         """Forget all clicks."""
         ...
@@ -41,7 +46,7 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Step:
-    """The mask after a number of clicks, the last of them, and the seconds that it took."""
+    """The mask after a number of clicks, the last of them (None without, or of several), and the seconds it took."""
 
     mask: Mask
     point: Point | None
@@ -85,7 +90,7 @@ def click_through(
         The step after 0, 1, ... clicks; fewer than asked for once nothing is wrong any more.
     """
     session.reset()
-    step = _timed(lambda: session.mask(class_name), None)
+    step = _step(lambda: session.mask(class_name), None)
     yield step
     for number in range(num_clicks):
         if number:
@@ -94,7 +99,7 @@ def click_through(
             point = Point(_first_voxel(truth_ZYX, spacing_mm, first_click, rng))
         if point is None:
             return
-        step = _click(session, point, class_name)
+        step = click_at(session, point, class_name)
         yield step
 
 
@@ -116,7 +121,7 @@ def remove_false_positives(
     removals = []
     for component in false_positives(session.mask(class_name), truth_ZYX):
         session.reset()
-        step = _click(session, Point(innermost_voxel(component, spacing_mm), positive=False), class_name)
+        step = click_at(session, Point(innermost_voxel(component, spacing_mm), positive=False), class_name)
         voxels = int(np.count_nonzero(component))
         removals.append(Removal(voxels, int(np.count_nonzero(step.mask & component)) / voxels))
     session.reset()
@@ -145,12 +150,32 @@ def _first_voxel(
     return margin_voxel(truth_ZYX, spacing_mm, rng)
 
 
-def _click(session: Session, point: Point, class_name: str) -> Step:
-    z, y, x = point.at
-    return _timed(lambda: session.click((x, y, z), positive=point.positive, class_name=class_name), point)
+def click_at(session: Session, point: Point, class_name: str) -> Step:
+    """Click at a voxel (z, y, x), and measure how long the mask takes."""
+    at = _reversed(point.at)
+    return _step(lambda: session.click(at, positive=point.positive, class_name=class_name), point)
 
 
-def _timed(work: Callable[[], Mask], point: Point | None) -> Step:
+def prompt_session(session: Session, prompts: ClassPrompts, class_name: str) -> Step:
+    """Say several things at once, in voxels (z, y, x), and measure how long the mask takes; nothing gives it as is."""
+    if not prompts:
+        return _step(lambda: session.mask(class_name), None)
+    points = tuple(Point(_reversed(point.at), point.positive) for point in prompts.points)
+    boxes = tuple(Box(_reversed(box.low), _reversed(box.high)) for box in prompts.boxes)
+    return _step(lambda: session.prompt(ClassPrompts(points, boxes, prompts.mask), class_name), None)
+
+
+def _reversed(at: Coordinates) -> Coordinates:
+    return at[2], at[1], at[0]
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """Do something; give what came of it, and the seconds that it took."""
     start = time.perf_counter()
-    mask = work()
-    return Step(mask, point, time.perf_counter() - start)
+    result = work()
+    return result, time.perf_counter() - start
+
+
+def _step(work: Callable[[], Mask], point: Point | None) -> Step:
+    mask, seconds = timed(work)
+    return Step(mask, point, seconds)

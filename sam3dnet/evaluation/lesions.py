@@ -1,7 +1,7 @@
 """Detection of lesions: connected components of truth and prediction, and which of them match."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 
@@ -47,8 +47,23 @@ def count_lesions(
     return LesionCounts(num_truth, num_predicted, len(set(of_truth[match])), len(set(of_predicted[match])))
 
 
-def _components(mask_ZYX: np.ndarray) -> tuple[np.ndarray, int]:
+def voxels_without_partner(mask_ZYX: np.ndarray, other_ZYX: np.ndarray, connectivity: Literal[6, 18, 26]) -> int:
+    """Count the voxels of the components of a mask that share no voxel with another mask.
+
+    Args:
+        mask_ZYX: Bool.
+        other_ZYX: Bool, on the same grid.
+        connectivity: Neighbours by which voxels are connected.
+    """
+    components, count = _components(mask_ZYX, connectivity)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
+    sizes[np.unique(components[other_ZYX])] = 0
+    sizes[0] = 0
+    return int(sizes.sum())
+
+
+def _components(mask_ZYX: np.ndarray, connectivity: Literal[6, 18, 26] = CONNECTIVITY) -> tuple[np.ndarray, int]:
     import cc3d
 
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=CONNECTIVITY, return_N=True)
+    labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=connectivity, return_N=True)
     return labels.astype(np.int64), int(count)

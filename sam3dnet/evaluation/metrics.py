@@ -124,7 +124,7 @@ def score_masks(
         false_positive=extra,
         false_negative=missed,
         true_negative=num_voxels - hit - extra - missed,
-        dice=_share(2 * hit, 2 * hit + extra + missed, otherwise=1.0),
+        dice=_dice(hit, extra, missed),
         nsd=nsd,
         hd95_mm=hd95_mm,
         truth_ml=(hit + missed) * voxel_ml,
@@ -138,6 +138,12 @@ def score_masks(
         lesion_recall=_share(lesions.found, lesions.truth, otherwise=UNDEFINED),
         lesion_precision=_share(lesions.correct, lesions.predicted, otherwise=UNDEFINED),
     )
+
+
+def dice_coefficient(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray) -> float:
+    """Measure the Dice of two bool masks on one grid; 1 where both are empty, as in `score_masks`."""
+    hit = int(np.count_nonzero(prediction_ZYX & truth_ZYX))
+    return _dice(hit, int(np.count_nonzero(prediction_ZYX)) - hit, int(np.count_nonzero(truth_ZYX)) - hit)
 
 
 def surface_metrics(
@@ -192,6 +198,10 @@ def _without_warnings_about_monai_itself() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
         yield
+
+
+def _dice(hit: int, extra: int, missed: int) -> float:
+    return _share(2 * hit, 2 * hit + extra + missed, otherwise=1.0)
 
 
 def _share(part: float, whole: float, *, otherwise: float) -> float:

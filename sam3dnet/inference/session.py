@@ -135,15 +135,37 @@ class PromptSession:
         Raises:
             PromptError: If the point lies outside of the image, or the class is unknown.
         """
-        return self._add(class_name, ClassPrompts(points=(Point(at, positive),)))
+        return self.prompt(ClassPrompts(points=(Point(at, positive),)), class_name)
 
     def box(self, low: Coordinates, high: Coordinates, class_name: str | None = None) -> Mask:
         """Draw a box around an object, or around a slice of it; arguments and result otherwise as of `click`."""
-        return self._add(class_name, ClassPrompts(boxes=(Box(low, high),)))
+        return self.prompt(ClassPrompts(boxes=(Box(low, high),)), class_name)
 
     def set_mask(self, mask_ZYX: Mask, class_name: str | None = None) -> Mask:
         """Give a previous mask, bool on the image's grid, in place of an earlier one of the class; see `click`."""
-        return self._add(class_name, ClassPrompts(mask=mask_ZYX))
+        return self.prompt(ClassPrompts(mask=mask_ZYX), class_name)
+
+    def prompt(self, prompts: ClassPrompts, class_name: str | None = None) -> Mask:
+        """Say several things about a class before its mask is computed; `undo` takes all of them back.
+
+        What is said at once has no order, but that of two clicks on one voxel the later counts.
+
+        Args:
+            prompts: In the space of `set_image`; the mask on the image's grid.
+            class_name: May be left out where the model has only one.
+
+        Returns:
+            As of `click`.
+
+        Raises:
+            PromptError: If a point or a whole box lies outside of the image, the mask does not fit it, or the class is
+                unknown.
+        """
+        name, image = find_class(self._classes, class_name), self._set_image()
+        placed = place_prompts(prompts, image.space, image.geometry)
+        self._prompts.append(_Prompt(name, {self._classes[name].index: placed}))
+        self._labels = None
+        return self.mask(name)
 
     def undo(self) -> Mask:
         """Take back the last prompt; give the mask of its class without it.
@@ -169,13 +191,6 @@ class PromptSession:
     def label_map(self) -> np.ndarray:
         """Give the label map under all prompts so far, (Z, Y, X) of the image's grid."""
         return self._current_labels().copy()
-
-    def _add(self, class_name: str | None, prompts: ClassPrompts) -> Mask:
-        name, image = find_class(self._classes, class_name), self._set_image()
-        placed = place_prompts(prompts, image.space, image.geometry)
-        self._prompts.append(_Prompt(name, {self._classes[name].index: placed}))
-        self._labels = None
-        return self.mask(name)
 
     def _current_labels(self) -> np.ndarray:
         image = self._set_image()
