@@ -344,6 +344,6 @@ def test_a_session_of_a_model_is_clicked(tmp_path: Path) -> None:
     study = study_clicks((0, 1, 3), folders, images=tmp_path / "images", labels=tmp_path / "labels", device="cpu")
     assert study.failed == {}
     assert study.absent == {"lesion": 1}
-    (none,), (one,) = (study.values("organ", WHOLE, clicks, "dice") for clicks in (0, 1))
-    assert one > none
+    (none,), (three,) = (study.values("organ", WHOLE, clicks, "dice") for clicks in (0, 3))
+    assert three > none
     assert len(study.values("organ", CROP, 3, "nsd")) == 1
