@@ -11,7 +11,7 @@ from phantoms import ORIGIN_MM, SPACING_MM, write_volume
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import CaseGeometry, Space, case_geometry
-from sam3dnet.prompts.placing import place_case, place_prompts, read_mask
+from sam3dnet.prompts.placing import PlacedPrompts, place_case, place_prompts, read_mask
 from sam3dnet.prompts.stated import Source, StatedPrompts, corners_of
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -37,6 +37,10 @@ def place_boxes(*boxes: tuple[Any, Any], space: Space = "voxel", geometry: CaseG
     return [(box.low, box.high) for box in place_prompts(prompts, space, geometry or make_geometry()).prompts.boxes]
 
 
+def clicks_of(placed: PlacedPrompts) -> list[tuple[tuple[int, int, int], bool]]:
+    return [(point.voxel, point.positive) for point in placed.on_image.points]
+
+
 def world(*voxel: float) -> np.ndarray:
     """Bring a file voxel (i, j, k) to LPS by hand."""
     i, j, k = voxel
@@ -50,7 +54,7 @@ def test_point_goes_to_the_centre_of_its_voxel(space: Space) -> None:
     for given, voxel in (((5, 3, 2), (2, 3, 5)), ((4.6, 3.4, 1.7), (2, 3, 5)), ((-0.5004, 5.5004, 0), (0, 5, 0))):
         at = {"voxel": np.array(given), "LPS": world(*given), "RAS": world(*given) * (-1, -1, 1)}[space]
         placed = place_prompts(ClassPrompts(points=(Point(at),)), space, geometry)  # type: ignore[arg-type]
-        assert placed.clicks == ((voxel, True),)
+        assert clicks_of(placed) == [(voxel, True)]
         (point,) = placed.prompts.points
         z, y, x = voxel
         np.testing.assert_allclose(point.at, (2 * z + 0.5, x, 2 * (y - 1) + 0.5))
@@ -60,14 +64,14 @@ def test_point_goes_to_the_centre_of_its_voxel(space: Space) -> None:
 def test_points_keep_order_and_polarity() -> None:
     points = (Point((1, 2, 3), False), Point((4, 5, 2)), Point((1, 2, 3)))
     placed = place_prompts(ClassPrompts(points=points), "voxel", make_geometry())
-    assert placed.clicks == (((3, 2, 1), False), ((2, 5, 4), True), ((3, 2, 1), True))
+    assert clicks_of(placed) == [((3, 2, 1), False), ((2, 5, 4), True), ((3, 2, 1), True)]
     assert [point.positive for point in placed.prompts.points] == [False, True, True]
 
 
 def test_points_where_the_crop_leaves_zeros_out_are_clicks_alone(caplog: pytest.LogCaptureFixture) -> None:
     points = (Point((3, 0, 2)), Point((3, 1, 2)), Point((3, 3, 4), False))
     placed = place_prompts(ClassPrompts(points=points), "voxel", make_geometry())
-    assert [voxel for voxel, _ in placed.clicks] == [(2, 0, 3), (2, 1, 3), (4, 3, 3)]
+    assert [voxel for voxel, _ in clicks_of(placed)] == [(2, 0, 3), (2, 1, 3), (4, 3, 3)]
     assert [point.at for point in placed.prompts.points] == [(4.5, 3.0, 0.5)]
     assert caplog.text.count("the network does not see it") == 2
 
@@ -195,7 +199,7 @@ def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
         StatedPrompts(other, "LPS", (Point(world(3, 2, 1), False),), (), second),  # type: ignore[arg-type]
     )
     placed = place_case({"tumour": stated}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"]
-    assert placed.clicks == (((1, 2, 3), True), ((1, 2, 3), False))
+    assert clicks_of(placed) == [((1, 2, 3), True), ((1, 2, 3), False)]
     assert [point.positive for point in placed.prompts.points] == [True, False]
     assert len(placed.prompts.boxes) == 1
     assert placed.prompts.mask is not None
