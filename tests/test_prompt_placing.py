@@ -1,5 +1,6 @@
 """From a user's prompts to the preprocessed array; what does not fit the image is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,8 @@ def test_box_in_millimetres_takes_in_each_voxel_that_it_touches(space: Space) ->
 
 def test_box_is_cut_off_at_the_image_and_the_crop(caplog: pytest.LogCaptureFixture) -> None:
     assert place_boxes(((-3, -3, -3), (9, 2, 9))) == [((0, 0, 0), (7, 6, 3))]
+    placed = place_prompts(ClassPrompts(boxes=(Box((-3, 0.6, 1.4), (9, 2, 9)),)), "voxel", make_geometry())
+    assert placed.on_image.boxes == (Box((1, 1, 0), (4, 2, 6)),)
     assert place_boxes(((0, 0, 0), (6, 0, 3)), ((0, 0, 4), (6, 5, 4))) == []
     assert caplog.text.count("the network does not see it") == 2
 
@@ -133,8 +136,12 @@ def test_mask_lands_where_its_voxels_do() -> None:
     geometry = make_geometry()
     mask = np.zeros(SHAPE, dtype=bool)
     mask[1:3, 2:4, 3] = True
-    placed = place_prompts(ClassPrompts(mask=mask), "voxel", geometry).prompts.mask
+    prompts = place_prompts(ClassPrompts(mask=mask), "voxel", geometry)
+    placed, drawn = prompts.prompts.mask, prompts.on_image.mask
     assert placed is not None
+    assert drawn is not None
+    np.testing.assert_array_equal(drawn, mask)
+    assert not np.shares_memory(drawn, mask)  # its owner may draw on
     low, high = place_boxes(((3, 2, 1), (3, 3, 2)))[0]
     found = np.argwhere(placed)
     assert (found.min(0).tolist(), found.max(0).tolist()) == (list(low), list(high))
@@ -204,6 +211,12 @@ def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
     assert len(placed.prompts.boxes) == 1
     assert placed.prompts.mask is not None
     assert np.unique(np.argwhere(placed.prompts.mask)[:, 0]).tolist() == [2, 3, 4, 5]
+    assert placed.on_image.boxes == (Box((1, 2, 3), (1, 2, 3)),)
+    assert placed.on_image.mask is not None
+    assert np.argwhere(placed.on_image.mask).tolist() == [[1, 2, 3], [2, 2, 3]]
+    assert not placed.instance
+    wanted = (stated[0], replace(stated[1], instance=True))
+    assert place_case({"tumour": wanted}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"].instance
 
 
 def test_rotated_region_is_enclosed_in_the_array(tmp_path: Path) -> None:
