@@ -17,7 +17,7 @@ REGIONS = {
     ACTIVE: PromptClass(ACTIVE, 30, (30,)),
 }
 LARGE, DIAGONAL, FLAT = np.s_[1:4, 1:5, 1:4], np.s_[4, 5, 4], np.s_[2, 1:3, 6:10]  # of lesions; the first two touch
-LIVER = np.s_[0:5, 6:8, 6:9]
+LIVER = np.s_[0:5, 5:8, 6:9]
 
 
 def make_labels():
@@ -67,8 +67,8 @@ def test_what_other_classes_name_stays_with_it():
 
 
 def test_a_click_beside_all_objects_names_none():
-    """Inside and outside of the bounding box of the class, and on another class."""
-    for voxel in ((2, 3, 7), (0, 7, 10), (2, 7, 7)):
+    """Inside and outside of the bounding box of the class, before and behind it, also on another class."""
+    for voxel in ((2, 3, 7), (2, 5, 7), (0, 5, 4), (0, 7, 10), (2, 7, 7)):
         check(said(click(voxel)))
 
 
