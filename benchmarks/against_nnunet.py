@@ -31,7 +31,6 @@ from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("nnunet", "nnunet-batch2", "sam3d")  # unless asked for others
-NNUNET_AUGMENTATION_PROCESSES = 1
 
 
 @dataclass(frozen=True)
@@ -160,9 +159,13 @@ def train_and_validate(settings: Settings, method: str) -> dict:
         shutil.rmtree(final_checkpoint.parent)
     if method == "sam3d":
         return settings.stages.run(stage, keys, sam3d_training(settings), final_checkpoint)
-    # By itself nnU-Net would start twelve loaders; ours chooses for the machine.
-    loaders = {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES)}
+    loaders = {"nnUNet_n_proc_DA": str(nnunet_loaders(cores()))}
     return settings.stages.run(stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
+
+
+def nnunet_loaders(cores: int) -> int:
+    """Choose as many loaders as ours has on a machine, one at least; nnU-Net by itself would start twelve."""
+    return min(12, max(1, cores - 1))
 
 
 def nnunet_training(settings: Settings, model: Method) -> list[str]:

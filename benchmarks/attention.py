@@ -3,6 +3,7 @@
     python benchmarks/attention.py --windows 8 --grids 8 12 16 --json OUT
 
 Windows are of 8^3 tokens, a batch of them; a grid is one attention over all of its tokens. Width and heads are ViT-B's.
+The kernel is the one that torch takes for the augmented dot product on that device.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import torch
 from materialised_attention import MaterialisedAttention
 from measuring import as_markdown, begin, compare, finish, make_parser, shown_mib, shown_ratio, shown_seconds
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam3dnet.check.measuring import Variant
 from sam3dnet.devices import autocast_on
@@ -52,6 +54,28 @@ def make_variant(module: nn.Module, batch: int, side: int, mode: str, device: to
     return Variant(run, lambda: [tokens, *module.parameters()])
 
 
+class Kernels(TorchDispatchMode):
+    """Notes the kernels that torch takes for scaled dot products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """Run the operator and note it."""
+        name = func.overloadpacket.__name__
+        if "scaled_dot_product" in name and "backward" not in name:
+            self.names.add(name.removeprefix("_scaled_dot_product_"))
+        return func(*args, **(kwargs or {}))
+
+
+def kernel_of(variant: Variant) -> str:
+    """Name the kernels of a run; without one of its own, torch spells the product out."""
+    with Kernels() as kernels:
+        variant.run()
+    return ", ".join(sorted(kernels.names)) or "spelled out"
+
+
 def largest_difference(pair: dict[str, nn.Module], side: int, device: torch.device) -> float:
     """Give the largest difference between the outputs of both, in float32."""
     tokens = torch.randn(1, side, side, side, WIDTH, device=device)
@@ -64,13 +88,14 @@ def measure(batch: int, side: int, mode: str, device: torch.device, repetitions:
     pair = make_pair(side, device)
     variants = {name: make_variant(module, batch, side, mode, device) for name, module in pair.items()}
     shape = {"batch": batch, "side": side, "mode": mode, "largest_difference": largest_difference(pair, side, device)}
+    shape["kernel"] = kernel_of(variants[FAST])
     return [shape | row for row in compare(variants, device, repetitions)]
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line for each shape and mode."""
     header = ["tokens", "", "materialised s", "augmented s", "times faster", "materialised MiB", "augmented MiB"]
-    lines = [[*header, "times less memory", "largest difference"]]
+    lines = [[*header, "times less memory", "largest difference", "kernel"]]
     for naive, fast in zip(rows[::2], rows[1::2], strict=True):
         lines.append(
             [
@@ -83,6 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 shown_mib(fast["working_bytes"]),
                 shown_ratio(fast["working_bytes"], naive["working_bytes"]),
                 f"{naive['largest_difference']:.1e}",
+                naive.get("kernel", "-"),
             ]
         )
     return as_markdown(lines) + "\n\nMemory without weights and input."

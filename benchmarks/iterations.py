@@ -183,7 +183,7 @@ def main() -> None:
         fold="0",
         device=a.device,
         timed_cases=0,
-        plan_options="--encoder small --device cpu" if a.encoders else "",
+        plan_options=f"--encoder small --device {a.device}" if a.encoders else "",
         train_options="",
     )
     link_raw_dataset(settings)

@@ -1,11 +1,11 @@
-"""Time the prompts of a session: the first click on an image, which computes features, and further ones.
+"""Time the prompts of a session: the first click on an image, which computes features, further ones, and sets of them.
 
     python benchmarks/prompt_latency.py --json OUT
     python benchmarks/prompt_latency.py --model MODEL_FOLDER --json OUT
 
 Without a model its weights are random and its window is the whole crop: that tells the time, not the mask. An image of
-noise is set, which segments it automatically, then clicked at seeded places; the features of an image that was set
-before are forgotten.
+noise is set, which segments it automatically, then clicked at seeded places, each time saying the opposite of what the
+mask says there; the features of an image that was set before are forgotten, those of clicks at once are known.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from prediction_memory import make_plans as make_any_plans
 from sam3dnet.check.measuring import spread, time_once
 from sam3dnet.check.networks import own_arguments
 from sam3dnet.inference.session import PromptSession
+from sam3dnet.prompts.types import ClassPrompts, Point
 
 SPACING_MM = (1.0, 1.0, 1.0)
 LABELS = {"background": 0, "organ": 1, "tumour": 2}
 SEED = 0
 FIRST = "first click"
+AT_ONCE = (1, 3, 10)
 
 
 def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) -> Path:
@@ -72,21 +74,29 @@ def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[di
     plans = json.loads((model / "plans.json").read_text())
     spacing_mm = np.take(plans["configurations"]["3d_fullres"]["spacing"], plans["transpose_backward"])
     channels = len(json.loads((model / "dataset.json").read_text())["channel_names"])
-    rng = np.random.default_rng(SEED)
+    name, rng = session.class_names[-1], np.random.default_rng(SEED)
     image = rng.normal(size=(channels, *a.shape)).astype(np.float32)
-    seconds: dict[str, list[float]] = {"set image": [], FIRST: [], "further click": []}
+    seconds: dict[str, list[float]] = {}
     for repetition in range(a.repetitions + 1):
         times = {"set image": [time_once(lambda: session.set_image(image, spacing_mm.tolist()), device)]}
         # in the middle, so that a model with small windows looks at the same ones
         places = rng.normal(np.array(a.shape[::-1]) / 2, 2, (1 + a.further, 3)).round()
-        clicks = [
-            time_once(partial(session.click, tuple(place), class_name=session.class_names[-1]), device)
-            for place in places.tolist()
-        ]
+        clicks = [time_once(partial(session.prompt, disputing(session, name, [at]), name), device) for at in places]
         times |= {FIRST: clicks[:1], "further click": clicks[1:]}
+        for number in AT_ONCE:
+            session.reset()
+            at_once = disputing(session, name, rng.normal(np.array(a.shape[::-1]) / 2, 2, (number, 3)).round())
+            step = f"{number} clicks at once"
+            times[step] = [time_once(partial(session.prompt, at_once, name), device)]
         for step, measured in times.items():
-            seconds[step] += measured if repetition else []  # the first round warms up
+            seconds.setdefault(step, []).extend(measured if repetition else [])  # the first round warms up
     return [{"step": step, **spread(measured)} for step, measured in seconds.items()]
+
+
+def disputing(session: PromptSession, class_name: str, places: Sequence[Sequence[float]]) -> ClassPrompts:
+    """Click so that each click says the opposite of the present mask."""
+    mask_ZYX = session.mask(class_name)
+    return ClassPrompts(tuple(Point((x, y, z), not mask_ZYX[int(z), int(y), int(x)]) for x, y, z in places))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -114,7 +114,7 @@ def test_a_step_leaves_no_gradient_and_moves_the_weights():
 
 
 def test_the_planner_s_estimate_is_that_of_a_real_step():
-    row = memory_estimate.measure(("tiny", False, (8, 12, 16), 4, 2, False, True), CPU)
+    row = memory_estimate.measure(memory_estimate.Configuration("tiny", False, (8, 12, 16), 4, 2, False, True), CPU)
     assert 0.9 < row["ratio"] < 1.1
 
 

@@ -11,8 +11,9 @@ from sam3dnet.check.batch import CLASSES, make_batch, make_loss, output_shapes
 from sam3dnet.check.measuring import Variant, working_bytes
 from sam3dnet.check.networks import Shape, make_nnunet
 from sam3dnet.devices import autocast_on, half_type
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.segmentation import locate_network
 from sam3dnet.planning.memory import storage_bytes
+from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
 from sam3dnet.training.drawing import draw_questions
 from sam3dnet.training.optimizer import build_optimizer, clip_gradients
 from sam3dnet.training.prompting import TrainingPrompter
@@ -93,15 +94,21 @@ class TrainingStep:
         return working + storage_bytes(self.held())
 
 
-def own_step(arch_kwargs: dict[str, Any], batch: int, device: torch.device) -> TrainingStep:
+def own_step(
+    arch_kwargs: dict[str, Any],
+    batch: int,
+    device: torch.device,
+    network_class: str = METHODS[DEFAULT_METHOD].network_class,
+) -> TrainingStep:
     """Make a step of our trainer.
 
     Args:
         arch_kwargs: Arguments of the network, as in a plan.
         batch: Images in it.
         device: Where it runs.
+        network_class: Where the network's class is, as in a plan.
     """
-    network = SAM3D(1, CLASSES, True, **arch_kwargs).to(device)
+    network = locate_network(network_class)(1, CLASSES, True, **arch_kwargs).to(device)
     optimizer = build_optimizer(network, arch_kwargs["pretrained"])
     stride = tuple(arch_kwargs["token_stride"]) if arch_kwargs.get("prompts") else None
     z, y, x = arch_kwargs["patch_size"]
