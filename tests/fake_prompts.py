@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 from scipy import ndimage
-from tiny_models import TinyNetwork, make_model
+from tiny_models import TinyNetwork, make_model, write_image
 
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import NEGATIVE, POSITIVE
@@ -123,6 +124,31 @@ def make_promptable_model(results, **options):
     architecture["network_class_name"] = f"{__name__}.PromptableNetwork"
     (folder / "plans.json").write_text(json.dumps(plans))
     return folder
+
+
+def make_model_of_bright_objects(results, **options):
+    """One whose last class is where the image is bright; the class before is elsewhere, a region everywhere."""
+    folder = make_promptable_model(results, **options)
+    file = folder / "fold_0" / "checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=False)
+    weights = checkpoint["network_weights"]
+    for values in weights.values():
+        values.zero_()
+    weights["first.weight"][0, 0, 1, 1, 1] = 0.15
+    weights["last.weight"][-1, 0], weights["last.bias"][-1], weights["last.bias"][-2] = 10, -4, 1
+    torch.save(checkpoint, file)
+    return folder
+
+
+def write_bright_objects(path):
+    """Write an image with two bright objects, the first around (2, 2, 1) and the second around (2, 6, 4)."""
+    write_image(path)
+    image = sitk.ReadImage(str(path))
+    values_ZYX = np.where(sitk.GetArrayFromImage(image) == 0, 0, -1).astype(np.float32)  # cropped, and dark
+    values_ZYX[1:4, 1:4, :3] = values_ZYX[2:4, 6:8, 3:6] = 2
+    bright = sitk.GetImageFromArray(values_ZYX)
+    bright.CopyInformation(image)
+    sitk.WriteImage(bright, str(path))
 
 
 def write_prompts(path, cases, space="voxel"):

@@ -229,8 +229,8 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
     monkeypatch.setattr(models, "find_model", find := Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
-    more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json -p Other --text liver --clip-weights c.pt"
-    assert predict.main([*line.split(), *more.split()]) == 0
+    more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json --instance -p Other --text liver"
+    assert predict.main([*line.split(), *more.split(), "--clip-weights", "c.pt"]) == 0
     assert find.calls == [((places.results, "501"), {"plans_name": "Other", "configuration": "3d_lowres"})]
     assert recorder.calls == [
         (
@@ -243,6 +243,7 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
                 "checkpoint": "checkpoint_best.pth",
                 "num_processes": 0,
                 "prompts": Path("p.json"),
+                "instance": True,
                 "question": TextQuestion("liver", "c.pt"),
                 "cluster": None,
             },

@@ -249,6 +249,7 @@ def test_prediction_goes_on_past_a_bad_image_and_obeys_prompts(
     options = {
         "model": make_promptable_model(tmp_path / "promptable"),
         "prompts": write_prompts(tmp_path / "prompts.json", {"b": {"lesion": click}}),
+        "instance": True,
         "mirror": False,
     }
     serial = predict(**options)

@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fake_prompts import make_promptable_model, write_prompts
+from fake_prompts import make_model_of_bright_objects, make_promptable_model, write_bright_objects, write_prompts
+from scipy import ndimage
 from tiny_models import labels_of, write_image
 
 from sam3dnet.errors import PromptError
@@ -158,3 +159,68 @@ def test_a_model_without_prompts_says_what_to_do(predict, tmp_path):
     prompts = write_prompts(tmp_path / "p.json", {"a": {"lesion": CLICK}})
     with pytest.raises(PromptError, match=r"does not answer prompts; plan and train again .* without --no-prompts"):
         predict(model=make_model(tmp_path / "other"), prompts=prompts)
+
+
+def objects_at(mask, *voxels):
+    """The objects of a mask that hold these voxels."""
+    objects, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    return mask & np.isin(objects, [objects[voxel] for voxel in voxels])
+
+
+@pytest.fixture
+def both_ways(predict, tmp_path, images):
+    """Predict bright objects with these prompts as ever, then with options; give the label maps and the last report."""
+    model = make_model_of_bright_objects(tmp_path / "bright")
+    for name in "abc":
+        write_bright_objects(images / f"{name}_0000.nii.gz")
+
+    def run(plain, cases=None, **options):
+        maps = []
+        for given, more in ((plain, {}), (cases or plain, options)):
+            report = predict(model=model, prompts=write_prompts(tmp_path / "prompts.json", given), **more)
+            maps.append({name: labels_of(tmp_path / "out" / f"{name}.nii.gz") for name in "abc"})
+        return *maps, report
+
+    return run
+
+
+def test_only_the_object_that_was_named_is_left(both_ways):
+    click, negative = ({"points": [{"at": [4, 6, 2], "positive": positive}]} for positive in (True, False))
+    plain, instance, report = both_ways({"b": {"lesion": click}, "c": {"organ": negative}}, instance=True)
+    assert report.written == ["b", "c"]
+    named = objects_at(plain["b"] == 2, (2, 6, 4))
+    assert 0 < named.sum() < (plain["b"] == 2).sum()
+    np.testing.assert_array_equal(instance["b"], np.where(named, 2, 0))
+    for name in "ac":  # nothing is named there
+        np.testing.assert_array_equal(instance[name], plain[name])
+
+
+@pytest.mark.parametrize("kind", ["boxes", "mask"])
+def test_boxes_and_masks_name_objects_on_the_grid_of_the_image(both_ways, tmp_path, images, kind):
+    """The grid of the network has its axes swapped, other voxels, and no first slice."""
+    mask = np.zeros((5, 9, 7), np.uint8)
+    mask[3, 7, 5] = 1
+    written = sitk.GetImageFromArray(mask)
+    written.CopyInformation(sitk.ReadImage(str(images / "b_0000.nii.gz")))
+    sitk.WriteImage(written, str(tmp_path / "mask.nii.gz"))
+    prompts = {"boxes": [{"min": [2, 5, 2], "max": [6, 8, 4]}], "mask": "mask.nii.gz"}
+    plain, instance, _ = both_ways({"b": {"lesion": {kind: prompts[kind]}}}, instance=True)
+    named = objects_at(plain["b"] == 2, (3, 7, 5))
+    assert 0 < named.sum() < (plain["b"] == 2).sum()
+    np.testing.assert_array_equal(instance["b"], np.where(named, 2, 0))
+
+
+def test_a_class_may_say_so_for_itself_alone(both_ways):
+    cases = {"b": {"lesion": {"points": [{"at": [4, 6, 2]}]}, "organ": {"points": [{"at": [6, 0, 3]}]}}}
+    wanted = {"b": cases["b"] | {"lesion": cases["b"]["lesion"] | {"instance": True}}}
+    plain, instance, report = both_ways(cases, wanted)
+    assert report.written == ["b"]
+    gone = objects_at(plain["b"] == 2, (2, 2, 1))
+    assert 0 < gone.sum() < (plain["b"] == 2).sum()
+    np.testing.assert_array_equal(instance["b"], np.where(gone, 0, plain["b"]))
+    assert (instance["b"] == 1).any()
+
+
+def test_named_objects_without_prompts_are_refused(predict):
+    with pytest.raises(PromptError, match=r"--instance keeps only what prompts name, .* add --prompts FILE"):
+        predict(instance=True)

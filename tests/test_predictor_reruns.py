@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from fake_prompts import make_promptable_model, write_prompts
 from faults import disk_that_ends_after
 from tiny_models import truncate, write_image
 
@@ -59,6 +60,21 @@ def test_other_settings_make_all_anew(predict, caplog):
     with caplog.at_level(logging.WARNING):
         assert predict(step_size=0.9).written == ["a", "b", "c"]
     assert "with other settings" in caplog.text
+
+
+def test_a_run_with_named_objects_alone_and_one_without_do_not_keep_each_others_files(predict, tmp_path):
+    click = {"points": [{"at": [3, 4, 2]}]}
+    options = {"model": make_promptable_model(tmp_path / "promptable")}
+    options["prompts"] = write_prompts(tmp_path / "prompts.json", {"b": {"lesion": click}})
+    predict(**options)
+    assert predict(**options, instance=True).written == ["b"]
+    assert predict(**options, instance=True).written == []
+    assert predict(**options).written == ["b"]
+    write_prompts(tmp_path / "prompts.json", {"b": {"lesion": click | {"instance": True}}})
+    assert predict(**options).written == ["b"]
+    assert predict(**options).written == []
+    write_prompts(tmp_path / "prompts.json", {"b": {"lesion": click | {"instance": False}}})
+    assert predict(**options).written == ["b"]
 
 
 def test_a_label_map_of_others_is_not_overwritten(predict, images, tmp_path):

@@ -37,7 +37,7 @@ def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
     mask.touch()
     points = [{"at": [3, 4, 5], "positive": False}, {"at": [1, 2.5, -3]}, {"at": [7, 8, 9], "positive": True}]
     boxes = [{"min": [1, 2, 3], "max": [4, 5, 3]}]
-    content = {"points": points, "boxes": boxes, "mask": "masks/previous.nii.gz"}
+    content = {"points": points, "boxes": boxes, "mask": "masks/previous.nii.gz", "instance": True}
     path = write(tmp_path, {"kidney_1": {"tumour": content, "kidney": {}}, "kidney_10": {}}, space="RAS")
     expected = StatedPrompts(
         Source(path, "kidney_1", "tumour"),
@@ -45,6 +45,7 @@ def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
         (Point((3, 4, 5), False), Point((1, 2.5, -3)), Point((7, 8, 9))),
         (corners_of(Box((1, 2, 3), (4, 5, 3))),),
         mask.resolve(),
+        True,
     )
     assert read(path).cases == {"kidney_1": {"tumour": (expected,)}}
     assert read(path).of_case("kidney_1") == {"tumour": (expected,)}
@@ -87,6 +88,15 @@ def test_folder_merges_its_files_by_name(tmp_path: Path) -> None:
         "kidney_1": ["kidney", "tumour"],
         "kidney_10": ["kidney"],
     }
+
+
+def test_a_class_of_which_only_named_objects_are_wanted_may_have_its_prompts_elsewhere(tmp_path: Path) -> None:
+    wanted = {"kidney_1": {"tumour": {"instance": True}, "kidney": {"instance": False}}}
+    write(tmp_path, wanted, "a.json")
+    write(tmp_path, {"kidney_1": {"tumour": {"points": [POINT]}}}, "b.json")
+    stated = read(tmp_path).of_case("kidney_1")
+    assert [(one.instance, len(one.points)) for one in stated["tumour"]] == [(True, 0), (False, 1)]
+    assert list(stated) == ["tumour"]
 
 
 def test_nothing_there_is_refused(tmp_path: Path) -> None:
@@ -142,7 +152,7 @@ def test_wrong_key_of_the_file_is_refused(tmp_path: Path, keys: dict[str, Any], 
     ("content", "message"),
     [
         ([], "the class is .*, expected an object"),
-        ({"point": [POINT]}, "a class has the key 'point', expected 'points', 'boxes', 'mask'"),
+        ({"point": [POINT]}, "a class has the key 'point', expected 'points', 'boxes', 'mask', 'instance'"),
         ({"points": POINT}, '"points" is .*, expected a list'),
         ({"points": [[1, 2, 3]]}, r"point 1 is \[1, 2, 3\], expected an object"),
         ({"points": [POINT, {}]}, 'point 2: "at" is None, expected three finite numbers'),
@@ -153,6 +163,7 @@ def test_wrong_key_of_the_file_is_refused(tmp_path: Path, keys: dict[str, Any], 
         ({"points": [{**POINT, "label": 1}]}, "point 1 has the key 'label', expected 'at', 'positive'"),
         ({"boxes": [{"min": [1, 2, 3]}]}, 'box 1: "max" is None, expected three finite numbers'),
         ({"boxes": [{"min": [1, 2, 3], "max": [1, 1, 4]}]}, r"box 1: a box from \(1, 2, 3\) to \(1, 1, 4\) is empty"),
+        ({"points": [POINT], "instance": "yes"}, "\"instance\" is 'yes', expected true or false"),
         ({"mask": 5}, '"mask" is 5, expected the name of a file'),
         ({"mask": "absent.nii.gz"}, "mask 'absent.nii.gz': not found in"),
         ({"mask": "../outside.nii.gz"}, "mask '../outside.nii.gz' leads out of the folder"),

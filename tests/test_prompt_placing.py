@@ -1,5 +1,6 @@
 """From a user's prompts to the preprocessed array; what does not fit the image is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from phantoms import ORIGIN_MM, SPACING_MM, write_volume
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import CaseGeometry, Space, case_geometry
-from sam3dnet.prompts.placing import place_case, place_prompts, read_mask
+from sam3dnet.prompts.placing import PlacedPrompts, place_case, place_prompts, read_mask
 from sam3dnet.prompts.stated import Source, StatedPrompts, corners_of
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -37,6 +38,10 @@ def place_boxes(*boxes: tuple[Any, Any], space: Space = "voxel", geometry: CaseG
     return [(box.low, box.high) for box in place_prompts(prompts, space, geometry or make_geometry()).prompts.boxes]
 
 
+def clicks_of(placed: PlacedPrompts) -> list[tuple[tuple[int, int, int], bool]]:
+    return [(point.voxel, point.positive) for point in placed.on_image.points]
+
+
 def world(*voxel: float) -> np.ndarray:
     """Bring a file voxel (i, j, k) to LPS by hand."""
     i, j, k = voxel
@@ -50,7 +55,7 @@ def test_point_goes_to_the_centre_of_its_voxel(space: Space) -> None:
     for given, voxel in (((5, 3, 2), (2, 3, 5)), ((4.6, 3.4, 1.7), (2, 3, 5)), ((-0.5004, 5.5004, 0), (0, 5, 0))):
         at = {"voxel": np.array(given), "LPS": world(*given), "RAS": world(*given) * (-1, -1, 1)}[space]
         placed = place_prompts(ClassPrompts(points=(Point(at),)), space, geometry)  # type: ignore[arg-type]
-        assert placed.clicks == ((voxel, True),)
+        assert clicks_of(placed) == [(voxel, True)]
         (point,) = placed.prompts.points
         z, y, x = voxel
         np.testing.assert_allclose(point.at, (2 * z + 0.5, x, 2 * (y - 1) + 0.5))
@@ -60,14 +65,14 @@ def test_point_goes_to_the_centre_of_its_voxel(space: Space) -> None:
 def test_points_keep_order_and_polarity() -> None:
     points = (Point((1, 2, 3), False), Point((4, 5, 2)), Point((1, 2, 3)))
     placed = place_prompts(ClassPrompts(points=points), "voxel", make_geometry())
-    assert placed.clicks == (((3, 2, 1), False), ((2, 5, 4), True), ((3, 2, 1), True))
+    assert clicks_of(placed) == [((3, 2, 1), False), ((2, 5, 4), True), ((3, 2, 1), True)]
     assert [point.positive for point in placed.prompts.points] == [False, True, True]
 
 
 def test_points_where_the_crop_leaves_zeros_out_are_clicks_alone(caplog: pytest.LogCaptureFixture) -> None:
     points = (Point((3, 0, 2)), Point((3, 1, 2)), Point((3, 3, 4), False))
     placed = place_prompts(ClassPrompts(points=points), "voxel", make_geometry())
-    assert [voxel for voxel, _ in placed.clicks] == [(2, 0, 3), (2, 1, 3), (4, 3, 3)]
+    assert [voxel for voxel, _ in clicks_of(placed)] == [(2, 0, 3), (2, 1, 3), (4, 3, 3)]
     assert [point.at for point in placed.prompts.points] == [(4.5, 3.0, 0.5)]
     assert caplog.text.count("the network does not see it") == 2
 
@@ -115,6 +120,8 @@ def test_box_in_millimetres_takes_in_each_voxel_that_it_touches(space: Space) ->
 
 def test_box_is_cut_off_at_the_image_and_the_crop(caplog: pytest.LogCaptureFixture) -> None:
     assert place_boxes(((-3, -3, -3), (9, 2, 9))) == [((0, 0, 0), (7, 6, 3))]
+    placed = place_prompts(ClassPrompts(boxes=(Box((-3, 0.6, 1.4), (9, 2, 9)),)), "voxel", make_geometry())
+    assert placed.on_image.boxes == (Box((1, 1, 0), (4, 2, 6)),)
     assert place_boxes(((0, 0, 0), (6, 0, 3)), ((0, 0, 4), (6, 5, 4))) == []
     assert caplog.text.count("the network does not see it") == 2
 
@@ -129,8 +136,12 @@ def test_mask_lands_where_its_voxels_do() -> None:
     geometry = make_geometry()
     mask = np.zeros(SHAPE, dtype=bool)
     mask[1:3, 2:4, 3] = True
-    placed = place_prompts(ClassPrompts(mask=mask), "voxel", geometry).prompts.mask
+    prompts = place_prompts(ClassPrompts(mask=mask), "voxel", geometry)
+    placed, drawn = prompts.prompts.mask, prompts.on_image.mask
     assert placed is not None
+    assert drawn is not None
+    np.testing.assert_array_equal(drawn, mask)
+    assert not np.shares_memory(drawn, mask)  # its owner may draw on
     low, high = place_boxes(((3, 2, 1), (3, 3, 2)))[0]
     found = np.argwhere(placed)
     assert (found.min(0).tolist(), found.max(0).tolist()) == (list(low), list(high))
@@ -195,11 +206,17 @@ def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
         StatedPrompts(other, "LPS", (Point(world(3, 2, 1), False),), (), second),  # type: ignore[arg-type]
     )
     placed = place_case({"tumour": stated}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"]
-    assert placed.clicks == (((1, 2, 3), True), ((1, 2, 3), False))
+    assert clicks_of(placed) == [((1, 2, 3), True), ((1, 2, 3), False)]
     assert [point.positive for point in placed.prompts.points] == [True, False]
     assert len(placed.prompts.boxes) == 1
     assert placed.prompts.mask is not None
     assert np.unique(np.argwhere(placed.prompts.mask)[:, 0]).tolist() == [2, 3, 4, 5]
+    assert placed.on_image.boxes == (Box((1, 2, 3), (1, 2, 3)),)
+    assert placed.on_image.mask is not None
+    assert np.argwhere(placed.on_image.mask).tolist() == [[1, 2, 3], [2, 2, 3]]
+    assert not placed.instance
+    wanted = (stated[0], replace(stated[1], instance=True))
+    assert place_case({"tumour": wanted}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"].instance
 
 
 def test_rotated_region_is_enclosed_in_the_array(tmp_path: Path) -> None:

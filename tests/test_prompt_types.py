@@ -47,3 +47,8 @@ def test_class_prompts_know_whether_anything_is_said() -> None:
 def test_mask_must_be_bool_with_three_axes(mask: np.ndarray) -> None:
     with pytest.raises(PromptError, match=rf"array of {mask.dtype} with {mask.ndim} axes, expected bool with 3"):
         ClassPrompts(mask=mask)
+
+
+def test_a_point_lies_in_the_voxel_whose_centre_is_nearest() -> None:
+    assert Point((2.5, 3.49, -0.5)).voxel == (3, 3, 0)
+    assert Point((4, 0, 7)).voxel == (4, 0, 7)

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fake_prompts import PromptableNetwork, make_promptable_model, write_prompts
+from fake_prompts import (
+    PromptableNetwork,
+    make_model_of_bright_objects,
+    make_promptable_model,
+    write_bright_objects,
+    write_prompts,
+)
+from scipy import ndimage
 from tiny_models import REGIONS, SHAPE_ZYX, labels_of, write_image
 
 from sam3dnet.errors import DatasetError, PromptError
@@ -199,3 +206,38 @@ def test_prompts_given_together_are_those_given_one_after_the_other(ready):
     assert (automatic != together).any()
     ready.reset()
     np.testing.assert_array_equal(ready.mask("lesion"), automatic)
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": REGIONS}], ids=["labels", "regions"])
+def test_of_a_session_for_single_objects_only_what_was_named_is_shown(tmp_path, options):
+    model = make_model_of_bright_objects(tmp_path / "results", **options)
+    write_bright_objects(tmp_path / "a_0000.nii.gz")
+    session = PromptSession(model, device="cpu", instance=True)
+    label, other = session.class_names[1], session.class_names[0]
+    automatic = session.set_image(tmp_path / "a_0000.nii.gz")
+    objects, count = ndimage.label(session.mask(label), np.ones((3, 3, 3)))
+    first, second = objects == objects[2, 2, 1], objects == objects[2, 6, 4]
+    assert count == 2
+    assert (first | second)[automatic == automatic[2, 2, 1]].all()
+    session.click((0, 8, 0), positive=False, class_name=label)  # names nothing
+    np.testing.assert_array_equal(session.label_map(), automatic)
+    np.testing.assert_array_equal(session.click((1, 2, 2), class_name=label), first)
+    np.testing.assert_array_equal(session.label_map(), np.where(first, automatic, 0))
+    assert session.mask(other).sum() == (first.sum() if options else 0)  # the other region holds it
+    np.testing.assert_array_equal(session.click((4, 6, 2), class_name=label), first | second)  # as it was found
+    np.testing.assert_array_equal(session.undo(), first)
+    session.reset()
+    np.testing.assert_array_equal(session.label_map(), automatic)
+
+
+def test_a_mask_that_its_owner_draws_on_still_names_what_it_named(tmp_path):
+    write_bright_objects(tmp_path / "a_0000.nii.gz")
+    session = PromptSession(make_model_of_bright_objects(tmp_path / "results"), device="cpu", instance=True)
+    session.set_image(tmp_path / "a_0000.nii.gz")
+    mask = session.mask("lesion")
+    mask[:, :5] = False
+    named = session.set_mask(mask, "lesion")
+    mask[:] = True
+    session.click((6, 0, 4), positive=False, class_name="lesion")
+    np.testing.assert_array_equal(session.mask("lesion"), named)
+    assert not named[2, 2, 1]

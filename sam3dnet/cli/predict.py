@@ -35,6 +35,7 @@ def predict(
     checkpoint: str | None = None,
     num_processes: NumProcesses = None,
     prompts: Path | None = None,
+    instance: bool = False,
     text: str | None = None,
     clip_weights: str | None = None,
     scheduler: str | None = None,
@@ -61,6 +62,8 @@ def predict(
             comes, without it one.
         prompts: Clicks, boxes and previous masks for some of the images: a file, or a folder with some; see
             docs/prompts.md. Classes and images that they do not name are segmented automatically.
+        instance: Of images with prompts keep only the objects that these name, and make all else background: for
+            measuring one lesion at a time.
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
@@ -92,6 +95,7 @@ def predict(
             checkpoint=checkpoint,
             num_processes=num_processes,
             prompts=prompts,
+            instance=instance,
             question=_question(text, clip_weights),
             cluster=cluster,
         )

@@ -21,30 +21,34 @@ class RunPrompts:
     Attributes:
         stated: By case and class.
         classes: Of the model.
+        instance: Whether of the cases with prompts all becomes background that these do not name.
     """
 
     stated: FilePrompts
     classes: Mapping[str, PromptClass]
+    instance: bool = False
 
     @classmethod
-    def read(cls, path: Path | str, case_names: Collection[str], labels: Any) -> "RunPrompts":
+    def read(cls, path: Path | str, case_names: Collection[str], labels: Any, instance: bool = False) -> "RunPrompts":
         """Read a file of prompts, or a folder with some.
 
         Args:
             path: See `read_prompts`.
             case_names: All cases of the run.
             labels: nnU-Net's LabelManager of the model.
+            instance: Whether all becomes background that is not named.
 
         Raises:
             PromptError: If a file is malformed, or a case or a class is unknown.
         """
         classes = prompt_classes(labels)
-        return cls(read_prompts(path, case_names, classes), classes)
+        return cls(read_prompts(path, case_names, classes), classes, instance)
 
     def statements(self) -> dict[str, Any]:
         """Give the prompts of all cases as JSON holds them, so that two runs can be compared."""
+        whole = {"whole case": True} if self.instance else {}
         return {
-            name: {class_name: [_statement(one) for one in stated] for class_name, stated in by_class.items()}
+            name: {class_name: [_statement(one) | whole for one in stated] for class_name, stated in by_class.items()}
             for name, by_class in self.stated.cases.items()
         }
 
@@ -70,8 +74,9 @@ class RunPrompts:
 
 
 def _statement(stated: StatedPrompts) -> dict[str, Any]:
+    """Give what one file states; what older runs could not state is there only where it is stated."""
     mask = stated.mask_file
-    return {
+    return ({"instance": True} if stated.instance else {}) | {
         "space": stated.space,
         "points": [[*point.at, point.positive] for point in stated.points],
         "boxes": [[list(corner) for corner in corners] for corners in stated.boxes],

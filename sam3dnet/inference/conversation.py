@@ -77,7 +77,7 @@ class Conversation:
     def _next(self, state: State, act: Act) -> State:
         said, corrections = dict(state.said), dict(state.corrections)
         for number in self._classes:
-            own = act.get(number, PlacedPrompts(ClassPrompts(), ()))
+            own = act.get(number, PlacedPrompts(ClassPrompts(), ClassPrompts()))
             denied = self._denied(number, act)
             said[number] = together(said.get(number, ClassPrompts()), denied.prompts, own.prompts)
             if not self._agrees(number, own, state) or not self._agrees(number, denied, state):
@@ -85,8 +85,8 @@ class Conversation:
                 corrections.pop(number, None)
                 if answer is not None:
                     corrections[number] = answer
-        new = [Click(number, *click) for number, placed in act.items() for click in placed.clicks]
-        clicks = (*state.clicks, *new)
+        new = [(number, point) for number, placed in act.items() for point in placed.on_image.points]
+        clicks = (*state.clicks, *(Click(number, point.voxel, point.positive) for number, point in new))
         return State(self._export(corrections, clicks), act, said, clicks, corrections)
 
     def _denied(self, number: int, act: Act) -> PlacedPrompts:
@@ -95,21 +95,21 @@ class Conversation:
         They are heard where the class was not found in the first place, so that an answer does not flow there;
         elsewhere it is the other class that must win.
         """
-        points, clicks = [], []
+        points, clicked = [], []
         for placed in (one for other, one in sorted(act.items()) if other != number and self._exclusive):
-            if len(placed.clicks) != len(placed.prompts.points):
+            if len(placed.on_image.points) != len(placed.prompts.points):
                 continue  # some lie where the network does not see them
-            for (voxel, positive), point in zip(placed.clicks, placed.prompts.points, strict=True):
-                if positive and not self._is_there(number, voxel, self._states[0]):
+            for on_image, point in zip(placed.on_image.points, placed.prompts.points, strict=True):
+                if point.positive and not self._is_there(number, on_image.voxel, self._states[0]):
                     points.append(replace(point, positive=False))
-                    clicks.append((voxel, False))
-        return PlacedPrompts(ClassPrompts(tuple(points)), tuple(clicks))
+                    clicked.append(replace(on_image, positive=False))
+        return PlacedPrompts(ClassPrompts(tuple(points)), ClassPrompts(tuple(clicked)))
 
     def _agrees(self, number: int, placed: PlacedPrompts, state: State) -> bool:
         """Tell whether prompts of a class are only clicks that say what the label map says."""
         if placed.prompts.boxes or placed.prompts.mask is not None:
             return False
-        return all(self._is_there(number, voxel, state) == positive for voxel, positive in placed.clicks)
+        return all(self._is_there(number, point.voxel, state) == point.positive for point in placed.on_image.points)
 
     def _is_there(self, number: int, voxel: tuple[int, int, int], state: State) -> bool:
         return int(state.labels_ZYX[voxel]) in self._classes[number].members

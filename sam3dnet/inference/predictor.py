@@ -13,7 +13,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 
-from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.errors import DatasetError, PromptError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.case_prompts import RunPrompts
@@ -50,6 +50,7 @@ def predict_folder(
     num_processes: int | None = None,
     progress: bool = True,
     prompts: Path | str | None = None,
+    instance: bool = False,
     question: TextQuestion | None = None,
     cluster: "DaskCluster | None" = None,
 ) -> PredictionReport:
@@ -70,6 +71,7 @@ def predict_folder(
             each when its turn comes; None for one.
         progress: Whether to show a bar.
         prompts: File of prompts, or folder with some; what they do not speak of is segmented automatically.
+        instance: Whether of images with prompts only the objects are kept that these name.
         question: What to ask a model that reads text for, in place of its classes; None for its classes.
         cluster: Predicts in place of this process; each worker loads the model once and takes whole cases.
 
@@ -79,7 +81,10 @@ def predict_folder(
     Raises:
         DatasetError: If there is no image, or the output folder cannot be written to, or the step is out of range.
         CheckpointError, PlanError: If the model cannot be loaded.
+        PromptError: If prompts cannot be read, the model does not answer any, or there are none to say what to keep.
     """
+    if instance and prompts is None:
+        raise PromptError("--instance keeps only what prompts name, but there are none; add --prompts FILE")
     inputs, output, model_path = (Path(folder).absolute() for folder in (input_folder, output_folder, model_folder))
     if not 0 < step_size <= 1:
         raise DatasetError(f"step size {step_size}: expected a share of the window above 0 and at most 1")
@@ -90,7 +95,8 @@ def predict_folder(
     open_model = partial(_open_model, model_path, folds, checkpoint, _at_a_whole_path(question))
     model = open_model("cpu" if cluster else device)
     names = [case.name for case in cases]
-    said = None if prompts is None else RunPrompts.read(Path(prompts).absolute(), [*names, *failed], model.labels)
+    known = [*names, *failed]
+    said = None if prompts is None else RunPrompts.read(Path(prompts).absolute(), known, model.labels, instance)
     run = _Run(model, output, step_size, mirror, said)
     before = _read_settings(output)
     settings = _settings(model_path, model, step_size, mirror) | ({"text": question.text} if question else {})
@@ -237,7 +243,8 @@ class _Run:
             return self._automatic.label_map(*preprocessed, on_progress)
         reader = self._input.reader_writer
         prompts = self._prompts.place(case.name, preprocessed, self._model, reader)
-        prompted = PromptedCase(self._model, self._networks, preprocessed, on_progress=on_progress, **self._windows)
+        options = self._windows | {"instance": self._prompts.instance, "on_progress": on_progress}
+        prompted = PromptedCase(self._model, self._networks, preprocessed, **options)
         return prompted.label_map([prompts])
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:

@@ -8,10 +8,11 @@ import numpy as np
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.classes import prompt_classes
-from sam3dnet.inference.conversation import Act, Conversation
+from sam3dnet.inference.conversation import Act, Conversation, together
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.folds import networks_of_folds
 from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.named_objects import only_named_objects, without_unnamed_objects
 from sam3dnet.inference.prompted import Promptable, PromptedVolume
 from sam3dnet.inference.prompted_export import PromptedExport
 from sam3dnet.inference.reading import Preprocessed
@@ -42,6 +43,7 @@ class PromptedCase:
         case: The preprocessed image, and what nnU-Net's preprocessor says about it.
         step_size: Step between windows as a share of the window.
         mirror: Whether the automatic segmentation is averaged over mirrored windows.
+        instance: Whether all that no prompt names becomes background.
         cache: Keeps the features of the image's windows; of this case alone.
         on_progress: Called with the share that is done of the automatic segmentation.
 
@@ -57,6 +59,7 @@ class PromptedCase:
         *,
         step_size: float = 0.5,
         mirror: bool = True,
+        instance: bool = False,
         cache: FeatureCache | None = None,
         on_progress: Callable[[float], None] | None = None,
     ):
@@ -77,9 +80,10 @@ class PromptedCase:
             cache=cache,
         )
         export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)
-        classes = {one.index: one for one in prompt_classes(model.labels).values()}
+        self._classes = {one.index: one for one in prompt_classes(model.labels).values()}
         exclusive = not model.labels.has_regions
-        self._conversation = Conversation(labels, volume.correction, export.label_map, classes, exclusive)
+        self._conversation = Conversation(labels, volume.correction, export.label_map, self._classes, exclusive)
+        self._instance = instance
 
     def label_map(self, acts: Sequence[Act]) -> np.ndarray:
         """Segment under prompts.
@@ -89,6 +93,16 @@ class PromptedCase:
 
         Returns:
             Labels on the grid of the image as its reader gave it, not to be changed; without prompts those of
-            `sam3d_predict`.
+            `sam3d_predict`. Only named objects are left of what is wanted so; clicks are still judged by the others.
         """
-        return self._conversation.after(acts)
+        labels_ZYX = self._conversation.after(acts)
+        numbers = {number for act in acts for number, placed in act.items() if placed.instance}
+        if not self._instance and not numbers:
+            return labels_ZYX
+        said = {
+            number: together(*(act[number].on_image for act in acts if number in act))
+            for number in {number for act in acts for number in act}
+        }
+        if self._instance:
+            return only_named_objects(labels_ZYX, said, self._classes)
+        return without_unnamed_objects(labels_ZYX, said, self._classes, numbers)

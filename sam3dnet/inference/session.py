@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,8 @@ class PromptSession:
         checkpoint: File name in each fold; None for the final one, else the best, else the latest.
         step_size: Step between windows as a share of the window.
         mirror: Whether the automatic segmentation is averaged over mirrored windows.
+        instance: Whether masks and label maps hold only the objects that prompts name, as after `sam3d_predict
+            --instance`; until one is named all is shown.
         cache_bytes: What the features of the image's windows may take, so that further prompts cost little.
 
     Attributes:
@@ -74,6 +77,7 @@ class PromptSession:
         checkpoint: str | None = None,
         step_size: float = 0.5,
         mirror: bool = True,
+        instance: bool = False,
         cache_bytes: int = DEFAULT_BYTES,
     ):
         device = device if isinstance(device, torch.device) else choose_device(device)
@@ -82,7 +86,8 @@ class PromptSession:
         self._input = ImageInput(self._model)
         self._classes = prompt_classes(self._model.labels)
         self.class_names = tuple(self._classes)
-        self._step_size, self._mirror, self._cache_bytes = step_size, mirror, cache_bytes
+        self._options: dict[str, Any] = {"step_size": step_size, "mirror": mirror, "instance": instance}
+        self._cache_bytes = cache_bytes
         self._image: _Image | None = None
         self._prompts: list[_Prompt] = []
         self._labels: np.ndarray | None = None
@@ -113,9 +118,8 @@ class PromptSession:
             self._model,
             self._networks,
             (preprocessed, properties),
-            step_size=self._step_size,
-            mirror=self._mirror,
             cache=FeatureCache(self._cache_bytes),
+            **self._options,
         )
         self._image = _Image(case, geometry, space)
         self.reset()

@@ -3,7 +3,8 @@
     {"format": "sam3dnet-prompts/1", "space": "LPS" | "RAS" | "voxel",
      "cases": {CASE: {CLASS: {"points": [{"at": [x, y, z], "positive": true}],
                               "boxes": [{"min": [x, y, z], "max": [x, y, z]}],
-                              "mask": "file.nii.gz"}}}}
+                              "mask": "file.nii.gz",
+                              "instance": false}}}}
 
 `read_prompts` reads; `sam3dnet.prompts.placing.place_case` brings what was read to a preprocessed image.
 """
@@ -93,24 +94,23 @@ def _read_ours(
         for class_name, given in _object(Source(file, case), by_class, "the case").items():
             _require_known(Source(file, case), "class", class_name, class_names, "give one of the model's classes")
             stated.append(_read_class(Source(file, case, class_name), given, space))
-    return [one for one in stated if one.points or one.boxes or one.mask_file]
+    return [one for one in stated if one.points or one.boxes or one.mask_file or one.instance]
 
 
 def _read_class(source: Source, given: Any, space: Space) -> StatedPrompts:
     content = _object(source, given, "the class")
-    _require_keys(source, content, ("points", "boxes", "mask"), "a class")
+    _require_keys(source, content, ("points", "boxes", "mask", "instance"), "a class")
     points = [_read_point(source, entry, number) for number, entry in _entries(source, content, "points")]
     boxes = [_read_box(source, entry, number) for number, entry in _entries(source, content, "boxes")]
-    stated = StatedPrompts(source, space, tuple(points), tuple(boxes))
+    instance = _yes_or_no(source, content, "instance", False, "")
+    stated = StatedPrompts(source, space, tuple(points), tuple(boxes), instance=instance)
     return replace(stated, mask_file=_mask_file(source, content["mask"])) if "mask" in content else stated
 
 
 def _read_point(source: Source, given: Any, number: int) -> Point:
     content = _object(source, given, f"point {number}")
     _require_keys(source, content, ("at", "positive"), f"point {number}")
-    positive = content.get("positive", True)
-    if not isinstance(positive, bool):
-        raise source.error(f'point {number}: "positive" is {positive!r}, expected true or false')
+    positive = _yes_or_no(source, content, "positive", True, f"point {number}: ")
     try:
         return Point(as_coordinates(content.get("at"), '"at"'), positive)
     except PromptError as error:
@@ -143,6 +143,13 @@ def _mask_file(source: Source, given: Any) -> Path:
 def _object(source: Source, given: Any, what: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise source.error(f"{what} is {given!r:.80}, expected an object {{...}}; see docs/prompts.md")
+    return given
+
+
+def _yes_or_no(source: Source, content: dict[str, Any], key: str, unless_said: bool, where: str) -> bool:
+    given = content.get(key, unless_said)
+    if not isinstance(given, bool):
+        raise source.error(f'{where}"{key}" is {given!r:.80}, expected true or false')
     return given
 
 

@@ -1,7 +1,7 @@
 """From a user's coordinates to the preprocessed array that the network sees, and to the voxels of the label map."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.geometry import CaseGeometry, Floats, Mask, Space, Voxel, nearest_voxel, same_place
 from sam3dnet.prompts.stated import CasePrompts, Corners, StatedPrompts, corners_of
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, as_coordinates, format_coordinates
+from sam3dnet.prompts.types import Box, ClassPrompts, Point, as_coordinates, format_coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,14 @@ class PlacedPrompts:
     Attributes:
         prompts: In preprocessed voxels (z, y, x); what lies in the part of the image that the crop leaves out (it is
             all zeros) is not among them.
-        clicks: Every clicked voxel (z, y, x) of the array that the reader gave, with whether the class is there; in
-            the order of the clicks, so that of two on one voxel the later counts.
+        on_image: All of them, in voxels (z, y, x) of the array that the reader gave: points at the centres of the
+            voxels that were clicked, boxes from the first to the last voxel that they touch.
+        instance: Whether only those objects of the class are wanted that the prompts name.
     """
 
     prompts: ClassPrompts
-    clicks: tuple[tuple[Voxel, bool], ...]
+    on_image: ClassPrompts
+    instance: bool = False
 
 
 def place_prompts(prompts: ClassPrompts, space: Space, geometry: CaseGeometry) -> PlacedPrompts:
@@ -51,9 +53,10 @@ def place_prompts(prompts: ClassPrompts, space: Space, geometry: CaseGeometry) -
         PromptError: If a point or a whole box lies outside of the image, the mask's shape is not the image's, or the
             space is in millimetres and the image has no place in the world.
     """
-    voxels = [(_clicked_voxel(point.at, space, geometry), point.positive) for point in prompts.points]
+    points = [_clicked(point, space, geometry) for point in prompts.points]
     boxes = [_voxel_box(corners_of(box), space, geometry) for box in prompts.boxes]
-    return _placed(voxels, boxes, prompts.mask, geometry)
+    mask = None if prompts.mask is None else prompts.mask.copy()  # a user may draw on
+    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask), geometry)
 
 
 def place_case(
@@ -63,7 +66,7 @@ def place_case(
 
     Args:
         stated_by_class: From `FilePrompts.of_case`; what several files state about one class is put together, masks
-            by their union.
+            by their union; that only named objects are wanted holds if one file says so.
         geometry: From `case_geometry`.
         reader_writer: nnU-Net's reader of the image, which reads the masks too.
         properties: Of the image, as the reader gave them.
@@ -81,19 +84,20 @@ def place_case(
 def _place_class(
     stated: Sequence[StatedPrompts], geometry: CaseGeometry, reader_writer: Any, properties: Mapping[str, Any]
 ) -> PlacedPrompts:
-    voxels: list[tuple[Voxel, bool]] = []
+    points: list[Point] = []
     boxes: list[Box] = []
     mask: Mask | None = None
     for one in stated:
         try:
-            voxels += [(_clicked_voxel(point.at, one.space, geometry), point.positive) for point in one.points]
+            points += [_clicked(point, one.space, geometry) for point in one.points]
             boxes += [_voxel_box(corners, one.space, geometry) for corners in one.boxes]
             if one.mask_file is not None:
                 read = read_mask(one.mask_file, reader_writer, properties, geometry.array_shape)
                 mask = read if mask is None else mask | read
         except PromptError as error:
             raise one.source.error(error) from error
-    return _placed(voxels, boxes, mask, geometry)
+    instance = any(one.instance for one in stated)
+    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask), geometry, instance)
 
 
 def read_mask(file: Path, reader_writer: Any, image_properties: Mapping[str, Any], array_shape: Voxel) -> Mask:
@@ -141,15 +145,15 @@ def _wrong_shape(what: str, came: Sequence[int], expected: Sequence[int]) -> str
     )
 
 
-def _clicked_voxel(at: Coordinates, space: Space, geometry: CaseGeometry) -> Voxel:
-    """Give the voxel of the array that holds a point."""
-    point = geometry.to_array(at, space)
-    if _outside(point, point, geometry):
+def _clicked(point: Point, space: Space, geometry: CaseGeometry) -> Point:
+    """Bring a point to the centre of the voxel of the array that holds it."""
+    at_zyx = geometry.to_array(point.at, space)
+    if _outside(at_zyx, at_zyx, geometry):
         raise PromptError(
-            f"point {format_coordinates(at)} in {space} lies outside of the image{_extent(geometry, space)}; "
+            f"point {format_coordinates(point.at)} in {space} lies outside of the image{_extent(geometry, space)}; "
             f"{_remedy(space)}"
         )
-    return nearest_voxel(point, geometry.array_shape)
+    return Point(nearest_voxel(at_zyx, geometry.array_shape), point.positive)
 
 
 def _voxel_box(corners: Corners, space: Space, geometry: CaseGeometry) -> Box:
@@ -186,24 +190,23 @@ def _remedy(space: Space) -> str:
     return f"correct it, or the space: is it in {'RAS' if space == 'LPS' else 'LPS'}, or of another image?"
 
 
-def _placed(
-    voxels: Sequence[tuple[Voxel, bool]], boxes: Iterable[Box], mask: Mask | None, geometry: CaseGeometry
-) -> PlacedPrompts:
+def _placed(on_image: ClassPrompts, geometry: CaseGeometry, instance: bool = False) -> PlacedPrompts:
     """Bring what is placed in the array on to the preprocessed array."""
+    mask = on_image.mask
     if mask is not None and mask.shape != geometry.array_shape:
         raise PromptError(_wrong_shape("the mask", mask.shape, geometry.array_shape))
     points = [
-        Point(as_coordinates(geometry.array_to_preprocessed(voxel), "a point"), positive)
-        for voxel, positive in voxels
-        if _in_crop(voxel, voxel, geometry)
+        Point(as_coordinates(geometry.array_to_preprocessed(point.at), "a point"), point.positive)
+        for point in on_image.points
+        if _in_crop(point.at, point.at, geometry)
     ]
-    inside = [box for box in boxes if _in_crop(box.low, box.high, geometry)]
+    inside = [box for box in on_image.boxes if _in_crop(box.low, box.high, geometry)]
     prompts = ClassPrompts(
         points=tuple(points),
         boxes=tuple(_preprocessed_box(box, geometry) for box in inside),
         mask=None if mask is None else geometry.mask_to_preprocessed(mask),
     )
-    return PlacedPrompts(prompts, tuple(voxels))
+    return PlacedPrompts(prompts, on_image, instance)
 
 
 def _in_crop(low: Sequence[float], high: Sequence[float], geometry: CaseGeometry) -> bool:

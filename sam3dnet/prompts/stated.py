@@ -38,6 +38,7 @@ class StatedPrompts:
         points: At (x, y, z) in millimetres, or (i, j, k).
         boxes: The eight corners of each.
         mask_file: A previous mask, on the image's grid.
+        instance: Whether only those objects of the class are wanted that prompts name.
     """
 
     source: Source
@@ -45,6 +46,7 @@ class StatedPrompts:
     points: tuple[Point, ...] = ()
     boxes: tuple[Corners, ...] = ()
     mask_file: Path | None = None
+    instance: bool = False
 
 
 CasePrompts: TypeAlias = Mapping[str, tuple[StatedPrompts, ...]]

@@ -34,6 +34,12 @@ class Point:
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", as_coordinates(self.at, "a point"))
 
+    @property
+    def voxel(self) -> tuple[int, int, int]:
+        """The voxel that holds the point, whose coordinates are in voxels; between two it is the higher one."""
+        first, second, third = (math.floor(at + 0.5) for at in self.at)
+        return first, second, third
+
 
 @dataclass(frozen=True)
 class Box:
