@@ -119,10 +119,11 @@ class PromptedVolume:
         if not complaint:
             return None
         padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
-        stitching = self._stitched(class_index, padded)
+        windows = first_windows(self._grid, named)
+        stitching = self._stitched(class_index, padded, windows)
         middle = self._middle(named, stitching)
         if middle is not None:
-            stitching = self._stitched(class_index, replace(padded, points=(*padded.points, middle)))
+            stitching = self._stitched(class_index, replace(padded, points=(*padded.points, middle)), windows)
         correction = Correction(tuple(map(self._cut_to_image, stitching.result(named).boxes)))
         self._obey(class_index, prompts.points, correction)
         return correction
@@ -132,10 +133,9 @@ class PromptedVolume:
         leads = [self._lead_at(class_index, nearest_voxel(point.at, self._logits_shape)) for point in points]
         return tuple(point for point, lead in zip(points, leads, strict=True) if (lead > 0) != point.positive)
 
-    def _stitched(self, class_index: int, prompts: ClassPrompts) -> Stitching:
-        """Ask the networks in the windows at the prompts, then in further ones for as long as the mask grows."""
-        stitching = Stitching(self._grid)
-        waiting = first_windows(self._grid, prompts)
+    def _stitched(self, class_index: int, prompts: ClassPrompts, windows: Sequence[Voxel]) -> Stitching:
+        """Ask the networks in some windows, then in further ones for as long as the mask grows."""
+        stitching, waiting = Stitching(self._grid), list(windows)
         while waiting:
             is_first = len(stitching) == 0
             answers = [self._answer(index, class_index, prompts, None if is_first else stitching) for index in waiting]
@@ -243,8 +243,9 @@ class PromptedVolume:
                 self._add_bump(correction.around(voxel), voxel, missing)
         for voxel, positive in clicked.items():  # bumps close by may have undone it
             missing = self._missing(class_index, voxel, positive, correction)
-            around = correction.around(voxel)
-            around.values_zyx[around.place(voxel)] += missing
+            if missing:
+                around = correction.around(voxel)
+                around.values_zyx[around.place(voxel)] += missing
 
     def _missing(self, class_index: int, voxel: Voxel, positive: bool, correction: Correction) -> float:
         """Return what the logit of a clicked voxel lacks, below 0 after a negative click; 0 where it obeys."""

@@ -22,10 +22,11 @@ from sam3dnet.prompts.sampling import (
 )
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
-SHARE_OF_KINDS = {"clicks": 0.5, "box": 0.1, "box and clicks": 0.08, "mask": 0.1, "mask and clicks": 0.07, "none": 0.15}
+SHARE_OF_KINDS = {"clicks": 0.5, "box": 0.1, "box and clicks": 0.05, "mask": 0.1, "mask and clicks": 0.05, "none": 0.2}
+ONE_CLICK = 0.5  # how often there is a single one
 MOST_CLICKS = 20  # positive ones
 MOST_NEGATIVE_CLICKS = 10
-NEGATIVE_CLICKS = 0.45  # how often there are any
+NEGATIVE_CLICKS = 0.3  # how often there are any
 SLIP = 0.04  # how often a click goes astray, by up to two voxels along each axis
 CLUSTER_VOXELS = 2  # how far clicks on one spot lie from its middle, along each axis
 BOX_JITTER = 0.15  # of the box's extent along each axis
@@ -82,8 +83,8 @@ def negative_clicks(truth_ZYX: Mask, rng: Generator) -> tuple[Point, ...]:
 
 
 def _how_many(most: int, rng: Generator) -> int:
-    """Draw a number from 1 on: as often below the root of the largest as above."""
-    return int(np.exp(rng.uniform(0, np.log(most + 1))))
+    """Draw a number: often one, else from one on, as often below the root of the largest as above."""
+    return 1 if rng.random() < ONE_CLICK else int(np.exp(rng.uniform(0, np.log(most + 1))))
 
 
 def _from_the_centre(truth_ZYX: Mask, count: int, spacing_mm: Sequence[float], rng: Generator) -> list[Voxel]:

@@ -25,7 +25,7 @@ from sam3dnet.training.drawing import Question
 from sam3dnet.training.target_classes import Classes
 
 SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # how often none, one, two, three
-ANYWHERE = 0.4  # how often a correction is any voxel of the errors, in place of the innermost one of the largest
+ANYWHERE = 0.15  # how often a correction is any voxel of the errors, in place of the innermost one of the largest
 DICE_SMOOTHING = 1.0
 
 

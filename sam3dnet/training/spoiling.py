@@ -20,9 +20,9 @@ from sam3dnet.prompts.types import Point
 
 SIZE = (0.3, 1.2)  # radius in token strides
 LOGIT = (1.0, 6.0)
-WAVE = (2.0, 10.0)  # standard deviation in logits
+WAVE = (1.0, 5.0)  # standard deviation in logits
 WAVELENGTH = (0.5, 2.0)  # from one drawn value to the next, in token strides
-SHARE_OF_KINDS = {"part": 0.5, "object": 0.25, "waves": 0.25}
+SHARE_OF_KINDS = {"part": 0.6, "object": 0.25, "waves": 0.15}
 
 
 class Spoiling(Protocol):
