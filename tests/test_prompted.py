@@ -200,7 +200,7 @@ def test_prompts_that_say_nothing_new_change_nothing():
     outside = clicks((0, 5, 0), positive=False).points
     inside = clicks((1, 10, 3), (2, 40, 4)).points
     for prompts in (ClassPrompts(), ClassPrompts(outside), ClassPrompts((*inside, *outside))):
-        assert volume.correction(1, prompts) is None
+        assert not volume.correction(1, prompts).boxes
     assert network.seen == 0
 
 

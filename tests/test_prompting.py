@@ -304,7 +304,8 @@ def test_a_query_whose_clicks_all_agree_gets_one_click_that_does_not(monkeypatch
             assert truth[z, y, x] and (z, batch.polarity_QP[0, clicks - 1]) == (2, 1)
 
 
-def test_some_corrections_are_clicks_anywhere_in_what_is_wrong():
+def test_some_corrections_are_clicks_anywhere_in_what_is_wrong(monkeypatch):
+    monkeypatch.setattr(prompting, "ANYWHERE", 0.4)
     target = make_target(1)
     features = make_features(target)
     features.logits[0][:, 1] = -10

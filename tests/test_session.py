@@ -51,10 +51,10 @@ def test_the_masks_are_those_of_the_command(tmp_path, image, options):
     mask = np.zeros(SHAPE_ZYX, bool)
     mask[3:, 6:, 5:] = True
     session.click(places[3, 4, 2], class_name=second)
-    session.click(places[5, 7, 3], positive=False, class_name=first)
-    session.set_mask(mask, class_name=second)
     low, high = np.minimum(low, high), np.maximum(low, high)
-    session.box(tuple(low), tuple(high), class_name=first)
+    box = Box(tuple(low), tuple(high))
+    session.prompt(ClassPrompts((Point(places[5, 7, 3], positive=False),), (box,)), first)
+    session.set_mask(mask, class_name=second)
     written = sitk.GetImageFromArray(mask.astype(np.uint8))
     written.CopyInformation(sitk.ReadImage(str(image)))
     sitk.WriteImage(written, str(tmp_path / "mask.nii.gz"))

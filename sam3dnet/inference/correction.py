@@ -1,5 +1,6 @@
 """What prompts add to the logits of one class: in a few boxes, not in the image."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,22 @@ class CorrectedBox:
         sides = zip(voxel, self.low, self.high, strict=True)
         return min(min(at - first, stop - 1 - at) for at, first, stop in sides)
 
+    def overlaps(self, other: "CorrectedBox") -> bool:
+        """Tell whether a voxel lies in both boxes."""
+        sides = zip(self.box, other.box, strict=True)
+        return all(one.start < two.stop and two.start < one.stop for one, two in sides)
+
+    def add_to(self, values_zyx: Floats, low: Voxel) -> None:
+        """Add what lies in a box that begins at a voxel to its values, in place."""
+        ours, theirs = [], []
+        for part, first, size in zip(self.box, low, values_zyx.shape, strict=True):
+            start, stop = max(part.start, first), min(part.stop, first + size)
+            if start >= stop:
+                return
+            ours.append(slice(start - part.start, stop - part.start))
+            theirs.append(slice(start - first, stop - first))
+        values_zyx[tuple(theirs)] += self.values_zyx[tuple(ours)]
+
     def place(self, voxel: Voxel) -> Voxel:
         """Give a voxel of the image as one of the box."""
         z, y, x = (position - first for position, first in zip(voxel, self.low, strict=True))
@@ -60,3 +77,34 @@ class Correction:
         """Give what is added at a voxel."""
         holding = (one for one in self.boxes if one.room_around(voxel) >= 0)
         return float(sum(one.values_zyx[one.place(voxel)] for one in holding))
+
+    def values_in(self, low: Voxel, shape: Sequence[int]) -> Floats:
+        """Give what is added in the box of a shape that begins at a voxel, which may lie beyond the image."""
+        values: Floats = np.zeros(tuple(shape), np.float32)
+        for one in self.boxes:
+            one.add_to(values, low)
+        return values
+
+    def plus(self, other: "Correction") -> "Correction":
+        """Give the sum of two, in boxes of its own of which no two overlap."""
+        waiting = [*self.boxes, *other.boxes]
+        boxes: list[CorrectedBox] = []
+        while waiting:
+            one = waiting.pop()
+            touching = [box for box in boxes if box.overlaps(one)]
+            if not touching:
+                boxes.append(CorrectedBox(one.low, one.values_zyx.copy()))
+                continue
+            boxes = [box for box in boxes if not box.overlaps(one)]
+            waiting.append(_sum([one, *touching]))
+        return Correction(tuple(boxes))
+
+
+NO_CORRECTION = Correction(())
+
+
+def _sum(boxes: Sequence[CorrectedBox]) -> CorrectedBox:
+    """Add up boxes in the box around them."""
+    z, y, x = (min(box.low[axis] for box in boxes) for axis in range(3))
+    shape = [max(box.high[axis] for box in boxes) - first for axis, first in enumerate((z, y, x))]
+    return CorrectedBox((z, y, x), Correction(tuple(boxes)).values_in((z, y, x), shape))

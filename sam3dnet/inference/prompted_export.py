@@ -132,17 +132,10 @@ class PromptedExport:
     def _corrected(self, channel: int, box: Slices, corrections: Corrections) -> Tensor:
         """Return a channel of the logits in a box of them, with its correction, float32."""
         values_ZYX = self._logits[channel][box].float()
-        correction = corrections.get(channel)
-        for corrected in () if correction is None else correction.boxes:
-            ours, theirs = [], []
-            sides = zip(box, self._logits.shape[1:], corrected.low, corrected.high, strict=True)
-            for part, size, low, high in sides:
-                start, stop, _ = part.indices(size)
-                first, last = max(start, low), max(start, low, min(stop, high))
-                ours.append(slice(first - start, last - start))
-                theirs.append(slice(first - low, last - low))
-            values_ZYX[tuple(ours)] += torch.from_numpy(corrected.values_zyx[tuple(theirs)])
-        return values_ZYX
+        if channel not in corrections:
+            return values_ZYX
+        z, y, x = (part.indices(size)[0] for part, size in zip(box, self._logits.shape[1:], strict=True))
+        return values_ZYX + torch.from_numpy(corrections[channel].values_in((z, y, x), values_ZYX.shape))
 
     def _voxel_of_crop(self, voxel: Voxel) -> Slices | None:
         """Give a voxel of the image as a box of the crop; None where the crop leaves it out."""
