@@ -44,8 +44,9 @@ def missed_object(session, truth):
 
 
 def missed_voxel(session, truth):
-    """Give the middle of what is missed of that object."""
-    return innermost_voxel(missed_object(session, truth) & ~session.mask(), SPACING_MM)
+    """Give the middle of what is missed of that object, and of the class where nothing is, a voxel beside it."""
+    missed = missed_object(session, truth) & ~session.mask()
+    return innermost_voxel(missed if missed.any() else ndimage.binary_dilation(truth) & ~session.mask(), SPACING_MM)
 
 
 def test_ten_clicks_that_agree_leave_the_automatic_mask(case):
