@@ -209,7 +209,7 @@ def test_clicks_that_agree_are_told_but_open_no_windows_of_their_own():
     image, logits = blank(LONG)
     image[0, 1:3, 20:26, 3:5] = 1
     volume, network = make_volume(image, logits)
-    near, far = Point((4, 22, 8), positive=False), Point((2, 180, 4), positive=False)
+    near, far = Point((2, 24, 7), positive=False), Point((2, 180, 4), positive=False)
     correction = volume.correction(1, ClassPrompts((far, Point((2, 22, 4)), near)))
     assert network.seen == len(network.asked) == 1
     assert [len(points) for points, _, _ in network.asked] == [2]
