@@ -43,7 +43,8 @@ def compare(
         minutes: Training time of each method.
         folds: Folds to train and validate, such as 0 1 2; figures are means over them. Without it fold 0.
         prompts: Numbers of clicks, with commas, after which methods that answer them are scored too, in columns of
-            their own; for sam-points, of points a slice. Such as none,1,3,10.
+            their own: corrective ones, and random points given at once; for sam-points, of points a slice. Such as
+            none,1,3,10.
         network: package.module:Class of an installed package, which joins in as the method "network"; it is given
             (input_channels, num_classes).
         output: Folder for everything that is written; without it sam3d_compare_ and the dataset's name.

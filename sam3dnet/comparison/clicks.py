@@ -1,4 +1,4 @@
-"""The stage of clicks: a simulated user on the validation cases of a promptable method, scored, as JSON."""
+"""The stage of clicks: simulated users on the validation cases of a promptable method, scored, as JSON."""
 
 import argparse
 import logging
@@ -11,22 +11,26 @@ from sam3dnet.preprocessing.folders import write_json
 
 if TYPE_CHECKING:
     from sam3dnet.evaluation.click_study import ClickStudy
+    from sam3dnet.evaluation.click_users import Placing
 
 
-def kind_of_clicks(clicks: int, protocol: str) -> str:
-    """Name a column: "3 clicks, whole volume"."""
-    return f"{clicks} click{'' if clicks == 1 else 's'}, {protocol}"
+def kind_of_clicks(clicks: int, protocol: str, placing: "Placing") -> str:
+    """Name a column: "3 clicks, whole volume", or "3 random points, whole volume", which are given at once."""
+    what = "click" if placing == "corrective" else f"{placing} point"
+    return f"{clicks} {what}{'' if clicks == 1 else 's'}, {protocol}"
 
 
 def summarise(study: "ClickStudy") -> dict[str, dict[str, dict[str, float]]]:
     """Give mean Dice and NSD by kind of prompt and class."""
     from sam3dnet.evaluation.click_study import PROTOCOLS
+    from sam3dnet.evaluation.click_users import User
 
     return {
-        kind_of_clicks(clicks, protocol): {
-            name: {metric: _mean(study.values(name, protocol, clicks, metric)) for metric in ("dice", "nsd")}
+        kind_of_clicks(clicks, protocol, user.placing): {
+            name: {metric: _mean(study.values(name, protocol, clicks, metric, user)) for metric in ("dice", "nsd")}
             for name in study.classes
         }
+        for user in (User("corrective"), User("random", "at-once"))
         for protocol in PROTOCOLS
         for clicks in study.clicks
     }
@@ -57,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sam3dnet.evaluation.click_study import study_clicks
 
     options: dict[str, Any] = {"dataset": a.dataset, "fold": int(a.fold), "plans_name": a.plans, "device": a.device}
-    study = study_clicks([int(number) for number in a.clicks.split(",")], folders, **options)
+    clicks = [int(number) for number in a.clicks.split(",")]
+    options |= {"placing": ("corrective", "random"), "given": ("one-by-one", "at-once")}
+    study = study_clicks(clicks, folders, **options)
     write_json(a.json, {"prompted": summarise(study), "failed": study.failed})
     return 0
