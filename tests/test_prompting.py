@@ -267,12 +267,13 @@ def test_errors_are_parts_whole_objects_and_waves():
         if isinstance(error, MissedObject):
             margin = torch.where(torch.from_numpy(truth), 8.0, -8.0)
             error.apply(margin)
-            missed = truth & (margin < 0).numpy()
+            changed = (margin != torch.where(torch.from_numpy(truth), 8.0, -8.0)).numpy()
+            assert (margin[torch.from_numpy(changed)] == -error.logit).all()
+            assert (changed & ~truth).sum() > 3  # the outline of what is missed does not show
+            missed = truth & changed
             sizes.add(int(missed.sum()))
-            assert (margin[torch.from_numpy(missed)] == -error.logit).all()
-            assert (margin[torch.from_numpy(~missed & truth)] == 8).all()
     assert kinds >= {MissedObject, SpoiltPart, Waves}
-    assert sizes == {1, 18}
+    assert sizes >= {1, 18}
 
 
 def test_waves_are_smooth_and_as_high_as_drawn():

@@ -19,6 +19,7 @@ from sam3dnet.prompts.sampling import innermost_voxel, random_component, random_
 from sam3dnet.prompts.types import Point
 
 SIZE = (0.3, 1.2)  # radius in token strides
+COVER = (1.0, 1.6)  # radius of what covers a missed object, in half of its extent times the root of three
 LOGIT = (1.0, 6.0)
 WAVE = (1.0, 5.0)  # standard deviation in logits
 WAVELENGTH = (0.5, 2.0)  # from one drawn value to the next, in token strides
@@ -71,23 +72,23 @@ class SpoiltPart:
 
 @dataclass(frozen=True, eq=False)
 class MissedObject:
-    """A whole object is missed.
+    """A whole object is missed. What covers it is an ellipsoid, so that its outline cannot be read from the margin.
 
     Attributes:
-        low: First voxel (z, y, x) of the box around it.
-        object_zyx: It, in the box.
-        logit: How sure the spoiled logits are that it is not there.
+        low: First voxel (z, y, x) of the box around the ellipsoid.
+        cover_zyx: The ellipsoid, in the box.
+        logit: How sure the spoiled logits are that nothing is there.
     """
 
     low: tuple[int, ...]
-    object_zyx: Mask
+    cover_zyx: Mask
     logit: float
     click: None = None
 
     def apply(self, margin_zyx: Tensor) -> None:
-        """Lower the margin of the object, in place."""
-        part = margin_zyx[_box(self.low, self.object_zyx.shape)]
-        part[torch.from_numpy(self.object_zyx).to(part.device)] = -self.logit
+        """Make the margin in the ellipsoid the same everywhere, in place."""
+        part = margin_zyx[_box(self.low, self.cover_zyx.shape)]
+        part[torch.from_numpy(self.cover_zyx).to(part.device)] = -self.logit
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,9 +127,17 @@ def draw_spoiling(
     if kind == "waves":
         return draw_waves(truth_zyx.shape, token_stride, rng)
     if kind == "object" and truth_zyx.any():
-        low, missed = cut_out(random_component(truth_zyx, rng))
-        return MissedObject(low, missed, rng.uniform(*LOGIT))
+        return draw_missed_object(random_component(truth_zyx, rng), rng)
     return draw_part(truth_zyx, valid_zyx, spacing_mm, token_stride, rng)
+
+
+def draw_missed_object(object_zyx: Mask, rng: Generator) -> MissedObject:
+    """Cover an object of the patch."""
+    low, cut = cut_out(object_zyx)
+    half = np.array(cut.shape) / 2
+    radius = half * 3**0.5 * rng.uniform(*COVER, 3) + 1
+    first, height = _ellipsoid(np.array(low) + half - 0.5, radius, object_zyx.shape)
+    return MissedObject(first, height > 0, rng.uniform(*LOGIT))
 
 
 def draw_waves(shape: Sequence[int], token_stride: Sequence[int], rng: Generator) -> Waves:
@@ -165,14 +174,21 @@ def _box(low: Sequence[int], shape: Sequence[int]) -> tuple[slice, ...]:
 def _dome(
     centre: Sequence[int], shape: Sequence[int], token_stride: Sequence[int], rng: Generator
 ) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
-    """Return a box's first voxel, and in the box 1 at the centre of a random ellipsoid, falling to 0 at its surface."""
+    """Draw an ellipsoid, see `_ellipsoid`."""
+    size = rng.uniform(*SIZE)
+    radius = [max(1.0, size * stride * rng.uniform(0.7, 1.4)) for stride in token_stride]
+    return _ellipsoid(centre, radius, shape)
+
+
+def _ellipsoid(
+    centre: Sequence[float] | npt.NDArray, radius: Sequence[float] | npt.NDArray, shape: Sequence[int]
+) -> tuple[tuple[int, ...], npt.NDArray[np.float32]]:
+    """Return a box's first voxel, and in the box 1 at the centre of an ellipsoid, falling to 0 at its surface."""
     distance = np.zeros((1, 1, 1))
     low = []
-    size = rng.uniform(*SIZE)
-    for axis, (middle, length, stride) in enumerate(zip(centre, shape, token_stride, strict=True)):
-        radius = max(1.0, size * stride * rng.uniform(0.7, 1.4))
-        places = np.arange(max(0, middle - int(radius)), min(length, middle + int(radius) + 1))
-        along = ((places - middle) / radius) ** 2
+    for axis, (middle, reach, length) in enumerate(zip(centre, radius, shape, strict=True)):
+        places = np.arange(max(0, int(np.ceil(middle - reach))), min(length, int(np.floor(middle + reach)) + 1))
+        along = ((places - middle) / reach) ** 2
         distance = distance + along.reshape([-1 if other == axis else 1 for other in range(3)])
         low.append(int(places[0]))
     return tuple(low), np.clip(1 - distance, 0, 1).astype(np.float32)
