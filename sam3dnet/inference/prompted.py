@@ -1,8 +1,8 @@
 """Answers to prompts in a whole preprocessed image: what they add to the automatic logits of a class.
 
 An answer goes on from an earlier one, or from the automatic mask, and does not depend on the order of the prompts.
-Clicks that say what that mask says change nothing by themselves. An answer begins in the windows at the prompts and
-goes on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
+Clicks and boxes that say what that mask says change nothing by themselves. An answer begins in the windows at the
+prompts and goes on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
 
 Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of the image, z y x of a window.
 """
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_to
+from sam3dnet.inference.box_agreement import box_agrees, looked_at
 from sam3dnet.inference.correction import NO_CORRECTION, CorrectedBox, Correction, Floats
 from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.stitching import Stitching
@@ -116,7 +117,11 @@ class PromptedVolume:
             What is added to the logits of the class; `before` where the prompts ask for no change.
         """
         prompts = replace(prompts, points=one_click_a_voxel(prompts.points, self._logits_shape))
-        complaint = replace(prompts, points=self._disputed(class_index, prompts.points, before))
+        complaint = replace(
+            prompts,
+            points=self._disputed(class_index, prompts.points, before),
+            boxes=tuple(box for box in prompts.boxes if not self._agrees(class_index, box, before)),
+        )
         if not complaint:
             return before
         padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
@@ -140,6 +145,15 @@ class PromptedVolume:
             return self._lead_at(class_index, voxel) + before.at(voxel) > 0
 
         return tuple(point for point in points if is_there(point) != point.positive)
+
+    def _agrees(self, class_index: int, box: Box, before: Correction) -> bool:
+        """Tell whether a box says what the mask says."""
+        seen = looked_at(box, self._logits_shape)
+        inside = zip(seen, self._inside, strict=True)
+        padded = tuple(slice(part.start + whole.start, part.stop + whole.start) for part, whole in inside)
+        lead_zyx = self._lead(self._logits[(slice(None), *padded)].float(), class_index).numpy()
+        z, y, x = (part.start for part in seen)
+        return box_agrees(lead_zyx + before.values_in((z, y, x), lead_zyx.shape) > 0, seen, box)
 
     def _stitched(
         self, class_index: int, prompts: ClassPrompts, standing: Callable[[Voxel], _Standing], windows: Sequence[Voxel]
