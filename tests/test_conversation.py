@@ -5,7 +5,7 @@ import pytest
 
 from sam3dnet.inference.classes import PromptClass
 from sam3dnet.inference.conversation import Conversation
-from sam3dnet.inference.correction import NO_CORRECTION, CorrectedBox, Correction
+from sam3dnet.inference.correction import CorrectedBox, Correction
 from sam3dnet.prompts.placing import PlacedPrompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -17,15 +17,15 @@ class Answering:
     """Gives a new correction to every question, and draws label maps in which the clicks are obeyed.
 
     Attributes:
-        asked: Class, clicks (voxel, positive), number of boxes, and the correction before.
+        asked: Class, clicks (voxel, positive), number of boxes, and the mask.
     """
 
     def __init__(self):
         self.asked = []
 
-    def answer(self, number, prompts, before):
+    def answer(self, number, prompts):
         points = [(point.voxel, point.positive) for point in prompts.points]
-        self.asked.append((number, points, len(prompts.boxes), before))
+        self.asked.append((number, points, len(prompts.boxes), prompts.mask))
         return Correction((CorrectedBox((0, 0, 0), np.full(SHAPE, len(self.asked), np.float32)),))
 
     def export(self, corrections, clicks):
@@ -62,22 +62,16 @@ def test_clicks_that_agree_with_what_is_seen_ask_nothing():
     assert not answering.asked
 
 
-def test_an_answer_goes_on_from_the_one_before_with_all_that_was_clicked():
+def test_what_disagrees_is_answered_with_all_that_was_said_before():
     conversation, answering = make_conversation()
-    acts = [{1: said((0, 1, 1))}, {1: said((1, 1, 1))}, {1: said((1, 1, 1))}, {1: said((1, 2, 2))}]
-    conversation.after(acts)
-    (number, points, _, before), (_, again, _, first) = answering.asked
-    assert (number, points, before) == (1, [((0, 1, 1), True), ((1, 1, 1), True)], NO_CORRECTION)
-    assert again == [*points, ((1, 1, 1), True), ((1, 2, 2), True)]
-    assert first.at((0, 0, 0)) == 1
-
-
-def test_boxes_are_answered_once_and_a_mask_takes_the_place_of_earlier_answers():
-    conversation, answering = make_conversation()
-    box, mask = Box((0, 0, 0), (1, 1, 1)), np.ones(SHAPE, bool)
-    conversation.after([{1: said(boxes=(box,))}, {1: said((1, 1, 1))}, {1: said(mask=mask)}])
-    assert [boxes for _, _, boxes, _ in answering.asked] == [1, 0, 1]
-    assert [before is NO_CORRECTION for _, _, _, before in answering.asked] == [True, False, True]
+    box, masks = Box((0, 0, 0), (1, 1, 1)), np.ones((2, *SHAPE), bool)
+    acts = [{1: said((0, 1, 1))}, {1: said((1, 1, 1))}, {1: said((1, 1, 1))}, {1: said(boxes=(box,), mask=masks[0])}]
+    conversation.after([*acts, {1: said(mask=masks[1])}])
+    (number, points, _, _), (_, again, boxes, mask), (_, _, _, last) = answering.asked
+    assert (number, points) == (1, [((0, 1, 1), True), ((1, 1, 1), True)])
+    assert (again, boxes) == ([*points, ((1, 1, 1), True)], 1)
+    assert mask is masks[0] or mask.base is masks
+    np.testing.assert_array_equal(last, masks[1])
 
 
 def test_what_was_answered_before_is_kept():
@@ -96,8 +90,8 @@ def test_what_was_answered_before_is_kept():
 def test_a_click_on_one_class_says_that_another_is_not_there_where_it_was_not_found():
     conversation, answering = make_conversation()
     conversation.after([{1: said((1, 0, 0))}, {2: said((1, 2, 2), (0, 0, 0))}])
-    of_first = [(points, before) for number, points, _, before in answering.asked if number == 1]
-    assert [points for points, _ in of_first] == [[((1, 0, 0), True)]]  # it is not there, so this denies nothing
+    of_first = [points for number, points, *_ in answering.asked if number == 1]
+    assert of_first == [[((1, 0, 0), True)]]  # it is not seen at the other places, so nothing is asked anew
     conversation.after([{1: said((1, 0, 0))}, {2: said((1, 2, 2), (0, 0, 0))}, {1: said((1, 1, 1))}])
     number, points, _, _ = answering.asked[-1]
     assert (number, points) == (1, [((1, 0, 0), True), ((1, 2, 2), False), ((1, 1, 1), True)])
@@ -116,20 +110,13 @@ def test_regions_may_lie_on_each_other():
     assert [number for number, *_ in answering.asked] == [1, 2]
 
 
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_sums_of_corrections_are_in_boxes_of_which_no_two_overlap(order):
-    values = np.random.default_rng(0).normal(size=(3, 2, 2, 2)).astype(np.float32)
-    boxes = [CorrectedBox(low, values[n]) for n, low in enumerate(((0, 0, 0), (1, 1, 3), (0, 1, 1)))]
+def test_what_corrections_add_in_a_box_is_their_sum():
+    values = np.random.default_rng(0).normal(size=(2, 2, 2, 2)).astype(np.float32)
+    boxes = tuple(CorrectedBox(low, values[n]) for n, low in enumerate(((0, 0, 0), (1, 1, 1))))
     expected = np.zeros((3, 3, 5), np.float32)
     for box in boxes:
         expected[box.box] += box.values_zyx
-    total = NO_CORRECTION
-    for number in order:
-        total = total.plus(Correction((boxes[number],)))
-    np.testing.assert_allclose(total.values_in((0, 0, 0), (3, 3, 5)), expected, atol=1e-6)
-    assert len(total.boxes) == 2
-    assert not total.boxes[0].overlaps(total.boxes[1])
-    np.testing.assert_allclose(total.values_in((-1, 1, 1), (3, 2, 3))[1:], expected[:2, 1:3, 1:4], atol=1e-6)
+    total = Correction(boxes)
+    np.testing.assert_array_equal(total.values_in((0, 0, 0), (3, 3, 5)), expected)
+    np.testing.assert_array_equal(total.values_in((-1, 1, 1), (3, 2, 3))[1:], expected[:2, 1:3, 1:4])
     assert total.at((1, 1, 1)) == pytest.approx(float(expected[1, 1, 1]))
-    total.boxes[0].values_zyx[...] = 99
-    assert all(box.values_zyx.max() < 99 for box in boxes)

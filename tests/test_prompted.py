@@ -216,38 +216,6 @@ def test_clicks_that_agree_are_told_but_open_no_windows_of_their_own():
     np.testing.assert_array_equal(corrected(logits, correction), image[0].numpy() > 0)
 
 
-def test_an_answer_goes_on_from_an_earlier_one_and_leaves_it_as_it_was():
-    image, logits = snake()
-    volume, network = make_volume(image, logits)
-    first = volume.correction(1, clicks((2, 10, 4)))
-    values, asked = whole(first, SHAPE), len(network.asked)
-    assert volume.correction(1, clicks((2, 10, 4), (1, 50, 3)), first) is first
-    both = volume.correction(1, clicks((2, 10, 4), (2, 25, 8)), first)
-    assert len(network.asked) > asked
-    np.testing.assert_array_equal(corrected(logits, both), image[0].numpy() > 0)
-    np.testing.assert_array_equal(whole(first, SHAPE), values)
-    back = volume.correction(1, ClassPrompts((Point((2, 10, 4)), Point((2, 25, 8)), Point((1, 22, 7), False))), both)
-    assert not corrected(logits, back)[1, 22, 7]
-    assert corrected(logits, back)[2, 10, 4]
-
-
-def test_the_network_is_told_the_margin_after_the_earlier_answer():
-    image, logits = blank(NARROW)
-    margins = []
-
-    class Noting(ConstantNetwork):
-        def prompted(self, features, batch, margin_Qzyx):
-            margins.append(float(margin_Qzyx.max()))
-            return super().prompted(features, batch, margin_Qzyx)
-
-    volume, _ = make_volume(image, logits, [Noting(3.0)])
-    first = volume.correction(1, clicks((1, 30, 3), (1, 30, 5)))
-    volume.correction(1, clicks((1, 30, 3), (1, 30, 5), (3, 33, 1)), first)
-    automatic = -FAR - np.logaddexp(FAR, -FAR)
-    assert margins[0] == pytest.approx(automatic, abs=1e-3)
-    assert margins[-1] == pytest.approx(automatic + whole(first, NARROW).max(), abs=1e-3)
-
-
 def test_the_order_of_clicks_and_their_repetition_do_not_matter():
     image, logits = snake()
     points = (Point((2, 10, 4)), Point((2, 25, 8)), Point((0, 30, 2), False), Point((4, 12, 1)), Point((4, 14, 2)))

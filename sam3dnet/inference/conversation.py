@@ -11,13 +11,13 @@ from typing import TypeAlias
 import numpy as np
 
 from sam3dnet.inference.classes import PromptClass
-from sam3dnet.inference.correction import NO_CORRECTION, Correction
+from sam3dnet.inference.correction import Correction
 from sam3dnet.inference.prompted_export import Click
 from sam3dnet.prompts.placing import PlacedPrompts
 from sam3dnet.prompts.types import ClassPrompts
 
 Act: TypeAlias = Mapping[int, PlacedPrompts]  # by channel of the logits
-Answer = Callable[[int, ClassPrompts, Correction], Correction]
+Answer = Callable[[int, ClassPrompts], Correction]
 Export = Callable[[Mapping[int, Correction], Sequence[Click]], np.ndarray]
 
 
@@ -45,7 +45,7 @@ class Conversation:
 
     Args:
         automatic_ZYX: Label map before anything is said, on the image's grid.
-        answer: Gives the correction of a class that goes on from an earlier one, see `PromptedVolume.correction`.
+        answer: Gives the correction of a class under all that was said of it, see `PromptedVolume.correction`.
         export: Gives the label map under corrections and clicks, see `PromptedExport.label_map`.
         classes: By channel of the logits.
         exclusive: Whether a voxel is of one class alone; then a click on one class says that others are not there.
@@ -80,13 +80,8 @@ class Conversation:
             own = act.get(number, PlacedPrompts(ClassPrompts(), ClassPrompts()))
             denied = self._denied(number, act)
             said[number] = together(said.get(number, ClassPrompts()), denied.prompts, own.prompts)
-            if self._agrees(number, own, state) and self._agrees(number, denied, state):
-                continue
-            if own.prompts.mask is not None:  # in place of what was answered before
-                corrections[number] = self._answer(number, said[number], NO_CORRECTION)
-            else:
-                asked = replace(own.prompts, points=said[number].points)
-                corrections[number] = self._answer(number, asked, corrections.get(number, NO_CORRECTION))
+            if not (self._agrees(number, own, state) and self._agrees(number, denied, state)):
+                corrections[number] = self._answer(number, said[number])
         new = [(number, point) for number, placed in act.items() for point in placed.on_image.points]
         clicks = (*state.clicks, *(Click(number, point.voxel, point.positive) for number, point in new))
         return State(self._export(corrections, clicks), act, said, clicks, corrections)

@@ -41,11 +41,6 @@ class CorrectedBox:
         sides = zip(voxel, self.low, self.high, strict=True)
         return min(min(at - first, stop - 1 - at) for at, first, stop in sides)
 
-    def overlaps(self, other: "CorrectedBox") -> bool:
-        """Tell whether a voxel lies in both boxes."""
-        sides = zip(self.box, other.box, strict=True)
-        return all(one.start < two.stop and two.start < one.stop for one, two in sides)
-
     def add_to(self, values_zyx: Floats, low: Voxel) -> None:
         """Add what lies in a box that begins at a voxel to its values, in place."""
         ours, theirs = [], []
@@ -85,26 +80,5 @@ class Correction:
             one.add_to(values, low)
         return values
 
-    def plus(self, other: "Correction") -> "Correction":
-        """Give the sum of two, in boxes of its own of which no two overlap."""
-        waiting = [*self.boxes, *other.boxes]
-        boxes: list[CorrectedBox] = []
-        while waiting:
-            one = waiting.pop()
-            touching = [box for box in boxes if box.overlaps(one)]
-            if not touching:
-                boxes.append(CorrectedBox(one.low, one.values_zyx.copy()))
-                continue
-            boxes = [box for box in boxes if not box.overlaps(one)]
-            waiting.append(_sum([one, *touching]))
-        return Correction(tuple(boxes))
-
 
 NO_CORRECTION = Correction(())
-
-
-def _sum(boxes: Sequence[CorrectedBox]) -> CorrectedBox:
-    """Add up boxes in the box around them."""
-    z, y, x = (min(box.low[axis] for box in boxes) for axis in range(3))
-    shape = [max(box.high[axis] for box in boxes) - first for axis, first in enumerate((z, y, x))]
-    return CorrectedBox((z, y, x), Correction(tuple(boxes)).values_in((z, y, x), shape))

@@ -1,13 +1,13 @@
 """Answers to prompts in a whole preprocessed image: what they add to the automatic logits of a class.
 
-An answer goes on from an earlier one, or from the automatic mask, and does not depend on the order of the prompts.
-Clicks and boxes that say what that mask says change nothing by themselves. An answer begins in the windows at the
-prompts and goes on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
+An answer depends on the prompts alone, not on earlier answers or on the order of the prompts. Clicks and boxes that say
+what the automatic mask says change nothing by themselves. An answer begins in the windows at the other prompts and goes
+on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
 
 Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of the image, z y x of a window.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -48,8 +48,8 @@ class Promptable(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class _Standing:
-    """What is known of a class in a window before the prompts.
+class _Automatic:
+    """What is known of a class in a window without prompts.
 
     Attributes:
         margin_Qzyx: Logit of the class against all others, on the device of the network.
@@ -104,65 +104,54 @@ class PromptedVolume:
         self._cache = FeatureCache() if cache is None else cache
 
     @torch.inference_mode()
-    def correction(self, class_index: int, prompts: ClassPrompts, before: Correction = NO_CORRECTION) -> Correction:
+    def correction(self, class_index: int, prompts: ClassPrompts) -> Correction:
         """Answer the prompts of one class.
 
         Args:
             class_index: Channel of the logits.
-            prompts: In voxels (z, y, x) of the preprocessed image: clicks, those answered before too, and new boxes and
-                mask.
-            before: The answer from which this one goes on.
+            prompts: In voxels (z, y, x) of the preprocessed image.
 
         Returns:
-            What is added to the logits of the class; `before` where the prompts ask for no change.
+            What is added to the logits of the class; nothing where the prompts ask for no change.
         """
         prompts = replace(prompts, points=one_click_a_voxel(prompts.points, self._logits_shape))
         complaint = replace(
             prompts,
-            points=self._disputed(class_index, prompts.points, before),
-            boxes=tuple(box for box in prompts.boxes if not self._agrees(class_index, box, before)),
+            points=self._disputed(class_index, prompts.points),
+            boxes=tuple(box for box in prompts.boxes if not self._agrees(class_index, box)),
         )
         if not complaint:
-            return before
+            return NO_CORRECTION
         padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
-        standing = partial(self._standing, class_index, before)
         windows = first_windows(self._grid, named)
-        stitching = self._stitched(class_index, padded, standing, windows)
+        stitching = self._stitched(class_index, padded, windows)
         middle = self._middle(named, stitching)
         if middle is not None:
             padded = replace(padded, points=(*padded.points, middle))
-            stitching = self._stitched(class_index, padded, standing, windows)
-        answer = Correction(tuple(map(self._cut_to_image, stitching.result(named).boxes)))
-        correction = before.plus(answer)
+            stitching = self._stitched(class_index, padded, windows)
+        correction = Correction(tuple(map(self._cut_to_image, stitching.result(named).boxes)))
         self._obey(class_index, prompts.points, correction)
         return correction
 
-    def _disputed(self, class_index: int, points: Sequence[Point], before: Correction) -> tuple[Point, ...]:
-        """Give the clicks that say something else than the mask."""
+    def _disputed(self, class_index: int, points: Sequence[Point]) -> tuple[Point, ...]:
+        """Give the clicks that say something else than the automatic mask."""
+        leads = [self._lead_at(class_index, nearest_voxel(point.at, self._logits_shape)) for point in points]
+        return tuple(point for point, lead in zip(points, leads, strict=True) if (lead > 0) != point.positive)
 
-        def is_there(point: Point) -> bool:
-            voxel = nearest_voxel(point.at, self._logits_shape)
-            return self._lead_at(class_index, voxel) + before.at(voxel) > 0
-
-        return tuple(point for point in points if is_there(point) != point.positive)
-
-    def _agrees(self, class_index: int, box: Box, before: Correction) -> bool:
-        """Tell whether a box says what the mask says."""
+    def _agrees(self, class_index: int, box: Box) -> bool:
+        """Tell whether a box says what the automatic mask says."""
         seen = looked_at(box, self._logits_shape)
         inside = zip(seen, self._inside, strict=True)
         padded = tuple(slice(part.start + whole.start, part.stop + whole.start) for part, whole in inside)
         lead_zyx = self._lead(self._logits[(slice(None), *padded)].float(), class_index).numpy()
-        z, y, x = (part.start for part in seen)
-        return box_agrees(lead_zyx + before.values_in((z, y, x), lead_zyx.shape) > 0, seen, box)
+        return box_agrees(lead_zyx > 0, seen, box)
 
-    def _stitched(
-        self, class_index: int, prompts: ClassPrompts, standing: Callable[[Voxel], _Standing], windows: Sequence[Voxel]
-    ) -> Stitching:
+    def _stitched(self, class_index: int, prompts: ClassPrompts, windows: Sequence[Voxel]) -> Stitching:
         """Ask the networks in some windows, then in further ones for as long as the mask grows."""
         stitching, waiting = Stitching(self._grid), list(windows)
         while waiting:
             so_far = stitching if len(stitching) else None
-            answers = [self._answer(index, class_index, prompts, standing(index), so_far) for index in waiting]
+            answers = [self._answer(index, class_index, prompts, so_far) for index in waiting]
             for index, (values, lead) in zip(waiting, answers, strict=True):
                 stitching.add(index, values, lead)
             waiting = stitching.next_windows()
@@ -193,7 +182,7 @@ class PromptedVolume:
         return Point((z, y, x))
 
     def _answer(
-        self, index: Voxel, class_index: int, prompts: ClassPrompts, standing: _Standing, so_far: Stitching | None
+        self, index: Voxel, class_index: int, prompts: ClassPrompts, so_far: Stitching | None
     ) -> tuple[Floats, Floats]:
         """Ask the networks about one window.
 
@@ -201,49 +190,39 @@ class PromptedVolume:
             index: Of the window.
             class_index: Channel of the logits.
             prompts: In voxels of the padded image.
-            standing: Before the prompts.
             so_far: What the windows before said, which this one continues; None where the prompts begin.
 
         Returns:
             The correction, and by how much the class leads all others before it.
         """
+        automatic = self._cache.get(("automatic", class_index, index), partial(self._automatic, index, class_index))
         inside = prompts_in_window(prompts, self._grid.corner(index), self._grid.patch_size)
         if so_far is not None:
-            lead = standing.lead_zyx
+            lead = automatic.lead_zyx
             inside = self._continued(inside, so_far.mask_in(index, lead), lead > 0)
         batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
         total: Tensor | None = None
         with autocast_to(self._precision, self._device):
             for fold, network in enumerate(self._networks):
                 features = self._cache.get((fold, index), partial(self._features, network, index))
-                correction = network.prompted(features, batch, standing.margin_Qzyx)[0].float()
+                correction = network.prompted(features, batch, automatic.margin_Qzyx)[0].float()
                 total = correction if total is None else total + correction
         assert total is not None
-        return (total / len(self._networks)).cpu().numpy(), standing.lead_zyx
+        return (total / len(self._networks)).cpu().numpy(), automatic.lead_zyx
 
-    def _standing(self, class_index: int, before: Correction, index: Voxel) -> _Standing:
-        """Give what is known of a class in a window after an earlier answer."""
-        automatic = self._cache.get(("automatic", class_index, index), partial(self._automatic, index, class_index))
-        z, y, x = (at - part.start for at, part in zip(self._grid.corner(index), self._inside, strict=True))
-        added_zyx = before.values_in((z, y, x), self._grid.patch_size)
-        if not added_zyx.any():
-            return automatic
-        margin_Qzyx = automatic.margin_Qzyx + torch.from_numpy(added_zyx).to(self._device)
-        return _Standing(margin_Qzyx, automatic.lead_zyx + added_zyx)
-
-    def _automatic(self, index: Voxel, class_index: int) -> _Standing:
+    def _automatic(self, index: Voxel, class_index: int) -> _Automatic:
         logits_Kzyx = self._logits[(slice(None), *self._grid.box(index))].to(self._device).float()
         class_Q = torch.tensor([class_index], device=self._device)
         margin_Qzyx = class_margin(logits_Kzyx[None], class_Q, self._regions)
-        return _Standing(margin_Qzyx, self._lead(logits_Kzyx, class_index).cpu().numpy())
+        return _Automatic(margin_Qzyx, self._lead(logits_Kzyx, class_index).cpu().numpy())
 
-    def _continued(self, inside: ClassPrompts, so_far_zyx: Mask, before_zyx: Mask) -> ClassPrompts:
+    def _continued(self, inside: ClassPrompts, so_far_zyx: Mask, automatic_zyx: Mask) -> ClassPrompts:
         """Tell a window what the windows before it changed: by a click where they did, and by their mask.
 
         The mask alone would not do: half of a false object that was removed looks like half of a true one that is
         unfinished.
         """
-        added, removed = so_far_zyx & ~before_zyx, before_zyx & ~so_far_zyx
+        added, removed = so_far_zyx & ~automatic_zyx, automatic_zyx & ~so_far_zyx
         clicks = [
             Point(innermost_voxel(changed, self._spacing_mm), positive)
             for changed, positive in ((added, True), (removed, False))

@@ -110,9 +110,8 @@ class TrainingPrompter:
             self._correct(before_Qzyx, agrees)
         for _ in range(self._corrections):
             with torch.no_grad():
-                margin_Qzyx = self._ask(network, features, margin_Qzyx).float()
-            self._queries = [_clicks_of(query) for query in self._queries]
-            self._correct(_is_positive(margin_Qzyx), [True] * len(self._queries))
+                answer_Qzyx = _is_positive(self._ask(network, features, margin_Qzyx))
+            self._correct(answer_Qzyx, [True] * len(self._queries))
         return PromptAnswer(
             self._ask(network, features, margin_Qzyx),
             torch.from_numpy(self._truth_Qzyx).to(margin_Qzyx.device),
@@ -151,11 +150,6 @@ class TrainingPrompter:
             voxel = random_voxel(errors_zyx > 0, self._rng)
             return Point(voxel, positive=bool(errors_zyx[voxel] == MISSED))
         return click_on_errors(errors_zyx, self._classes.spacing_mm)
-
-
-def _clicks_of(query: Query) -> Query:
-    """Leave out what was answered once and for all, boxes and mask."""
-    return replace(query, prompts=ClassPrompts(query.prompts.points))
 
 
 def agrees_with(prompts: ClassPrompts, mask_zyx: npt.NDArray[np.bool_]) -> bool:
