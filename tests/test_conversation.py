@@ -84,6 +84,7 @@ def test_what_was_answered_before_is_kept():
     assert len(answering.asked) == 3  # what was taken back is forgotten
     assert (conversation.after([one, three])[1, 0] == [1, 0, 1, 0]).all()
     assert (first[1, 0] == [1, 0, 0, 0]).all()
+    assert (conversation.after([one])[1, 0] == [1, 0, 0, 0]).all()
     np.testing.assert_array_equal(conversation.after([]), automatic())
 
 

@@ -26,14 +26,12 @@ class State:
     """How things stand after some acts.
 
     Attributes:
-        labels_ZYX: The label map, on the image's grid.
         act: The last one; None before the first.
         said: All that was said, by channel of the logits, in preprocessed voxels.
         clicks: All clicks, in their order.
         corrections: By channel of the logits.
     """
 
-    labels_ZYX: np.ndarray
     act: Act | None = None
     said: Mapping[int, ClassPrompts] = field(default_factory=dict)
     clicks: tuple[Click, ...] = ()
@@ -41,7 +39,7 @@ class State:
 
 
 class Conversation:
-    """The label maps after acts; those that two questions begin with are answered once.
+    """The label maps after acts; those that two questions begin with are answered once, one label map is kept.
 
     Args:
         automatic_ZYX: Label map before anything is said, on the image's grid.
@@ -62,7 +60,9 @@ class Conversation:
         self._answer, self._export = answer, export
         self._classes = classes
         self._exclusive = exclusive
-        self._states = [State(automatic_ZYX)]
+        self._automatic = automatic_ZYX
+        self._states = [State()]
+        self._shown = self._states[0], automatic_ZYX
 
     def after(self, acts: Sequence[Act]) -> np.ndarray:
         """Give the label map after some acts, in their order; it is not to be changed."""
@@ -72,19 +72,27 @@ class Conversation:
         self._states = self._states[: known + 1]
         for act in acts[known:]:
             self._states.append(self._next(self._states[-1], act))
-        return self._states[-1].labels_ZYX
+        return self._labels_of(self._states[-1])
+
+    def _labels_of(self, state: State) -> np.ndarray:
+        """Give the label map of a state, anew where it is not the one that was shown last."""
+        if state is not self._shown[0]:
+            is_first = state is self._states[0]
+            labels_ZYX = self._automatic if is_first else self._export(state.corrections, state.clicks)
+            self._shown = state, labels_ZYX
+        return self._shown[1]
 
     def _next(self, state: State, act: Act) -> State:
-        said, corrections = dict(state.said), dict(state.corrections)
+        said, corrections, labels_ZYX = dict(state.said), dict(state.corrections), self._labels_of(state)
         for number in self._classes:
             own = act.get(number, PlacedPrompts(ClassPrompts(), ClassPrompts()))
             denied = self._denied(number, act)
             said[number] = together(said.get(number, ClassPrompts()), denied.prompts, own.prompts)
-            if not (self._agrees(number, own, state) and self._agrees(number, denied, state)):
+            if not (self._agrees(number, own, labels_ZYX) and self._agrees(number, denied, labels_ZYX)):
                 corrections[number] = self._answer(number, said[number])
         new = [(number, point) for number, placed in act.items() for point in placed.on_image.points]
         clicks = (*state.clicks, *(Click(number, point.voxel, point.positive) for number, point in new))
-        return State(self._export(corrections, clicks), act, said, clicks, corrections)
+        return State(act, said, clicks, corrections)
 
     def _denied(self, number: int, act: Act) -> PlacedPrompts:
         """Give the clicks that say that a class is not there, since another one is.
@@ -97,19 +105,20 @@ class Conversation:
             if len(placed.on_image.points) != len(placed.prompts.points):
                 continue  # some lie where the network does not see them
             for on_image, point in zip(placed.on_image.points, placed.prompts.points, strict=True):
-                if point.positive and not self._is_there(number, on_image.voxel, self._states[0]):
+                if point.positive and not self._is_there(number, on_image.voxel, self._automatic):
                     points.append(replace(point, positive=False))
                     clicked.append(replace(on_image, positive=False))
         return PlacedPrompts(ClassPrompts(tuple(points)), ClassPrompts(tuple(clicked)))
 
-    def _agrees(self, number: int, placed: PlacedPrompts, state: State) -> bool:
-        """Tell whether prompts of a class are only clicks that say what the label map says."""
+    def _agrees(self, number: int, placed: PlacedPrompts, labels_ZYX: np.ndarray) -> bool:
+        """Tell whether prompts of a class are only clicks that say what a label map says."""
         if placed.prompts.boxes or placed.prompts.mask is not None:
             return False
-        return all(self._is_there(number, point.voxel, state) == point.positive for point in placed.on_image.points)
+        points = placed.on_image.points
+        return all(self._is_there(number, point.voxel, labels_ZYX) == point.positive for point in points)
 
-    def _is_there(self, number: int, voxel: tuple[int, int, int], state: State) -> bool:
-        return int(state.labels_ZYX[voxel]) in self._classes[number].members
+    def _is_there(self, number: int, voxel: tuple[int, int, int], labels_ZYX: np.ndarray) -> bool:
+        return int(labels_ZYX[voxel]) in self._classes[number].members
 
 
 def together(*prompts: ClassPrompts) -> ClassPrompts:
