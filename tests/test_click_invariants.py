@@ -6,7 +6,8 @@ from scipy import ndimage
 from trained_models import SPACING_MM, draw_case, make_trained_model
 
 from sam3dnet.inference.session import PromptSession
-from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, random_voxels
+from sam3dnet.prompts.places import random_voxels
+from sam3dnet.prompts.sampling import corrective_click, innermost_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
 
 SHAPE = (10, 56, 50)

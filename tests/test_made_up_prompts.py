@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from two_objects import SPACING, at, two_objects
 
 from sam3dnet.prompts import made_up
 from sam3dnet.prompts.made_up import (
@@ -14,20 +15,6 @@ from sam3dnet.prompts.made_up import (
     negative_clicks,
     spoiled_mask,
 )
-
-SPACING = (3.0, 0.7, 1.1)
-
-
-def two_objects(shape=(7, 12, 15)):
-    """A large block and a single voxel."""
-    mask = np.zeros(shape, bool)
-    mask[1:5, 1:7, 2:8] = True
-    mask[5, 10, 13] = True
-    return mask
-
-
-def at(mask, voxel):
-    return bool(mask[tuple(int(v) for v in voxel)])
 
 
 def test_prompts_say_the_truth_and_every_kind_occurs(monkeypatch):
@@ -116,10 +103,10 @@ def test_clicks_lie_all_over_the_object_or_on_one_spot_in_its_middle_or_near_its
     many = [np.array([p.at for p in points if p.positive], int) for points in sets]
     many = [points for points in many if len(points) > 5]
     on_one_spot = [np.ptp(points, axis=0).max() <= 4 for points in many]
-    at_margin = [depth[tuple(points.T)].max() <= 2 for points in many]
+    at_margin = [depth[tuple(points.T)].max() <= 2 < np.ptp(points, axis=0).max() / 2 for points in many]
     central = [depth[tuple(points.T)].max() == depth.max() for points in many]
-    assert 0.08 < np.mean(on_one_spot) < 0.35
-    assert 0.1 < np.mean(at_margin) < 0.4
+    assert 0.1 < np.mean(on_one_spot) < 0.25
+    assert 0.1 < np.mean(at_margin) < 0.25
     assert 0.2 < np.mean(central) < 0.6
 
 

@@ -4,7 +4,7 @@ from itertools import islice
 
 import numpy as np
 
-from sam3dnet.prompts.places import innermost_voxels, uniform_voxels
+from sam3dnet.prompts.places import innermost_voxels, random_voxels, uniform_voxels
 
 SPACING_MM = (3.0, 0.7, 1.1)
 
@@ -41,3 +41,11 @@ def test_a_second_place_in_one_component_lies_in_the_middle_of_what_is_left() ->
     apart = [abs(a[2] - b[2]) * 1.1 for a, b in ((first, second), (first, third), (second, third))]
     assert min(apart) >= 4 or abs(first[1] - second[1]) >= 4
     assert mask.all()
+
+
+def test_random_voxels_are_the_first_uniform_ones():
+    mask = np.zeros((3, 4, 5), bool)
+    mask[1, 1:3, 2:] = True
+    expected = list(islice(uniform_voxels(mask, np.random.default_rng(3)), 6))
+    assert random_voxels(mask, 6, np.random.default_rng(3)) == expected
+    assert random_voxels(mask, 0, np.random.default_rng(3)) == []

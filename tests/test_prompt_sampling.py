@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from two_objects import SPACING, at, two_objects
 
 from sam3dnet.prompts.sampling import (
     corrective_click,
@@ -10,23 +11,8 @@ from sam3dnet.prompts.sampling import (
     margin_voxel,
     random_component,
     random_voxel,
-    random_voxels,
 )
 from sam3dnet.prompts.types import Point
-
-SPACING = (3.0, 0.7, 1.1)
-
-
-def two_objects(shape=(7, 12, 15)):
-    """A large block and a single voxel."""
-    mask = np.zeros(shape, bool)
-    mask[1:5, 1:7, 2:8] = True
-    mask[5, 10, 13] = True
-    return mask
-
-
-def at(mask, voxel):
-    return bool(mask[tuple(int(v) for v in voxel)])
 
 
 def depth_by_hand(mask, voxel):
@@ -125,9 +111,3 @@ def test_a_random_voxel_is_each_voxel_of_the_mask_equally_often():
     voxels, counts = np.unique(drawn, axis=0, return_counts=True)
     assert {tuple(voxel) for voxel in voxels} == {tuple(voxel) for voxel in np.argwhere(mask)}
     assert counts.max() < 4 * counts.mean()
-
-
-def test_several_random_voxels_are_of_the_mask_and_may_come_twice():
-    drawn = random_voxels(two_objects(), 2000, np.random.default_rng(0))
-    assert all(at(two_objects(), voxel) for voxel in drawn)
-    assert len(set(drawn)) == two_objects().sum()

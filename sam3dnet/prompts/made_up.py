@@ -11,13 +11,13 @@ from numpy.random import Generator
 from scipy import ndimage
 
 from sam3dnet.prompts.depth import Mask, Voxel, box_of, cut_out, near_surface
+from sam3dnet.prompts.places import random_voxels
 from sam3dnet.prompts.sampling import (
     MARGIN_VOXELS,
     corner_of,
     innermost_voxel,
     random_component,
     random_voxel,
-    random_voxels,
     shifted,
 )
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
@@ -77,7 +77,7 @@ def negative_clicks(truth_ZYX: Mask, rng: Generator) -> tuple[Point, ...]:
     count = _how_many(MOST_NEGATIVE_CLICKS, rng)
     corner, close = _close_by(truth_ZYX)
     num_close = int(rng.binomial(count, 0.5)) if close.any() else 0
-    voxels = [shifted(voxel, corner) for voxel in (random_voxels(close, num_close, rng) if num_close else ())]
+    voxels = [shifted(voxel, corner) for voxel in random_voxels(close, num_close, rng)]
     voxels += [random_voxel(outside_ZYX, rng) for _ in range(count - num_close)]
     return tuple(Point(voxel, positive=False) for voxel in voxels)
 
@@ -90,7 +90,7 @@ def _how_many(most: int, rng: Generator) -> int:
 def _from_the_centre(truth_ZYX: Mask, count: int, spacing_mm: Sequence[float], rng: Generator) -> list[Voxel]:
     """Click the middle of one component, then anywhere."""
     first = innermost_voxel(random_component(truth_ZYX, rng), spacing_mm)
-    return [first, *(random_voxels(truth_ZYX, count - 1, rng) if count > 1 else ())]
+    return [first, *random_voxels(truth_ZYX, count - 1, rng)]
 
 
 def _near_the_margin(truth_ZYX: Mask, count: int, spacing_mm: Sequence[float], rng: Generator) -> list[Voxel]:

@@ -1,6 +1,7 @@
 """Sequences of places in an object for clicks that are chosen before any answer is seen."""
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import cc3d
 import numpy as np
@@ -23,6 +24,11 @@ def uniform_voxels(mask_ZYX: Mask, rng: Generator) -> Iterator[Voxel]:
     while True:
         z, y, x = np.unravel_index(voxels[rng.integers(len(voxels))], mask_ZYX.shape)
         yield int(z), int(y), int(x)
+
+
+def random_voxels(mask_ZYX: Mask, count: int, rng: Generator) -> list[Voxel]:
+    """Give the first so many of `uniform_voxels`."""
+    return list(islice(uniform_voxels(mask_ZYX, rng), count))
 
 
 def innermost_voxels(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> Iterator[Voxel]:

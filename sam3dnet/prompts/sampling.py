@@ -70,12 +70,6 @@ def random_voxel(mask_ZYX: Mask, rng: Generator) -> Voxel:
     return z, int(y), int(x)
 
 
-def random_voxels(mask_ZYX: Mask, count: int, rng: Generator) -> list[Voxel]:
-    """Return random voxels of the mask, each of which may come more than once; the mask must not be empty."""
-    chosen = rng.choice(np.flatnonzero(mask_ZYX), count)
-    return [(int(z), int(y), int(x)) for z, y, x in np.stack(np.unravel_index(chosen, mask_ZYX.shape), -1)]
-
-
 def random_component(mask_ZYX: Mask, rng: Generator) -> Mask:
     """Return one connected component of the mask, each equally likely, so that small objects are not left out."""
     labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=CORNERS, return_N=True)
