@@ -303,3 +303,32 @@ def test_far_clicks_that_the_network_does_not_follow_are_obeyed_each_in_its_box(
     assert len(correction.boxes) == 2
     mask = corrected(logits, correction)
     assert mask[1, 20, 3] and mask[2, 180, 4] and not mask[3, 181, 4]
+
+
+@pytest.mark.parametrize("lead", [0.3, -0.3])
+def test_a_click_that_agrees_with_an_unsure_answer_far_from_all_others_is_left_alone(lead):
+    image, logits = blank(LONG)
+    image[0, 1:3, 20:30, 3:5] = 1
+    logits[1, 2, 180, 4] = FAR + lead
+    agreed = Point((2, 180, 4), positive=lead > 0)
+    volume, network = make_volume(image, logits)
+    correction = volume.correction(1, ClassPrompts((Point((2, 22, 4)), agreed)))
+    assert len(network.asked) == 1
+    assert not correction.looked_at((2, 180, 4))
+    assert corrected(logits, correction)[2, 180, 4] == (lead > 0)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_clicks_and_boxes_anywhere_are_answered_and_clicks_obeyed(seed):
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers((2, 8, 4), (9, 90, 30)).tolist())
+    logits = torch.from_numpy(rng.normal(0, 2, (3, *shape))).half()
+    image = torch.from_numpy((rng.random((1, *shape)) < 0.2).astype(np.float32))
+    voxels = dict.fromkeys(tuple(rng.integers(0, shape).tolist()) for _ in range(rng.integers(1, 9)))
+    points = tuple(Point(voxel, bool(rng.random() < 0.5)) for voxel in voxels)
+    corners = np.sort(rng.integers(0, shape, (2, 3)), 0)
+    boxes = (Box(*map(tuple, corners.tolist())),) if rng.random() < 0.3 else ()
+    networks = [ObjectNetwork(), ConstantNetwork(rng.normal()), CarelessNetwork()][seed % 3 :]
+    volume, _ = make_volume(image, logits, networks)
+    mask = corrected(logits, volume.correction(1, ClassPrompts(points, boxes)))
+    assert [bool(mask[tuple(map(int, point.at))]) for point in points] == [point.positive for point in points]

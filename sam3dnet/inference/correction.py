@@ -68,6 +68,10 @@ class Correction:
         """Give the box that reaches farthest around a voxel that was looked at."""
         return max(self.boxes, key=lambda one: one.room_around(voxel))
 
+    def looked_at(self, voxel: Voxel) -> bool:
+        """Tell whether a voxel lies in one of the boxes."""
+        return any(one.room_around(voxel) >= 0 for one in self.boxes)
+
     def at(self, voxel: Voxel) -> float:
         """Give what is added at a voxel."""
         holding = (one for one in self.boxes if one.room_around(voxel) >= 0)

@@ -248,8 +248,12 @@ class PromptedVolume:
         return logits_Kzyx[class_index] - highest
 
     def _obey(self, class_index: int, points: Sequence[Point], correction: Correction) -> None:
-        """Change the correction until clicked voxels are, or are not, of the class; what is close by follows."""
-        clicked = {nearest_voxel(point.at, self._logits_shape): point.positive for point in points}
+        """Change the correction until clicked voxels are, or are not, of the class; what is close by follows.
+
+        Nobody looked at clicks that agree and lie apart from all that are disputed: they are left as they are.
+        """
+        by_voxel = {nearest_voxel(point.at, self._logits_shape): point.positive for point in points}
+        clicked = {voxel: positive for voxel, positive in by_voxel.items() if correction.looked_at(voxel)}
         for voxel, positive in clicked.items():
             missing = self._missing(class_index, voxel, positive, correction)
             if missing:
