@@ -92,6 +92,7 @@ def test_every_class_is_asked_for_and_the_truth_is_that_class():
 
 def test_corrective_clicks_answer_the_present_prediction(monkeypatch):
     monkeypatch.setattr(drawing, "SPOILED_MARGIN", 0.0)
+    monkeypatch.setattr(prompting, "SHARE_OF_CLICKS", {1: 1.0})
 
     def always_misses(batch, margin):
         return torch.full_like(margin, -40.0)
@@ -206,6 +207,7 @@ def test_answers_are_corrected_none_to_three_times():
 
 def test_each_correction_is_the_corrective_click_on_the_answer_before(monkeypatch):
     monkeypatch.setattr(prompting, "ANYWHERE", 0.0)
+    monkeypatch.setattr(prompting, "SHARE_OF_CLICKS", {1: 1.0})
     target = make_target()
     target[0, 0, :, 12:] = 3
     classes = Classes((1, 2), False, 3, LABELS.spacing_mm, LABELS.token_stride)
@@ -288,6 +290,7 @@ def test_waves_are_smooth_and_as_high_as_drawn():
 
 def test_a_query_whose_clicks_all_agree_gets_one_click_that_does_not(monkeypatch):
     monkeypatch.setattr(prompting, "ANYWHERE", 0.0)
+    monkeypatch.setattr(prompting, "SHARE_OF_CLICKS", {1: 1.0})
     target = make_target(1)
     truth = target[0, 0] == 1
     features = make_features(target)
@@ -319,6 +322,27 @@ def test_some_corrections_are_clicks_anywhere_in_what_is_wrong(monkeypatch):
         z, y, x = network.asked[0].points_QP3[0, 0].int().tolist()
         assert target[0, 0, z, y, x] == 1 and network.asked[0].polarity_QP[0, 0] == 1
     assert 6 < len(places) < 25
+
+
+def test_a_correction_is_one_click_or_several_that_lie_apart_each_in_what_is_wrong():
+    target = make_target(1)
+    truth = target[0, 0] == 1
+    features = make_features(target)
+    features.logits[0][:, 1] = -10  # all is missed
+    features.logits[0][:, 1, :, 13:] = 10  # and this is false
+    counts = []
+    for seed in range(200):
+        network = Answering(lambda batch, margin: torch.zeros_like(margin))
+        TrainingPrompter([Question(Query(0, 1))], target, LABELS, 0, np.random.default_rng(seed))(network, features)
+        voxels = network.asked[0].points_QP3[0].int()
+        for (z, y, x), polarity in zip(voxels.tolist(), network.asked[0].polarity_QP[0].tolist(), strict=True):
+            assert polarity == int(truth[z, y, x]) and (polarity == 1 or y >= 13)
+        apart = (voxels[:, None] - voxels[None]).abs().amax(-1) + 99 * torch.eye(len(voxels), dtype=torch.int)
+        assert apart.min() > prompting.APART
+        counts.append(len(voxels))
+    shares = np.bincount(counts, minlength=9) / len(counts)
+    np.testing.assert_allclose(shares[[1, 2, 4]], [0.6, 0.2, 0.12], atol=0.08)
+    assert set(counts) > {1, 2, 4} and max(counts) <= 8
 
 
 class Loader:

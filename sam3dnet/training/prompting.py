@@ -25,6 +25,8 @@ from sam3dnet.training.drawing import Question
 from sam3dnet.training.target_classes import Classes
 
 SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # how often none, one, two, three
+SHARE_OF_CLICKS = {1: 0.6, 2: 0.2, 4: 0.12, 8: 0.08}  # how often a correction is so many clicks at once
+APART = 2  # voxels along each axis that a click of these leaves free around it
 ANYWHERE = 0.15  # how often a correction is any voxel of the errors, in place of the innermost one of the largest
 DICE_SMOOTHING = 1.0
 
@@ -140,10 +142,17 @@ class TrainingPrompter:
         self._queries = [self._corrected(query, wrong) if chosen else query for query, wrong, chosen in asked]
 
     def _corrected(self, query: Query, errors_zyx: npt.NDArray[np.uint8]) -> Query:
-        click = self._click(errors_zyx)
-        if click is None:
-            return query
-        return replace(query, prompts=replace(query.prompts, points=(*query.prompts.points, click)))
+        clicks = self._clicks(errors_zyx)
+        return replace(query, prompts=replace(query.prompts, points=(*query.prompts.points, *clicks)))
+
+    def _clicks(self, errors_zyx: npt.NDArray[np.uint8]) -> list[Point]:
+        """Click one or several errors, or places of one, as a user would one after the other if nothing changed."""
+        count = self._rng.choice(list(SHARE_OF_CLICKS), p=list(SHARE_OF_CLICKS.values()))
+        left_zyx, clicks = errors_zyx.copy(), list[Point]()
+        while len(clicks) < count and (click := self._click(left_zyx)) is not None:
+            clicks.append(click)
+            left_zyx[tuple(slice(max(0, at - APART), at + APART + 1) for at in click.voxel)] = 0
+        return clicks
 
     def _click(self, errors_zyx: npt.NDArray[np.uint8]) -> Point | None:
         if self._rng.random() < ANYWHERE and errors_zyx.any():
