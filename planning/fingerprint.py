@@ -7,7 +7,6 @@ that one that has gone stale is made anew.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -26,6 +25,7 @@ from sam3dnet.preprocessing.cases import (
     read_dataset_json,
 )
 from sam3dnet.preprocessing.folders import Folders, write_json
+from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
 from sam3dnet.preprocessing.workers import Workers, map_cases
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,8 @@ def load_or_make_fingerprint(
     fingerprint[BLOCK]["foreground_quantiles"] = foreground_quantiles(measures, num_channels)
     write_json(fingerprint_file, fingerprint)
     # Read back, so that a first run and every later one plan from the very same values.
-    return json.loads(fingerprint_file.read_text())
+    stored: dict[str, Any] = read_json(fingerprint_file, DatasetError, "plan again")
+    return stored
 
 
 def files_record(raw_folder: Path, cases: Iterable[TrainingCase]) -> dict[str, Any]:
@@ -105,12 +106,11 @@ def read_if_current(fingerprint_file: Path, record: dict[str, Any]) -> dict[str,
     """Read the fingerprint if it is ours, readable and made from the files of `record`."""
     if not fingerprint_file.is_file():
         return None
-    try:
-        fingerprint: dict[str, Any] = json.loads(fingerprint_file.read_text())
-        block = fingerprint.get(BLOCK, {})
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    fingerprint = read_json_if_whole(fingerprint_file)
+    if fingerprint is None:
         logger.warning("%s is damaged; it is made anew", fingerprint_file)
         return None
+    block = fingerprint.get(BLOCK, {})
     if block.get("version") != BLOCK_VERSION or block.get("files") != record:
         logger.info("%s was made from other files or by another program; it is made anew", fingerprint_file)
         return None

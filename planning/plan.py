@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from sam3dnet.errors import PlanError
 from sam3dnet.planning.methods import NETWORK_CLASSES
 from sam3dnet.planning.rules import Decision
+from sam3dnet.preprocessing.json_files import read_json
 
 PLAN_VERSION = 1
 REMEDY = "plan again with sam3d_plan_and_preprocess"
@@ -135,14 +135,8 @@ def load_plan(path: Path | str) -> Plan:
             names file, key and remedy.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise PlanError(f"{path} does not exist; {REMEDY}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path} is not valid JSON ({error}); {REMEDY}") from None
+    content = read_json(path, PlanError, REMEDY, nnunet_reads_it=True)
     root = Entry(path, "", content)
-    root.expect(isinstance(content, Mapping), "an object")
     if "sam3d" not in content:
         raise PlanError(f"{path} has no block 'sam3d': another planner made it; {REMEDY}, which writes SAM3DPlans.json")
     block = root.child("sam3d")

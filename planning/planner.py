@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -29,6 +28,7 @@ from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -335,14 +335,13 @@ def torch_resampling_options() -> dict[str, Any]:
 
 def configurations_of(plans_file: Path) -> dict[str, Any]:
     """Read the configurations of an older plan; none if there is no readable one."""
-    try:
-        configurations = json.loads(plans_file.read_text()).get("configurations", {})
-    except FileNotFoundError:
+    if not plans_file.exists():
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError):
+    plans = read_json_if_whole(plans_file)
+    if plans is None:
         logger.warning("%s is damaged; it is written anew", plans_file)
         return {}
-    return dict(configurations)
+    return dict(plans.get("configurations", {}))
 
 
 def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Decision:

@@ -1,6 +1,5 @@
 """Which training cases a raw dataset has, and the files of each."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.folders import is_plain_name
+from sam3dnet.preprocessing.json_files import read_json
 
 CHANNEL_SUFFIX_LENGTH = len("_0000")
 
@@ -30,14 +30,10 @@ def read_dataset_json(dataset_folder: Path) -> dict[str, Any]:
         DatasetError: If it is missing, cannot be read, or does not hold a JSON object.
     """
     path = dataset_folder / "dataset.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: not found; every dataset in nnU-Net's raw format has one") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); correct it in a text editor") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{path}: holds a {type(content).__name__}, expected an object {{...}}; correct it")
+    missing = "every dataset in nnU-Net's raw format has one"
+    content: dict[str, Any] = read_json(
+        path, DatasetError, "correct it in a text editor", missing=missing, nnunet_reads_it=True
+    )
     return content
 
 

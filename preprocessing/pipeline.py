@@ -1,6 +1,5 @@
 """Preprocess a dataset as nnU-Net does, each case whole or not at all, and only what is missing or stale."""
 
-import json
 import logging
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from typing import Any
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, whole_or_nothing
+from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
@@ -88,14 +88,10 @@ def preprocess_dataset(
 
 
 def _read_plans(path: Path) -> dict[str, Any]:
-    try:
-        plans = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError(f"{path}: not found; make the plan first, with sam3d_plan_and_preprocess") from None
-    except (OSError, ValueError) as error:
-        raise PlanError(f"{path}: cannot be read ({error}); delete it and plan again") from error
-    if not isinstance(plans, dict) or not isinstance(plans.get("configurations"), dict):
-        raise PlanError(f"{path}: holds no configurations; delete it and plan again")
+    remedy, missing = "delete it and plan again", "make the plan first, with sam3d_plan_and_preprocess"
+    plans: dict[str, Any] = read_json(path, PlanError, remedy, missing=missing, nnunet_reads_it=True)
+    if not isinstance(plans.get("configurations"), dict):
+        raise PlanError(f"{path}: holds no configurations; {remedy}")
     return plans
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 
 # nnU-Net takes every other kind of file in the folder of the cases for a case of another format.
 RECORDS_FOLDER = "sam3d_records"
@@ -67,11 +68,8 @@ def make_record(case: TrainingCase, settings: str) -> dict[str, Any]:
 
 def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> bool:
     """Whether a preprocessed case lies there whole and was made from what `record` says."""
-    try:
-        stored = json.loads(_record_file(output_folder, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return bool(stored == {**record, "sizes": _sizes(output_folder, name)})
+    stored = read_json_if_whole(_record_file(output_folder, name))
+    return stored == {**record, "sizes": _sizes(output_folder, name)}
 
 
 def store_record(output_folder: Path, name: str, record: Mapping[str, Any]) -> None:

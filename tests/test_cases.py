@@ -61,7 +61,7 @@ def test_dataset_json_problems_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"dataset.json: not found"):
         read_dataset_json(tmp_path)
     (tmp_path / "dataset.json").write_text("{'a': 1}")
-    with pytest.raises(DatasetError, match=r"dataset.json: cannot be read as JSON .*correct it"):
+    with pytest.raises(DatasetError, match=r"dataset.json: cannot be read as JSON: line 1, column 2.*correct it in"):
         read_dataset_json(tmp_path)
     (tmp_path / "dataset.json").write_text("[1]")
     with pytest.raises(DatasetError, match=r"dataset.json: holds a list, expected an object"):

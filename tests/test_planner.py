@@ -432,13 +432,13 @@ def test_a_broken_plan_is_an_error_that_names_file_key_and_remedy(
 
 def test_a_missing_or_damaged_plan_is_an_error(tmp_path):
     path = tmp_path / "SAM3DPlans.json"
-    with pytest.raises(PlanError, match="does not exist; plan again"):
+    with pytest.raises(PlanError, match="not found; plan again"):
         load_plan(path)
     path.write_text('{"a": ')
-    with pytest.raises(PlanError, match=r"is not valid JSON .*plan again"):
+    with pytest.raises(PlanError, match=r"cannot be read as JSON: .*plan again"):
         load_plan(path)
     path.write_text("[1]")
-    with pytest.raises(PlanError, match="the file must be an object"):
+    with pytest.raises(PlanError, match="holds a list, expected an object"):
         load_plan(path)
 
 

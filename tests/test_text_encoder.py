@@ -29,14 +29,14 @@ def test_phrases_come_from_the_file_then_dataset_json_then_the_name(tmp_path):
         ('{"spleen": "x"}', "no class 'spleen'; the dataset has background, liver"),
         ('["x"]', "expected"),
         ('{"liver": 1}', "expected"),
-        ("{", "not valid JSON"),
+        ("{", "cannot be read as JSON"),
     ],
 )
 def test_wrong_phrases_are_refused(content, message, tmp_path):
     (tmp_path / "phrases.json").write_text(content)
     with pytest.raises(DatasetError, match=message):
         class_phrases(CLASSES, {}, tmp_path / "phrases.json")
-    with pytest.raises(DatasetError, match="does not exist; expected a JSON file"):
+    with pytest.raises(DatasetError, match="not found; give a JSON file"):
         class_phrases(CLASSES, {}, tmp_path / "nothing.json")
 
 

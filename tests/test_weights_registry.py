@@ -113,7 +113,7 @@ def test_an_entry_that_is_incomplete_or_takes_an_official_name_is_refused(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "cannot be read"), ("[]", "cannot be read"), ('{"format": "other", "weights": []}', "has another format")],
+    [("{", "cannot be read"), ("[]", "holds a list"), ('{"format": "other", "weights": []}', "has another format")],
 )
 def test_a_file_that_is_no_registry_is_refused(
     text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,5 @@
 """The cases of a click study: the validation cases of a fold, or a folder of images with their labels."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from sam3dnet.inference.cases import Case, accepted_checks, find_cases, require_
 from sam3dnet.planning.objects import bounding_box
 from sam3dnet.preprocessing.cases import channel_names, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.json_files import read_json
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,7 @@ def validation_cases(dataset_name: str, folders: Folders, fold: int | str) -> li
         DatasetError: If the splits, the fold or a case are not there.
     """
     splits_file = folders.preprocessed / dataset_name / "splits_final.json"
-    try:
-        splits = json.loads(splits_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{splits_file}: cannot be read ({error}); training writes it, train first") from error
+    splits = read_json(splits_file, DatasetError, "training writes it, train first", holds=list)
     if not isinstance(fold, int) or fold >= len(splits):
         raise DatasetError(
             f"fold {fold} has no validation cases, {splits_file} has the folds 0 to {len(splits) - 1}; "

@@ -13,7 +13,7 @@ from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, cases_of_fol
 from sam3dnet.evaluation.clicks import Mask, Session
 from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
-from sam3dnet.inference.models import OUR_PLANS, find_model, read_json, trained_folds
+from sam3dnet.inference.models import OUR_PLANS, find_model, read_model_json, trained_folds
 from sam3dnet.inference.session import PromptSession
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.progress import Progress
@@ -117,7 +117,7 @@ def open_model(
     if (images is None) != (labels is None):
         raise DatasetError("images and labels belong together: give both -i and -g, or neither")
     folder = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
-    dataset_json = read_json(folder / "dataset.json")
+    dataset_json = read_model_json(folder / "dataset.json")
     chosen = trained_folds(folder)[0] if fold is None else fold
     failed: dict[str, str] = {}
     if images is None or labels is None:
@@ -125,7 +125,7 @@ def open_model(
     else:
         cases, failed = cases_of_folders(images, labels, dataset_json)
     tolerance = choose_tolerance([folder.parent.name], tolerance_mm)
-    plans = PlansManager(read_json(folder / "plans.json"))
+    plans = PlansManager(read_model_json(folder / "plans.json"))
     settings = plans.get_configuration(configuration)
     return ClickedModel(
         folder=folder,

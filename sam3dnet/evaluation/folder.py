@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
-from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
 
 logger = logging.getLogger(__name__)
@@ -139,16 +139,8 @@ def read_description(dataset_json_file: Path) -> dict[str, Any]:
     Raises:
         DatasetError: If it is no such file.
     """
-    if dataset_json_file.name == "dataset.json":
-        content = read_dataset_json(dataset_json_file.parent)
-    else:
-        import json
-
-        try:
-            content = json.loads(dataset_json_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"{dataset_json_file}: cannot be read as JSON ({error}); correct it") from error
-    missing = [key for key in ("labels", "file_ending") if not isinstance(content, Mapping) or key not in content]
+    content: dict[str, Any] = read_json(dataset_json_file, DatasetError, "give nnU-Net's dataset.json")
+    missing = [key for key in ("labels", "file_ending") if key not in content]
     if missing:
         raise DatasetError(f"{dataset_json_file}: has no {' and no '.join(missing)}; give nnU-Net's dataset.json")
     return content

@@ -1,9 +1,10 @@
 """The tolerance of the normalized surface Dice: the literature's for its tasks, else 2 mm."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 
 DEFAULT_MM = 2.0
 # Gong et al. 2024 (3DSAM-adapter) measure with 5 mm on KiTS, MSD pancreas, LiTS and MSD colon.
@@ -38,9 +39,6 @@ def choose_tolerance(names: Iterable[str], given_mm: float | None = None) -> Tol
 def dataset_names(labels_folder: Path, dataset_json_file: Path, dataset_json: dict[str, object]) -> list[str]:
     """Give what a dataset may be called: by plans.json, by dataset.json, and by the folder of the labels."""
     plans_file = dataset_json_file.with_name("plans.json")
-    names: list[object] = [dataset_json.get("name"), labels_folder.resolve().parent.name]
-    try:
-        names.insert(0, json.loads(plans_file.read_text(encoding="utf-8")).get("dataset_name"))
-    except (OSError, ValueError, AttributeError):
-        names.insert(0, None)
+    planned = (read_json_if_whole(plans_file) or {}).get("dataset_name")
+    names: list[object] = [planned, dataset_json.get("name"), labels_folder.resolve().parent.name]
     return [name for name in names if isinstance(name, str)]

@@ -1,6 +1,5 @@
 """Trained models: where they are, which checkpoint of a fold counts, and how the network is rebuilt from them."""
 
-import json
 import logging
 import pydoc
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +16,7 @@ from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.inference.folds import load_into, names_that_differ
+from sam3dnet.preprocessing.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -147,16 +147,14 @@ def _listing(models: Iterable[TrainedModel]) -> str:
     return f"trained are {', '.join(lines)}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
     """Read plans.json or dataset.json of a model folder.
 
     Raises:
         PlanError: If the file is missing or damaged.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise PlanError(f"{path} cannot be read ({error}); copy it from where the model was trained") from error
+    content: dict[str, Any] = read_json(path, PlanError, "copy it from where the model was trained")
+    return content
 
 
 def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:
@@ -238,8 +236,8 @@ def load_model(
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans = PlansManager(read_json(model_folder / "plans.json"))
-    dataset_json = read_json(model_folder / "dataset.json")
+    plans = PlansManager(read_model_json(model_folder / "plans.json"))
+    dataset_json = read_model_json(model_folder / "dataset.json")
     opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]
     first = opened[0][1]
     configuration = plans.get_configuration(first["init_args"]["configuration"])

@@ -1,6 +1,5 @@
 """Predict all images of a folder, and know from one run to the next what is there; a bad image costs itself alone."""
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -20,11 +19,12 @@ from sam3dnet.inference.case_prompts import RunPrompts
 from sam3dnet.inference.cases import Case, find_cases
 from sam3dnet.inference.export import TEMPORARY_FOLDER, is_finished, write_label_map
 from sam3dnet.inference.image_input import ImageInput
-from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_json
+from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
 from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
 from sam3dnet.inference.reading import Preprocessed, image_bytes
 from sam3dnet.inference.text import TextQuestion, ask_for_text
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.workers import map_cases
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def predict_folder(
     inputs, output, model_path = (Path(folder).absolute() for folder in (input_folder, output_folder, model_folder))
     if not 0 < step_size <= 1:
         raise DatasetError(f"step size {step_size}: expected a share of the window above 0 and at most 1")
-    dataset_json = read_json(model_path / "dataset.json")
+    dataset_json = read_model_json(model_path / "dataset.json")
     ending = dataset_json["file_ending"]
     cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
     prepare_output_folder(output, inputs)
@@ -177,13 +177,7 @@ def _settings(model_folder: Path, model: LoadedModel, step_size: float, mirror: 
 def _read_settings(output: Path) -> dict[str, Any] | None:
     """Read the settings of earlier predictions; None where there are none."""
     file = output / SETTINGS_FILE
-    if not file.exists():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return (read_json_if_whole(file) or {}) if file.exists() else None
 
 
 def _prompts_of_others(before: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:

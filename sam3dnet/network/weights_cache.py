@@ -1,13 +1,13 @@
 """The folder for downloaded weights, and what is remembered there: computed digests, failed downloads."""
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 
 _DIGESTS = "digests.json"
 _CHUNK_BYTES = 1 << 20
@@ -24,11 +24,7 @@ def cache_folder() -> Path:
 
 def recall(name: str) -> dict[str, Any]:
     """Read a small JSON file of the cache; empty if there is none, or it is damaged."""
-    try:
-        content = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return read_json_if_whole(cache_folder() / name) or {}
 
 
 def remember(name: str, entries: Mapping[str, Any]) -> None:

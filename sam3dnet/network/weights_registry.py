@@ -1,6 +1,5 @@
 """The files of SAM's weights that are known by name: address, size and digest of each, so that nothing else passes."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from typing import Any
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.preprocessing.folders import is_plain_name
+from sam3dnet.preprocessing.json_files import read_json
 
 REGISTRY_VARIABLE = "SAM3D_WEIGHTS_REGISTRY"
 MIRROR_VARIABLE = "SAM3D_WEIGHTS_URL"
@@ -119,12 +119,9 @@ def known_file(family: str, encoder: str) -> KnownFile:
 
 
 def _read_registry(path: Path) -> list[KnownFile]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        entries = content["weights"] if content["format"] == REGISTRY_FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _wrong(path, f"cannot be read ({type(error).__name__}: {error})") from error
-    if not isinstance(entries, list):
+    content = read_json(path, CheckpointError, f"correct the file that ${REGISTRY_VARIABLE} names")
+    entries = content.get("weights")
+    if content.get("format") != REGISTRY_FORMAT or not isinstance(entries, list):
         raise _wrong(path, "has another format")
     files: list[KnownFile] = []
     for number, entry in enumerate(entries):

@@ -16,9 +16,10 @@ from typing import Any, cast, get_args
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Space
+from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.prompts.slicer import MARKUPS_ENDING, read_markups
-from sam3dnet.prompts.stated import Corners, FilePrompts, Source, StatedPrompts, corners_of, read_json_object
+from sam3dnet.prompts.stated import Corners, FilePrompts, Source, StatedPrompts, corners_of
 from sam3dnet.prompts.types import Box, Point, as_coordinates
 
 FORMAT = "sam3dnet-prompts/1"
@@ -67,7 +68,7 @@ def _is_prompt_file(file: Path) -> bool:
 
 
 def _read_file(file: Path, case_names: Collection[str], class_names: Collection[str]) -> list[StatedPrompts]:
-    content = read_json_object(file)
+    content = read_json(file, PromptError, "see docs/prompts.md")
     if "markups" in content:
         return read_markups(file, content, case_names, class_names)
     return _read_ours(file, content, case_names, class_names)

@@ -1,10 +1,9 @@
 """Prompts as files state them: in the space that the file names, each with the place where it stands."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Space
@@ -72,26 +71,3 @@ def corners_of(box: Box) -> Corners:
     """Give the eight corners of a box along the axes of its space."""
     (x0, y0, z0), (x1, y1, z1) = box.low, box.high
     return tuple((x, y, z) for x in (x0, x1) for y in (y0, y1) for z in (z0, z1))
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object; a key that stands twice is an error, since one of the two would be lost.
-
-    Raises:
-        PromptError: If it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise Source(path).error(f"cannot be read as JSON ({error}); correct it, or save it again") from error
-    if not isinstance(content, dict):
-        raise Source(path).error(f"holds a {type(content).__name__}, expected an object {{...}}; see docs/prompts.md")
-    return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        twice = sorted({key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1})
-        raise ValueError(f"the key {', '.join(map(repr, twice))} stands twice in one object; merge the two")
-    return content

@@ -1,6 +1,5 @@
 """The first step on a card is a measurement: what does not fit after all is made smaller before training begins."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,6 +15,7 @@ from sam3dnet.inference.economy import is_out_of_memory, release_cached
 from sam3dnet.inference.models import trained_folds
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.planning.rules import Decision
+from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
 from sam3dnet.training.distributed import gathered
 from sam3dnet.training.drawing import draw_questions, finest
 from sam3dnet.training.target_classes import Classes
@@ -118,11 +118,8 @@ def as_fitted_before(plans: dict[str, Any], name: str, model_plans: Path) -> dic
         name: Of the configuration.
         model_plans: plans.json of the model; it may not be there.
     """
-    try:
-        before = json.loads(model_plans.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return plans
-    record = before.get("sam3d", {}).get(RECORD, {}).get(name) if isinstance(before, dict) else None
+    before = read_json_if_whole(model_plans) or {}
+    record = before.get("sam3d", {}).get(RECORD, {}).get(name)
     if not record or record["planned"] != step_of(configuration_of(plans, name)):
         return plans
     logger.info("As in earlier folds of this model: %s, since what was planned did not fit", _in_words(record["fits"]))
@@ -208,5 +205,5 @@ def _in_words(step: Mapping[str, Any]) -> str:
 
 def _fingerprint(trainer: Steppable) -> dict[str, Any]:
     file = Path(trainer.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json(file, PlanError, "plan again")
     return content

@@ -12,6 +12,7 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, remove_partial_files
+from sam3dnet.preprocessing.json_files import read_json
 
 VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
 
@@ -195,23 +196,19 @@ def without_pretrained_weights(plans: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    from batchgenerators.utilities.file_and_folder_operations import load_json
-
     folder = folders.preprocessed / dataset_name
-    for name in (f"{plans_name}.json", "dataset.json"):
-        if not (folder / name).is_file():
-            raise PlanError(
-                f"{folder / name} is missing: {dataset_name} has not been planned; "
-                f"run sam3d_plan_and_preprocess -d {dataset_name} first"
-            )
-    plans = load_json(str(folder / f"{plans_name}.json"))
+    missing = f"{dataset_name} has not been planned; run sam3d_plan_and_preprocess -d {dataset_name} first"
+    plans, dataset_json = (
+        read_json(folder / name, PlanError, "delete it and plan again", missing=missing)
+        for name in (f"{plans_name}.json", "dataset.json")
+    )
     names = [plans.get("plans_name"), *(c.get("data_identifier", "-") for c in plans["configurations"].values())]
     if plans.get("dataset_name") != dataset_name or not all(map(is_plain_name, names)):
         raise PlanError(
             f"{folder / f'{plans_name}.json'}: expected a plan of {dataset_name} whose names lead to no other folder; "
             f"it is of {plans.get('dataset_name')} and has {', '.join(map(str, names))}; plan again"
         )
-    return plans, load_json(str(folder / "dataset.json"))
+    return plans, dataset_json
 
 
 def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name: str, folders: Folders) -> None:
@@ -240,13 +237,12 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
 def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:
     if fold == "all":
         return
-    from batchgenerators.utilities.file_and_folder_operations import load_json
-
     splits_file = folders.preprocessed / dataset_name / "splits_final.json"
-    splits = load_json(str(splits_file)) if splits_file.is_file() else [{}] * 5
+    remedy = "correct it, or delete the file"
+    splits = read_json(splits_file, PlanError, remedy, holds=list) if splits_file.is_file() else [{}] * 5
     outside = [case for split in splits for cases in split.values() for case in cases if not is_plain_name(case)]
     if outside:
-        raise PlanError(f"{splits_file}: {outside[0]!r} is not the name of a case; correct it, or delete the file")
+        raise PlanError(f"{splits_file}: {outside[0]!r} is not the name of a case; {remedy}")
     number_of_folds = len(splits)
     if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
         raise PlanError(

@@ -3,7 +3,6 @@
 Axes in names: K phrases, L words and one sentence, T text width.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sam3dnet.errors import CheckpointError, DatasetError, Sam3dError
+from sam3dnet.preprocessing.json_files import read_json
 
 CLIP_MODEL = "ViT-B-16"
 PHRASE = "perform {name} segmentation"  # RefSAM3D's example, with the class's name in it
@@ -34,22 +34,14 @@ def class_phrases(
         DatasetError: If the phrases are not text, or of a class that there is not.
     """
     where = phrases_file or 'dataset.json, "phrases"'
-    given = _read_phrases(phrases_file) if phrases_file else dataset_json.get("phrases", {})
+    remedy = "give a JSON file with a phrase for each class"
+    given = read_json(phrases_file, DatasetError, remedy) if phrases_file else dataset_json.get("phrases", {})
     if not isinstance(given, Mapping) or not all(isinstance(phrase, str) for phrase in given.values()):
         raise DatasetError(f'{where}: expected {{"class name": "phrase"}}')
     unknown = [name for name in given if name not in class_names]
     if unknown:
         raise DatasetError(f"{where}: there is no class {unknown[0]!r}; the dataset has {', '.join(class_names)}")
     return [given.get(name, PHRASE.format(name=name.replace("_", " "))) for name in class_names]
-
-
-def _read_phrases(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise DatasetError(f"{path} does not exist; expected a JSON file with a phrase for each class") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is not valid JSON: {error}") from None
 
 
 def embed_phrases(phrases: Sequence[str], weights: str, model: str = CLIP_MODEL) -> Tensor:
