@@ -10,7 +10,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.errors import DatasetError
+from sam3dnet.errors import DatasetError, did_you_mean
 
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _PARTIAL = ".partial-"
@@ -72,8 +72,9 @@ def find_dataset_name(identifier: int | str, folders: Folders) -> str:
             "give the full name, or renumber all but one"
         )
     places = ", ".join(str(folder) for folder in astuple(folders))
+    spellings = {name.partition("_")[2]: name for name in names} | {name: name for name in names}
     raise DatasetError(
-        f"dataset {text!r}: not found in {places}; there are: {listed}; "
+        f"dataset {text!r}: not found in {places}{did_you_mean(text, spellings)}; there are: {listed}; "
         f"give a number or a full name, and put new datasets into {folders.raw}/DatasetXXX_Name"
     )
 

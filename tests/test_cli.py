@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import pytest
 
+import sam3dnet
 from sam3dnet.cli import check, demo, info, plan_and_preprocess, predict, train, verify
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, parse_fold, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
@@ -79,8 +80,9 @@ def test_help_is_the_docstring() -> None:
     ("line", "message"),
     [
         ("a", "required: -p/--paths"),
-        ("a -p x --sharp 1", "unrecognized arguments: --sharp 1"),
-        ("a -p x --shar 1", "unrecognized arguments: --shar 1"),
+        ("a -p x --sharp 1", "unrecognized arguments: --sharp 1 (did you mean --share?)"),
+        ("a -p x --shar=1", "unrecognized arguments: --shar=1 (did you mean --share?)"),
+        ("a -p x --zzz", "unrecognized arguments: --zzz; example --help"),
         ("a -p x --count 1.5", "argument --count: invalid int value: '1.5'"),
         ("a -p x --kind thick", "invalid choice: 'thick'"),
     ],
@@ -93,9 +95,15 @@ def test_wrong_options_fail_in_one_line(line: str, message: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        make_parser(example, "example").parse_args(["--version"])
+    assert capsys.readouterr().out == f"example of sam3dnet {sam3dnet.__version__}\n"
+
+
 @pytest.mark.parametrize("prog", WORKERS)
 def test_every_parameter_is_an_option_with_help(prog: str) -> None:
-    actions = [action for action in make_parser(WORKERS[prog], prog)._actions if action.dest != "help"]
+    actions = [action for action in make_parser(WORKERS[prog], prog)._actions if action.dest not in ("help", "version")]
     assert [action.dest for action in actions] == [*inspect.signature(WORKERS[prog]).parameters, *SHARED_OPTIONS]
     assert all(action.help and action.help != argparse.SUPPRESS for action in actions)
 

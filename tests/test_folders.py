@@ -110,6 +110,13 @@ def test_no_dataset_at_all(tmp_path: Path) -> None:
         find_dataset_name(501, make_folders(tmp_path))
 
 
+@pytest.mark.parametrize("typed", ["Dataset501_Lver", "dataset501_liver", "liver", "Livr"])
+def test_a_misspelt_dataset_is_suggested(typed: str, tmp_path: Path) -> None:
+    folders = make_folders(tmp_path, "nnUNet_raw/Dataset501_Liver", "nnUNet_raw/Dataset007_Heart")
+    with pytest.raises(DatasetError, match=r"\(did you mean Dataset501_Liver\?\); there are: "):
+        find_dataset_name(typed, folders)
+
+
 def test_one_number_for_two_datasets_is_refused(tmp_path: Path) -> None:
     folders = make_folders(tmp_path, "nnUNet_raw/Dataset501_A", "nnUNet_results/Dataset501_B")
     with pytest.raises(DatasetError, match="2 datasets have this number: Dataset501_A, Dataset501_B; give the full"):

@@ -20,8 +20,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+import sam3dnet
 from sam3dnet.cli.reporting import RESULT, printed_as, reporting
-from sam3dnet.errors import Sam3dError
+from sam3dnet.errors import Sam3dError, did_you_mean
 
 NumProcesses = Annotated[int | None, "--workers"]
 DeviceName = str  # "cpu", "cuda", "cuda:1", "mps"; devices.choose_device refuses others, torch need not be imported
@@ -135,6 +136,7 @@ def make_parser(function: Callable[..., Any], prog: str) -> argparse.ArgumentPar
     """Make the parser whose options are the function's parameters, and those that all commands have."""
     description, help_texts = _split_docstring(inspect.getdoc(function) or "")
     parser = _OneLineErrorParser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"{prog} of sam3dnet {sam3dnet.__version__}")
     for name, parameter in inspect.signature(function).parameters.items():
         _add_argument(parser, parameter, help_texts[name])
     _add_shared_options(parser)
@@ -155,6 +157,14 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
 
 
 class _OneLineErrorParser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        known, rest = self.parse_known_args(args, namespace)
+        if rest:
+            names = [name for action in self._actions for name in action.option_strings]
+            meant = [did_you_mean(word.partition("=")[0], names) for word in rest if word.startswith("-")]
+            self.error(f"unrecognized arguments: {' '.join(rest)}{''.join(meant[:1])}")
+        return known
+
     def error(self, message: str) -> NoReturn:
         self.exit(STATUS_USER_ERROR, f"{self.prog}: {message}; {self.prog} --help lists the options\n")
 

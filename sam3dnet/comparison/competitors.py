@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam3dnet.comparison.stages import call, cores
-from sam3dnet.errors import PlanError
+from sam3dnet.errors import PlanError, did_you_mean
 from sam3dnet.planning.methods import DEFAULT_TUNING, METHODS, MethodChoice
 
 OUR_TRAINER = "nnUNetTrainerSAM3D"
@@ -159,7 +159,7 @@ def find_competitor(name: str, network: str | None = None) -> Competitor:
         return NNUNETS[name]
     method, *variants = name.split(":")
     if method not in METHODS:
-        raise PlanError(f"method {name!r} is unknown; expected some of {', '.join(KNOWN)}")
+        raise PlanError(f"method {name!r} is unknown{did_you_mean(name, KNOWN)}; expected some of {', '.join(KNOWN)}")
     choice = _choice(method, variants, network)
     return Competitor(name, OUR_TRAINER, choice.plans_name, choice)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3dnet.errors import PromptError
+from sam3dnet.errors import PromptError, did_you_mean
 from sam3dnet.preprocessing.geometry import Mask
 
 IGNORE = "ignore"
@@ -64,5 +64,7 @@ def find_class(classes: Mapping[str, PromptClass], name: str | None) -> str:
             return next(iter(classes))
         raise PromptError(f"the model has the classes {known}; say with class_name which one is meant")
     if name not in classes:
-        raise PromptError(f'there is no class "{name}", the model has {known}; give one of these')
+        raise PromptError(
+            f'there is no class "{name}"{did_you_mean(name, classes)}, the model has {known}; give one of these'
+        )
     return name
