@@ -24,6 +24,7 @@ from prediction_memory import make_plans as make_any_plans
 from sam3dnet.check.measuring import spread, time_once
 from sam3dnet.check.networks import own_arguments
 from sam3dnet.inference.session import PromptSession
+from sam3dnet.model import load_model
 from sam3dnet.prompts.types import ClassPrompts, Point
 
 SPACING_MM = (1.0, 1.0, 1.0)
@@ -70,7 +71,7 @@ def make_plans(patch: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
 
 def measure(a: argparse.Namespace, device: torch.device, model: Path) -> list[dict[str, Any]]:
     """Set an image and click it, as often as asked for; give a row for each kind of step."""
-    session = PromptSession(model, device=device)
+    session = load_model(model, device=device).session()
     plans = json.loads((model / "plans.json").read_text())
     spacing_mm = np.take(plans["configurations"]["3d_fullres"]["spacing"], plans["transpose_backward"])
     channels = len(json.loads((model / "dataset.json").read_text())["channel_names"])

@@ -38,7 +38,7 @@ def test_what_was_written_is_read(content: Any, encoding: str, ascii_only: bool)
 @for_any(content=OBJECTS, share=st.floats(0, 1, exclude_max=True))
 def test_a_file_that_ends_too_early_is_no_json(content: Any, share: float) -> None:
     text = json.dumps(content).encode()
-    with pytest.raises(JsonError, match="it is empty|it ends in the middle of line 1|line 1, column"):
+    with pytest.raises(JsonError, match=r"it is empty|it ends in the middle of line 1|line 1, column"):
         parse_json(text[: int(len(text) * share)])
 
 

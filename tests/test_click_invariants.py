@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 from trained_models import SPACING_MM, draw_case, make_trained_model
 
-from sam3dnet.inference.session import PromptSession
+from sam3dnet.model import load_model
 from sam3dnet.prompts.places import random_voxels
 from sam3dnet.prompts.sampling import corrective_click, innermost_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
@@ -24,7 +24,7 @@ def clicks(voxels, positive=True):
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    return PromptSession(make_trained_model(tmp_path_factory.mktemp("results")), device="cpu", mirror=False)
+    return load_model(make_trained_model(tmp_path_factory.mktemp("results")), device="cpu", mirror=False).session()
 
 
 @pytest.fixture(params=range(CASES))

@@ -15,6 +15,7 @@ from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
 from sam3dnet.inference.models import OUR_PLANS, find_model, read_model_json, trained_folds
 from sam3dnet.inference.session import PromptSession
+from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.progress import Progress
 from sam3dnet.prompts.types import ClassPrompts
@@ -134,7 +135,7 @@ def open_model(
         scoring=make_scoring(dataset_json, tolerance.mm, DEFAULT_LESION_IOU),
         tolerance=tolerance,
         patch_mm=np.multiply(settings.patch_size, settings.spacing)[list(plans.transpose_backward)],
-        _session=PromptSession(folder, folds=[chosen], device=device),
+        _session=load_model(folder, [chosen], device).session(),
         _reader_writer=plans.image_reader_writer_class(),
         _dataset_json=dataset_json,
         failed=failed,

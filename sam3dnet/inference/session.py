@@ -6,24 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from sam3dnet.devices import choose_device
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.cases import Case
 from sam3dnet.inference.classes import find_class, prompt_classes
 from sam3dnet.inference.conversation import Act
 from sam3dnet.inference.feature_cache import DEFAULT_BYTES, FeatureCache
-from sam3dnet.inference.image_input import ImageInput
-from sam3dnet.inference.models import load_model
+from sam3dnet.inference.image_input import ImageInput, ImageSource
 from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
-from sam3dnet.inference.reading import Preprocessed
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.model import Model, load_model
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
 from sam3dnet.prompts.placing import place_prompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
-
-ImageSource = str | Path | Sequence[str | Path] | np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +43,7 @@ class PromptSession:
     prompts, or nearly those: a file says all at once.
 
     Args:
-        model_folder: Model folder of nnUNet_results, see `find_model`.
-        folds: Folds whose answers are averaged; None for all trained ones.
-        device: Device or its name; None for the best there is.
-        checkpoint: File name in each fold; None for the final one, else the best, else the latest.
-        step_size: Step between windows as a share of the window.
-        mirror: Whether the automatic segmentation is averaged over mirrored windows.
+        model: From `load_model`; or what that loads one from, with its defaults.
         instance: Whether masks and label maps hold only the objects that prompts name, as after `sam3d_predict
             --instance`; until one is named all is shown.
         cache_bytes: What the features of the image's windows may take, so that further prompts cost little.
@@ -70,23 +58,18 @@ class PromptSession:
 
     def __init__(
         self,
-        model_folder: Path | str,
-        folds: Sequence[int | str] | None = None,
-        device: torch.device | str | None = None,
+        model: Model | Path | str | int,
         *,
-        checkpoint: str | None = None,
-        step_size: float = 0.5,
-        mirror: bool = True,
         instance: bool = False,
         cache_bytes: int = DEFAULT_BYTES,
     ):
-        device = device if isinstance(device, torch.device) else choose_device(device)
-        self._model = load_model(Path(model_folder), folds, checkpoint, device)
+        model = model if isinstance(model, Model) else load_model(model)
+        self._model = model.loaded
         self._networks = promptable_networks(self._model)
         self._input = ImageInput(self._model)
         self._classes = prompt_classes(self._model.labels)
         self.class_names = tuple(self._classes)
-        self._options: dict[str, Any] = {"step_size": step_size, "mirror": mirror, "instance": instance}
+        self._options: dict[str, Any] = {**model.options, "instance": instance}
         self._cache_bytes = cache_bytes
         self._image: _Image | None = None
         self._prompts: list[_Prompt] = []
@@ -108,10 +91,10 @@ class PromptSession:
             The automatic label map, on the grid of the array, or of the file as nnU-Net's reader gives it: (Z, Y, X).
 
         Raises:
-            DatasetError: If the image is damaged, or not as the model wants it.
-            PromptError: If an array comes without its spacing, or millimetres are given for an image without a place.
+            DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
+            PromptError: If millimetres are given for an image without a place.
         """
-        preprocessed, properties = self._preprocessed(image, spacing_mm)
+        preprocessed, properties = self._input.take(image, spacing_mm)
         geometry = case_geometry(properties, self._model.plans.transpose_forward, preprocessed.shape[1:])
         geometry.from_array([0, 0, 0], space)  # raises where the image has no place in the world
         case = PromptedCase(
@@ -206,26 +189,3 @@ class PromptSession:
         if self._image is None:
             raise PromptError("no image is set; call set_image first")
         return self._image
-
-    def _preprocessed(self, image: ImageSource, spacing_mm: Sequence[float] | None) -> Preprocessed:
-        if not isinstance(image, np.ndarray):
-            if spacing_mm is not None:
-                raise PromptError("spacing_mm came with a file, which says its own; give it with an array only")
-            return self._input.read(self._case(image))
-        if spacing_mm is None or len(spacing_mm) != 3 or image.ndim not in (3, 4):
-            raise PromptError(
-                f"an array with {image.ndim} axes and spacing_mm {spacing_mm}, expected (Z, Y, X) or (C, Z, Y, X) and "
-                "three millimetres (Z, Y, X)"
-            )
-        image_CZYX = np.array(image if image.ndim == 4 else image[None], dtype=np.float32)
-        return self._input.preprocess(image_CZYX, {"spacing": [float(value) for value in spacing_mm]})
-
-    def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
-        """Find the files of all channels."""
-        ending = self._model.dataset_json["file_ending"]
-        files = [Path(image)] if isinstance(image, str | Path) else [Path(file) for file in image]
-        first, channels = files[0], len(self._model.dataset_json["channel_names"])
-        if len(files) == 1 and channels > 1 and channel_of(first, ending) is not None:
-            stem = first.name.removesuffix(ending)[:-CHANNEL_SUFFIX_LENGTH]
-            files = [first.with_name(f"{stem}_{channel:04d}{ending}") for channel in range(channels)]
-        return Case(first.name.removesuffix(ending), tuple(files))

@@ -1,0 +1,140 @@
+"""A trained model from Python: found, loaded once, and asked about as many images as one likes."""
+
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from sam3dnet.devices import choose_device
+from sam3dnet.errors import CheckpointError
+from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.classes import prompt_classes
+from sam3dnet.inference.image_input import ImageInput, ImageSource
+from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
+from sam3dnet.inference.models import load_model as load_folder
+from sam3dnet.preprocessing.folders import activate_folders
+
+if TYPE_CHECKING:
+    from sam3dnet.inference.session import PromptSession
+
+PLANS_FILE = "plans.json"
+
+
+class Model:
+    """Segments images by itself; `session` gives one that answers prompts too.
+
+    Args:
+        loaded: The network with the weights of its folds.
+        step_size: Step between windows as a share of the window.
+        mirror: Whether to average over mirrored windows, along the axes that were mirrored in training.
+
+    Attributes:
+        class_names: Of the classes or regions, without background.
+        labels: Value of each class in label maps; of a region the one that it is drawn with.
+    """
+
+    def __init__(self, loaded: LoadedModel, *, step_size: float = 0.5, mirror: bool = True):
+        self.loaded = loaded
+        self.options: dict[str, Any] = {"step_size": step_size, "mirror": mirror}
+        self.labels = {name: one.label for name, one in prompt_classes(loaded.labels).items()}
+        self.class_names = tuple(self.labels)
+        self._input = ImageInput(loaded)
+        self._automatic = AutomaticSegmentation(loaded, **self.options)
+
+    def segment(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
+        """Segment an image as `sam3d_predict` does.
+
+        Args:
+            image: A file, of which further channels lie beside the first (CASE_0000, CASE_0001, ...); the files of all
+                channels; or an array (Z, Y, X) or (C, Z, Y, X).
+            spacing_mm: (Z, Y, X) of an array; a file says its own.
+
+        Returns:
+            The label map on the grid of the array, or of the file as nnU-Net's reader gives it: (Z, Y, X).
+
+        Raises:
+            DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
+        """
+        return self._automatic.label_map(*self._input.take(image, spacing_mm))
+
+    def session(self, *, instance: bool = False) -> "PromptSession":
+        """Begin to answer prompts on one image after the other.
+
+        Args:
+            instance: Whether masks hold only the objects that prompts name.
+
+        Raises:
+            PromptError: If the model does not answer prompts.
+        """
+        from sam3dnet.inference.session import PromptSession
+
+        return PromptSession(self, instance=instance)
+
+
+def load_model(
+    source: Path | str | int,
+    folds: Sequence[int | str] | None = None,
+    device: torch.device | str | None = None,
+    *,
+    checkpoint: str | None = None,
+    step_size: float = 0.5,
+    mirror: bool = True,
+    root: Path | str | None = None,
+    configuration: str = "3d_fullres",
+    plans: str = OUR_PLANS,
+) -> Model:
+    """Load a trained model.
+
+    Args:
+        source: A model folder of nnUNet_results, a zip file from nnUNetv2_export_model_to_zip, or a dataset by number
+            or name, such as 501.
+        folds: Folds whose logits are averaged; None for all trained ones.
+        device: Device or its name; None for the best there is.
+        checkpoint: Of each fold, such as "best" or the name of a file; None for the final one, else the best, else the
+            latest.
+        step_size: Step between windows as a share of the window.
+        mirror: Whether to average over mirrored windows: several times as slow, slightly more accurate.
+        root: For a dataset: folder that holds nnUNet_results, in place of the variable of this name.
+        configuration: For a dataset or a zip file: the configuration of the plan.
+        plans: For a dataset or a zip file: the name of the plan.
+
+    Raises:
+        CheckpointError, PlanError: If there is no such model, or it cannot be loaded.
+        Sam3dError: If there is no such device.
+    """
+    chosen = device if isinstance(device, torch.device) else choose_device(device)
+    path = Path(str(source)).expanduser()
+    if path.is_file():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
+            found = find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
+            loaded = load_folder(found, folds, checkpoint, chosen)
+    else:
+        is_folder = (path / PLANS_FILE).is_file()
+        folder = path if is_folder else _of_dataset(source, root, plans, configuration)
+        loaded = load_folder(folder, folds, checkpoint, chosen)
+    return Model(loaded, step_size=step_size, mirror=mirror)
+
+
+def _of_dataset(source: Path | str | int, root: Path | str | None, plans: str, configuration: str) -> Path:
+    if isinstance(source, Path) or Path(str(source)).is_dir():
+        raise CheckpointError(f"{source}: expected a model folder, which holds {PLANS_FILE}, or a zip file; name one")
+    results = activate_folders(None if root is None else Path(root)).results
+    return find_model(results, source, plans_name=plans, configuration=configuration)
+
+
+def _unpack(file: Path, folder: Path) -> Path:
+    """Unpack what is needed of the models in a zip file."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            wanted = [name for name in archive.namelist() if Path(name).suffix in (".json", ".pth")]
+            archive.extractall(folder, wanted)
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise CheckpointError(
+            f"{file}: expected a zip file with a model, from nnUNetv2_export_model_to_zip; it cannot be unpacked "
+            f"({error}); export it again"
+        ) from error
+    return folder
