@@ -23,7 +23,7 @@ from checkouts import run_in_each
 from measuring import as_markdown, begin, finish, make_parser, shown_mib, shown_seconds, spread
 from torch import Tensor
 
-from sam3dnet.inference.prompted import PromptedVolume
+from sam3dnet.interactive.volume import PromptedVolume
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.prompts.types import ClassPrompts, Point
 

@@ -23,7 +23,7 @@ from prediction_memory import make_plans as make_any_plans
 
 from sam3dnet.check.measuring import spread, time_once
 from sam3dnet.check.networks import own_arguments
-from sam3dnet.inference.session import PromptSession
+from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
 from sam3dnet.prompts.types import ClassPrompts, Point
 

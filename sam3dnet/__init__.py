@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sam3dnet.cli.train import train
     from sam3dnet.cli.verify import verify
     from sam3dnet.errors import CheckpointError, DatasetError, FailedCasesError, PlanError, PromptError, Sam3dError
-    from sam3dnet.inference.session import PromptSession
+    from sam3dnet.interactive.session import PromptSession
     from sam3dnet.model import Model, load_model
 
 __version__ = "0.1.0"
@@ -44,7 +44,7 @@ _HOMES = {
     "predict": "cli.predict",
     "train": "cli.train",
     "verify": "cli.verify",
-    "PromptSession": "inference.session",
+    "PromptSession": "interactive.session",
     "Model": "model",
     "load_model": "model",
 }

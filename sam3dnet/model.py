@@ -12,14 +12,14 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.classes import prompt_classes
 from sam3dnet.inference.image_input import ImageInput, ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
 from sam3dnet.inference.models import load_model as load_folder
+from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.folders import activate_folders
 
 if TYPE_CHECKING:
-    from sam3dnet.inference.session import PromptSession
+    from sam3dnet.interactive.session import PromptSession
 
 PLANS_FILE = "plans.json"
 
@@ -70,7 +70,7 @@ class Model:
         Raises:
             PromptError: If the model does not answer prompts.
         """
-        from sam3dnet.inference.session import PromptSession
+        from sam3dnet.interactive.session import PromptSession
 
         return PromptSession(self, instance=instance)
 

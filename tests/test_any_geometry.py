@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import strategies as st
 from properties import for_any, triples
 
-from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in_window
+from sam3dnet.interactive.window_grid import WindowGrid, first_windows, prompts_in_window
 from sam3dnet.preprocessing.geometry import CaseGeometry, case_geometry, nearest_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from sam3dnet.inference.classes import PromptClass
-from sam3dnet.inference.conversation import Conversation
-from sam3dnet.inference.correction import CorrectedBox, Correction
+from sam3dnet.interactive.classes import PromptClass
+from sam3dnet.interactive.conversation import Conversation
+from sam3dnet.interactive.correction import CorrectedBox, Correction
 from sam3dnet.prompts.placing import PlacedPrompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from fake_prompts import whole
 
-from sam3dnet.inference.stitching import Stitching
-from sam3dnet.inference.window_grid import WindowGrid
+from sam3dnet.interactive.stitching import Stitching
+from sam3dnet.interactive.window_grid import WindowGrid
 
 PATCH = (4, 16, 8)
 SHAPE = (6, 40, 8)

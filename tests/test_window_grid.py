@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam3dnet.inference.window_grid import WindowGrid, first_windows, prompts_in_window
+from sam3dnet.interactive.window_grid import WindowGrid, first_windows, prompts_in_window
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 PATCH = (4, 8, 6)

@@ -14,7 +14,7 @@ from sam3dnet.evaluation.clicks import Mask, Session
 from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
 from sam3dnet.inference.models import OUR_PLANS, find_model, read_model_json, trained_folds
-from sam3dnet.inference.session import PromptSession
+from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.progress import Progress

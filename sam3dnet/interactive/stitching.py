@@ -7,10 +7,10 @@ more than their windows. Coordinates are voxels (z, y, x) of the padded image, a
 import numpy as np
 import torch
 
-from sam3dnet.inference.correction import Correction, Floats
-from sam3dnet.inference.window_grid import WindowGrid
-from sam3dnet.inference.window_group import WindowGroup
 from sam3dnet.inference.windows import importance
+from sam3dnet.interactive.correction import Correction, Floats
+from sam3dnet.interactive.window_grid import WindowGrid
+from sam3dnet.interactive.window_group import WindowGroup
 from sam3dnet.preprocessing.geometry import Mask, Voxel
 from sam3dnet.prompts.types import ClassPrompts
 

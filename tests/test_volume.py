@@ -5,9 +5,9 @@ import pytest
 import torch
 from fake_prompts import SURE, CarelessNetwork, ConstantNetwork, ObjectNetwork, whole
 
-from sam3dnet.inference.feature_cache import FeatureCache
-from sam3dnet.inference.prompted import OBEYED_LOGIT, PromptedVolume
-from sam3dnet.inference.window_grid import WindowGrid
+from sam3dnet.interactive.feature_cache import FeatureCache
+from sam3dnet.interactive.volume import OBEYED_LOGIT, PromptedVolume
+from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 

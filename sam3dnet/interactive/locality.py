@@ -4,7 +4,7 @@ import cc3d
 import numpy as np
 from scipy.ndimage import binary_dilation
 
-from sam3dnet.inference.correction import CorrectedBox, Floats
+from sam3dnet.interactive.correction import CorrectedBox, Floats
 from sam3dnet.preprocessing.geometry import Mask, nearest_voxel
 from sam3dnet.prompts.sampling import CORNERS
 from sam3dnet.prompts.types import ClassPrompts

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sam3dnet.inference.correction import Slices
+from sam3dnet.interactive.correction import Slices
 from sam3dnet.preprocessing.geometry import Mask
 from sam3dnet.prompts.made_up import BOX_JITTER
 from sam3dnet.prompts.types import Box

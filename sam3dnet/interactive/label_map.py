@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3dnet.inference.classes import PromptClass, prompt_classes
-from sam3dnet.inference.correction import Correction, Slices
 from sam3dnet.inference.export import decide, resample_to_image
 from sam3dnet.inference.label_slabs import axis_modes, neighbours
+from sam3dnet.interactive.classes import PromptClass, prompt_classes
+from sam3dnet.interactive.correction import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
 
 Corrections = Mapping[int, Correction]

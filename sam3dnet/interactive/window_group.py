@@ -8,9 +8,9 @@ from collections.abc import Iterable
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from sam3dnet.inference.correction import CorrectedBox, Floats, Slices
-from sam3dnet.inference.locality import within_named_objects
-from sam3dnet.inference.window_grid import WindowGrid
+from sam3dnet.interactive.correction import CorrectedBox, Floats, Slices
+from sam3dnet.interactive.locality import within_named_objects
+from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.preprocessing.geometry import Mask, Voxel
 from sam3dnet.prompts.types import ClassPrompts
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.inference.classes import PromptClass, prompt_classes
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.reading import Preprocessed
+from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.preprocessing.geometry import case_geometry
 from sam3dnet.prompts.files import read_prompts
 from sam3dnet.prompts.placing import PlacedPrompts, place_case

@@ -7,15 +7,15 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.classes import prompt_classes
-from sam3dnet.inference.conversation import Act, Conversation, together
-from sam3dnet.inference.feature_cache import FeatureCache
 from sam3dnet.inference.folds import networks_of_folds
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.named_objects import only_named_objects, without_unnamed_objects
-from sam3dnet.inference.prompted import Promptable, PromptedVolume
-from sam3dnet.inference.prompted_export import PromptedExport
 from sam3dnet.inference.reading import Preprocessed
+from sam3dnet.interactive.classes import prompt_classes
+from sam3dnet.interactive.conversation import Act, Conversation, together
+from sam3dnet.interactive.feature_cache import FeatureCache
+from sam3dnet.interactive.label_map import PromptedExport
+from sam3dnet.interactive.named_objects import only_named_objects, without_unnamed_objects
+from sam3dnet.interactive.volume import Promptable, PromptedVolume
 
 
 def promptable_networks(model: LoadedModel) -> list[Any]:

@@ -6,11 +6,11 @@ import torch
 from fake_prompts import whole
 from tiny_models import LABELS, REGIONS, make_model
 
-from sam3dnet.inference.classes import PromptClass, prompt_classes
-from sam3dnet.inference.correction import CorrectedBox, Correction
 from sam3dnet.inference.export import label_map
 from sam3dnet.inference.models import load_model
-from sam3dnet.inference.prompted_export import Click, PromptedExport, obeying_label
+from sam3dnet.interactive.classes import PromptClass, prompt_classes
+from sam3dnet.interactive.correction import CorrectedBox, Correction
+from sam3dnet.interactive.label_map import Click, PromptedExport, obeying_label
 
 SHAPE = (6, 8, 10)
 PROPERTIES = {
@@ -59,7 +59,7 @@ def test_boxes_that_are_made_anew_equal_the_whole_made_anew(tmp_path, labels, pr
 
 
 def test_other_resampling_is_done_by_the_plans_function(tmp_path, monkeypatch):
-    from sam3dnet.inference import prompted_export
+    from sam3dnet.interactive import label_map as prompted_export
 
     monkeypatch.setattr(prompted_export, "axis_modes", lambda *arguments: None)
     logits, automatic, export, rest = make_case(tmp_path, LABELS)

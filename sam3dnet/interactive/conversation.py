@@ -10,9 +10,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sam3dnet.inference.classes import PromptClass
-from sam3dnet.inference.correction import Correction
-from sam3dnet.inference.prompted_export import Click
+from sam3dnet.interactive.classes import PromptClass
+from sam3dnet.interactive.correction import Correction
+from sam3dnet.interactive.label_map import Click
 from sam3dnet.prompts.placing import PlacedPrompts
 from sam3dnet.prompts.types import ClassPrompts
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.classes import find_class, prompt_classes
-from sam3dnet.inference.conversation import Act
-from sam3dnet.inference.feature_cache import DEFAULT_BYTES, FeatureCache
 from sam3dnet.inference.image_input import ImageInput, ImageSource
-from sam3dnet.inference.prompted_case import PromptedCase, promptable_networks
+from sam3dnet.interactive.case import PromptedCase, promptable_networks
+from sam3dnet.interactive.classes import find_class, prompt_classes
+from sam3dnet.interactive.conversation import Act
+from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeatureCache
 from sam3dnet.model import Model, load_model
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
 from sam3dnet.prompts.placing import place_prompts

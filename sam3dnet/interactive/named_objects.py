@@ -15,8 +15,8 @@ import cc3d
 import numpy as np
 import numpy.typing as npt
 
-from sam3dnet.inference.classes import PromptClass
-from sam3dnet.inference.correction import Slices
+from sam3dnet.interactive.classes import PromptClass
+from sam3dnet.interactive.correction import Slices
 from sam3dnet.preprocessing.geometry import Mask, Voxel
 from sam3dnet.prompts.depth import box_of
 from sam3dnet.prompts.sampling import CORNERS

@@ -1,0 +1,1 @@
+"""Prompts answered on one image: from what a user says to a label map."""
