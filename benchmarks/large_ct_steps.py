@@ -141,8 +141,8 @@ def export_with_ours(places: Places) -> Work:
     import numpy as np
     import torch
 
-    from sam3dnet.inference.export import write_label_map
     from sam3dnet.inference.label_slabs import start_label_map
+    from sam3dnet.inference.writing import write_label_map
 
     plan = Plan.open(places, OURS)
     properties = preprocessed_case(places, OURS)[2]

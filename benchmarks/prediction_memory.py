@@ -207,7 +207,7 @@ def exact_labels(places: dict[str, Path]) -> Any:
     import numpy as np
     import torch
 
-    from sam3dnet.inference.export import label_map
+    from sam3dnet.inference.label_slabs import label_map
     from sam3dnet.inference.models import load_model
 
     model = load_model(places["model"])

@@ -12,7 +12,7 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.image_input import ImageInput, ImageSource
+from sam3dnet.inference.images import ImageInput, ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
 from sam3dnet.inference.models import load_model as load_folder
 from sam3dnet.interactive.classes import prompt_classes

@@ -9,9 +9,8 @@ import torch
 from tiny_models import LABELS, REGIONS, SPACING_XYZ, TinyNetwork, labels_of, make_model
 from torch.nn.functional import interpolate
 
-from sam3dnet.inference.air import Air, background_logits
 from sam3dnet.inference.predictor import predict_folder
-from sam3dnet.inference.windows import predict_slabs, window_starts
+from sam3dnet.inference.windows import Air, background_logits, predict_slabs, window_starts
 
 PATCH = (4, 6, 5)
 SHAPE = (13, 23, 19)

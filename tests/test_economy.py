@@ -12,7 +12,7 @@ from sam3dnet.inference import economy, windows
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import reason_of
 from sam3dnet.inference.economy import CPU, Demand, Economy, Setting, is_out_of_memory, settings_for
-from sam3dnet.inference.image_input import ImageInput
+from sam3dnet.inference.images import ImageInput
 from sam3dnet.inference.models import load_model
 
 CARD, MPS = torch.device("cuda"), torch.device("mps")

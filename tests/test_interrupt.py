@@ -34,8 +34,8 @@ def work():
 IN_THREADS = """
 def work():
     '''Read two images ahead, as prediction does.'''
-    from sam3dnet.inference.cases import Case
-    from sam3dnet.inference.reading import read_ahead
+    from sam3dnet.inference.images import Case
+    from sam3dnet.inference.images import read_ahead
     cases = [Case(name, ()) for name in "01"]
     for _, reading in read_ahead(cases, lambda case: sleep(case.name), 2, lambda case: 1):
         reading.result()

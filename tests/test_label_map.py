@@ -6,7 +6,7 @@ import torch
 from fake_prompts import whole
 from tiny_models import LABELS, REGIONS, make_model
 
-from sam3dnet.inference.export import label_map
+from sam3dnet.inference.label_slabs import label_map
 from sam3dnet.inference.models import load_model
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import CorrectedBox, Correction

@@ -22,7 +22,7 @@ from tiny_models import (
 )
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.cases import Case, require_whole
+from sam3dnet.inference.images import Case, require_whole
 from sam3dnet.inference.predictor import predict_folder
 
 

@@ -100,8 +100,8 @@ def names_in(folder):
 @pytest.mark.parametrize("size", [200, 500, 660])
 def test_a_full_disk_leaves_no_label_map_and_the_next_run_writes_it(predict, model, images, tmp_path, size):
     """ITK's writer of NIfTI does not tell: 660 of the 667 bytes are enough for the header and most voxels."""
-    from sam3dnet.inference.export import write_label_map
     from sam3dnet.inference.models import load_model
+    from sam3dnet.inference.writing import write_label_map
 
     predict()
     before = (tmp_path / "out" / "b.nii.gz").read_bytes()
@@ -132,13 +132,13 @@ def test_a_full_disk_costs_the_cases_that_find_no_place(predict, monkeypatch, tm
 
 KILLED_AT_WORK = """
 import os, signal, sys
-from sam3dnet.inference import export, predictor
-real = export.copy_geometry
+from sam3dnet.inference import writing, predictor
+real = writing.copy_geometry
 def die_at_the_second(image, uncompressed, target):
     real(image, uncompressed, target)
     if target.name == "b.nii.gz":
         os.kill(os.getpid(), signal.SIGKILL)
-export.copy_geometry = die_at_the_second
+writing.copy_geometry = die_at_the_second
 predictor.predict_folder(*sys.argv[1:], device="cpu", progress=False)
 """
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.cases import Case, accepted_checks, find_cases, require_whole
+from sam3dnet.inference.images import Case, accepted_checks, find_cases, require_whole
 from sam3dnet.planning.objects import bounding_box
 from sam3dnet.preprocessing.cases import channel_names, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from sam3dnet.errors import Sam3dError
-from sam3dnet.inference.air import background_logits
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.windows import predict_slabs
+from sam3dnet.inference.windows import background_logits, predict_slabs
 
 BYTES_A_LOGIT = 4  # of a running sum
 

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 
 from sam3dnet.errors import Sam3dError
-from sam3dnet.inference.cases import Case
 from sam3dnet.inference.economy import is_out_of_memory
-from sam3dnet.inference.reading import Preprocessed, read_ahead
+from sam3dnet.inference.images import Case, Preprocessed, read_ahead
 from sam3dnet.preprocessing.progress import Progress
 
 logger = logging.getLogger(__name__)

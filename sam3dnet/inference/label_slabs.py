@@ -1,26 +1,28 @@
 """A label map that grows while the logits come, slab by slab, so that they are never all held at once.
 
-nnU-Net resamples the logits of a whole case, then decides on a label for each voxel. Its resampling functions, with
-the settings that its planner and ours write, are linear along each axis, or nearest along the coarse one: a plane of
-the result depends on two planes of logits at most. With other functions or settings the logits are kept and resampled
-by the function itself, one class at a time (`export.label_map`).
+nnU-Net resamples the logits of a whole case, then decides on a label for each voxel. With resampling functions that
+need all logits these are kept, and resampled by the function itself, one class at a time (`label_map`).
 
 Axes in names: K classes or regions, n p planes, Z Y X voxels.
 """
 
 from collections.abc import Mapping, Sequence
-from inspect import signature
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
-from sam3dnet.inference.export import decide, label_map, put_into_image, smallest_type
+from sam3dnet.inference.deciding import decide, smallest_type
+from sam3dnet.inference.resampling import (
+    AxisMode,
+    axis_modes,
+    neighbours,
+    put_into_image,
+    resample_in_plane,
+    resample_to_image,
+)
 from sam3dnet.inference.windows import planes_at_a_time
-
-AxisMode = Literal["linear", "nearest-exact"]
 
 
 class GrowingLabelMap(Protocol):
@@ -55,35 +57,27 @@ def start_label_map(
     return _Slabs(shape_ZYX, target_shape, modes, properties, plans, labels)
 
 
-def axis_modes(
-    resample: Any, from_spacing_mm: Sequence[float], to_spacing_mm: Sequence[float]
-) -> tuple[AxisMode, ...] | None:
-    """Tell how a resampling function of nnU-Net's treats each axis; None if it does more than `_Slabs` can.
+def label_map(
+    logits_KZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any, labels: Any
+) -> np.ndarray:
+    """Resample logits to the image's grid and decide on a label for each voxel.
+
+    The plan's resampling function is called for one channel at a time, so that only one is ever held at the image's
+    resolution.
 
     Args:
-        resample: `functools.partial` of the function with the plan's settings.
-        from_spacing_mm: Of the preprocessed image, (Z, Y, X).
-        to_spacing_mm: Of the image, transposed as the preprocessed one is.
-    """
-    from nnunetv2.preprocessing.resampling.default_resampling import (
-        determine_do_sep_z_and_axis,
-        resample_data_or_seg_to_shape,
-    )
-    from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
+        logits_KZYX: Logits on the preprocessed grid.
+        properties: What nnU-Net's preprocessor says about the case: spacing, shapes and the box of the crop.
+        plans: nnU-Net's PlansManager.
+        configuration: nnU-Net's ConfigurationManager.
+        labels: nnU-Net's LabelManager.
 
-    settings = {name: parameter.default for name, parameter in signature(resample.func).parameters.items()}
-    settings |= resample.keywords
-    linear_settings: dict[Any, dict[str, Any]] = {
-        resample_torch_fornnunet: {"is_seg": False, "mode": "linear", "aniso_axis_mode": "nearest-exact"},
-        resample_data_or_seg_to_shape: {"is_seg": False, "order": 1, "order_z": 0},
-    }
-    expected = linear_settings.get(resample.func)
-    if expected is None or any(settings[name] != value for name, value in expected.items()):
-        return None
-    separately, coarse_axis = determine_do_sep_z_and_axis(
-        settings["force_separate_z"], from_spacing_mm, to_spacing_mm, settings["separate_z_anisotropy_threshold"]
-    )
-    return tuple("nearest-exact" if separately and axis == coarse_axis else "linear" for axis in range(3))
+    Returns:
+        Labels on the grid of the image as its reader gave it, in the smallest unsigned type that holds all labels.
+    """
+    rest = (properties, plans, configuration)
+    channels = (resample_to_image(logits_KZYX[k : k + 1], *rest) for k in range(len(logits_KZYX)))
+    return put_into_image(decide(channels, labels), properties, plans)
 
 
 class _KeptLogits:
@@ -151,28 +145,3 @@ class _Slabs:
     def finish(self) -> np.ndarray:
         assert self._decided == len(self._labels_ZYX), "planes are missing"
         return put_into_image(self._labels_ZYX, self._properties, self._plans)
-
-
-def neighbours(size: int, target_size: int, mode: AxisMode) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tell between which planes each plane of the result lies, edges aligned, and how much of the upper one it takes.
-
-    Returns:
-        Indices of the lower and the upper plane, both rising, and the share of the upper one, each (target_size,).
-    """
-    if mode == "nearest-exact":
-        index = interpolate(torch.arange(size)[None, None].float(), target_size, mode=mode)[0, 0].long().numpy()
-        return index, index, np.zeros(target_size)
-    position = ((np.arange(target_size) + 0.5) * size / target_size - 0.5).clip(0, size - 1)
-    below = np.floor(position).astype(np.int64)
-    return below, np.minimum(below + 1, size - 1), position - below
-
-
-def resample_in_plane(logits_KpYX: Tensor, target_shape_YX: Sequence[int], modes: Sequence[AxisMode]) -> Tensor:
-    """Resample planes; along an axis that is "nearest-exact" after the other one, as nnU-Net does."""
-    shape = list(logits_KpYX.shape[2:])
-    target = list(target_shape_YX)
-    if shape == target:
-        return logits_KpYX
-    linear = [new if mode == "linear" else old for old, new, mode in zip(shape, target, modes, strict=True)]
-    resampled = interpolate(logits_KpYX, linear, mode="bilinear", align_corners=False)
-    return resampled if linear == target else interpolate(resampled, target, mode="nearest-exact")

@@ -15,12 +15,10 @@ import torch
 from sam3dnet.errors import DatasetError, PromptError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
-from sam3dnet.inference.cases import Case, find_cases
-from sam3dnet.inference.export import TEMPORARY_FOLDER, is_finished, write_label_map
-from sam3dnet.inference.image_input import ImageInput
+from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
-from sam3dnet.inference.reading import Preprocessed, image_bytes
 from sam3dnet.inference.text import TextQuestion, ask_for_text
+from sam3dnet.inference.writing import TEMPORARY_FOLDER, is_finished, write_label_map
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
 from sam3dnet.interactive.case_prompts import RunPrompts
 from sam3dnet.preprocessing.folders import write_json

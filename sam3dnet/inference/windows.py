@@ -1,27 +1,56 @@
-"""Sliding windows: where they lie, how they are weighted, and how their logits become one volume.
-
-Positions and weights are nnU-Net's. The running sums cover only the planes that a window can still reach, so that the
-memory on the device grows with the image's slices, not with the image; finished planes are handed out at once.
-
-Axes in names: B windows of a batch, K classes or regions, C channels, Z Y X voxels.
-"""
+"""Sliding windows over a preprocessed image: where they lie, what networks say in them, and where there is only air."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, pairwise, product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_to
-from sam3dnet.inference.air import Air
 
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
 LARGEST_WEIGHT = 10.0  # nnU-Net's: small weights stay above what half precision can hold
 BYTES_AT_A_TIME = 1 << 27
+SAME_SHARE = 1e-5  # of the range of intensities: what resampling rounds a constant by stays below it
+SURE_LOGIT = 5.0  # of background; against any class twice as much
 
 Network = Callable[[Tensor], Tensor] | nn.Module
 Corners = Sequence[tuple[int, int]]
+
+
+class Air:
+    """Tells where an image is empty.
+
+    That is where every channel has one value throughout: the lowest of the image, as air after a CT was clipped, or
+    exactly 0, which nnU-Net writes outside of the mask that it normalises a channel by.
+
+    Args:
+        image_CZYX: Preprocessed, without padding.
+    """
+
+    def __init__(self, image_CZYX: Tensor):
+        lowest_C, highest_C = image_CZYX.flatten(1).aminmax(dim=1)
+        self._air_C = lowest_C + SAME_SHARE * (highest_C - lowest_C)
+
+    def fills(self, part_CZYX: Tensor) -> bool:
+        """Tell whether a part of the image, of any size, is empty."""
+        low_C, high_C = part_CZYX.flatten(1).aminmax(dim=1)
+        is_outside_C = (low_C == 0) & (high_C == 0)
+        return bool(((high_C <= self._air_C) | is_outside_C).all())
+
+
+def background_logits(labels: Any) -> Tensor:
+    """Return logits (K,) that decide on background.
+
+    Args:
+        labels: nnU-Net's LabelManager; where it has regions, none of them is there.
+    """
+    logits_K = torch.full((labels.num_segmentation_heads,), -SURE_LOGIT)
+    if not labels.has_regions:
+        logits_K[0] = SURE_LOGIT
+    return logits_K
 
 
 def window_starts(image_shape: Sequence[int], patch_size: Sequence[int], step_size: float) -> list[list[int]]:

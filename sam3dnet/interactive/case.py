@@ -8,8 +8,8 @@ import numpy as np
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.folds import networks_of_folds
+from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.reading import Preprocessed
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.conversation import Act, Conversation, together
 from sam3dnet.interactive.feature_cache import FeatureCache

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.reading import Preprocessed
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.preprocessing.geometry import case_geometry
 from sam3dnet.prompts.files import read_prompts

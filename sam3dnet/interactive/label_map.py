@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam3dnet.inference.export import decide, resample_to_image
-from sam3dnet.inference.label_slabs import axis_modes, neighbours
+from sam3dnet.inference.deciding import decide
+from sam3dnet.inference.resampling import axis_modes, neighbours, resample_to_image
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
@@ -38,7 +38,7 @@ class Click:
 class PromptedExport:
     """Makes label maps of one case from its automatic label map, its logits and their corrections.
 
-    The rules are those of the automatic label map (`label_slabs`, `export.decide`).
+    The rules are those of the automatic label map (`label_slabs`, `decide`).
 
     Args:
         logits_KZYX: Automatic logits on the preprocessed grid.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.image_input import ImageInput, ImageSource
+from sam3dnet.inference.images import ImageInput, ImageSource
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
 from sam3dnet.interactive.classes import find_class, prompt_classes
 from sam3dnet.interactive.conversation import Act

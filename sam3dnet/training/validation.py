@@ -26,10 +26,9 @@ from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
-from sam3dnet.inference.cases import Case
-from sam3dnet.inference.export import TEMPORARY_FOLDER, as_tensor, write_label_map
+from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
 from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
-from sam3dnet.inference.reading import Preprocessed, image_bytes
+from sam3dnet.inference.writing import TEMPORARY_FOLDER, write_label_map
 from sam3dnet.preprocessing.checks_case import read_grid
 from sam3dnet.preprocessing.records import settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process

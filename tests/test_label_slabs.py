@@ -8,9 +8,10 @@ import torch
 from tiny_models import LABELS, REGIONS, make_model
 
 from sam3dnet.inference import label_slabs, windows
-from sam3dnet.inference.export import label_map, smallest_type
-from sam3dnet.inference.label_slabs import axis_modes, start_label_map
+from sam3dnet.inference.deciding import smallest_type
+from sam3dnet.inference.label_slabs import label_map, start_label_map
 from sam3dnet.inference.models import load_model
+from sam3dnet.inference.resampling import axis_modes
 
 LOGITS_SHAPE = (6, 8, 10)
 # Target shapes and spacings (x, y, z, as the plan transposes them): finer, coarser, the same, and one coarse axis each.

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_models import write_image
 
-from sam3dnet.inference import reading
-from sam3dnet.inference.cases import Case
-from sam3dnet.inference.reading import image_bytes, read_ahead
+from sam3dnet.inference import images
+from sam3dnet.inference.images import Case, image_bytes, read_ahead
 
 CASES = [Case(name, ()) for name in "abcdef"]
 
@@ -51,8 +50,8 @@ def test_large_images_are_not_read_ahead(monkeypatch, size, done, submitted):
         def shutdown(self, **_options):
             pass
 
-    monkeypatch.setattr(reading, "BYTES_AHEAD", 150)
-    monkeypatch.setattr(reading, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(images, "BYTES_AHEAD", 150)
+    monkeypatch.setattr(images, "ThreadPoolExecutor", Pool)
     cases = read_ahead(CASES, read, 3, lambda case: size)
     assert next(cases)[0].name == "a"
     assert Pool.submitted == submitted

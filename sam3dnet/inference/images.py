@@ -1,0 +1,289 @@
+"""The images to segment: found, checked, read ahead and preprocessed as in training."""
+
+import logging
+import math
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.inference.models import LoadedModel
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.checks_bytes import check_bytes
+from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.preprocessing.checks_description import ACCEPT_KEY
+from sam3dnet.preprocessing.checks_geometry import compare_grids
+
+logger = logging.getLogger(__name__)
+
+ImageSource = str | Path | Sequence[str | Path] | np.ndarray
+Preprocessed = tuple[Tensor, dict[str, Any]]
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
+BYTES_AHEAD = 4 << 30  # of all images that are read or wait, unless a single one takes more
+BYTES_A_VALUE = 4
+PEAK_OF_READING = 4  # times the memory of the image itself: file, copy, mask, resampled
+
+
+@dataclass(frozen=True)
+class Case:
+    """One image, a file a channel, in the order of the channels."""
+
+    name: str
+    files: tuple[Path, ...]
+
+
+def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
+    """Group the files of a folder into cases, named CASE_0000, CASE_0001 and so on before the ending.
+
+    Args:
+        folder: Folder with the images.
+        file_ending: The ending that the model's dataset has, such as ".nii.gz".
+        num_channels: Files that a case must have.
+
+    Returns:
+        The complete cases by name, and for every other one the reason why it cannot be predicted.
+
+    Raises:
+        DatasetError: If the folder does not exist or holds no file with this ending.
+    """
+    if not folder.is_dir():
+        raise DatasetError(
+            f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
+        )
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    wanted = [path for path in files if path.name.endswith(file_ending)]
+    foreign = sorted({_ending(path) for path in files if path not in wanted and _ending(path)})
+    if not wanted:
+        found = f"it holds files ending in {', '.join(foreign)}" if foreign else "it holds no image"
+        raise DatasetError(
+            f"input folder {folder}: the model wants images ending in {file_ending}, {found}; "
+            f"convert the images and name them CASE_0000{file_ending}"
+        )
+    if foreign:
+        logger.warning(
+            "%s: files ending in %s are left out, the model wants %s", folder, ", ".join(foreign), file_ending
+        )
+    return _group(wanted, file_ending, num_channels)
+
+
+def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
+    failed = {}
+    for path in files:
+        channel = channel_of(path, file_ending)
+        name = path.name.removesuffix(file_ending)
+        if channel is None:
+            failed[name] = f"{path.name} has no channel number; name it {name}_0000{file_ending}"
+        else:
+            channels[name[:-CHANNEL_SUFFIX_LENGTH]][channel] = path
+    cases = []
+    for name, found in sorted(channels.items()):
+        if sorted(found) == list(range(num_channels)):
+            cases.append(Case(name, tuple(found[channel] for channel in range(num_channels))))
+        else:
+            failed[name] = (
+                f"the model wants {num_channels} channel(s), files {name}_{_numbers(range(num_channels))}{file_ending};"
+                f" there are {_numbers(sorted(found))}"
+            )
+    return cases, failed
+
+
+def _numbers(channels: Iterable[int]) -> str:
+    return f"{{{','.join(f'{channel:04d}' for channel in channels)}}}"
+
+
+def _ending(path: Path) -> str:
+    return next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
+
+
+def require_whole(case: Case, accepted: Collection[str] = ()) -> None:
+    """Check the files of a case as a dataset is verified before training: whole, finite numbers, on one grid.
+
+    Args:
+        case: What to check.
+        accepted: Names of checks that the model's dataset accepts (`accepted_checks`).
+
+    Raises:
+        DatasetError: With all that is wrong.
+    """
+    problems = [problem for file in case.files for problem in check_bytes(case.name, file)]
+    grids = [(file.name, grid) for file in case.files if (grid := read_grid(case.name, file)[0]) is not None]
+    for other in grids[1:]:
+        problems += compare_grids(case.name, grids[0], other, is_label=False)
+    errors = [problem.message for problem in problems if problem.severity == "error" and problem.check not in accepted]
+    if errors:
+        raise DatasetError("; ".join(errors))
+
+
+def accepted_checks(dataset_json: Mapping[str, Any]) -> Collection[str]:
+    """Give the names of the checks whose errors the dataset of a model accepts."""
+    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
+
+
+def is_damaged(path: Path) -> bool:
+    """Tell whether a file is truncated or its bytes are not what was written."""
+    return any(problem.severity == "error" for problem in check_bytes(path.name, path))
+
+
+class ImageInput:
+    """Reads and preprocesses images for one model.
+
+    Args:
+        model: Whose plan says how.
+
+    Attributes:
+        reader_writer: nnU-Net's reader and writer of the plan.
+    """
+
+    def __init__(self, model: LoadedModel):
+        self._model = model
+        self.reader_writer = model.plans.image_reader_writer_class()
+        self._preprocessor = model.configuration.preprocessor_class(verbose=False)
+
+    def take(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> Preprocessed:
+        """Read and preprocess one image, in files or in memory.
+
+        Args:
+            image: A file, of which further channels lie beside the first (CASE_0000, CASE_0001, ...); the files of all
+                channels; or an array (Z, Y, X) or (C, Z, Y, X).
+            spacing_mm: (Z, Y, X) of an array; a file says its own.
+
+        Raises:
+            DatasetError: As of `read` and `preprocess`, and if an array comes without its spacing.
+        """
+        if not isinstance(image, np.ndarray):
+            if spacing_mm is not None:
+                raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
+            return self.read(self._case(image))
+        if spacing_mm is None or len(spacing_mm) != 3 or image.ndim not in (3, 4):
+            raise DatasetError(
+                f"an array with {image.ndim} axes and spacing_mm {spacing_mm}, expected (Z, Y, X) or (C, Z, Y, X) and "
+                "three millimetres (Z, Y, X)"
+            )
+        image_CZYX = np.array(image if image.ndim == 4 else image[None], dtype=np.float32)
+        return self.preprocess(image_CZYX, {"spacing": [float(value) for value in spacing_mm]})
+
+    def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
+        """Find the files of all channels."""
+        ending = self._model.dataset_json["file_ending"]
+        files = [Path(image)] if isinstance(image, str | Path) else [Path(file) for file in image]
+        first, channels = files[0], len(self._model.dataset_json["channel_names"])
+        if len(files) == 1 and channels > 1 and channel_of(first, ending) is not None:
+            stem = first.name.removesuffix(ending)[:-CHANNEL_SUFFIX_LENGTH]
+            files = [first.with_name(f"{stem}_{channel:04d}{ending}") for channel in range(channels)]
+        return Case(first.name.removesuffix(ending), tuple(files))
+
+    def read(self, case: Case) -> Preprocessed:
+        """Read and preprocess one case.
+
+        Raises:
+            DatasetError: If a file is damaged, or the case is not as the model wants it.
+        """
+        require_whole(case, accepted_checks(self._model.dataset_json))
+        image, properties = self.reader_writer.read_images([str(file) for file in case.files])
+        return self.preprocess(image, properties)
+
+    def preprocess(self, image_CZYX: np.ndarray, properties: Mapping[str, Any]) -> Preprocessed:
+        """Preprocess an image.
+
+        Args:
+            image_CZYX: Float32, a channel a file of the dataset.
+            properties: Of nnU-Net's reader; "spacing" in mm (Z, Y, X) is enough.
+
+        Returns:
+            The preprocessed image (C, Z, Y, X), and the properties, completed by where it was cropped.
+
+        Raises:
+            DatasetError: If the number of channels is another one, or the image is not finite.
+        """
+        model = self._model
+        expected = len(model.dataset_json["channel_names"])
+        if len(image_CZYX) != expected:
+            raise DatasetError(
+                f"the files hold {len(image_CZYX)} channels, the model wants {expected}; leave the others out"
+            )
+        image, _, completed = self._preprocessor.run_case_npy(
+            image_CZYX, None, dict(properties), model.plans, model.configuration, model.dataset_json
+        )
+        if not np.isfinite(image).all():
+            raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
+        return as_tensor(image), completed
+
+
+def image_bytes(case: Case, spacing_mm: Sequence[float]) -> int:
+    """Estimate from the header what an image takes in memory, in float32, on the finer of its own grid and the plan's.
+
+    Args:
+        case: The image.
+        spacing_mm: Of the plan, in any order.
+
+    Returns:
+        The bytes; 0 if the header cannot be read.
+    """
+    grid = read_grid(case.name, case.files[0])[0]
+    if grid is None:
+        return 0
+    voxels = math.prod(grid.shape)
+    resampled = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
+    return int(len(case.files) * BYTES_A_VALUE * max(voxels, resampled))
+
+
+def read_ahead(
+    cases: Sequence[Case],
+    read: Callable[[Case], Preprocessed],
+    ahead: int,
+    bytes_of: Callable[[Case], int],
+) -> Iterator[tuple[Case, Future[Preprocessed]]]:
+    """Yield each case with its reading, while the next ones are being read.
+
+    Args:
+        cases: In the order in which they are yielded.
+        read: Reads and preprocesses a case; what it raises is raised by the future's result.
+        ahead: Number of images that are read ahead, each in a thread; 0 reads each in this thread when its turn comes.
+        bytes_of: What an image takes in memory once it is read.
+    """
+    if ahead == 0:
+        for case in cases:
+            yield case, _read_now(read, case)
+        return
+    readers = ThreadPoolExecutor(ahead)
+    waiting: deque[tuple[Case, Future[Preprocessed], int]] = deque()
+    try:
+        for case in cases:
+            size = bytes_of(case)
+            while waiting and (len(waiting) > ahead or not _fits(size, waiting)):
+                yield waiting.popleft()[:2]
+            waiting.append((case, readers.submit(read, case), size))
+        while waiting:
+            yield waiting.popleft()[:2]
+    except BaseException:  # nobody wants the rest any more
+        readers.shutdown(wait=False, cancel_futures=True)
+        raise
+    readers.shutdown(wait=False)
+
+
+def _fits(size: int, waiting: Sequence[tuple[Case, Future[Preprocessed], int]]) -> bool:
+    taken = sum(other * (1 if reading.done() else PEAK_OF_READING) for _, reading, other in waiting)
+    return taken + size * PEAK_OF_READING <= BYTES_AHEAD
+
+
+def _read_now(read: Callable[[Case], Preprocessed], case: Case) -> Future[Preprocessed]:
+    reading: Future[Preprocessed] = Future()
+    try:
+        reading.set_result(read(case))
+    except Exception as error:  # as a thread of a pool does
+        reading.set_exception(error)
+    return reading
+
+
+def as_tensor(image_CZYX: np.ndarray) -> Tensor:
+    """Return the image as a contiguous float32 tensor."""
+    return torch.from_numpy(np.ascontiguousarray(image_CZYX, dtype=np.float32))
