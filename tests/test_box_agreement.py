@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam3dnet.interactive.box_agreement import box_agrees, looked_at
+from sam3dnet.interactive.objects import box_agrees, looked_at
 from sam3dnet.prompts.types import Box
 
 SHAPE = (12, 40, 30)

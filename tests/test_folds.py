@@ -5,8 +5,7 @@ import torch
 from tiny_models import labels_of, make_checkpoint, make_model, make_weights
 
 from sam3dnet.inference import automatic, predictor
-from sam3dnet.inference.folds import load_into, names_that_differ, networks_of_folds
-from sam3dnet.inference.models import load_model
+from sam3dnet.inference.models import load_into, load_model, names_that_differ, networks_of_folds
 from sam3dnet.inference.predictor import predict_folder
 
 SHARED, OWN = {"first.weight", "first.bias", "last.bias"}, {"last.weight"}  # the last bias is 0 in all

@@ -1,8 +1,9 @@
-"""Trained models: where they are, which checkpoint of a fold counts, and how the network is rebuilt from them."""
+"""Trained models: where they are, which checkpoint of a fold counts, how networks and their folds are rebuilt."""
 
+import copy
 import logging
 import pydoc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
-from sam3dnet.inference.folds import load_into, names_that_differ
 from sam3dnet.preprocessing.json_files import read_json
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 OUR_PLANS = "SAM3DPlans"
+Weights = Mapping[str, Tensor]
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of files written with numpy 1 and with numpy 2
 NUMPY_MAKERS: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0])  # of scalars, of arrays
@@ -352,3 +353,44 @@ def _require_same_network(network: nn.Module, state: dict[str, Tensor], path: Pa
             f"{path}: its weights are not those of the network in plans.json; {len(differing)} differ, such as "
             f"{differing[0]}: expected {expected.get(differing[0])}, found {there.get(differing[0])}; train it again"
         )
+
+
+def names_that_differ(weights: Sequence[Weights]) -> frozenset[str]:
+    """Name the weights that are not the same in all folds."""
+    first, *others = weights
+    return frozenset(
+        name for name, value in first.items() if not all(torch.equal(value, other[name]) for other in others)
+    )
+
+
+@torch.no_grad()
+def load_into(network: nn.Module, weights: Weights, names: Collection[str]) -> None:
+    """Copy the weights of these names into a network, in place."""
+    there = network.state_dict()
+    for name in names:
+        there[name].copy_(weights[name])
+
+
+def networks_of_folds(network: nn.Module, weights: Sequence[Weights], differing: Collection[str]) -> list[nn.Module]:
+    """Make a network for each fold; they share the tensors of all that does not differ, also with the network given.
+
+    Args:
+        network: With the weights of any of the folds.
+        weights: Of each fold.
+        differing: Names of the weights that are not the same in all folds.
+    """
+    shared = [value for name, value in _tensors(network) if name not in differing]
+    networks = []
+    for of_fold in weights:
+        mine = copy.deepcopy(network, {id(value): value for value in shared})
+        load_into(mine, of_fold, differing)
+        networks.append(mine)
+    return networks
+
+
+def _tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """List parameters and buffers under all their names."""
+    return [
+        *network.named_parameters(remove_duplicate=False),
+        *network.named_buffers(remove_duplicate=False),
+    ]

@@ -7,14 +7,13 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.folds import networks_of_folds
 from sam3dnet.inference.images import Preprocessed
-from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.models import LoadedModel, networks_of_folds
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.conversation import Act, Conversation, together
 from sam3dnet.interactive.feature_cache import FeatureCache
 from sam3dnet.interactive.label_map import PromptedExport
-from sam3dnet.interactive.named_objects import only_named_objects, without_unnamed_objects
+from sam3dnet.interactive.objects import only_named_objects, without_unnamed_objects
 from sam3dnet.interactive.volume import Promptable, PromptedVolume
 
 

@@ -20,9 +20,9 @@ from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_to
 from sam3dnet.inference.windows import pad_to_patch
-from sam3dnet.interactive.box_agreement import box_agrees, looked_at
 from sam3dnet.interactive.correction import NO_CORRECTION, CorrectedBox, Correction, Floats
 from sam3dnet.interactive.feature_cache import FeatureCache
+from sam3dnet.interactive.objects import box_agrees, looked_at
 from sam3dnet.interactive.stitching import Stitching
 from sam3dnet.interactive.window_grid import WindowGrid, first_windows, prompts_in_window
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin

@@ -1,14 +1,6 @@
-"""Only the objects of a label map that prompts name; an object is what hangs together by corners in a class's mask.
+"""The objects of a label map that prompts name."""
 
-A class's prompts name each of its objects that holds a positive click, that a box holds, or that shares a voxel with a
-previous mask. A box holds each object of which at least half of the voxels lie in it, and if there is none the one with
-the most voxels in it; a box in one slice is about what lies in that slice, so the rest of an object does not count.
-Negative clicks name nothing, nor does a click after which its voxel was clicked negatively.
-
-All arrays and prompts are on the grid of the label map, prompts in its voxels (z, y, x).
-"""
-
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import cc3d
@@ -19,11 +11,51 @@ from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.interactive.correction import Slices
 from sam3dnet.preprocessing.geometry import Mask, Voxel
 from sam3dnet.prompts.depth import box_of
+from sam3dnet.prompts.made_up import BOX_JITTER
 from sam3dnet.prompts.sampling import CORNERS
 from sam3dnet.prompts.types import Box, ClassPrompts
 
 Classes = Mapping[int, PromptClass]  # by channel of the logits
 Said = Mapping[int, ClassPrompts]
+
+DRAWN_VOXELS = 1.5  # by which a face may be off beside a share of the extent: what training takes for well drawn
+
+
+def looked_at(box: Box, shape: Sequence[int]) -> Slices:
+    """Give the part of an image of this shape that `box_agrees` must see: the box and what is just too far from it."""
+    sides = []
+    for low, high, tolerance, size in zip(box.low, box.high, _tolerances(box), shape, strict=True):
+        reach = 0 if low == high else int(tolerance) + 1
+        first = int(np.clip(np.floor(low + 0.5) - reach, 0, size - 1))
+        sides.append(slice(first, int(np.clip(np.floor(high + 0.5) + reach, first, size - 1)) + 1))
+    z, y, x = sides
+    return z, y, x
+
+
+def box_agrees(mask_zyx: Mask, seen: Slices, box: Box) -> bool:
+    """Tell whether a mask ends where a box does, as nearly as boxes are drawn.
+
+    Along an axis on which the box is one voxel thick it says nothing of where the object ends.
+
+    Args:
+        mask_zyx: In the part `seen` of the image.
+        seen: From `looked_at`.
+        box: In voxels (z, y, x) of the image.
+    """
+    if not mask_zyx.any():
+        return False
+    for axis, (part, tolerance) in enumerate(zip(seen, _tolerances(box), strict=True)):
+        if box.low[axis] == box.high[axis]:
+            continue
+        along = np.flatnonzero(mask_zyx.any(axis=tuple(other for other in range(3) if other != axis)))
+        ends = part.start + along[0], part.start + along[-1]
+        if abs(ends[0] - box.low[axis]) > tolerance or abs(ends[1] - box.high[axis]) > tolerance:
+            return False
+    return True
+
+
+def _tolerances(box: Box) -> list[float]:
+    return [BOX_JITTER * (high - low + 1) + DRAWN_VOXELS for low, high in zip(box.low, box.high, strict=True)]
 
 
 def only_named_objects(labels_ZYX: np.ndarray, said: Said, classes: Classes) -> np.ndarray:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sam3dnet.interactive.classes import PromptClass
-from sam3dnet.interactive.named_objects import only_named_objects, without_unnamed_objects
+from sam3dnet.interactive.objects import only_named_objects, without_unnamed_objects
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 SHAPE = (5, 8, 11)
