@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from sam3dnet.check.measuring import Variant
 from sam3dnet.check.networks import Shape, make_nnunet, own_arguments
 from sam3dnet.devices import autocast_on
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.peers import make_primus, make_swin_unetr
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.memory import segmentation_loss
 from sam3dnet.training.optimizer import build_optimizer
 

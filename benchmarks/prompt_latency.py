@@ -36,7 +36,7 @@ AT_ONCE = (1, 3, 10)
 
 def make_model(folder: Path, patch: list[int], encoder: str, token_stride: int) -> Path:
     """Write a model folder with random weights that answers prompts, as planning and training leave it."""
-    from sam3dnet.network.build import SAM3D
+    from sam3dnet.network.sam3d import SAM3D
 
     arguments = own_arguments(patch, token_stride, encoder, pretrained=False, prompts=True)
     (folder / "fold_0").mkdir(parents=True)
@@ -61,7 +61,7 @@ def make_plans(patch: list[int], arguments: dict[str, Any]) -> dict[str, Any]:
         "spacing": list(SPACING_MM),
         "normalization_schemes": ["ZScoreNormalization"],
         "architecture": {
-            "network_class_name": "sam3dnet.network.build.SAM3D",
+            "network_class_name": "sam3dnet.network.sam3d.SAM3D",
             "arch_kwargs": arguments,
             "_kw_requires_import": [],
         },

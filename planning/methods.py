@@ -42,7 +42,7 @@ PEER_CLASS = "sam3dnet.network.peers.PeerNetwork"
 CUSTOM_METHOD = "network"  # with MethodChoice.network
 
 METHODS = {
-    DEFAULT_METHOD: Method("sam3dnet.network.build.SAM3D", "sam3dnet", answers_prompts=True),
+    DEFAULT_METHOD: Method("sam3dnet.network.sam3d.SAM3D", "sam3dnet", answers_prompts=True),
     "3dsam-adapter": Method(
         "sam3dnet.network.published.adapter3dsam.Adapter3DSAM",
         "3DSAM-adapter (Gong et al. 2024)",
@@ -65,6 +65,7 @@ METHODS = {
     CUSTOM_METHOD: Method(PEER_CLASS, "the user's", peer=CUSTOM_METHOD, crop_multiple=32),
 }
 NETWORK_CLASSES = tuple(method.network_class for method in METHODS.values())
+FORMER_NETWORK_CLASSES = ("sam3dnet.network.build.SAM3D",)  # of plans that were made before
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import PlanError
-from sam3dnet.planning.methods import NETWORK_CLASSES
+from sam3dnet.planning.methods import FORMER_NETWORK_CLASSES, NETWORK_CLASSES
 from sam3dnet.planning.rules import Decision
 from sam3dnet.preprocessing.json_files import read_json
 
@@ -159,7 +159,8 @@ def read_configuration(configurations: Entry, name: str) -> Configuration:
     entry = Entry(configurations.path, f"configurations.{name}", inherit(configurations, name))
     architecture = entry.child("architecture")
     network = architecture.child("network_class_name")
-    network.expect(network.value in NETWORK_CLASSES, f"one of {', '.join(dict.fromkeys(NETWORK_CLASSES))}")
+    known = (*NETWORK_CLASSES, *FORMER_NETWORK_CLASSES)
+    network.expect(network.value in known, f"one of {', '.join(dict.fromkeys(NETWORK_CLASSES))}")
     arguments = architecture.child("arch_kwargs")
     strides = tuple(level.triple() for level in arguments.child("strides").items())
     token_stride = arguments.child("token_stride").triple()

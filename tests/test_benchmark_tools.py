@@ -25,7 +25,7 @@ from materialised_attention import MaterialisedAttention, materialise
 from measuring import compare, shown_ratio, traced_bytes
 
 from sam3dnet.network.attention import Attention3D, partition_windows
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.sam3d import SAM3D
 
 CPU = torch.device("cpu")
 
@@ -233,7 +233,7 @@ def test_the_rehearsal_takes_cases_for_training_and_others_for_prediction(tmp_pa
 def test_a_checkpoint_without_frozen_weights_keeps_all_that_training_changes():
     arguments = {"encoder": "tiny", "pretrained": True, "patch_size": [8, 16, 12], "token_stride": [4, 4, 4]}
     arguments["strides"] = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
-    architecture = {"network_class_name": "sam3dnet.network.build.SAM3D", "arch_kwargs": arguments}
+    architecture = {"network_class_name": "sam3dnet.network.sam3d.SAM3D", "arch_kwargs": arguments}
     plans = {"configurations": {"3d_fullres": {"architecture": architecture}}}
     network = SAM3D(1, 3, True, **arguments)
     kept = rehearsal.trained_names(plans, len(network.state_dict()))

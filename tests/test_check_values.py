@@ -20,7 +20,7 @@ from sam3dnet.check.setting import Setting
 from sam3dnet.cli import check as command
 from sam3dnet.inference.predictor import PredictionReport
 from sam3dnet.network import compiling
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.sam3d import SAM3D
 
 CPU = torch.device("cpu")
 QUICK = Setting(CPU, quick=True)

@@ -9,11 +9,11 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from sam3dnet.network import compiling
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.compiling import Compiler, compile_network, pad_to_few_shapes
 from sam3dnet.network.prompt_decoder import class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of torch's compiler

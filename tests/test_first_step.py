@@ -10,7 +10,7 @@ from test_trainer import fold_folder, prepare, train
 
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.models import load_model
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.training import trainer as trainer_module

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.tuning import TUNINGS
 from sam3dnet.planning.memory import training_bytes
 from sam3dnet.training.optimizer import build_optimizer

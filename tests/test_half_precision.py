@@ -9,9 +9,9 @@ import torch
 from test_methods import ARCH
 
 from sam3dnet.inference.windows import predict_slabs
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch, Query, sample_at
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.target_device import traced_for
 from sam3dnet.planning import memory
 from sam3dnet.planning.memory import as_on_card, segmentation_loss

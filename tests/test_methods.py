@@ -89,7 +89,7 @@ def test_what_does_not_go_together_is_refused(options, message):
 
 def test_a_network_that_is_not_there_is_refused():
     with pytest.raises(PlanError, match="no such network"):
-        locate_network("sam3dnet.network.build.SAM4D")
+        locate_network("sam3dnet.network.sam3d.SAM4D")
 
 
 def test_a_network_with_one_output_leaves_one_to_the_loss():

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 from sam3dnet.errors import PlanError
 from sam3dnet.network import attention
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.segmentation import ENCODER_SIZES
 
 STRIDES = {

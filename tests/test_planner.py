@@ -279,7 +279,7 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
     assert set(content["configurations"]) == {"3d_fullres"}
     full = content["configurations"]["3d_fullres"]
     assert set(full) == STOCK_KEYS
-    assert full["architecture"]["network_class_name"] == "sam3dnet.network.build.SAM3D"
+    assert full["architecture"]["network_class_name"] == "sam3dnet.network.sam3d.SAM3D"
     assert full["architecture"]["_kw_requires_import"] == []
     assert full["architecture"]["arch_kwargs"]["patch_size"] == full["patch_size"]
     assert set(content["sam3d"]) == {
@@ -413,7 +413,7 @@ ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
         (
             (*ARCHITECTURE, "network_class_name"),
             "other.Net",
-            "network_class_name must be one of sam3dnet.network.build.SAM3D, ",
+            "network_class_name must be one of sam3dnet.network.sam3d.SAM3D, ",
         ),
         ((*ARCHITECTURE, "arch_kwargs", "strides"), [[1, 1, 1]], "strides must be factors of the token stride"),
         ((*ARCHITECTURE, "arch_kwargs", "pretrained"), 1, "pretrained must be true or false, not 1"),

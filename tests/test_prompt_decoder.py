@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import class_margin, margin_of_class
 from sam3dnet.network.prompt_encoder import (
     PromptBatch,
@@ -15,6 +14,7 @@ from sam3dnet.network.prompt_encoder import (
     position_features,
     sample_at,
 )
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 SHAPE = (7, 13, 10)

@@ -84,7 +84,7 @@ def sam3d_plans() -> dict[str, Any]:
     plans["configurations"]["3d_fullres"] |= {
         "median_image_size_in_voxels": [5, 12, 9],
         "architecture": {
-            "network_class_name": "sam3dnet.network.build.SAM3D",
+            "network_class_name": "sam3dnet.network.sam3d.SAM3D",
             "arch_kwargs": {
                 "strides": [[1, 1, 1], [1, 2, 2]],
                 "token_stride": [1, 2, 2],

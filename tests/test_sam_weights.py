@@ -8,8 +8,8 @@ from segment_anything.modeling import ImageEncoderViT
 from torch.nn import functional
 
 from sam3dnet.errors import CheckpointError
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.image_encoder import ImageEncoder3D
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.sam_file import check_sam_file
 from sam3dnet.network.sam_weights import convert_sam_state, is_new, load_sam_weights
 from sam3dnet.network.segmentation import ENCODER_SIZES

@@ -11,8 +11,8 @@ from sam3dnet.errors import PromptError
 from sam3dnet.inference import text as module
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.text import TextQuestion, ask_for_text
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.published.refsam3d import RefSAM3D
+from sam3dnet.network.sam3d import SAM3D
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 ARCH = {"encoder": "tiny", "patch_size": [4, 8, 8], "token_stride": [4, 4, 4], "strides": STRIDES}

@@ -12,8 +12,8 @@ import torch
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.cost import training_cost
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset

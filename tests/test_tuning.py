@@ -8,8 +8,8 @@ import torch
 from segment_anything.modeling import ImageEncoderViT
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.parameters import count_parameters, tuned_of_sam
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.sam_weights import load_sam_weights
 from sam3dnet.network.tuning import TUNINGS, encoder_part, find_tuning
 

@@ -7,7 +7,7 @@ import torch
 from scipy import ndimage
 from tiny_models import make_checkpoint, make_dataset_json, make_plans
 
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.training.drawing import draw_questions
 from sam3dnet.training.prompting import TrainingPrompter, draw_corrections
 from sam3dnet.training.target_classes import Classes
@@ -75,7 +75,7 @@ def make_trained_model(results):
     configuration = plans["configurations"]["3d_fullres"]
     configuration |= {"patch_size": list(PATCH), "spacing": list(SPACING_MM)}
     configuration["normalization_schemes"] = ["NoNormalization"]
-    configuration["architecture"] |= {"network_class_name": "sam3dnet.network.build.SAM3D", "arch_kwargs": ARCHITECTURE}
+    configuration["architecture"] |= {"network_class_name": "sam3dnet.network.sam3d.SAM3D", "arch_kwargs": ARCHITECTURE}
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(make_dataset_json(1, {"background": 0, "lesion": 1})))
     checkpoint = make_checkpoint(train_network().state_dict(), inference_allowed_mirroring_axes=None)

@@ -11,8 +11,8 @@ from sam3dnet.check.example import make_examples
 from sam3dnet.check.precision import compare
 from sam3dnet.check.result import CheckResult, Skipped
 from sam3dnet.check.setting import Setting
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.compiling import Compiler, compile_network
+from sam3dnet.network.sam3d import SAM3D
 
 C_COMPILERS = ("gcc", "clang", "cc", "cl")  # triton builds its launchers with one
 SWITCH, ON = "nnUNet_compile", ("t", "true", "1")  # nnU-Net's

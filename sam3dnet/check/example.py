@@ -13,9 +13,9 @@ from sam3dnet.check.batch import CLASSES, Batch, make_batch, make_loss, output_s
 from sam3dnet.check.networks import Shape, own_arguments
 from sam3dnet.check.setting import Setting
 from sam3dnet.devices import autocast_to
-from sam3dnet.network.build import SAM3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
+from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 from sam3dnet.training.prompting import PromptAnswer

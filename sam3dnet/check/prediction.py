@@ -13,7 +13,7 @@ from sam3dnet.check.result import CheckResult, at_most, skipped, told
 from sam3dnet.check.setting import Setting
 from sam3dnet.devices import half_type
 from sam3dnet.inference.windows import predict_slabs
-from sam3dnet.network.build import SAM3D
+from sam3dnet.network.sam3d import SAM3D
 
 CONSTANT = (-1.5, 2.25, 0.5)  # logits, exact in half precision
 MIRROR_AXES = (2,)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import DepthwiseConv3d
+from sam3dnet.network.layers import DepthwiseConv3d
 from sam3dnet.network.target_device import without_autocast
 
 LORA_RANK = 4

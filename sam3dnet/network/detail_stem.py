@@ -5,38 +5,9 @@ Axes in names: B batch, C channels, z y x voxels of the level.
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import Conv3d, InstanceNorm
-
-NEGATIVE_SLOPE = 0.01
-
-
-def triple(values: Sequence[int]) -> tuple[int, int, int]:
-    """Return three numbers (z, y, x), which a plan gives as a list, as the tuple that torch wants."""
-    z, y, x = (int(value) for value in values)
-    return z, y, x
-
-
-class ConvUnit(nn.Module):
-    """3x3x3 convolution, instance norm, leaky ReLU.
-
-    Args:
-        channels_in: Channels of the input.
-        channels_out: Channels of the output.
-        stride: Voxels a step along (z, y, x).
-    """
-
-    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
-        super().__init__()
-        self.conv = Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
-        self.norm = InstanceNorm(channels_out)
-        nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
-
-    def forward(self, x_BCzyx: Tensor) -> Tensor:
-        """Return (B, channels_out, z / stride, y / stride, x / stride), rounded up."""
-        return F.leaky_relu(self.norm(self.conv(x_BCzyx)), NEGATIVE_SLOPE, inplace=True)
+from sam3dnet.network.layers import ConvUnit
 
 
 class DetailStem(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
-from sam3dnet.network.convolution import Conv3d, PointwiseConv
+from sam3dnet.network.layers import Conv3d, PointwiseConv
 from sam3dnet.network.linear import Linear
 from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.tuning import (

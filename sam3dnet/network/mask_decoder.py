@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import PointwiseConv, UpConv3d, cropped
-from sam3dnet.network.detail_stem import ConvUnit, triple
+from sam3dnet.network.layers import ConvUnit, PointwiseConv, UpConv3d, cropped, triple
 
 
 class UpStage(nn.Module):

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.convolution import cropped, interpolate
-from sam3dnet.network.detail_stem import triple
+from sam3dnet.network.layers import cropped, interpolate, triple
 from sam3dnet.network.published.resolutions import resolution_shapes
 
 Shape = tuple[int, int, int]

@@ -9,11 +9,18 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import PointwiseConv, UpConv3d, cropped, mean_of_blocks
-from sam3dnet.network.detail_stem import NEGATIVE_SLOPE, ConvUnit, triple
+from sam3dnet.network.layers import (
+    NEGATIVE_SLOPE,
+    ConvUnit,
+    CrossAttention,
+    PointwiseConv,
+    UpConv3d,
+    cropped,
+    mean_of_blocks,
+    triple,
+)
 from sam3dnet.network.prompt_encoder import (
     DENSE_CHANNELS,
     PromptBatch,
@@ -23,7 +30,6 @@ from sam3dnet.network.prompt_encoder import (
     is_complaint,
 )
 
-HEADS = 4
 ROUNDS = 2
 COARSE_FEATURES = (16, 16, 32, 48)  # of the correction at each level, finest first
 
@@ -97,42 +103,6 @@ def margin_of_class(logits_Kzyx: Tensor, class_index: int, regions: bool) -> Ten
         return logits_Kzyx[class_index]
     others = [logits_zyx for number, logits_zyx in enumerate(logits_Kzyx) if number != class_index]
     return logits_Kzyx[class_index] - reduce(torch.logaddexp, others)
-
-
-class CrossAttention(nn.Module):
-    """Multi-head attention of some tokens to others, after a layer norm of both.
-
-    Args:
-        width: Token width.
-        heads: Number of heads.
-    """
-
-    def __init__(self, width: int, heads: int = HEADS):
-        super().__init__()
-        self.heads = heads
-        self.norm_query = nn.LayerNorm(width)
-        self.norm_context = nn.LayerNorm(width)
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, query_QNE: Tensor, context_QTE: Tensor, there_QT: Tensor | None = None) -> Tensor:
-        """Attend.
-
-        Args:
-            query_QNE: Who attends.
-            context_QTE: Attended to.
-            there_QT: False where context is padding; None where nothing is.
-
-        Returns:
-            (Q, N, E), without the residual.
-        """
-        query = self.query(self.norm_query(query_QNE)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            self.key_value(self.norm_context(context_QTE)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mask = None if there_QT is None else there_QT[:, None, None]
-        return self.proj(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
 
 
 class TwoWayBlock(nn.Module):

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from sam3dnet.devices import better_half
 from sam3dnet.errors import PlanError
-from sam3dnet.network.detail_stem import triple
 from sam3dnet.network.image_encoder import EncoderParts, EncoderSize, ImageEncoder3D
+from sam3dnet.network.layers import triple
 from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.detail_stem import triple
+from sam3dnet.network.layers import triple
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.aggregation_decoder import (

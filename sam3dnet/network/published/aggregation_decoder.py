@@ -10,8 +10,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import beside, cropped, interpolate, normalise_instances
-from sam3dnet.network.detail_stem import ConvUnit, triple
+from sam3dnet.network.layers import ConvUnit, beside, cropped, interpolate, normalise_instances, triple
 from sam3dnet.network.published.resolutions import (
     enlarged,
     pad_to_multiple,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.detail_stem import ConvUnit
 from sam3dnet.network.image_encoder import EncoderParts
+from sam3dnet.network.layers import ConvUnit
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.resolutions import enlarged

@@ -6,7 +6,7 @@ Axes in names: B batch, C image channels, E token width, z y x voxels, Z Y X ups
 import torch
 from torch import Tensor, nn
 
-from sam3dnet.network.convolution import interpolate
+from sam3dnet.network.layers import interpolate
 from sam3dnet.network.patch_embedding import SAM_PATCH
 from sam3dnet.network.published.resolutions import pad_to_multiple
 

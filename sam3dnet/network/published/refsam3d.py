@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sam3dnet.errors import PlanError, PromptError
-from sam3dnet.network.convolution import beside
-from sam3dnet.network.prompt_decoder import CrossAttention, ImageFeatures
+from sam3dnet.network.layers import CrossAttention, beside
+from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
 from sam3dnet.network.published.encoder_parts import corrected_parts
 from sam3dnet.network.published.u_shaped_decoder import UShapedDecoder

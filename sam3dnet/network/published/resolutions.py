@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam3dnet.network.convolution import cropped, interpolate
+from sam3dnet.network.layers import cropped, interpolate
 
 
 def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -5,7 +5,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from sam3dnet.network.convolution import (
+from sam3dnet.network.layers import (
     Conv3d,
     DepthwiseConv3d,
     InstanceNorm,

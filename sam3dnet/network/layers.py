@@ -1,6 +1,6 @@
-"""Convolutions and norms that a CPU computes fast; weights, names and results are those of torch's own.
+"""Layers of more than one part; convolutions and norms are equal to torch's and faster on a CPU.
 
-Axes in names: B batch, C channels, z y x voxels.
+Axes in names: B batch, C channels, z y x voxels; Q queries, N T tokens, E token width.
 """
 
 import math
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from sam3dnet.network.target_device import device_type, without_autocast
+
+NEGATIVE_SLOPE = 0.01
+HEADS = 4
 
 
 class Conv3d(nn.Conv3d):
@@ -230,3 +233,65 @@ class PointwiseConv(nn.Conv3d):
             return super().forward(x_BCzyx)
         out_BzyxC = F.linear(x_BCzyx.permute(0, 2, 3, 4, 1), self.weight.flatten(1), self.bias)
         return out_BzyxC.permute(0, 4, 1, 2, 3)
+
+
+class ConvUnit(nn.Module):
+    """3x3x3 convolution, instance norm, leaky ReLU.
+
+    Args:
+        channels_in: Channels of the input.
+        channels_out: Channels of the output.
+        stride: Voxels a step along (z, y, x).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
+        super().__init__()
+        self.conv = Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
+        self.norm = InstanceNorm(channels_out)
+        nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
+
+    def forward(self, x_BCzyx: Tensor) -> Tensor:
+        """Return (B, channels_out, z / stride, y / stride, x / stride), rounded up."""
+        return F.leaky_relu(self.norm(self.conv(x_BCzyx)), NEGATIVE_SLOPE, inplace=True)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of some tokens to others, after a layer norm of both.
+
+    Args:
+        width: Token width.
+        heads: Number of heads.
+    """
+
+    def __init__(self, width: int, heads: int = HEADS):
+        super().__init__()
+        self.heads = heads
+        self.norm_query = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, query_QNE: Tensor, context_QTE: Tensor, there_QT: Tensor | None = None) -> Tensor:
+        """Attend.
+
+        Args:
+            query_QNE: Who attends.
+            context_QTE: Attended to.
+            there_QT: False where context is padding; None where nothing is.
+
+        Returns:
+            (Q, N, E), without the residual.
+        """
+        query = self.query(self.norm_query(query_QNE)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = (
+            self.key_value(self.norm_context(context_QTE)).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        mask = None if there_QT is None else there_QT[:, None, None]
+        return self.proj(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+def triple(values: Sequence[int]) -> tuple[int, int, int]:
+    """Return three numbers (z, y, x), which a plan gives as a list, as the tuple that torch wants."""
+    z, y, x = (int(value) for value in values)
+    return z, y, x
