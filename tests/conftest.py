@@ -71,9 +71,13 @@ def model(tmp_path: Path) -> Path:
 def predict(tmp_path: Path, model: Path, images: Path) -> Callable[..., Any]:
     """Predict the three images into the folder "out"; the options are those of predict_folder."""
     from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.interactive.run_prompts import prompt_reader
 
     def run(**options: Any) -> Any:
         folder = options.pop("model", model)
-        return predict_folder(images, tmp_path / "out", folder, device="cpu", progress=False, **options)
+        prompts = prompt_reader(options.pop("prompts", None), options.pop("instance", False))
+        return predict_folder(
+            images, tmp_path / "out", folder, device="cpu", progress=False, prompts=prompts, **options
+        )
 
     return run

@@ -233,13 +233,16 @@ def test_options_of_training_and_of_validation_do_not_mix(line: str, message: st
 def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.inference import models, predictor
     from sam3dnet.inference.text import TextQuestion
+    from sam3dnet.interactive import run_prompts
 
+    monkeypatch.setattr(run_prompts, "prompt_reader", lambda *given: given)
     monkeypatch.setattr(models, "find_model", find := Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
     more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json --instance -p Other --text liver"
     assert predict.main([*line.split(), *more.split(), "--clip-weights", "c.pt"]) == 0
     assert find.calls == [((places.results, "501"), {"plans_name": "Other", "configuration": "3d_lowres"})]
+    assert recorder.calls[0][1].pop("prompts") == (Path("p.json"), True)
     assert recorder.calls == [
         (
             (Path("in"), Path("out"), Path("model")),
@@ -250,8 +253,6 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
                 "mirror": False,
                 "checkpoint": "checkpoint_best.pth",
                 "num_processes": 0,
-                "prompts": Path("p.json"),
-                "instance": True,
                 "question": TextQuestion("liver", "c.pt"),
                 "cluster": None,
             },

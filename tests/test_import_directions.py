@@ -55,7 +55,17 @@ def test_commands_import_nothing_heavy_before_parsing(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in sources() if path.name == "__init__.py"], ids=str)
 def test_packages_import_nothing(path: Path) -> None:
-    assert list(imported_names(ast.parse(path.read_text(encoding="utf-8")))) == []
+    """The front door imports what it offers for type checkers alone."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    statements = [node for node in body if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")]
+    light = {"importlib.import_module", "typing.TYPE_CHECKING", "typing.Any"}
+    assert {name for node in statements for name in imported_names(node)} <= light
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sam3dnet" / "inference").glob("*.py")), ids=lambda path: path.stem)
+def test_what_segments_by_itself_knows_nothing_of_answers_to_prompts(path: Path) -> None:
+    names = list(imported_names(ast.parse(path.read_text(encoding="utf-8"))))
+    assert not [name for name in names if is_within(name, ("sam3dnet.interactive", "sam3dnet.model"))]
 
 
 @pytest.mark.parametrize("name", ["planning", "preprocessing"])

@@ -15,6 +15,7 @@ from tiny_models import REGIONS, SHAPE_ZYX, labels_of, write_image
 
 from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.inference.predictor import predict_folder
+from sam3dnet.interactive.run_prompts import prompt_reader
 from sam3dnet.model import load_model
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -66,7 +67,7 @@ def test_the_masks_are_those_of_the_command(tmp_path, image, options):
         },
     }
     prompts = write_prompts(tmp_path / "prompts.json", {"a": cases}, space="LPS")
-    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False, prompts=prompts)
+    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False, prompts=prompt_reader(prompts))
     np.testing.assert_array_equal(session.label_map(), labels_of(tmp_path / "out" / "a.nii.gz"))
     label = {"lesion": 2, "core": 700}[second]
     np.testing.assert_array_equal(session.mask(second), session.label_map() == label)

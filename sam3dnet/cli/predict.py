@@ -82,6 +82,7 @@ def predict(
 
     from sam3dnet.inference.models import find_model
     from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.interactive.run_prompts import prompt_reader
 
     with cluster_at(scheduler, num_processes) as cluster:
         return predict_folder(
@@ -94,8 +95,7 @@ def predict(
             mirror=not (no_mirroring or fast),
             checkpoint=checkpoint,
             num_processes=num_processes,
-            prompts=prompts,
-            instance=instance,
+            prompts=prompt_reader(prompts, instance),
             question=_question(text, clip_weights),
             cluster=cluster,
         )

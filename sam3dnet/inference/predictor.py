@@ -2,25 +2,23 @@
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
 import numpy as np
 import torch
 
-from sam3dnet.errors import DatasetError, PromptError, Sam3dError
+from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
 from sam3dnet.inference.text import TextQuestion, ask_for_text
 from sam3dnet.inference.writing import TEMPORARY_FOLDER, is_finished, write_label_map
-from sam3dnet.interactive.case import PromptedCase, promptable_networks
-from sam3dnet.interactive.case_prompts import RunPrompts
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.workers import map_cases
@@ -35,6 +33,29 @@ logger = logging.getLogger(__name__)
 SETTINGS_FILE = "sam3d_prediction.json"
 
 
+class PromptedSegmentation(Protocol):
+    """Segments cases under their prompts, see `interactive.run_prompts`."""
+
+    def label_map(self, name: str, case: Preprocessed, reader_writer: Any, on_progress: OnProgress) -> np.ndarray:
+        """Segment a case."""
+
+
+class Prompts(Protocol):
+    """What is said about the cases of a run, see `interactive.run_prompts`."""
+
+    def speak_of(self, name: str) -> bool:
+        """Tell whether there are prompts for a case."""
+
+    def statements(self) -> dict[str, Any]:
+        """Give the prompts of all cases as JSON holds them."""
+
+    def answered_by(self, model: LoadedModel, step_size: float, mirror: bool) -> PromptedSegmentation:
+        """Have a model answer them."""
+
+
+ReadPrompts = Callable[[Collection[str], Any], Prompts]  # given all cases, and nnU-Net's LabelManager of the model
+
+
 def predict_folder(
     input_folder: Path | str,
     output_folder: Path | str,
@@ -47,8 +68,7 @@ def predict_folder(
     checkpoint: str | None = None,
     num_processes: int | None = None,
     progress: bool = True,
-    prompts: Path | str | None = None,
-    instance: bool = False,
+    prompts: ReadPrompts | None = None,
     question: TextQuestion | None = None,
     cluster: "DaskCluster | None" = None,
 ) -> PredictionReport:
@@ -68,8 +88,7 @@ def predict_folder(
         num_processes: Images that are read ahead at the same time, each in a thread, as far as memory allows; 0 reads
             each when its turn comes; None for one.
         progress: Whether to show a bar.
-        prompts: File of prompts, or folder with some; what they do not speak of is segmented automatically.
-        instance: Whether of images with prompts only the objects are kept that these name.
+        prompts: Reads what is said about the cases, see `interactive.run_prompts.prompt_reader`; None for nothing.
         question: What to ask a model that reads text for, in place of its classes; None for its classes.
         cluster: Predicts in place of this process; each worker loads the model once and takes whole cases.
 
@@ -79,10 +98,8 @@ def predict_folder(
     Raises:
         DatasetError: If there is no image, or the output folder cannot be written to, or the step is out of range.
         CheckpointError, PlanError: If the model cannot be loaded.
-        PromptError: If prompts cannot be read, the model does not answer any, or there are none to say what to keep.
+        PromptError: If prompts cannot be read, or the model does not answer any.
     """
-    if instance and prompts is None:
-        raise PromptError("--instance keeps only what prompts name, but there are none; add --prompts FILE")
     inputs, output, model_path = (Path(folder).absolute() for folder in (input_folder, output_folder, model_folder))
     if not 0 < step_size <= 1:
         raise DatasetError(f"step size {step_size}: expected a share of the window above 0 and at most 1")
@@ -94,7 +111,7 @@ def predict_folder(
     model = open_model("cpu" if cluster else device)
     names = [case.name for case in cases]
     known = [*names, *failed]
-    said = None if prompts is None else RunPrompts.read(Path(prompts).absolute(), known, model.labels, instance)
+    said = None if prompts is None else prompts(known, model.labels)
     run = _Run(model, output, step_size, mirror, said)
     before = _read_settings(output)
     settings = _settings(model_path, model, step_size, mirror) | ({"text": question.text} if question else {})
@@ -214,15 +231,14 @@ class _Run:
         output: Path,
         step_size: float,
         mirror: bool,
-        prompts: RunPrompts | None,
+        prompts: Prompts | None,
     ) -> None:
         self._model = model
         self._output = output
         self._input = ImageInput(model)
-        self._windows: dict[str, Any] = {"step_size": step_size, "mirror": mirror}
-        self._automatic = AutomaticSegmentation(model, **self._windows)
+        self._automatic = AutomaticSegmentation(model, step_size=step_size, mirror=mirror)
         self._prompts = prompts
-        self._networks = [] if prompts is None else promptable_networks(model)
+        self._prompted = None if prompts is None else prompts.answered_by(model, step_size, mirror)
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool) -> PredictionReport:
         """Predict the cases and report how each went."""
@@ -231,13 +247,9 @@ class _Run:
         return predict_cases(cases, steps, ahead, progress)
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
-        if self._prompts is None or not self._prompts.stated.of_case(case.name):
+        if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
             return self._automatic.label_map(*preprocessed, on_progress)
-        reader = self._input.reader_writer
-        prompts = self._prompts.place(case.name, preprocessed, self._model, reader)
-        options = self._windows | {"instance": self._prompts.instance, "on_progress": on_progress}
-        prompted = PromptedCase(self._model, self._networks, preprocessed, **options)
-        return prompted.label_map([prompts])
+        return self._prompted.label_map(case.name, preprocessed, self._input.reader_writer, on_progress)
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
@@ -254,7 +266,7 @@ class _Job:
     output: Path = field(compare=False)
     step_size: float = field(compare=False)
     mirror: bool = field(compare=False)
-    prompts: RunPrompts | None = field(compare=False)
+    prompts: Prompts | None = field(compare=False)
 
 
 def _predict_on(
