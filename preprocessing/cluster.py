@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +20,19 @@ from sam3dnet.preprocessing.workers import Item, Outcome, Result, Run
 
 SECONDS_TO_WAIT = 10  # for a scheduler, then for its first worker
 _PACKAGE = "sam3dnet"
+
+
+def cluster_at(scheduler: str | None, num_processes: int | None) -> AbstractContextManager[DaskCluster | None]:
+    """Connect to a cluster, or to none without --scheduler.
+
+    Raises:
+        DatasetError: If --workers is given too, or, on entering, no scheduler answers at the address.
+    """
+    if scheduler is None:
+        return nullcontext()
+    if num_processes is not None:
+        raise DatasetError("--workers: not with --scheduler, whose workers do the work")
+    return open_cluster(scheduler)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sam3dnet.errors import DatasetError, did_you_mean
 
@@ -26,7 +26,7 @@ class Folders:
     results: Path
 
 
-def activate_folders(root: Path | None) -> Folders:
+def activate_folders(root: Path | str | None) -> Folders:
     """Choose the three folders and write them into the environment, where nnU-Net and its processes look for them.
 
     Args:
@@ -77,6 +77,16 @@ def find_dataset_name(identifier: int | str, folders: Folders) -> str:
         f"dataset {text!r}: not found in {places}{did_you_mean(text, spellings)}; there are: {listed}; "
         f"give a number or a full name, and put new datasets into {folders.raw}/DatasetXXX_Name"
     )
+
+
+def parse_fold(text: str | int) -> int | Literal["all"]:
+    """Read a fold from "fold0", "fold_0", "0" or "all"."""
+    number = re.fullmatch(r"(?:fold_?)?(\d+)", str(text))
+    if number:
+        return int(number[1])
+    if text in ("all", "fold_all"):
+        return "all"
+    raise DatasetError(f"fold {text!r} is unknown; expected fold0 to fold4, 0 to 4, or all")
 
 
 def list_dataset_names(folders: Folders) -> list[str]:

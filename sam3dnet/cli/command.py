@@ -24,10 +24,6 @@ import sam3dnet
 from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError, did_you_mean
 
-NumProcesses = Annotated[int | None, "--workers"]
-DeviceName = str  # "cpu", "cuda", "cuda:1", "mps"; devices.choose_device refuses others, torch need not be imported
-EncoderChoice = Literal["auto", "tiny", "small", "vit_b", "vit_l", "vit_h"]
-
 STATUS_SOME_FAILED = 1
 STATUS_USER_ERROR = 2
 STATUS_INTERRUPTED = 130
@@ -122,16 +118,6 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def parse_fold(text: str | int) -> int | Literal["all"]:
-    """Read a fold from "fold0", "fold_0", "0" or "all"."""
-    number = re.fullmatch(r"(?:fold_?)?(\d+)", str(text))
-    if number:
-        return int(number[1])
-    if text in ("all", "fold_all"):
-        return "all"
-    raise Sam3dError(f"fold {text!r} is unknown; expected fold0 to fold4, 0 to 4, or all")
-
-
 def make_parser(function: Callable[..., Any], prog: str) -> argparse.ArgumentParser:
     """Make the parser whose options are the function's parameters, and those that all commands have."""
     description, help_texts = _split_docstring(inspect.getdoc(function) or "")
@@ -192,7 +178,7 @@ def _value_settings(value_type: Any) -> dict[str, Any]:
     if get_origin(value_type) is Literal:
         return {"choices": get_args(value_type)}
     if get_origin(value_type) is list:
-        return {"nargs": "+", **_value_settings(get_args(value_type)[0])}
+        return {"nargs": "+", **_value_settings(_plain_type(get_args(value_type)[0]))}
     return {"type": value_type, "metavar": _METAVARS[value_type]}
 
 
@@ -200,12 +186,13 @@ _METAVARS = {str: "NAME", int: "N", float: "X", Path: "PATH"}
 
 
 def _plain_type(annotation: Any) -> Any:
-    """Take `Annotated` and `| None` off a type."""
+    """Take `Annotated` and `| None` off a type; of those that are left, a path is typed as one, all else as text."""
     if get_origin(annotation) is Annotated:
         annotation = get_args(annotation)[0]
-    if get_origin(annotation) in (Union, UnionType):
-        (annotation,) = (member for member in get_args(annotation) if member is not NoneType)
-    return annotation
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation
+    members = [member for member in get_args(annotation) if member is not NoneType]
+    return members[0] if len(members) == 1 else Path if Path in members else str
 
 
 def _split_docstring(text: str) -> tuple[str, dict[str, str]]:

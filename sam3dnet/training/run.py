@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,72 +12,36 @@ import torch
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
-from sam3dnet.preprocessing.folders import Folders, is_plain_name, remove_partial_files
+from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.settings.training import TrainingSettings
 
+TRAINER = "nnUNetTrainerSAM3D"
 VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
 
 logger = logging.getLogger(__name__)
 
 
-def train_fold(
-    dataset_name: str,
-    fold: int | Literal["all"],
-    folders: Folders,
-    *,
-    configuration: str = "3d_fullres",
-    plans_name: str = "SAM3DPlans",
-    epochs: int | None = None,
-    minutes: float | None = None,
-    iterations_per_epoch: int | None = None,
-    continue_training: bool = False,
-    device: str | None = None,
-    sam_checkpoint: str | Path | None = None,
-    from_scratch: bool = False,
-    validate: bool = True,
-    num_processes: int | None = None,
-    tensorboard: bool = False,
-    wandb: bool = False,
-) -> Path:
+def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = True) -> Path:
     """Train a fold of a planned and preprocessed dataset, then validate it with sliding windows.
 
-    Started by torchrun, all of its processes share the plan's batch.
-
     Args:
-        dataset_name: Full name, such as Dataset501_Hippocampus.
-        fold: Number of the fold, or "all" to train on every case.
+        settings: What is asked for.
         folders: nnU-Net's three folders.
-        configuration: Configuration of the plan.
-        plans_name: Name of the plan.
-        epochs: Epochs to train; None: the trainer's default.
-        minutes: Wall-clock minutes to train instead; the schedule follows the clock.
-        iterations_per_epoch: Iterations in an epoch; None: nnU-Net's 250.
-        continue_training: Go on from the newest whole checkpoint.
-        device: "cpu", "cuda" or "mps"; None: the best there is.
-        sam_checkpoint: SAM's weights: "sam", "medsam", or a file; None: those that the plan was made for.
-        from_scratch: Train without SAM's weights, whatever the plan says.
         validate: Whether to predict the validation cases at the end.
-        num_processes: Processes that load and augment; 0: none; None: by the number of cores and the device.
-        tensorboard: Write event files for TensorBoard into the folder of the fold.
-        wandb: Log to Weights & Biases with nnU-Net's logger.
 
     Returns:
         The folder of the fold.
 
     Raises:
         PlanError: If the plan, configuration or fold does not exist.
-        DatasetError: If the preprocessed cases are missing.
+        DatasetError: If the dataset or its preprocessed cases are missing.
         CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged.
     """
-    chosen = choose_device(device)
-    plans, dataset_json = _read_plan(dataset_name, folders, plans_name)
-    _check_configuration(plans, configuration, dataset_name, folders)
-    _check_fold(fold, dataset_name, folders)
-    if from_scratch:
-        plans = without_pretrained_weights(plans)
-    if not continue_training:
-        _check_weights(plans, configuration, sam_checkpoint)
-    _share_cores(chosen.type, num_processes)
+    asked = _Asked.of(settings, folders)
+    plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
+    if not settings.continue_training:
+        _check_weights(plans, settings.configuration, settings.sam_checkpoint)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
     from sam3dnet.training.checkpoint import continue_from_newest
@@ -85,26 +50,25 @@ def train_fold(
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
-    model = f"{nnUNetTrainerSAM3D.__name__}__{plans_name}__{configuration}"
-    plans = as_fitted_before(plans, configuration, folders.results / dataset_name / model / "plans.json")
-    plans["continue_training"] = continue_training
-    with joined_processes(chosen) as place, _lost_processes_told():
-        if wandb and is_first_process():
+    plans = as_fitted_before(plans, settings.configuration, asked.model_folder / "plans.json")
+    plans["continue_training"] = settings.continue_training
+    with joined_processes(asked.device) as place, _lost_processes_told():
+        if settings.wandb and is_first_process():
             enable_wandb()
-        trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, place)
-        trainer.num_epochs = epochs or trainer.num_epochs
-        trainer.minutes = minutes
-        trainer.num_iterations_per_epoch = iterations_per_epoch or trainer.num_iterations_per_epoch
+        trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, asked.dataset_json, place)
+        trainer.num_epochs = settings.epochs or trainer.num_epochs
+        trainer.minutes = settings.minutes
+        trainer.num_iterations_per_epoch = settings.iterations_per_epoch or trainer.num_iterations_per_epoch
         trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
-        trainer.sam_checkpoint = sam_checkpoint
+        trainer.sam_checkpoint = settings.sam_checkpoint
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
-        if continue_training:
+        if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
-        if tensorboard and is_first_process():
+        if settings.tensorboard and is_first_process():
             board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
-            board.update_config({"plans": plans, "configuration": configuration, "fold": fold})
+            board.update_config({"plans": plans, "configuration": settings.configuration, "fold": asked.fold})
             trainer.logger.loggers.append(board)
         trainer.run_training()
         if validate:
@@ -112,30 +76,14 @@ def train_fold(
     return output
 
 
-def validate_fold(
-    dataset_name: str,
-    fold: int | Literal["all"],
-    folders: Folders,
-    *,
-    configuration: str = "3d_fullres",
-    plans_name: str = "SAM3DPlans",
-    checkpoint: str | None = None,
-    device: str | None = None,
-    num_processes: int | None = None,
-) -> Path:
+def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
     """Validate a trained fold as at the end of its training: predict its validation cases and score them.
 
     Nothing is trained and no checkpoint is written. Started by torchrun, all of its processes share the cases.
 
     Args:
-        dataset_name: Full name, such as Dataset501_Hippocampus.
-        fold: Number of the fold, or "all", whose cases are those that it was trained on.
+        settings: What is asked for.
         folders: nnU-Net's three folders.
-        configuration: Configuration of the plan.
-        plans_name: Name of the plan.
-        checkpoint: "final", "best", "latest" or the name of a file; None for the first of these that there is.
-        device: "cpu", "cuda" or "mps"; None: the best there is.
-        num_processes: Processes that score; None: by the number of cores.
 
     Returns:
         The folder of the fold.
@@ -146,11 +94,7 @@ def validate_fold(
         CheckpointError: If the fold has not been trained, or the checkpoint is not there or damaged.
         FailedCasesError: If some cases could not be predicted; the others are scored.
     """
-    chosen = choose_device(device)
-    plans, dataset_json = _read_plan(dataset_name, folders, plans_name)
-    _check_configuration(plans, configuration, dataset_name, folders)
-    _check_fold(fold, dataset_name, folders)
-    _share_cores(chosen.type, num_processes)
+    asked = _Asked.of(settings, folders)
 
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -158,15 +102,45 @@ def validate_fold(
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
     from sam3dnet.training.validation import load_trained, validate
 
-    name = f"{nnUNetTrainerSAM3D.__name__}__{plans['plans_name']}__{configuration}"
-    with joined_processes(chosen) as place, _lost_processes_told():
-        preprocessed_by = PlansManager(plans), configuration, dataset_json
-        model = load_trained(folders.results / dataset_name / name, fold, checkpoint, place, preprocessed_by)
+    plans, dataset_json = asked.plans, asked.dataset_json
+    with joined_processes(asked.device) as place, _lost_processes_told():
+        preprocessed_by = PlansManager(plans), settings.configuration, dataset_json
+        model = load_trained(asked.model_folder, asked.fold, settings.checkpoint, place, preprocessed_by)
         plans["continue_training"] = True  # the record of the training at Weights & Biases goes on
-        trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, place)
+        trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, dataset_json, place)
         trainer.print_to_log_file(f"validating {model.checkpoint_files[0]}")
         validate(trainer, model)
     return Path(trainer.output_folder)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What settings lead to.
+
+    Attributes:
+        fold: Number of the fold, or "all".
+        plans: Content of the plan.
+        dataset_json: Of the preprocessed dataset.
+        device: To compute on.
+        model_folder: Of all folds; it may not be there yet.
+    """
+
+    fold: int | Literal["all"]
+    plans: dict[str, Any]
+    dataset_json: dict[str, Any]
+    device: torch.device
+    model_folder: Path
+
+    @classmethod
+    def of(cls, settings: TrainingSettings, folders: Folders) -> "_Asked":
+        device = choose_device(settings.device)
+        name, fold = find_dataset_name(settings.dataset, folders), parse_fold(settings.fold)
+        plans, dataset_json = _read_plan(name, folders, settings.plans)
+        _check_configuration(plans, settings.configuration, name, folders)
+        _check_fold(fold, name, folders)
+        _share_cores(device.type, settings.num_processes)
+        model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
+        return cls(fold, plans, dataset_json, device, folders.results / name / model)
 
 
 @contextmanager

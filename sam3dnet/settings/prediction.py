@@ -1,0 +1,76 @@
+"""What can be asked of a prediction."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sam3dnet.errors import PromptError
+from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OfPlan, OnDevice
+
+STEP_SIZE, FAST_STEP_SIZE = 0.5, 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings(InFolders, OnDevice, OfPlan):
+    """Predict label maps for all images of a folder, on each image's own grid.
+
+    What is there already, whole and made with the same settings, is not predicted again.
+
+    Attributes:
+        input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz, a file a channel.
+        output_folder: Folder for the label maps; made where it is missing.
+        dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
+        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
+        model_folder: Model folder, in place of one below nnUNet_results.
+        step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
+        no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
+        fast: No mirroring and a larger step: for a quick look, at some cost in Dice.
+        checkpoint: Checkpoint of each fold: final, best, latest or the name of a file; without it the first of these
+            that there is.
+        num_processes: Images that are read ahead at the same time, as far as memory allows; 0 reads each when its turn
+            comes, without it one.
+        prompts: Clicks, boxes and previous masks for some of the images: a file, or a folder with some; see
+            docs/prompts.md. Classes and images that they do not name are segmented automatically.
+        instance: Of images with prompts keep only the objects that these name, and make all else background: for
+            measuring one lesion at a time.
+        text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
+            CLIP's weights. The label maps hold it as label 1.
+        clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
+        scheduler: Address of a Dask scheduler, whose workers then predict; see docs/cluster.md.
+
+    Raises:
+        PromptError: If an option is given without the one that it belongs to.
+    """
+
+    input_folder: Annotated[str | Path, "-i"]
+    output_folder: Annotated[str | Path, "-o"]
+    dataset: Annotated[DatasetName | None, "-d"] = None
+    folds: Annotated[list[str | int] | None, "-f"] = None
+    plans: Annotated[str, "-p"] = "SAM3DPlans"
+    model_folder: Annotated[str | Path | None, "-m"] = None
+    step_size: float | None = None
+    no_mirroring: bool = False
+    fast: bool = False
+    checkpoint: str | None = None
+    num_processes: NumProcesses = None
+    prompts: str | Path | None = None
+    instance: bool = False
+    text: str | None = None
+    clip_weights: str | None = None
+    scheduler: str | None = None
+
+    @property
+    def step(self) -> float:
+        """Step between windows as a share of the window."""
+        return self.step_size if self.step_size is not None else FAST_STEP_SIZE if self.fast else STEP_SIZE
+
+    @property
+    def mirror(self) -> bool:
+        """Whether to average over mirrored windows."""
+        return not (self.no_mirroring or self.fast)
+
+    def __post_init__(self) -> None:
+        if self.instance and self.prompts is None:
+            raise PromptError("--instance keeps only what prompts name, but there are none; add --prompts FILE")
+        if self.text is not None and self.clip_weights is None:
+            raise PromptError("--text needs the weights that read it: --clip-weights FILE, those of planning")

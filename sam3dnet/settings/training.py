@@ -1,0 +1,69 @@
+"""What can be asked of a training."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
+
+from sam3dnet.errors import Sam3dError
+from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OfPlan, OnDevice
+
+
+@dataclass(frozen=True)
+class TrainingSettings(InFolders, OnDevice, OfPlan):
+    """Train one fold of a planned and preprocessed dataset, then validate it.
+
+    Started by torchrun, all of its processes share the plan's batch.
+
+    Attributes:
+        dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus.
+        fold: fold0 to fold4, also written 0 to 4, to validate on that fifth of the cases; all to train on every case.
+        epochs: Number of epochs; without it the trainer's own.
+        minutes: Time to train for, in place of a number of epochs; the schedule follows the clock.
+        iterations_per_epoch: Training steps in an epoch; without it the trainer's own.
+        continue_training: Go on from the newest whole checkpoint.
+        sam_checkpoint: SAM's weights to start from: sam, medsam, or a file in SAM's format; without it those that the
+            plan was made for.
+        from_scratch: Train the whole network without SAM's weights, whatever the plan says.
+        num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the
+            number of cores.
+        tensorboard: Write the training's curves for TensorBoard, into the folder "tensorboard" of the fold.
+        wandb: Log to Weights & Biases, as nnU-Net does; nnUNet_wandb_project and nnUNet_wandb_mode are read.
+        validate_only: Train nothing; predict and score the validation cases of a trained fold anew.
+        checkpoint: What to validate with --validate-only: final, best or latest; without it the first of these that
+            there is.
+
+    Raises:
+        Sam3dError: If options of training and of validation alone are mixed.
+    """
+
+    dataset: DatasetName
+    fold: str | int
+    _: KW_ONLY
+    epochs: int | None = None
+    minutes: float | None = None
+    iterations_per_epoch: int | None = None
+    continue_training: Annotated[bool, "--continue"] = False
+    plans: Annotated[str, "-p"] = "SAM3DPlans"
+    sam_checkpoint: str | None = None
+    from_scratch: bool = False
+    num_processes: NumProcesses = None
+    tensorboard: bool = False
+    wandb: bool = False
+    validate_only: bool = False
+    checkpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and not self.validate_only:
+            raise Sam3dError("--checkpoint says what to validate; give it with --validate-only, or leave it out")
+        of_training = {
+            "--epochs": self.epochs,
+            "--minutes": self.minutes,
+            "--iterations-per-epoch": self.iterations_per_epoch,
+            "--continue": self.continue_training,
+            "--sam-checkpoint": self.sam_checkpoint,
+            "--from-scratch": self.from_scratch,
+            "--tensorboard": self.tensorboard,
+            "--wandb": self.wandb,
+        }
+        given = [name for name, value in of_training.items() if value]
+        if self.validate_only and given:
+            raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(given)}")
