@@ -26,8 +26,10 @@ CHECKPOINT = "checkpoint_final.pth"
 def predict_with_ours(images: Path, output: Path, model: Path, device: torch.device) -> None:
     """Predict all images with sam3dnet."""
     from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.settings.prediction import PredictionSettings
 
-    report = predict_folder(images, output, model, folds=(0,), device=device, progress=False)
+    places = {"input_folder": images, "output_folder": output, "model_folder": model}
+    report = predict_folder(PredictionSettings(**places, folds=[0], device=device))
     if report.failed:
         raise SystemExit(f"failed: {report.failed}")
 

@@ -104,8 +104,12 @@ def write_images(folder: Path, shape: Sequence[int], num_cases: int) -> None:
 def predict_with_ours(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
     """Predict all images with sam3dnet."""
     from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.settings.prediction import PredictionSettings
 
-    report = predict_folder(images, output, model, device=device, mirror=False, num_processes=workers)
+    places = {"input_folder": images, "output_folder": output, "model_folder": model}
+    settings = PredictionSettings(**places, device=device, no_mirroring=True, num_processes=workers)
+
+    report = predict_folder(settings)
     if report.failed:
         raise SystemExit(f"failed: {report.failed}")
 
@@ -132,10 +136,12 @@ def predict_with_stock(images: Path, output: Path, model: Path, workers: int, de
 def validate_with_ours(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
     """Validate the fold whose validation cases are all images, and copy its label maps to the output."""
     from sam3dnet.preprocessing.folders import activate_folders
+    from sam3dnet.settings.training import TrainingSettings
     from sam3dnet.training.run import validate_fold
 
     folders = activate_folders(images.parent)
-    fold = validate_fold(DATASET, 0, folders, plans_name=PLANS, device=device, num_processes=workers)
+    settings = TrainingSettings(DATASET, 0, plans=PLANS, device=device, num_processes=workers, validate_only=True)
+    fold = validate_fold(settings, folders)
     shutil.copytree(fold / "validation", output, dirs_exist_ok=True)
 
 

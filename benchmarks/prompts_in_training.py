@@ -46,10 +46,11 @@ def train(arguments: argparse.Namespace) -> None:
     np.random.seed(arguments.seed)
     torch.manual_seed(arguments.seed)
 
+    from sam3dnet.settings.training import TrainingSettings
     from sam3dnet.training.run import train_fold
 
     name = find_dataset_name(arguments.dataset, folders)
-    train_fold(name, arguments.fold, folders, minutes=arguments.minutes, device="cpu")
+    train_fold(TrainingSettings(name, arguments.fold, minutes=arguments.minutes, device="cpu"), folders)
 
 
 def run_variant(arguments: argparse.Namespace, variant: str) -> dict:

@@ -70,14 +70,9 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def predict(tmp_path: Path, model: Path, images: Path) -> Callable[..., Any]:
     """Predict the three images into the folder "out"; the options are those of predict_folder."""
-    from sam3dnet.inference.predictor import predict_folder
-    from sam3dnet.interactive.run_prompts import prompt_reader
+    from commands import predict_folder
 
     def run(**options: Any) -> Any:
-        folder = options.pop("model", model)
-        prompts = prompt_reader(options.pop("prompts", None), options.pop("instance", False))
-        return predict_folder(
-            images, tmp_path / "out", folder, device="cpu", progress=False, prompts=prompts, **options
-        )
+        return predict_folder(images, tmp_path / "out", options.pop("model", model), device="cpu", **options)
 
     return run

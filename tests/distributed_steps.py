@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from commands import train_fold
 
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.training.distributed import gathered, joined_processes
-from sam3dnet.training.run import _read_plan, train_fold
+from sam3dnet.training.run import _read_plan
 from sam3dnet.training.schedule import Budget
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import predict_folder
 from tiny_models import LABELS, REGIONS, SPACING_XYZ, TinyNetwork, labels_of, make_model
 from torch.nn.functional import interpolate
 
-from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.inference.windows import Air, background_logits, predict_slabs, window_starts
 
 PATCH = (4, 6, 5)
@@ -149,7 +149,7 @@ def test_label_maps_hold_nothing_in_air(tmp_path, monkeypatch, labels):
         return logits
 
     monkeypatch.setattr(TinyNetwork, "forward", forward)
-    report = predict_folder(tmp_path / "images", tmp_path / "out", model, device="cpu", mirror=False, progress=False)
+    report = predict_folder(tmp_path / "images", tmp_path / "out", model, device="cpu", no_mirroring=True)
     assert report.failed == {}
     assert seen
     found = labels_of(tmp_path / "out" / "a.nii.gz") > 0

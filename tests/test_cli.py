@@ -14,8 +14,11 @@ import pytest
 
 import sam3dnet
 from sam3dnet.cli import check, demo, info, plan_and_preprocess, predict, train, verify
-from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, parse_fold, run_command
+from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
+from sam3dnet.preprocessing.folders import parse_fold
+from sam3dnet.settings.prediction import PredictionSettings
+from sam3dnet.settings.training import TrainingSettings
 
 WORKERS = {
     "sam3d_plan_and_preprocess": plan_and_preprocess.plan_and_preprocess,
@@ -183,25 +186,24 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
     more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb -p Other"
     assert train.main([*line.split(), *more.split()]) == 0
     assert folders.activate_folders.calls == [((Path("r"),), {})]
-    assert recorder.calls == [
-        (
-            ("Dataset501_X", 3, places),
-            {
-                "configuration": "3d_lowres",
-                "plans_name": "Other",
-                "epochs": 7,
-                "minutes": 0.5,
-                "iterations_per_epoch": 11,
-                "continue_training": True,
-                "device": "cpu",
-                "sam_checkpoint": "w.pth",
-                "from_scratch": True,
-                "num_processes": 0,
-                "tensorboard": True,
-                "wandb": True,
-            },
-        )
-    ]
+    expected = TrainingSettings(
+        "501",
+        "fold3",
+        root=Path("r"),
+        configuration="3d_lowres",
+        plans="Other",
+        epochs=7,
+        minutes=0.5,
+        iterations_per_epoch=11,
+        continue_training=True,
+        device="cpu",
+        sam_checkpoint="w.pth",
+        from_scratch=True,
+        num_processes=0,
+        tensorboard=True,
+        wandb=True,
+    )
+    assert recorder.calls == [((expected, places), {})]
 
 
 def test_validate_only_reaches_the_validation_with_its_checkpoint(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +213,9 @@ def test_validate_only_reaches_the_validation_with_its_checkpoint(places: Any, m
     monkeypatch.setattr(run, "validate_fold", recorder := Recorder())
     line = "907 fold1 --validate-only --checkpoint best --configuration C -p P --device cpu --workers 0"
     assert train.main([*line.split(), "--root", "R"]) == 0
-    options = {"configuration": "C", "plans_name": "P", "checkpoint": "best", "device": "cpu", "num_processes": 0}
-    assert recorder.calls == [(("Dataset907_X", 1, places), options)]
+    options = {"configuration": "C", "plans": "P", "checkpoint": "best", "device": "cpu", "num_processes": 0}
+    expected = TrainingSettings("907", "fold1", root=Path("R"), validate_only=True, **options)
+    assert recorder.calls == [((expected, places), {})]
 
 
 @pytest.mark.parametrize(
@@ -230,34 +233,34 @@ def test_options_of_training_and_of_validation_do_not_mix(line: str, message: st
     assert message in capsys.readouterr().err
 
 
-def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sam3dnet.inference import models, predictor
-    from sam3dnet.inference.text import TextQuestion
+def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.inference import predictor
     from sam3dnet.interactive import run_prompts
 
     monkeypatch.setattr(run_prompts, "prompt_reader", lambda *given: given)
-    monkeypatch.setattr(models, "find_model", find := Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
-    more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json --instance -p Other --text liver"
+    more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json --instance -p Other --text liver -m folder"
     assert predict.main([*line.split(), *more.split(), "--clip-weights", "c.pt"]) == 0
-    assert find.calls == [((places.results, "501"), {"plans_name": "Other", "configuration": "3d_lowres"})]
-    assert recorder.calls[0][1].pop("prompts") == (Path("p.json"), True)
-    assert recorder.calls == [
-        (
-            (Path("in"), Path("out"), Path("model")),
-            {
-                "folds": [0, 2],
-                "device": "cpu",
-                "step_size": 0.75,
-                "mirror": False,
-                "checkpoint": "checkpoint_best.pth",
-                "num_processes": 0,
-                "question": TextQuestion("liver", "c.pt"),
-                "cluster": None,
-            },
-        )
-    ]
+    expected = PredictionSettings(
+        input_folder=Path("in"),
+        output_folder=Path("out"),
+        dataset="501",
+        folds=["0", "fold2"],
+        configuration="3d_lowres",
+        plans="Other",
+        model_folder=Path("folder"),
+        device="cpu",
+        step_size=0.75,
+        no_mirroring=True,
+        checkpoint="checkpoint_best.pth",
+        num_processes=0,
+        prompts=Path("p.json"),
+        instance=True,
+        text="liver",
+        clip_weights="c.pt",
+    )
+    assert recorder.calls == [((expected, (Path("p.json"), True)), {})]
 
 
 @pytest.mark.parametrize(
@@ -265,24 +268,22 @@ def test_options_of_predict_reach_the_prediction(places: Any, monkeypatch: pytes
     [("", 0.5, True), ("--fast", 0.75, False), ("--fast --step-size 0.6", 0.6, False), ("--step-size 0", 0.0, True)],
 )
 def test_fast_means_no_mirroring_and_a_larger_step(
-    places: Any, monkeypatch: pytest.MonkeyPatch, options: str, step_size: float, mirror: bool
+    monkeypatch: pytest.MonkeyPatch, options: str, step_size: float, mirror: bool
 ) -> None:
-    from sam3dnet.inference import models, predictor
+    from sam3dnet.inference import predictor
 
-    monkeypatch.setattr(models, "find_model", Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
     assert predict.main(["-i", "in", "-o", "out", *options.split()]) == 0
-    ((_, settings),) = recorder.calls
-    assert (settings["step_size"], settings["mirror"]) == (step_size, mirror)
+    (((settings, _), _),) = recorder.calls
+    assert (settings.step, settings.mirror) == (step_size, mirror)
 
 
 def test_failed_cases_are_the_last_lines_and_the_status_is_1(
-    places: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sam3dnet.inference import models, predictor
+    from sam3dnet.inference import predictor
 
     report = predictor.PredictionReport(["a", "b"], ["c"], {"d": "truncated", "e": "a channel too many"})
-    monkeypatch.setattr(models, "find_model", Recorder(Path("model")))
     monkeypatch.setattr(predictor, "predict_folder", Recorder(report))
     assert predict.main(["-i", "in", "-o", "out"]) == 1
     output = capsys.readouterr()

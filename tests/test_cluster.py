@@ -28,6 +28,7 @@ from cluster_calls import (
     square_or_fail,
     wait_for,
 )
+from commands import evaluate_folder
 from fake_prompts import make_promptable_model, write_prompts
 from phantoms import make_raw_dataset
 from plans import make_plans
@@ -37,7 +38,6 @@ from sam3dnet.cli import evaluate as evaluate_command
 from sam3dnet.cli import plan_and_preprocess as plan_command
 from sam3dnet.cli import predict as predict_command
 from sam3dnet.errors import DatasetError
-from sam3dnet.evaluation.folder import evaluate_folder
 from sam3dnet.planning.fingerprint import load_or_make_fingerprint
 from sam3dnet.preprocessing import cluster as cluster_module
 from sam3dnet.preprocessing.cluster import DaskCluster, open_cluster

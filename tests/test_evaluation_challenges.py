@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import study_challenge
 from phantoms import write_volume
 from test_evaluation_clicks import (
     DATASET,
@@ -26,7 +27,7 @@ from test_evaluation_clicks import (
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation import autopet4, clicks
 from sam3dnet.evaluation.challenge_results import challenge_folder, format_challenge, write_challenge
-from sam3dnet.evaluation.challenges import ALL_CLASSES, ChallengeStudy, study_challenge
+from sam3dnet.evaluation.challenges import ALL_CLASSES, ChallengeStudy
 from sam3dnet.evaluation.clicks import Mask
 from sam3dnet.evaluation.cvpr25 import StepScore, error_click, mean_of_classes, slice_box, steps_of_class
 from sam3dnet.evaluation.lesions import voxels_without_partner

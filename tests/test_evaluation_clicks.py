@@ -9,6 +9,7 @@ from typing import Any
 import cc3d
 import numpy as np
 import pytest
+from commands import study_clicks
 from phantoms import write_volume
 from plans import make_plans
 
@@ -16,7 +17,7 @@ from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.evaluation import click_model
 from sam3dnet.evaluation.click_cases import crop_around
 from sam3dnet.evaluation.click_results import default_folder, format_study, save_plot, write_study
-from sam3dnet.evaluation.click_study import CROP, WHOLE, ClickStudy, study_clicks
+from sam3dnet.evaluation.click_study import CROP, WHOLE, ClickStudy
 from sam3dnet.evaluation.clicks import Mask, click_through, false_positives, remove_false_positives
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.prompts.types import ClassPrompts
@@ -263,7 +264,7 @@ def test_negative_clicks_are_measured_also_where_the_class_is_absent(study: Clic
 
 def test_fold_images_and_number_of_cases_can_be_chosen(folders: Folders) -> None:
     raw = folders.raw / DATASET
-    given = study_clicks((1,), folders, images=raw / "imagesTr", labels=raw / "labelsTr", max_cases=1, tolerance_mm=0.5)
+    given = study_clicks((1,), folders, images=raw / "imagesTr", labels=raw / "labelsTr", cases=1, tolerance=0.5)
     assert {row.case for row in given.rows} == {"a"}
     assert given.tolerance.mm == 0.5
     (folders.results / DATASET / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_0").mkdir()

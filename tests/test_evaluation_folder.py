@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import compare_folders, evaluate_folder
 from faults import truncate
 from phantoms import write_volume
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.evaluation.compare import compare_folders, format_comparison, write_comparison
-from sam3dnet.evaluation.folder import Evaluation, evaluate_folder
+from sam3dnet.evaluation.compare import format_comparison, write_comparison
+from sam3dnet.evaluation.folder import Evaluation
 from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.results import format_evaluation, write_results
 
@@ -82,7 +83,7 @@ def test_processes_give_the_same(dataset: Path, predictions: Path) -> None:
 
 def test_text_tells_what_is_empty_and_how_surfaces_were_measured(dataset: Path, predictions: Path) -> None:
     write_labels(predictions, d={})
-    text = format_evaluation(evaluate(dataset, predictions, tolerance_mm=1.25))
+    text = format_evaluation(evaluate(dataset, predictions, tolerance=1.25))
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert "lesion Dice 0.963 0.889 to 1.000 1.000 3" in lines
     assert "lesion lesion recall 0.667 0.500 to 1.000 0.750 2" in lines
@@ -248,7 +249,7 @@ def test_tolerance_of_the_task(folder: str, mm: float, source: str, tmp_path: Pa
     evaluation = evaluate_folder(labels, labels, num_processes=0, progress=False)
     assert evaluation.tolerance.mm == evaluation.scoring.tolerance_mm == mm
     assert source in evaluation.tolerance.source
-    assert evaluate_folder(labels, labels, tolerance_mm=3.5, num_processes=0, progress=False).tolerance.mm == 3.5
+    assert evaluate_folder(labels, labels, tolerance=3.5, num_processes=0, progress=False).tolerance.mm == 3.5
 
 
 def test_comparison_is_paired_over_the_cases_in_both(dataset: Path, predictions: Path, tmp_path: Path) -> None:

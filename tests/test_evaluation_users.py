@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import study_clicks
 from test_evaluation_clicks import FAR, OBJECT, SPACING_MM, Obedient, folders, mask  # noqa: F401 (a fixture)
 
 from sam3dnet.errors import PromptError
 from sam3dnet.evaluation.click_results import default_folder, format_study
-from sam3dnet.evaluation.click_study import CROP, WHOLE, study_clicks
+from sam3dnet.evaluation.click_study import CROP, WHOLE
 from sam3dnet.evaluation.click_users import User, make_users, steps_after
 from sam3dnet.evaluation.clicks import Mask
 from sam3dnet.preprocessing.folders import Folders

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from commands import train_fold
 from test_trainer import fold_folder, prepare, train
 
 from sam3dnet.errors import PlanError
@@ -14,7 +15,6 @@ from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.training import trainer as trainer_module
-from sam3dnet.training.run import train_fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 

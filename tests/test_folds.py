@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from commands import predict_folder
 from tiny_models import labels_of, make_checkpoint, make_model, make_weights
 
 from sam3dnet.inference import automatic, predictor
 from sam3dnet.inference.models import load_into, load_model, names_that_differ, networks_of_folds
-from sam3dnet.inference.predictor import predict_folder
 
 SHARED, OWN = {"first.weight", "first.bias", "last.bias"}, {"last.weight"}  # the last bias is 0 in all
 
@@ -44,7 +44,7 @@ def test_a_fold_is_loaded_without_what_all_have_alike(half_frozen):
 
 
 def test_the_label_maps_are_those_of_separate_networks(half_frozen, images, tmp_path, monkeypatch):
-    predict_folder(images, tmp_path / "ours", half_frozen, device="cpu", progress=False)
+    predict_folder(images, tmp_path / "ours", half_frozen, device="cpu")
 
     def separate_networks(self, image, on_progress, setting):
         folds = [load_model(half_frozen, [fold]).network for fold in range(3)]
@@ -58,7 +58,7 @@ def test_the_label_maps_are_those_of_separate_networks(half_frozen, images, tmp_
         )
 
     monkeypatch.setattr(predictor.AutomaticSegmentation, "_slabs", separate_networks)
-    predict_folder(images, tmp_path / "separate", half_frozen, device="cpu", progress=False)
+    predict_folder(images, tmp_path / "separate", half_frozen, device="cpu")
     for name in "abc":
         ours, separate = (labels_of(tmp_path / folder / f"{name}.nii.gz") for folder in ("ours", "separate"))
         assert len(set(ours.flat)) == 3

@@ -50,7 +50,15 @@ def test_commands_import_nothing_heavy_before_parsing(path: Path) -> None:
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         for name in imported_names(node) if isinstance(node, ast.Import | ast.ImportFrom) else ():
             assert name.partition(".")[0] not in HEAVY
-            assert not is_within(name, ("sam3dnet",)) or is_within(name, ("sam3dnet.cli", "sam3dnet.errors"))
+            light = ("sam3dnet.__version__", "sam3dnet.cli", "sam3dnet.errors", "sam3dnet.settings")
+            assert not is_within(name, ("sam3dnet",)) or is_within(name, light)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "sam3dnet" / "settings").glob("*.py")), ids=lambda path: path.stem)
+def test_settings_know_nothing_but_errors(path: Path) -> None:
+    for name in imported_names(ast.parse(path.read_text(encoding="utf-8"))):
+        assert name.partition(".")[0] not in HEAVY
+        assert not is_within(name, ("sam3dnet",)) or is_within(name, ("sam3dnet.errors", "sam3dnet.settings"))
 
 
 @pytest.mark.parametrize("path", [path for path in sources() if path.name == "__init__.py"], ids=str)

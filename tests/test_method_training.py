@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import train_fold
 
 from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
 from sam3dnet.inference.models import find_model, load_model
@@ -15,7 +16,6 @@ from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
-from sam3dnet.training.run import train_fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 

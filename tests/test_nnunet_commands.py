@@ -13,15 +13,14 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import predict_folder, train_fold
 from phantoms import make_raw_dataset
 
 from sam3dnet.inference.models import find_model
-from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
-from sam3dnet.training.run import train_fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -72,7 +71,7 @@ def test_nnunets_prediction_gives_our_label_maps(folders, tmp_path):
     images = folders.raw / DATASET / "imagesTs"
     predict_with_nnunets_command(images, tmp_path / "stock")
     model = find_model(folders.results, DATASET)
-    report = predict_folder(images, tmp_path / "ours", model, folds=[0], device="cpu", progress=False)
+    report = predict_folder(images, tmp_path / "ours", model, folds=[0], device="cpu")
     assert report.written == ["test_0", "test_1"]
     for name in report.written:
         stock, ours = (

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import predict_folder
 from tiny_models import LABELS, REGIONS, SHAPE_ZYX, labels_of, make_checkpoint, make_model, make_weights, write_image
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference import automatic, case_pipeline, predictor
 from sam3dnet.inference.models import load_model
-from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.checks_case import read_grid
 
 
@@ -37,7 +37,7 @@ def test_label_maps_equal_those_of_stock_nnunet(tmp_path, resampling, folds, lab
         write_image(images / f"b_{channel:04d}.nii.gz", seed=channel + 2, shape=(13, 30, 19))
     model = make_model(tmp_path / "results", folds=folds, num_channels=2, labels=labels, resampling=resampling)
     names = predict_with_stock_nnunet(images, tmp_path / "stock", model, folds, num_channels=2)
-    report = predict_folder(images, tmp_path / "ours", model, device="cpu", progress=False)
+    report = predict_folder(images, tmp_path / "ours", model, device="cpu")
     assert report.written == names == ["a", "b"]
     for name in names:
         stock, ours = (labels_of(tmp_path / folder / f"{name}.nii.gz") for folder in ("stock", "ours"))
@@ -59,14 +59,14 @@ def test_geometry_of_the_output_is_that_of_the_image(predict, images, tmp_path):
 def test_geometry_survives_in_other_formats(tmp_path, ending):
     write_image(tmp_path / "in" / f"a_0000{ending}")
     model = make_model(tmp_path / "results", ending=ending)
-    assert predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu", progress=False).written == ["a"]
+    assert predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu").written == ["a"]
     first, second = (read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a"))
     assert first == second is not None
 
 
 def test_labels_beyond_255_survive_in_the_file(tmp_path, images):
     model = make_model(tmp_path / "results", labels=REGIONS)
-    predict_folder(images, tmp_path / "out", model, device="cpu", progress=False)
+    predict_folder(images, tmp_path / "out", model, device="cpu")
     assert set(np.unique(labels_of(tmp_path / "out" / "a.nii.gz"))) == {0, 1, 700}
 
 
@@ -93,9 +93,9 @@ def test_folds_are_averaged_before_the_decision(tmp_path, images):
     for fold, sign in ((0, 1), (1, -1)):
         opposite = weights | {"last.weight": sign * weights["last.weight"]}
         torch.save(make_checkpoint(opposite), model / f"fold_{fold}" / "checkpoint_final.pth")
-    predict_folder(images, tmp_path / "out", model, device="cpu", progress=False)
+    predict_folder(images, tmp_path / "out", model, device="cpu")
     assert not labels_of(tmp_path / "out" / "a.nii.gz").any()  # what differs cancels: the first class wins
-    predict_folder(images, tmp_path / "one", model, folds=[1], device="cpu", progress=False)
+    predict_folder(images, tmp_path / "one", model, folds=[1], device="cpu")
     assert labels_of(tmp_path / "one" / "a.nii.gz").any()
 
 
@@ -103,7 +103,7 @@ def test_another_file_ending_works_throughout(tmp_path):
     write_image(tmp_path / "in" / "a_0000.nrrd")
     model = make_model(tmp_path / "results", ending=".nrrd")
     for expected in (["a"], []):
-        report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu", progress=False)
+        report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu")
         assert report.written == expected
     assert labels_of(tmp_path / "out" / "a.nrrd").shape == SHAPE_ZYX
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
+from commands import predict_folder
 from tiny_models import (
     SHAPE_ZYX,
     SPACING_XYZ,
@@ -23,7 +24,6 @@ from tiny_models import (
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case, require_whole
-from sam3dnet.inference.predictor import predict_folder
 
 
 def spoil_empty(images):
@@ -109,7 +109,7 @@ def test_channels_on_different_grids_cost_their_case(tmp_path, shape, spacing, r
             write_image(tmp_path / "in" / f"{name}_{channel:04d}.nii.gz", channel)
     write_image(tmp_path / "in" / "a_0001.nii.gz", 1, shape, spacing)
     model = make_model(tmp_path / "results", num_channels=2)
-    report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu", progress=False)
+    report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu")
     assert report.written == ["b"]
     assert reason in report.failed["a"]
     assert "resample the channels to one grid" in report.failed["a"]
@@ -120,7 +120,7 @@ def test_a_missing_channel_costs_its_case(tmp_path):
     write_image(tmp_path / "in" / "a_0001.nii.gz")
     write_image(tmp_path / "in" / "b_0001.nii.gz")
     model = make_model(tmp_path / "results", num_channels=2)
-    report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu", progress=False)
+    report = predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu")
     assert report.written == ["a"]
     assert "there are {0001}" in report.failed["b"]
 
@@ -129,7 +129,7 @@ def test_not_finite_output_costs_its_case(tmp_path, images):
     model = make_model(tmp_path / "results")
     weights = make_weights(0) | {"last.bias": torch.tensor([0.0, float("nan"), 0.0])}
     torch.save(make_checkpoint(weights), model / "fold_0" / "checkpoint_final.pth")
-    report = predict_folder(images, tmp_path / "out", model, device="cpu", progress=False)
+    report = predict_folder(images, tmp_path / "out", model, device="cpu")
     assert report.written == []
     assert "the network's output is not finite" in report.failed["a"]
 

@@ -132,14 +132,15 @@ def test_a_full_disk_costs_the_cases_that_find_no_place(predict, monkeypatch, tm
 
 KILLED_AT_WORK = """
 import os, signal, sys
-from sam3dnet.inference import writing, predictor
+from commands import predict_folder
+from sam3dnet.inference import writing
 real = writing.copy_geometry
 def die_at_the_second(image, uncompressed, target):
     real(image, uncompressed, target)
     if target.name == "b.nii.gz":
         os.kill(os.getpid(), signal.SIGKILL)
 writing.copy_geometry = die_at_the_second
-predictor.predict_folder(*sys.argv[1:], device="cpu", progress=False)
+predict_folder(*sys.argv[1:], device="cpu")
 """
 
 

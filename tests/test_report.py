@@ -12,11 +12,12 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from commands import write_report
 from phantoms import write_volume
 from plans import make_plans
 
 from sam3dnet.cli import report as command
-from sam3dnet.evaluation.report import read_log, telling_cases, write_report
+from sam3dnet.evaluation.report import read_log, telling_cases
 from sam3dnet.evaluation.report_pictures import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.preprocessing.folders import Folders
 
@@ -136,7 +137,7 @@ def folders(tmp_path: Path) -> Folders:
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(make_folders(tmp_path_factory.mktemp("report")), "908", num_processes=0)
+    return write_report(make_folders(tmp_path_factory.mktemp("report")), dataset="908", num_processes=0)
 
 
 def test_report_is_one_file_in_the_folder_of_the_fold(report: Path) -> None:
@@ -222,7 +223,7 @@ def test_log_of_an_interrupted_training(tmp_path: Path) -> None:
 
 
 def test_few_cases_are_shown_once(folders: Folders) -> None:
-    from sam3dnet.evaluation.folder import evaluate_folder
+    from commands import evaluate_folder
 
     validation, labels = next(folders.results.rglob("validation")), folders.raw / DATASET / "labelsTr"
     for name in ("b", "c", "d"):

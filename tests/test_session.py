@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from commands import predict_folder
 from fake_prompts import (
     PromptableNetwork,
     make_model_of_bright_objects,
@@ -14,8 +15,6 @@ from scipy import ndimage
 from tiny_models import REGIONS, SHAPE_ZYX, labels_of, write_image
 
 from sam3dnet.errors import DatasetError, PromptError
-from sam3dnet.inference.predictor import predict_folder
-from sam3dnet.interactive.run_prompts import prompt_reader
 from sam3dnet.model import load_model
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
@@ -67,7 +66,7 @@ def test_the_masks_are_those_of_the_command(tmp_path, image, options):
         },
     }
     prompts = write_prompts(tmp_path / "prompts.json", {"a": cases}, space="LPS")
-    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False, prompts=prompt_reader(prompts))
+    predict_folder(image.parent, tmp_path / "out", model, device="cpu", prompts=prompts)
     np.testing.assert_array_equal(session.label_map(), labels_of(tmp_path / "out" / "a.nii.gz"))
     label = {"lesion": 2, "core": 700}[second]
     np.testing.assert_array_equal(session.mask(second), session.label_map() == label)
@@ -77,7 +76,7 @@ def test_the_masks_are_those_of_the_command(tmp_path, image, options):
 
 def test_without_prompts_the_mask_is_the_automatic_one(tmp_path, image):
     model = make_promptable_model(tmp_path / "results")
-    predict_folder(image.parent, tmp_path / "out", model, device="cpu", progress=False)
+    predict_folder(image.parent, tmp_path / "out", model, device="cpu")
     session = load_model(model, device="cpu").session()
     np.testing.assert_array_equal(session.set_image(image), labels_of(tmp_path / "out" / "a.nii.gz"))
 

@@ -10,13 +10,13 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from sam3dnet.errors import PromptError
 from sam3dnet.inference import text as module
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.text import TextQuestion, ask_for_text
+from sam3dnet.inference.text import ask_for_text
 from sam3dnet.network.published.refsam3d import RefSAM3D
 from sam3dnet.network.sam3d import SAM3D
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 ARCH = {"encoder": "tiny", "patch_size": [4, 8, 8], "token_stride": [4, 4, 4], "strides": STRIDES}
-QUESTION = TextQuestion("left kidney tumour", "weights")
+QUESTION = "left kidney tumour", "weights"
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
 
@@ -52,7 +52,7 @@ def test_the_text_is_the_only_class_and_decided_against_the_background(embedding
     image = torch.randn(1, 1, 4, 8, 8)
     with torch.no_grad():
         before = model.network(image)
-        asked = ask_for_text(model, QUESTION)
+        asked = ask_for_text(model, *QUESTION)
         after = asked.network(image)
     assert embedding.asked == [(["left kidney tumour"], "weights", "a model")]
     assert after.shape[1] == asked.labels.num_segmentation_heads == 2
@@ -63,10 +63,10 @@ def test_the_text_is_the_only_class_and_decided_against_the_background(embedding
 
 def test_models_that_read_no_text_are_refused(embedding):
     with pytest.raises(PromptError, match="reads no text; plan and train one that does"):
-        ask_for_text(make_model(SAM3D(1, 3, **ARCH)), QUESTION)
+        ask_for_text(make_model(SAM3D(1, 3, **ARCH)), *QUESTION)
     with pytest.raises(PromptError, match="no words; plan again with --clip-weights"):
-        ask_for_text(make_model(refsam3d(None)), QUESTION)
+        ask_for_text(make_model(refsam3d(None)), *QUESTION)
     regions = {"background": 0, "all": (1, 2), "lesion": 2}
     with pytest.raises(PromptError, match="trained for regions"):
-        ask_for_text(make_model(refsam3d(torch.randn(3, 2, 5).tolist()), regions, [1, 2]), QUESTION)
+        ask_for_text(make_model(refsam3d(torch.randn(3, 2, 5).tolist()), regions, [1, 2]), *QUESTION)
     assert not embedding.asked

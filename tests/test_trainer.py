@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import train_fold
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError
@@ -18,7 +19,7 @@ from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
-from sam3dnet.training.run import train_fold, without_pretrained_weights
+from sam3dnet.training.run import without_pretrained_weights
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import train_fold
 from faults import disk_that_ends_after, truncate
 from test_trainer import prepare
 
@@ -19,7 +20,6 @@ from sam3dnet.errors import PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.training import trainer
 from sam3dnet.training.checkpoint import load_safely
-from sam3dnet.training.run import train_fold
 from sam3dnet.training.trainer import keep_epochs_before, nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
@@ -29,7 +29,7 @@ SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
 TRAINING = """
 import sys
 from sam3dnet.preprocessing.folders import activate_folders
-from sam3dnet.training.run import train_fold
+from commands import train_fold
 train_fold(sys.argv[1], int(sys.argv[2]), activate_folders(None), epochs=100_000, iterations_per_epoch=1, device="cpu",
            validate=False, continue_training=sys.argv[3] == "continue")
 """

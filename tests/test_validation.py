@@ -13,20 +13,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from commands import evaluate_folder, predict_folder, train_fold, validate_fold
 from phantoms import make_raw_dataset
 from tiny_models import labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
-from sam3dnet.evaluation.folder import evaluate_folder
 from sam3dnet.inference.models import choose_checkpoint, load_model
-from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training import run, trainer, validation
-from sam3dnet.training.run import train_fold, validate_fold
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
@@ -103,7 +101,7 @@ def test_the_label_maps_are_those_of_prediction_and_the_scores_those_of_evaluati
     (tmp_path / "images").mkdir()
     for name in names:
         shutil.copy(raw / "imagesTr" / f"{name}_0000.nii.gz", tmp_path / "images")
-    predict_folder(tmp_path / "images", tmp_path / "predicted", output.parent, device="cpu", progress=False)
+    predict_folder(tmp_path / "images", tmp_path / "predicted", output.parent, device="cpu")
     validated = files_of(output / "validation")
     assert sorted(validated) == sorted(f"{name}.nii.gz" for name in names)
     assert validated == files_of(tmp_path / "predicted")
@@ -329,14 +327,14 @@ def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):
     axes = torch.load(folder / "checkpoint_final.pth", weights_only=True)["inference_allowed_mirroring_axes"]
     assert axes is None
     validated = files_of(folder / "validation")
-    validate_fold(name, 0, folders, plans_name="Unmirrored", device="cpu")
+    validate_fold(name, 0, folders, plans="Unmirrored", device="cpu")
     assert files_of(folder / "validation") == validated
 
     (case,) = validation_cases(folders, name)
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(folders.raw / name / "imagesTr" / f"{case}_0000.nii.gz", images)
-    predict_folder(images, tmp_path / "ours", folder.parent, device="cpu", progress=False)
+    predict_folder(images, tmp_path / "ours", folder.parent, device="cpu")
     assert files_of(tmp_path / "ours") == validated
     stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     arguments = loaded.plans, loaded.configuration, loaded.weights, loaded.dataset_json, "", axes
@@ -348,7 +346,7 @@ def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):
         name,
         0,
         folders,
-        plans_name="Unmirrored",
+        plans="Unmirrored",
         epochs=2,
         iterations_per_epoch=1,
         device="cpu",

@@ -7,7 +7,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from sam3dnet.check.compiled import SWITCH
@@ -17,6 +16,7 @@ from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
 from sam3dnet.cli.predict import predict
 from sam3dnet.demo.phantom import write_phantom_dataset
 from sam3dnet.preprocessing.folders import VARIABLES, activate_folders
+from sam3dnet.settings.training import TrainingSettings
 from sam3dnet.training.run import train_fold
 
 DATASET = "Dataset900_Phantom"
@@ -31,10 +31,11 @@ def check_commands(setting: Setting) -> Iterator[CheckResult]:
         dataset = write_phantom_dataset(root / "nnUNet_raw" / DATASET, TRAINING_CASES, TEST_CASES)
         plan_and_preprocess(datasets=[DATASET], root=root, encoder="tiny", num_processes=0, device=device)
         yield judged("commands", "plan and preprocess", True, f"{TRAINING_CASES} made-up cases")
-        train = partial(train_fold, DATASET, 0, activate_folders(root), device=device)
-        trained = train(epochs=1, iterations_per_epoch=ITERATIONS, validate=False)
+        asked = TrainingSettings(DATASET, 0, epochs=1, iterations_per_epoch=ITERATIONS, device=device)
+        trained = train_fold(asked, activate_folders(root), validate=False)
         yield judge_file("train", trained / "checkpoint_final.pth")
-        train(epochs=2, iterations_per_epoch=1, continue_training=True, validate=not setting.quick)
+        asked = TrainingSettings(DATASET, 0, epochs=2, iterations_per_epoch=1, continue_training=True, device=device)
+        train_fold(asked, activate_folders(root), validate=not setting.quick)
         yield judged("commands", "continue", _epochs(trained) == 2, f"{_epochs(trained)} of 2 epochs")
         output = root / "predictions"
         report = predict(input_folder=dataset / "imagesTs", output_folder=output, root=root, device=device)

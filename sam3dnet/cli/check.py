@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3dnet.cli.choices import CheckName
-from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, run_command
+from sam3dnet.cli.command import STATUS_SOME_FAILED, run_command
 from sam3dnet.errors import Sam3dError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _log = logging.getLogger("sam3dnet.cli.check")
 
 def check(
     *,
-    device: DeviceName | None = None,
+    device: str | None = None,
     quick: bool = False,
     only: list[CheckName] | None = None,
     json: Path = REPORT,

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-import sam3dnet
+from sam3dnet import __version__
 from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError, did_you_mean
 
@@ -122,7 +122,7 @@ def make_parser(function: Callable[..., Any], prog: str) -> argparse.ArgumentPar
     """Make the parser whose options are the function's parameters, and those that all commands have."""
     description, help_texts = _split_docstring(inspect.getdoc(function) or "")
     parser = _OneLineErrorParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{prog} of sam3dnet {sam3dnet.__version__}")
+    parser.add_argument("--version", action="version", version=f"{prog} of sam3dnet {__version__}")
     for name, parameter in inspect.signature(function).parameters.items():
         _add_argument(parser, parameter, help_texts[name])
     _add_shared_options(parser)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sam3dnet.cli.command import STATUS_SOME_FAILED, DeviceName, EncoderChoice, run_command
+from sam3dnet.cli.command import STATUS_SOME_FAILED, run_command
 from sam3dnet.errors import Sam3dError
+from sam3dnet.settings.common import EncoderChoice
 
 if TYPE_CHECKING:
     from sam3dnet.comparison.table import Row
@@ -24,7 +25,7 @@ def compare(
     network: str | None = None,
     output: Annotated[Path | None, "-o"] = None,
     root: Path | None = None,
-    device: DeviceName | None = None,
+    device: str | None = None,
     encoder: EncoderChoice = "auto",
     sam_checkpoint: str | None = None,
     gpu_memory_target: float | None = None,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam3dnet.cli.command import DeviceName, run_command
+from sam3dnet.cli.command import run_command
 from sam3dnet.errors import Sam3dError
 
 DATASET_ID = 900
@@ -35,7 +35,7 @@ class DemoResult:
 
 
 def demo(
-    *, output: Path = Path("sam3d_demo"), minutes: float = TRAINING_MINUTES, device: DeviceName | None = None
+    *, output: Path = Path("sam3d_demo"), minutes: float = TRAINING_MINUTES, device: str | None = None
 ) -> DemoResult:
     """Write a phantom CT dataset, run the three commands on it, score the result and draw it.
 
@@ -82,9 +82,7 @@ def _empty_places(output: Path) -> Path:
     return predictions
 
 
-def _commands(
-    root: Path, dataset: Path, predictions: Path, minutes: float, device: DeviceName | None
-) -> list[list[str]]:
+def _commands(root: Path, dataset: Path, predictions: Path, minutes: float, device: str | None) -> list[list[str]]:
     common = ["--root", str(root), *(["--device", device] if device else [])]
     processes = ["--num-processes", str(NUM_PROCESSES)]
     return [

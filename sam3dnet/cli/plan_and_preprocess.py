@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from sam3dnet.cli.choices import FidelityName, PlannedMethodName, TuningName
-from sam3dnet.cli.command import DeviceName, EncoderChoice, NumProcesses, run_command
-from sam3dnet.cli.scheduler import cluster_at
+from sam3dnet.cli.command import run_command
+from sam3dnet.settings.common import EncoderChoice, NumProcesses
 
 if TYPE_CHECKING:
     from sam3dnet.planning.methods import Text
@@ -30,7 +30,7 @@ def plan_and_preprocess(
     num_processes: NumProcesses = None,
     skip_verification: bool = False,
     no_prompts: bool = False,
-    device: DeviceName | None = None,
+    device: str | None = None,
     method: PlannedMethodName = "sam3d",
     fidelity: FidelityName | None = None,
     tuning: TuningName = "spatial-adapter",
@@ -111,6 +111,8 @@ def plan_and_preprocess(
         num_processes=processes,
     )
     plan_files = []
+    from sam3dnet.preprocessing.cluster import cluster_at
+
     with cluster_at(scheduler, num_processes) as cluster:
         for name in names:
             if not skip_verification:

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from sam3dnet.cli.command import STATUS_SOME_FAILED, NumProcesses, run_command
+from sam3dnet.cli.command import STATUS_SOME_FAILED, run_command
+from sam3dnet.settings.common import NumProcesses
 
 if TYPE_CHECKING:
     from sam3dnet.preprocessing.problems import Problem

@@ -5,13 +5,13 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sam3dnet.preprocessing.folders import write_json
 
 if TYPE_CHECKING:
     from sam3dnet.evaluation.click_study import ClickStudy
-    from sam3dnet.evaluation.click_users import Placing
+    from sam3dnet.settings.evaluation import Placing
 
 
 def kind_of_clicks(clicks: int, protocol: str, placing: "Placing") -> str:
@@ -59,10 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders = activate_folders(a.root)
 
     from sam3dnet.evaluation.click_study import study_clicks
+    from sam3dnet.settings.evaluation import EvaluationSettings
 
-    options: dict[str, Any] = {"dataset": a.dataset, "fold": int(a.fold), "plans_name": a.plans, "device": a.device}
-    clicks = [int(number) for number in a.clicks.split(",")]
-    options |= {"placing": ("corrective", "random"), "given": ("one-by-one", "at-once")}
-    study = study_clicks(clicks, folders, **options)
+    settings = EvaluationSettings(
+        dataset=a.dataset,
+        fold=a.fold,
+        plans=a.plans,
+        device=a.device,
+        clicks=a.clicks,
+        placing=["corrective", "random"],
+        given=["one-by-one", "at-once"],
+    )
+    study = study_clicks(settings, folders)
     write_json(a.json, {"prompted": summarise(study), "failed": study.failed})
     return 0

@@ -59,10 +59,10 @@ def score(predictions: Path, labels: Path, names: Sequence[str], num_processes: 
         {"cases", "nsd_tolerance_mm", "scores": {class: {"dice", "nsd"}}}
     """
     from sam3dnet.evaluation.folder import evaluate_folder
+    from sam3dnet.settings.evaluation import ScoringSettings
 
-    evaluation = evaluate_folder(
-        predictions, labels, only=set(names), missing_as_empty=True, num_processes=num_processes, progress=False
-    )
+    settings = ScoringSettings(missing_as_empty=True, num_processes=num_processes)
+    evaluation = evaluate_folder(predictions, labels, settings, only=set(names), progress=False)
     estimates = evaluation.estimates()
     return {
         "cases": len(evaluation.cases),

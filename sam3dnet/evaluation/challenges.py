@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -21,8 +20,8 @@ from sam3dnet.evaluation.click_model import ClickedModel, open_model
 from sam3dnet.evaluation.clicks import Session, timed
 from sam3dnet.evaluation.statistics import SEED
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.settings.evaluation import ChallengeName, EvaluationSettings
 
-ChallengeName = Literal["cvpr25", "autopet4"]
 ALL_CLASSES = "all classes"
 
 
@@ -123,21 +122,19 @@ class ChallengeStudy:
         return [figure.value for figure in self.figures if (figure.class_name, figure.metric, figure.step) == wanted]
 
 
-def study_challenge(
-    name: ChallengeName, folders: Folders, *, without_box: Sequence[str] = (), **options: Any
-) -> ChallengeStudy:
+def study_challenge(settings: EvaluationSettings, folders: Folders) -> ChallengeStudy:
     """Prompt a model by a challenge's protocol, and take the challenge's figures.
 
     Args:
-        name: Of the challenge.
+        settings: Which protocol, with which model.
         folders: Where model, splits and cases are.
-        without_box: Classes that get no box in the first step of cvpr25.
-        **options: Of `open_model`.
 
     Raises:
         Sam3dError: If model, splits or cases are missing, a class is unknown, or no case could be studied.
     """
-    model = open_model(folders, **options)
+    assert settings.protocol is not None
+    name, without_box = settings.protocol, settings.without_box or []
+    model = open_model(settings, folders)
     classes = tuple(model.scoring.classes)
     unknown = [one for one in without_box if one not in classes]
     if unknown:

@@ -11,14 +11,14 @@ from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.evaluation.cases import Scoring, make_scoring, mask_of
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, cases_of_folders, read_volume, validation_cases
 from sam3dnet.evaluation.clicks import Mask, Session
-from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
-from sam3dnet.inference.models import OUR_PLANS, find_model, read_model_json, trained_folds
+from sam3dnet.inference.models import find_model, read_model_json, trained_folds
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
-from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.folders import Folders, parse_fold
 from sam3dnet.preprocessing.progress import Progress
 from sam3dnet.prompts.types import ClassPrompts
+from sam3dnet.settings.evaluation import LESION_IOU, EvaluationSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,59 +83,39 @@ class ClickedModel:
         return None if self.scoring.ignore is None else volume.labels_ZYX == self.scoring.ignore
 
 
-def open_model(
-    folders: Folders,
-    *,
-    dataset: str | None = None,
-    fold: int | str | None = None,
-    images: Path | None = None,
-    labels: Path | None = None,
-    max_cases: int | None = None,
-    tolerance_mm: float | None = None,
-    configuration: str = "3d_fullres",
-    plans_name: str = OUR_PLANS,
-    device: str | None = None,
-) -> ClickedModel:
+def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
     """Load a trained model and list what to click with it.
 
     Args:
+        settings: Which model, and which cases.
         folders: Where model, splits and cases are.
-        dataset: That the model was trained on; None if there is only one model.
-        fold: Whose model is used; None for the first trained one.
-        images: Images in place of the validation cases of the fold, with `labels`.
-        labels: Their true labels.
-        max_cases: Take the first so many cases; None for all.
-        tolerance_mm: Of the NSD; None for the literature's, else 2.
-        configuration: Of the plan.
-        plans_name: Of the plan.
-        device: To predict on; None for the best there is.
 
     Raises:
         Sam3dError: If model, splits or cases are missing.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    if (images is None) != (labels is None):
-        raise DatasetError("images and labels belong together: give both -i and -g, or neither")
-    folder = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
+    folder = find_model(
+        folders.results, settings.dataset, plans_name=settings.plans, configuration=settings.configuration
+    )
     dataset_json = read_model_json(folder / "dataset.json")
-    chosen = trained_folds(folder)[0] if fold is None else fold
+    chosen = trained_folds(folder)[0] if settings.fold is None else parse_fold(settings.fold)
     failed: dict[str, str] = {}
-    if images is None or labels is None:
+    if settings.images is None or settings.labels is None:
         cases = validation_cases(folder.parent.name, folders, chosen)
     else:
-        cases, failed = cases_of_folders(images, labels, dataset_json)
-    tolerance = choose_tolerance([folder.parent.name], tolerance_mm)
+        cases, failed = cases_of_folders(Path(settings.images), Path(settings.labels), dataset_json)
+    tolerance = choose_tolerance([folder.parent.name], settings.tolerance)
     plans = PlansManager(read_model_json(folder / "plans.json"))
-    settings = plans.get_configuration(configuration)
+    configuration = plans.get_configuration(settings.configuration)
     return ClickedModel(
         folder=folder,
         fold=chosen,
-        cases=cases[:max_cases],
-        scoring=make_scoring(dataset_json, tolerance.mm, DEFAULT_LESION_IOU),
+        cases=cases[: settings.cases],
+        scoring=make_scoring(dataset_json, tolerance.mm, LESION_IOU),
         tolerance=tolerance,
-        patch_mm=np.multiply(settings.patch_size, settings.spacing)[list(plans.transpose_backward)],
-        _session=load_model(folder, [chosen], device).session(),
+        patch_mm=np.multiply(configuration.patch_size, configuration.spacing)[list(plans.transpose_backward)],
+        _session=load_model(folder, [chosen], settings.device).session(),
         _reader_writer=plans.image_reader_writer_class(),
         _dataset_json=dataset_json,
         failed=failed,

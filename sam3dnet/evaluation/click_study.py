@@ -11,18 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, crop_around
 from sam3dnet.evaluation.click_model import ClickedModel, open_model
-from sam3dnet.evaluation.click_users import Given, Placing, User, make_users, steps_after, steps_at
-from sam3dnet.evaluation.clicks import FirstClick, Removal, Session, Step, remove_false_positives
+from sam3dnet.evaluation.click_users import User, make_users, steps_after, steps_at
+from sam3dnet.evaluation.clicks import Removal, Session, Step, remove_false_positives
 from sam3dnet.evaluation.metrics import score_masks
 from sam3dnet.evaluation.statistics import SEED
 from sam3dnet.evaluation.tolerance import Tolerance
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.settings.evaluation import EvaluationSettings, FirstClick, Given, Placing
 
 WHOLE, CROP = "whole volume", "crop around truth"
 PROTOCOLS = (WHOLE, CROP)
@@ -89,24 +89,12 @@ class ClickStudy:
         ]
 
 
-def study_clicks(
-    clicks: Sequence[int],
-    folders: Folders,
-    *,
-    placing: Sequence[Placing] = ("corrective",),
-    given: Sequence[Given] = ("one-by-one",),
-    first_click: FirstClick = "centre",
-    **options: Any,
-) -> ClickStudy:
+def study_clicks(settings: EvaluationSettings, folders: Folders) -> ClickStudy:
     """Click every class of every case as patient users would, and score the masks.
 
     Args:
-        clicks: Numbers of clicks after which to score, ascending.
+        settings: Who clicks how often, and what.
         folders: Where model, splits and cases are.
-        placing: Where the users put their clicks, see `User`.
-        given: How the model gets them; corrective ones are never given at once.
-        first_click: Where the first corrective click goes.
-        **options: Of `open_model`.
 
     Returns:
         The scores, and what could not be studied.
@@ -115,10 +103,10 @@ def study_clicks(
         Sam3dError: If model, splits or cases are missing, corrective clicks could only be given at once, or no case
             could be studied.
     """
-    users = make_users(placing, given)
-    model = open_model(folders, **options)
-    classes, tolerance = tuple(model.scoring.classes), model.tolerance
-    study = ClickStudy(model.folder, (model.fold,), classes, users, tuple(clicks), first_click, tolerance)
+    users = make_users(settings.placing or ["corrective"], settings.given or ["one-by-one"])
+    model = open_model(settings, folders)
+    classes, clicks = tuple(model.scoring.classes), settings.numbers_of_clicks
+    study = ClickStudy(model.folder, (model.fold,), classes, users, clicks, settings.first_click, model.tolerance)
     study.failed = model.failed
     model.each_case(_Runner(study, model).study_case)
     if not study.rows:

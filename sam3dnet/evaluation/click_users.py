@@ -3,17 +3,14 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
-from typing import Literal
 
 from numpy.random import Generator
 
 from sam3dnet.errors import PromptError
-from sam3dnet.evaluation.clicks import FirstClick, Mask, Session, Step, click_at, click_through, prompt_session
+from sam3dnet.evaluation.clicks import Mask, Session, Step, click_at, click_through, prompt_session
 from sam3dnet.prompts.places import innermost_voxels, uniform_voxels
 from sam3dnet.prompts.types import ClassPrompts, Point
-
-Placing = Literal["corrective", "random", "centre"]
-Given = Literal["one-by-one", "at-once"]
+from sam3dnet.settings.evaluation import FirstClick, Given, Placing
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,10 @@ from numpy.random import Generator
 from sam3dnet.evaluation.lesions import CONNECTIVITY
 from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, margin_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+from sam3dnet.settings.evaluation import FirstClick
 
 Mask = npt.NDArray[np.bool_]
 T = TypeVar("T")
-FirstClick = Literal["centre", "margin"]
 
 # What a negative click may leave of a false positive that counts as removed.
 MOST_LEFT = 0.1

@@ -1,7 +1,7 @@
 """Two results on the same truth: the paired difference of every metric, and whether it is more than chance."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from sam3dnet.evaluation.results import as_json, format_interval, format_number,
 from sam3dnet.evaluation.statistics import PairedEstimate, estimate_difference
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.problems import shorten
+from sam3dnet.settings.evaluation import ScoringSettings
 
 JSON_FILE, CSV_FILE = "comparison.json", "comparison.csv"
 # Below this, Wilcoxon's test cannot reach 0.05 whatever the differences are.
@@ -38,22 +39,23 @@ class Comparison:
         return estimate_difference(*pair)
 
 
-def compare_folders(first: Path, second: Path, labels: Path, **options: Any) -> Comparison:
+def compare_folders(first: Path, second: Path, labels: Path, settings: ScoringSettings, **options: Any) -> Comparison:
     """Score two folders of predictions in the same way and compare them.
 
     Args:
         first: Folder with label maps named as the true ones.
         second: The other result.
         labels: Folder with the true labels.
-        **options: Of `evaluate_folder`; what is not given there is taken from what lies beside `first`, for both.
+        settings: How to score; what is not said there is taken from what lies beside `first`, for both.
+        **options: Of `evaluate_folder`.
 
     Raises:
         DatasetError: As `evaluate_folder`, or if no case could be scored in both.
     """
-    options["dataset_json"] = find_dataset_json(first, labels, options.get("dataset_json"))
-    evaluation = evaluate_folder(first, labels, **options)
-    options["tolerance_mm"] = evaluation.tolerance.mm
-    return compare(evaluation, evaluate_folder(second, labels, **options))
+    settings = replace(settings, dataset_json=find_dataset_json(first, labels, settings.dataset_json))
+    evaluation = evaluate_folder(first, labels, settings, **options)
+    settings = replace(settings, tolerance=evaluation.tolerance.mm)
+    return compare(evaluation, evaluate_folder(second, labels, settings, **options))
 
 
 def compare(first: Evaluation, second: Evaluation) -> Comparison:

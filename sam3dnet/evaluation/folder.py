@@ -10,12 +10,12 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.evaluation.cases import CaseResult, LabelPair, Scoring, evaluate_case, make_scoring, pair_files
-from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU
 from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
+from sam3dnet.settings.evaluation import ScoringSettings
 
 logger = logging.getLogger(__name__)
 
@@ -70,13 +70,9 @@ class Evaluation:
 def evaluate_folder(
     predictions: Path,
     labels: Path,
+    settings: ScoringSettings,
     *,
-    dataset_json: Path | None = None,
-    tolerance_mm: float | None = None,
-    lesion_iou: float = DEFAULT_LESION_IOU,
-    missing_as_empty: bool = False,
     only: Collection[str] | None = None,
-    num_processes: int | None = None,
     progress: bool = True,
     cluster: Workers | None = None,
 ) -> Evaluation:
@@ -85,12 +81,8 @@ def evaluate_folder(
     Args:
         predictions: Folder with label maps named as the true ones.
         labels: Folder with the true labels, such as labelsTs.
-        dataset_json: File that names the classes; None looks into `predictions`, then beside `labels`.
-        tolerance_mm: Of the NSD; None for the literature's, else 2.
-        lesion_iou: Intersection over union from which on two components match; 0 for any common voxel.
-        missing_as_empty: Count a missing prediction as one without any object.
+        settings: How to score.
         only: Names of the cases to score; None for all that have a true label.
-        num_processes: Cases at the same time; 0 for this process, None for one a core.
         progress: Whether to show a bar.
         cluster: Scores in place of processes of this machine.
 
@@ -100,11 +92,12 @@ def evaluate_folder(
     Raises:
         DatasetError: If a folder or dataset.json is missing, an option is out of range, or no case could be scored.
     """
-    _check_options(tolerance_mm, lesion_iou)
-    dataset_json_file = find_dataset_json(predictions, labels, dataset_json)
+    _check_options(settings.tolerance, settings.lesion_iou)
+    missing_as_empty, num_processes = settings.missing_as_empty, settings.num_processes
+    dataset_json_file = find_dataset_json(predictions, labels, settings.dataset_json)
     description = read_description(dataset_json_file)
-    tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), tolerance_mm)
-    scoring = make_scoring(description, tolerance.mm, lesion_iou)
+    tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), settings.tolerance)
+    scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
     pairs, surplus = pair_files(predictions.absolute(), labels.absolute(), str(description["file_ending"]))
     pairs = [pair for pair in pairs if only is None or pair.name in only]
     failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
@@ -119,13 +112,15 @@ def evaluate_folder(
     )
 
 
-def find_dataset_json(predictions: Path, labels: Path, given: Path | None = None) -> Path:
+def find_dataset_json(predictions: Path, labels: Path, given: Path | str | None = None) -> Path:
     """Find the dataset.json that names the classes: the one given, the predictions' own, or that of the labels.
 
     Raises:
         DatasetError: If there is none.
     """
-    candidates = [given] if given else [folder / "dataset.json" for folder in (predictions, labels.resolve().parent)]
+    candidates = (
+        [Path(given)] if given else [folder / "dataset.json" for folder in (predictions, labels.resolve().parent)]
+    )
     for candidate in candidates:
         if candidate.is_file():
             return candidate

@@ -5,8 +5,8 @@ from typing import Final, Literal
 
 import numpy as np
 
-# Lenient, as usual where lesions are counted and not outlined; 0 stands for any common voxel.
-DEFAULT_LESION_IOU = 0.1
+from sam3dnet.settings.evaluation import LESION_IOU
+
 CONNECTIVITY: Final = 26
 
 
@@ -20,9 +20,7 @@ class LesionCounts:
     correct: int
 
 
-def count_lesions(
-    prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: float = DEFAULT_LESION_IOU
-) -> LesionCounts:
+def count_lesions(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: float = LESION_IOU) -> LesionCounts:
     """Count the components of truth that were found, and those of the prediction that are correct.
 
     A component is connected by 26 neighbours. Two match if they share a voxel and their intersection over union is at

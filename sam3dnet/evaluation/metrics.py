@@ -19,8 +19,9 @@ from typing import Literal
 
 import numpy as np
 
-from sam3dnet.evaluation.lesions import DEFAULT_LESION_IOU, count_lesions
+from sam3dnet.evaluation.lesions import count_lesions
 from sam3dnet.planning.objects import bounding_box
+from sam3dnet.settings.evaluation import LESION_IOU
 
 MM3_PER_ML = 1000.0
 UNDEFINED = float("nan")
@@ -91,7 +92,7 @@ def score_masks(
     spacing_mm: Sequence[float],
     *,
     tolerance_mm: float,
-    lesion_iou: float = DEFAULT_LESION_IOU,
+    lesion_iou: float = LESION_IOU,
     ignored_ZYX: np.ndarray | None = None,
 ) -> MaskScore:
     """Compare a predicted mask with the truth.

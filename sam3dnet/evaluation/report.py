@@ -14,10 +14,12 @@ from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, picture, table
 from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
-from sam3dnet.inference.models import OUR_PLANS, find_model, trained_folds
+from sam3dnet.inference.models import find_model, trained_folds
 from sam3dnet.planning.plan import Plan, format_value, load_plan
 from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
-from sam3dnet.preprocessing.folders import Folders, whole_or_nothing
+from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
+from sam3dnet.settings.evaluation import ScoringSettings
+from sam3dnet.settings.report import ReportSettings
 
 LOG_FILE = "training_log.jsonl"
 REPORT_FILE = "report.html"
@@ -45,28 +47,12 @@ class ReportedFold:
     evaluation: Evaluation | None
 
 
-def write_report(
-    folders: Folders,
-    dataset: str | None = None,
-    *,
-    fold: int | str | None = None,
-    output: Path | None = None,
-    configuration: str = "3d_fullres",
-    plans_name: str = OUR_PLANS,
-    tolerance_mm: float | None = None,
-    num_processes: int | None = None,
-) -> Path:
+def write_report(settings: ReportSettings, folders: Folders) -> Path:
     """Write the report on a fold as one HTML file.
 
     Args:
+        settings: What is asked for.
         folders: Where model, splits and cases are.
-        dataset: That the model was trained on; None if there is only one model.
-        fold: None for the first trained one.
-        output: The file; None for report.html in the folder of the fold.
-        configuration: Of the plan.
-        plans_name: Of the plan.
-        tolerance_mm: Of the NSD; None for the literature's, else 2.
-        num_processes: Cases that are scored at the same time; 0 for this process, None for one a core.
 
     Returns:
         The file.
@@ -74,8 +60,10 @@ def write_report(
     Raises:
         Sam3dError: If model, plan, splits or cases are missing.
     """
-    model = find_model(folders.results, dataset, plans_name=plans_name, configuration=configuration)
-    chosen = trained_folds(model)[0] if fold is None else fold
+    model = find_model(
+        folders.results, settings.dataset, plans_name=settings.plans, configuration=settings.configuration
+    )
+    chosen = trained_folds(model)[0] if settings.fold is None else parse_fold(settings.fold)
     cases = {} if chosen == "all" else {c.image.name: c for c in validation_cases(model.parent.name, folders, chosen)}
     reported = ReportedFold(
         model=model,
@@ -83,9 +71,9 @@ def write_report(
         plan=load_plan(model / "plans.json"),
         log=read_log(model / f"fold_{chosen}" / LOG_FILE),
         cases=cases,
-        evaluation=_evaluate(model, chosen, cases, tolerance_mm, num_processes),
+        evaluation=_evaluate(model, chosen, cases, settings),
     )
-    file = output or model / f"fold_{chosen}" / REPORT_FILE
+    file = model / f"fold_{chosen}" / REPORT_FILE if settings.output is None else Path(settings.output)
     file.parent.mkdir(parents=True, exist_ok=True)
     html = page(f"{model.parent.name}, fold {chosen}", _sections(reported))
     with whole_or_nothing(file) as temporary:
@@ -123,22 +111,16 @@ def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResu
     return chosen
 
 
-def _evaluate(
-    model: Path, fold: int | str, cases: dict[str, ClickCase], tolerance_mm: float | None, num_processes: int | None
-) -> Evaluation | None:
+def _evaluate(model: Path, fold: int | str, cases: dict[str, ClickCase], settings: ReportSettings) -> Evaluation | None:
     """Score the predictions that validation at the end of training left, where it did."""
     predictions = model / f"fold_{fold}" / "validation"
     ending = str(read_dataset_json(model)["file_ending"])
     if not any((predictions / f"{name}{ending}").is_file() for name in cases):
         return None
-    return evaluate_folder(
-        predictions,
-        next(iter(cases.values())).label.parent,
-        dataset_json=model / "dataset.json",
-        tolerance_mm=tolerance_mm,
-        only=cases.keys(),
-        num_processes=num_processes,
+    scoring = ScoringSettings(
+        dataset_json=model / "dataset.json", tolerance=settings.tolerance, num_processes=settings.num_processes
     )
+    return evaluate_folder(predictions, next(iter(cases.values())).label.parent, scoring, only=cases.keys())
 
 
 def _sections(reported: ReportedFold) -> Iterator[str]:

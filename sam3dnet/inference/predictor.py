@@ -57,12 +57,16 @@ class Prompts(Protocol):
 ReadPrompts = Callable[[Collection[str], Any], Prompts]  # given all cases, and nnU-Net's LabelManager of the model
 
 
-def predict_folder(settings: PredictionSettings, prompts: ReadPrompts | None = None) -> PredictionReport:
+def predict_folder(
+    settings: PredictionSettings, prompts: ReadPrompts | None = None, cluster: "DaskCluster | None" = None
+) -> PredictionReport:
     """Predict a label map for every image of a folder.
 
     Args:
         settings: What is asked for.
         prompts: Reads what is said about the cases, see `interactive.run_prompts.prompt_reader`; None for nothing.
+        cluster: Predicts in place of this process; None for one at the settings' address, if there is one. Each worker
+            loads the model once and takes whole cases.
 
     Returns:
         What was written, skipped and failed; a case fails alone.
@@ -74,8 +78,11 @@ def predict_folder(settings: PredictionSettings, prompts: ReadPrompts | None = N
     """
     if not 0 < settings.step <= 1:
         raise DatasetError(f"step size {settings.step}: expected a share of the window above 0 and at most 1")
-    with cluster_at(settings.scheduler, settings.num_processes) as cluster:
-        return _predict_folder(_with_whole_paths(settings), prompts, cluster)
+    settings = _with_whole_paths(settings)
+    if cluster is not None:
+        return _predict_folder(settings, prompts, cluster)
+    with cluster_at(settings.scheduler, settings.num_processes) as found:
+        return _predict_folder(settings, prompts, found)
 
 
 def _predict_folder(

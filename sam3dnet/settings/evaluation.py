@@ -17,7 +17,28 @@ LESION_IOU = 0.1  # lenient, as usual where lesions are counted and not outlined
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(InFolders, OnDevice, OfPlan):
+class ScoringSettings:
+    """How predictions are scored.
+
+    Attributes:
+        dataset_json: File that names the classes, regions and the ignore label; without it dataset.json in the
+            folder of predictions, else the one beside the folder of labels.
+        tolerance: Tolerance of the NSD in mm; without it the literature's for this task, else 2.
+        lesion_iou: Intersection over union from which on a predicted and a true lesion match; 0 for any common voxel.
+        missing_as_empty: Count a missing prediction as one in which nothing was found, in place of an error.
+        num_processes: Cases that are scored at the same time; 0 scores in the command's own process, without it one a
+            core, 8 at most.
+    """
+
+    dataset_json: str | Path | None = None
+    tolerance: float | None = None
+    lesion_iou: float = LESION_IOU
+    missing_as_empty: bool = False
+    num_processes: NumProcesses = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(ScoringSettings, InFolders, OnDevice, OfPlan):
     """Score predictions against the truth (-p PREDICTIONS -g LABELS), compare two results (-p A B -g LABELS), or
     measure what clicks are worth (-d DATASET --clicks 0,1,3,5,10).
 
@@ -26,13 +47,6 @@ class EvaluationSettings(InFolders, OnDevice, OfPlan):
         labels: Folder with the true label maps, such as labelsTs; files have the names of the predictions.
         output: Folder for the results as JSON and CSV; without it the (first) folder of predictions, or for clicks
             the folder of the fold.
-        dataset_json: File that names the classes, regions and the ignore label; without it dataset.json in the
-            folder of predictions, else the one beside the folder of labels.
-        tolerance: Tolerance of the NSD in mm; without it the literature's for this task, else 2.
-        lesion_iou: Intersection over union from which on a predicted and a true lesion match; 0 for any common voxel.
-        missing_as_empty: Count a missing prediction as one in which nothing was found, in place of an error.
-        num_processes: Cases that are scored at the same time; 0 scores in the command's own process, without it one a
-            core, 8 at most.
         clicks: Numbers of clicks of a simulated user, such as 0,1,3,5,10.
         dataset: For clicks: the dataset that the model was trained on, by number or name.
         fold: For clicks: the fold whose model is used, and whose validation cases are clicked; without it the first
@@ -59,11 +73,6 @@ class EvaluationSettings(InFolders, OnDevice, OfPlan):
     predictions: Annotated[list[str | Path] | None, "-p"] = None
     labels: Annotated[str | Path | None, "-g"] = None
     output: Annotated[str | Path | None, "-o"] = None
-    dataset_json: str | Path | None = None
-    tolerance: float | None = None
-    lesion_iou: float = LESION_IOU
-    missing_as_empty: bool = False
-    num_processes: NumProcesses = None
     clicks: str | None = None
     dataset: Annotated[DatasetName | None, "-d"] = None
     fold: Annotated[str | int | None, "-f"] = None
@@ -90,6 +99,8 @@ class EvaluationSettings(InFolders, OnDevice, OfPlan):
             _refuse(of_model | of_users, "only with --clicks or --protocol")
             self._require_folders()
             return
+        if (self.images is None) != (self.labels is None):
+            raise DatasetError("images and labels belong together: give both -i and -g, or neither")
         scoring = {"-p": self.predictions, "--dataset-json": self.dataset_json}
         scoring |= {"--missing-as-empty": self.missing_as_empty, "--scheduler": self.scheduler}
         _refuse(scoring, f"not with {'--clicks' if self.protocol is None else '--protocol'}")
