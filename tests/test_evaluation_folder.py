@@ -214,8 +214,8 @@ def test_labels_stored_as_floats_are_read(dataset: Path, predictions: Path) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tolerance_mm": -1.0}, "tolerance -1.0 mm: expected"),
-        ({"tolerance_mm": math.nan}, "tolerance nan mm: expected"),
+        ({"tolerance": -1.0}, "tolerance -1.0 mm: expected"),
+        ({"tolerance": math.nan}, "tolerance nan mm: expected"),
         ({"lesion_iou": 1.5}, "lesion IoU 1.5: expected a share"),
         ({"dataset_json": Path("nowhere.json")}, "there is no nowhere.json; give the file with --dataset-json"),
     ],

@@ -47,7 +47,7 @@ def plan_and_train(dataset, choice, **options):
             progress=False,
         )
         preprocess_dataset(dataset, folders, choice.plans_name, num_processes=0, progress=False)
-    settings = {"iterations_per_epoch": 1, "device": "cpu", "validate": False, "plans_name": choice.plans_name}
+    settings = {"iterations_per_epoch": 1, "device": "cpu", "validate": False, "plans": choice.plans_name}
     return folders, train_fold(dataset, 0, folders, **{**settings, **options})
 
 

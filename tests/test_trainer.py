@@ -185,7 +185,7 @@ def test_a_plan_that_wants_sam_needs_its_weights_or_from_scratch(planned, monkey
     (plans_file.parent / "WantsSAM.json").write_text(json.dumps(plans))
     monkeypatch.setenv("SAM3D_WEIGHTS", str(tmp_path / "nowhere.pth"))
     with pytest.raises(CheckpointError, match="--from-scratch"):
-        train(planned, plans_name="WantsSAM")
+        train(planned, plans="WantsSAM")
     arch = without_pretrained_weights(plans)["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     assert arch["pretrained"] is False
     assert plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["pretrained"] is True
@@ -205,19 +205,19 @@ def wanting_sam(planned, name, record):
 def test_training_asks_for_the_weights_that_the_plan_was_made_for(planned, tmp_path):
     name = wanting_sam(planned, "OfOthers", {"family": "others", "digest": "sha256:0"})
     with pytest.raises(CheckpointError, match=r"weights 'others': known are sam, medsam; .*--from-scratch"):
-        train(planned, plans_name=name)
+        train(planned, plans=name)
     own = tmp_path / "own.pth"
     own.write_bytes(b"changed")
     name = wanting_sam(planned, "OfMine", {"family": None, "path": str(own), "digest": f"sha256:{'0' * 64}"})
     with pytest.raises(CheckpointError, match=r"own.pth .*is not the file that the plan was made for, sha256:000"):
-        train(planned, plans_name=name)
+        train(planned, plans=name)
 
 
 def test_a_named_file_is_checked_before_anything_is_made(planned, tmp_path):
     name = wanting_sam(planned, "Named", None)
     torch.save({"epoch": 3}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"w.pth: expected a checkpoint in SAM's format"):
-        train(planned, plans_name=name, sam_checkpoint=str(tmp_path / "w.pth"))
+        train(planned, plans=name, sam_checkpoint=str(tmp_path / "w.pth"))
     dataset, folders = planned
     assert not list((folders.results / dataset).glob("*__Named__*"))
 

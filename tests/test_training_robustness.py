@@ -170,7 +170,7 @@ def test_a_plan_leads_to_no_other_folder(dataset, change, message):
     other = plans_file.with_name("Leads.json")
     other.write_text(json.dumps(plans))
     with pytest.raises(PlanError, match=message):
-        train(dataset, plans_name="Leads")
+        train(dataset, plans="Leads")
     other.unlink()
 
 

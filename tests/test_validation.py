@@ -321,7 +321,7 @@ def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):
     plans["plans_name"] = "Unmirrored"
     plans["sam3d"]["mirror_axes"] = []
     (folders.preprocessed / name / "Unmirrored.json").write_text(json.dumps(plans))
-    folder = train(name, folders, plans_name="Unmirrored")
+    folder = train(name, folders, plans="Unmirrored")
     loaded = load_model(folder.parent, [0])
     assert loaded.mirror_axes == ()
     axes = torch.load(folder / "checkpoint_final.pth", weights_only=True)["inference_allowed_mirroring_axes"]
