@@ -11,6 +11,7 @@ from sam3dnet.cli import evaluate as command
 from sam3dnet.cli import report as report_command
 from sam3dnet.cli.command import make_parser
 from sam3dnet.errors import DatasetError
+from sam3dnet.settings.evaluation import EvaluationSettings
 
 
 @pytest.mark.parametrize(
@@ -54,96 +55,79 @@ def test_two_folders_are_compared(line: list[str], tmp_path: Path, capsys: pytes
     assert (tmp_path / "out" / "comparison.json").is_file()
 
 
+def recorder(seen: list[Any]) -> Any:
+    """Stand for a function; keep what it is called with, and end the command."""
+
+    def record(*given: Any, **options: Any) -> None:
+        seen.append((given, options))
+        raise DatasetError("enough")
+
+    return record
+
+
 def test_options_of_evaluation_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.evaluation import folder
 
     seen: list[Any] = []
-
-    def record(*places: Any, **options: Any) -> None:
-        seen.append((places, options))
-        raise DatasetError("enough")
-
-    monkeypatch.setattr(folder, "evaluate_folder", record)
+    monkeypatch.setattr(folder, "evaluate_folder", recorder(seen))
     words = "-p P -g G --dataset-json d.json --tolerance 1.5 --lesion-iou 0.3 --missing-as-empty --num-processes 3"
     assert command.main(words.split()) == 2
-    assert seen == [
-        (
-            (Path("P"), Path("G")),
-            {
-                "dataset_json": Path("d.json"),
-                "tolerance_mm": 1.5,
-                "lesion_iou": 0.3,
-                "missing_as_empty": True,
-                "num_processes": 3,
-                "cluster": None,
-            },
-        )
-    ]
+    expected = EvaluationSettings(
+        predictions=[Path("P")],
+        labels=Path("G"),
+        dataset_json=Path("d.json"),
+        tolerance=1.5,
+        lesion_iou=0.3,
+        missing_as_empty=True,
+        num_processes=3,
+    )
+    assert seen == [((Path("P"), Path("G"), expected), {"cluster": None})]
 
 
 def test_options_of_clicks_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.evaluation import click_study
 
     seen: list[Any] = []
-
-    def record(*places: Any, **options: Any) -> None:
-        seen.append((places, options))
-        raise DatasetError("enough")
-
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    monkeypatch.setattr(click_study, "study_clicks", record)
+    monkeypatch.setattr(click_study, "study_clicks", recorder(seen))
     words = (
         "--clicks 3,0,10 -d 907 -f fold2 -i I -g G --first-click margin --cases 4 --tolerance 1 "
         "--configuration 3d_lowres --plans OtherPlans --device cpu --placing corrective random "
         "--given one-by-one at-once"
     )
     assert command.main(words.split()) == 2
-    ((places, options),) = seen
-    assert places[0] == (0, 3, 10)
-    assert places[1].results == tmp_path / "nnUNet_results"
-    assert options == {
-        "dataset": "907",
-        "fold": 2,
-        "images": Path("I"),
-        "labels": Path("G"),
-        "placing": ["corrective", "random"],
-        "given": ["one-by-one", "at-once"],
-        "first_click": "margin",
-        "max_cases": 4,
-        "tolerance_mm": 1.0,
-        "configuration": "3d_lowres",
-        "plans_name": "OtherPlans",
-        "device": "cpu",
-    }
+    (((settings, folders), _),) = seen
+    assert folders.results == tmp_path / "nnUNet_results"
+    assert settings.numbers_of_clicks == (0, 3, 10)
+    assert settings == EvaluationSettings(
+        clicks="3,0,10",
+        dataset="907",
+        fold="fold2",
+        images=Path("I"),
+        labels=Path("G"),
+        placing=["corrective", "random"],
+        given=["one-by-one", "at-once"],
+        first_click="margin",
+        cases=4,
+        tolerance=1.0,
+        configuration="3d_lowres",
+        plans="OtherPlans",
+        device="cpu",
+    )
 
 
 def test_options_of_a_challenge_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.evaluation import challenges
 
     seen: list[Any] = []
-
-    def record(*places: Any, **options: Any) -> None:
-        seen.append((places, options))
-        raise DatasetError("enough")
-
-    monkeypatch.setattr(challenges, "study_challenge", record)
+    monkeypatch.setattr(challenges, "study_challenge", recorder(seen))
     words = "--protocol cvpr25 -d 907 -f 2 --cases 4 --without-box vessel duct --device cpu"
     assert command.main([*words.split(), "--root", str(tmp_path)]) == 2
-    ((places, options),) = seen
-    assert places[0] == "cvpr25"
-    assert places[1].results == tmp_path / "nnUNet_results"
-    assert options == {
-        "dataset": "907",
-        "fold": 2,
-        "images": None,
-        "labels": None,
-        "max_cases": 4,
-        "configuration": "3d_fullres",
-        "plans_name": "SAM3DPlans",
-        "device": "cpu",
-        "without_box": ["vessel", "duct"],
-    }
+    (((settings, folders), _),) = seen
+    assert folders.results == tmp_path / "nnUNet_results"
+    options: Any = {"dataset": "907", "fold": "2", "cases": 4, "device": "cpu", "root": tmp_path}
+    assert settings == EvaluationSettings(protocol="cvpr25", without_box=["vessel", "duct"], **options)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +138,7 @@ def test_options_of_a_challenge_reach_it(tmp_path: Path, monkeypatch: pytest.Mon
         ("-p A B C -g G", "came 3 folders of predictions and a folder of labels"),
         ("-p A -g G -d 501 --first-click margin", "-d, --first-click margin: only with --clicks or --protocol"),
         ("-p A -g G --placing random --given at-once", "--placing, --given: only with --clicks"),
-        ("-p A -g G --clicks 1", "-p: not with --clicks"),
+        ("-p A -i I -g G --clicks 1", "-p: not with --clicks"),
         ("-d 501 --clicks 1 --scheduler tcp://h:1", "--scheduler: not with --clicks"),
         ("-d 501 --protocol cvpr25 --clicks 1", "--clicks: not with --protocol cvpr25"),
         ("-d 501 --protocol autopet4 --placing random --tolerance 1", "--placing, --tolerance: not with --protocol"),
@@ -163,6 +147,7 @@ def test_options_of_a_challenge_reach_it(tmp_path: Path, monkeypatch: pytest.Mon
         ("-d 501 --clicks 1 --without-box organ", "--without-box: only with --protocol cvpr25"),
         ("-p A -g G --without-box organ", "--without-box: only with --clicks or --protocol"),
         ("--clicks 1,two", "clicks '1,two': expected whole numbers"),
+        ("-d 501 --clicks 1 -i I", "give both -i and -g"),
         ("--clicks -1", "clicks '-1': expected whole numbers"),
     ],
 )

@@ -152,13 +152,22 @@ LABELS: dict[str, Any] = {"background": 0, "organ": 1, "lesion": 2, "ignore": 9}
 DATASET = "Dataset907_Clicks"
 
 
+class FakeModel:
+    """Stands for a model; its session knows the truth."""
+
+    def __init__(self, *_loaded: Any) -> None:
+        pass
+
+    def session(self) -> "FakeSession":
+        return FakeSession()
+
+
 class FakeSession:
     """Knows the truth from the image, whose grey values are the labels; sees nothing before it is clicked."""
 
     images: list[np.ndarray]
 
-    def __init__(self, model_folder: Path, folds: Any = None, device: Any = None) -> None:
-        self.made_with = (model_folder, folds, device)
+    def __init__(self) -> None:
         FakeSession.images = []
 
     def set_image(self, image_CZYX: np.ndarray, spacing_mm: Any, space: str) -> None:
@@ -227,7 +236,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Folders:
         write_volume(labels, raw / "labelsTr" / f"{name}.nii.gz", SPACING_MM)
     splits = [{"train": [], "val": ["t"]}, {"train": ["t"], "val": ["refused", "b", "a"]}]
     (found.preprocessed / DATASET / "splits_final.json").write_text(json.dumps(splits))
-    monkeypatch.setattr(click_model, "PromptSession", FakeSession)
+    monkeypatch.setattr(click_model, "load_model", FakeModel)
     return found
 
 

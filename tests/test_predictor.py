@@ -80,7 +80,7 @@ def test_mirroring_and_step_size_reach_the_windows(predict, monkeypatch):
     seen = []
     real = automatic.predict_slabs
     monkeypatch.setattr(automatic, "predict_slabs", lambda *a, **k: seen.append(k) or real(*a, **k))
-    predict(mirror=False, step_size=0.75)
+    predict(no_mirroring=True, step_size=0.75)
     assert {(tuple(k["mirror_axes"]), k["step_size"]) for k in seen} == {((), 0.75)}
     seen.clear()
     predict()

@@ -27,9 +27,9 @@ def predicted(predict, tmp_path):
     """Predict without and then with these prompts; give the report and the label maps of before and after."""
 
     def run(cases, **options):
-        predict(mirror=False)
+        predict(no_mirroring=True)
         before = {name: labels_of(tmp_path / "out" / f"{name}.nii.gz") for name in "abc"}
-        report = predict(mirror=False, prompts=write_prompts(tmp_path / "prompts.json", cases, **options))
+        report = predict(no_mirroring=True, prompts=write_prompts(tmp_path / "prompts.json", cases, **options))
         return report, before, {name: labels_of(tmp_path / "out" / f"{name}.nii.gz") for name in report.written}
 
     return run

@@ -63,7 +63,8 @@ def window_starts(image_shape: Sequence[int], patch_size: Sequence[int], step_si
     """
     from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 
-    return compute_steps_for_sliding_window(tuple(image_shape), tuple(patch_size), step_size)
+    starts = compute_steps_for_sliding_window(tuple(image_shape), tuple(patch_size), step_size)
+    return [list(dict.fromkeys(axis)) for axis in starts]  # of a thin patch nnU-Net gives some twice
 
 
 def importance(patch_size: Sequence[int], device: torch.device) -> Tensor:

@@ -99,8 +99,6 @@ class EvaluationSettings(ScoringSettings, InFolders, OnDevice, OfPlan):
             _refuse(of_model | of_users, "only with --clicks or --protocol")
             self._require_folders()
             return
-        if (self.images is None) != (self.labels is None):
-            raise DatasetError("images and labels belong together: give both -i and -g, or neither")
         scoring = {"-p": self.predictions, "--dataset-json": self.dataset_json}
         scoring |= {"--missing-as-empty": self.missing_as_empty, "--scheduler": self.scheduler}
         _refuse(scoring, f"not with {'--clicks' if self.protocol is None else '--protocol'}")
@@ -111,6 +109,8 @@ class EvaluationSettings(ScoringSettings, InFolders, OnDevice, OfPlan):
             _refuse(replaced, f"not with --protocol {self.protocol}")
         else:
             read_clicks(self.clicks or "")
+        if (self.images is None) != (self.labels is None):
+            raise DatasetError("images and labels belong together: give both -i and -g, or neither")
 
     def _require_folders(self) -> None:
         folders = self.predictions or []
