@@ -134,12 +134,12 @@ KILLED_AT_WORK = """
 import os, signal, sys
 from commands import predict_folder
 from sam3dnet.inference import writing
-real = writing.copy_geometry
-def die_at_the_second(image, uncompressed, target):
-    real(image, uncompressed, target)
-    if target.name == "b.nii.gz":
+real = writing._write
+def die_at_the_second(labels, path, *rest):
+    real(labels, path, *rest)
+    if path.name == "b.nii.gz":
         os.kill(os.getpid(), signal.SIGKILL)
-writing.copy_geometry = die_at_the_second
+writing._write = die_at_the_second
 predict_folder(*sys.argv[1:], device="cpu")
 """
 

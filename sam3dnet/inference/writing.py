@@ -3,11 +3,10 @@
 import errno
 import gzip
 import os
-import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,12 +14,16 @@ from sam3dnet.inference.images import Case, is_damaged
 from sam3dnet.preprocessing.checks_bytes import open_uncompressed
 from sam3dnet.preprocessing.checks_case import read_grid
 
+if TYPE_CHECKING:
+    from nibabel.nifti1 import Nifti1Header
+
 TEMPORARY_FOLDER = ".sam3d_unfinished"
-HEADER_BYTES = 348
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-PIXDIM = slice(76, 108)
-UNITS = slice(123, 124)
-TRANSFORMS = slice(252, 328)  # qform and sform codes, quaternion, offset, sform rows
+GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"),
+)
+LARGEST_BYTE = 255
 COMPRESSION_LEVEL = 6
 
 
@@ -43,7 +46,6 @@ def write_label_map(
     temporary.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=temporary) as name:
         _write(label_map_ZYX, Path(name) / path.name, image, properties, reader_writer)
-        _require_whole(Path(name) / path.name)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
             os.replace(file, path.parent / file.name)
@@ -54,18 +56,56 @@ def _write(
 ) -> None:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    if type(reader_writer) is not SimpleITKIO or not path.name.endswith(NIFTI_ENDINGS):
+    header = _header_of(image) if type(reader_writer) is SimpleITKIO and path.name.endswith(NIFTI_ENDINGS) else None
+    if header is None:
         reader_writer.write_seg(label_map_ZYX, str(path), properties)
+        _require_whole(path)
         return
-    with tempfile.TemporaryDirectory(dir=path.parent.parent) as name:
-        uncompressed = Path(name) / "labels.nii"
-        reader_writer.write_seg(label_map_ZYX, str(uncompressed), properties)
-        _require_whole(uncompressed)
-        copy_geometry(image, uncompressed, path)
+    content = _nifti(label_map_ZYX, header)
+    if path.name.endswith(".gz"):
+        content = gzip.compress(content, COMPRESSION_LEVEL, mtime=0)
+    path.write_bytes(content)
+
+
+def _nifti(label_map_ZYX: np.ndarray, like: "Nifti1Header") -> bytes:
+    """Make a NIfTI-1 file that lies where another one does, to the last bit.
+
+    Writers of images turn the transform into a matrix and back, which changes its last digits.
+
+    Args:
+        label_map_ZYX: Labels.
+        like: Header of the image.
+    """
+    from nibabel.nifti1 import Nifti1Header
+
+    smallest = np.dtype("<u1" if label_map_ZYX.max() < LARGEST_BYTE else "<u2")  # as nnU-Net's writer
+    header = Nifti1Header(endianness="<")
+    header.set_data_dtype(smallest)
+    header.set_data_shape(label_map_ZYX.shape[::-1])
+    header.set_slope_inter(1, 0)
+    header["magic"], header["vox_offset"] = header.single_magic, header.single_vox_offset
+    for field in GEOMETRY:
+        header[field] = like[field]
+    no_extension = bytes(header.single_vox_offset - header.sizeof_hdr)
+    return bytes(header.binaryblock) + no_extension + label_map_ZYX.astype(smallest).tobytes()
+
+
+def _header_of(image: Path) -> "Nifti1Header | None":
+    """Read a NIfTI header; None of a file that has none."""
+    from nibabel.nifti1 import Nifti1Header
+    from nibabel.nifti2 import Nifti2Header
+
+    with open_uncompressed(image) as stream:
+        start = stream.read(Nifti2Header.sizeof_hdr)
+    for kind in (Nifti1Header, Nifti2Header):
+        header = kind(start[: kind.sizeof_hdr], check=False) if len(start) >= kind.sizeof_hdr else None
+        if header is not None and header["sizeof_hdr"] == kind.sizeof_hdr:
+            return header
+    return None
 
 
 def _require_whole(path: Path) -> None:
-    """Raise what ITK's writer of NIfTI does not: on a full disk it ends in silence and leaves half a file."""
+    """Raise what ITK's writers do not: on a full disk they may end in silence and leave half a file."""
     if is_damaged(path):
         raise OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
 
@@ -78,43 +118,3 @@ def is_finished(output: Path, case: Case) -> bool:
         return False
     (written, _), (image, _) = read_grid(case.name, output), read_grid(case.name, case.files[0])
     return written is not None and image is not None and written.shape == image.shape
-
-
-def copy_geometry(like: Path, source: Path, target: Path) -> None:
-    """Write an uncompressed NIfTI file again with the geometry of another, compressed if its name says so.
-
-    Writers of images turn the transform into a matrix and back, which changes its last digits.
-
-    Args:
-        like: Image whose geometry is taken.
-        source: Uncompressed file of the same size.
-        target: File to write, .nii or .nii.gz.
-    """
-    content = source.read_bytes()
-    content = with_geometry_of(content[:HEADER_BYTES], read_header(like)) + content[HEADER_BYTES:]
-    if target.name.endswith(".gz"):
-        content = gzip.compress(content, COMPRESSION_LEVEL, mtime=0)
-    target.write_bytes(content)
-
-
-def read_header(path: Path) -> bytes:
-    """Return the first 348 bytes of a file, decompressed."""
-    with open_uncompressed(path) as stream:
-        return stream.read(HEADER_BYTES)
-
-
-def byte_order(header: bytes) -> str | None:
-    """Return "<" or ">" for a NIfTI-1 header, None for anything else."""
-    if len(header) < HEADER_BYTES:
-        return None
-    return next((order for order in "<>" if struct.unpack_from(f"{order}i", header)[0] == HEADER_BYTES), None)
-
-
-def with_geometry_of(header: bytes, like: bytes) -> bytes:
-    """Return the header with spacing, units and transforms of another one; unchanged if the byte orders differ."""
-    if byte_order(header) is None or byte_order(header) != byte_order(like):
-        return header
-    changed = bytearray(header)
-    for field in (PIXDIM, UNITS, TRANSFORMS):
-        changed[field] = like[field]
-    return bytes(changed)
