@@ -44,7 +44,6 @@ def verify_dataset(
         cluster or num_processes,
         "verify",
         progress,
-        retry_alone_when_killed=True,
         folders=[raw_dataset_folder],
     )
     reports = [outcome.result for outcome in outcomes if outcome.result is not None]

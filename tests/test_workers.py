@@ -61,28 +61,17 @@ def test_zero_processes_work_here_others_elsewhere() -> None:
 
 @needs_kill
 @pytest.mark.parametrize("num_processes", [1, 2])
-def test_a_killed_process_is_reported_and_not_waited_for(num_processes: int) -> None:
-    message = f"killed after . of 4 cases, .*memory ran out with {num_processes} at work; run again with fewer"
-    with pytest.raises(DatasetError, match=message):
-        map_cases(partial(square_or_die, 1), [0, 1, 2, 3], num_processes, "square", progress=False)
-
-
-@needs_kill
-def test_an_item_that_always_kills_its_process_can_cost_itself_alone() -> None:
-    outcomes = map_cases(
-        partial(square_or_die, 1), [0, 1, 2], 2, "square", progress=False, retry_alone_when_killed=True
-    )
-    assert [outcome.result for outcome in outcomes] == [0, None, 4]
+def test_an_item_that_kills_its_process_costs_itself_alone(num_processes: int) -> None:
+    outcomes = map_cases(partial(square_or_die, 1), [0, 1, 2, 3], num_processes, "square", progress=False)
+    assert [outcome.result for outcome in outcomes] == [0, None, 4, 9]
     assert isinstance(outcomes[1].error, DatasetError)
-    assert "its process was killed" in str(outcomes[1].error)
+    assert "its process was killed, alone too, most likely because memory ran out" in str(outcomes[1].error)
 
 
 @needs_kill
 def test_an_item_that_only_lacked_memory_succeeds_alone(tmp_path: Path) -> None:
-    outcomes = map_cases(
-        partial(die_in_company, tmp_path), [3], 1, "square", progress=False, retry_alone_when_killed=True
-    )
-    assert outcomes == [Outcome(3, 9, None)]
+    outcomes = map_cases(partial(die_in_company, tmp_path), [3, 4], 2, "square", progress=False)
+    assert outcomes == [Outcome(3, 9, None), Outcome(4, 16, None)]
 
 
 def test_processes_share_the_cores() -> None:
@@ -94,7 +83,7 @@ def test_processes_share_the_cores() -> None:
 @needs_kill
 def test_work_that_is_given_up_leaves_no_process() -> None:
     """As after Ctrl-C: what is still at work is not waited for."""
-    work = workers._run_in_pool(sleep_for_minutes, [0, 1, 2], 2)
+    work = workers._run_in_pool(sleep_for_minutes, {0: 0, 1: 1, 2: 2}, 2)
     assert next(work) == (0, Outcome(0, None, None))
     work.close()
     assert multiprocessing.active_children() == []

@@ -151,7 +151,6 @@ def _evaluate(
         workers,
         "evaluating",
         progress,
-        retry_alone_when_killed=True,
         folders=folders,
     )
     cases = {}
