@@ -1,17 +1,19 @@
 """A typed, validated view of a plans file, and the table of its decisions."""
 
-from __future__ import annotations
-
+import math
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, StrictBool, StrictStr, ValidationInfo, field_validator
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning.methods import FORMER_NETWORK_CLASSES, NETWORK_CLASSES
 from sam3dnet.planning.rules import Decision
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.schemas import Count, Length, Part, checked
 
 PLAN_VERSION = 1
 REMEDY = "plan again with sam3d_plan_and_preprocess"
@@ -29,21 +31,75 @@ def planned_memory(content: Mapping[str, Any], name: str) -> str | None:
     return None if found is None else str(found)
 
 
-@dataclass(frozen=True)
-class Configuration:
+class ArchKwargs(Part):
+    """Arguments of the network, as far as they are read here; strides (Z, Y, X)."""
+
+    token_stride: tuple[Count, Count, Count]
+    strides: tuple[tuple[Count, Count, Count], ...]
+    encoder: StrictStr
+    pretrained: StrictBool
+
+    @field_validator("strides")
+    @classmethod
+    def _lead_to_the_tokens(cls, strides: Any, info: ValidationInfo) -> Any:
+        token_stride = info.data.get("token_stride")
+        if token_stride is not None and tuple(map(math.prod, zip(*strides, strict=True))) != token_stride:
+            raise ValueError(f"factors of the token stride {token_stride}")
+        return strides
+
+
+class Architecture(Part):
+    """The network of a configuration."""
+
+    network_class_name: StrictStr
+    arch_kwargs: ArchKwargs
+
+    @field_validator("network_class_name")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in (*NETWORK_CLASSES, *FORMER_NETWORK_CLASSES):
+            raise ValueError(f"one of {', '.join(dict.fromkeys(NETWORK_CLASSES))}")
+        return name
+
+
+class Configuration(Part):
     """What one configuration of a plan says; shapes and strides (Z, Y, X), spacing (Z, Y, X) in mm."""
 
-    name: str
-    data_identifier: str
-    batch_size: int
-    patch_size: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    median_shape: tuple[float, float, float]
-    normalization_schemes: tuple[str, ...]
-    token_stride: tuple[int, int, int]
-    strides: tuple[tuple[int, int, int], ...]
-    encoder: str
-    pretrained: bool
+    data_identifier: StrictStr
+    batch_size: Count
+    patch_size: tuple[Count, Count, Count]
+    spacing: tuple[Length, Length, Length]
+    median_image_size_in_voxels: tuple[Length, Length, Length]
+    normalization_schemes: tuple[StrictStr, ...]
+    architecture: Architecture
+
+    @property
+    def network(self) -> ArchKwargs:
+        """Arguments of the network."""
+        return self.architecture.arch_kwargs
+
+
+class Block(Part):
+    """What our planner adds."""
+
+    version: Count
+    decisions: tuple[Decision, ...]
+
+    @field_validator("version")
+    @classmethod
+    def _is_known(cls, version: int) -> int:
+        if version > PLAN_VERSION:
+            raise ValueError(f"at most {PLAN_VERSION} (or update sam3dnet)")
+        return version
+
+
+class PlanFile(Part):
+    """A plans file whose configurations inherit nothing any more."""
+
+    dataset_name: StrictStr
+    plans_name: StrictStr
+    sam3d: Block
+    configurations: Annotated[dict[str, Configuration], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -68,65 +124,6 @@ class Plan:
         return self.configurations[name]
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A part of a plans file and where it stands, for messages that name file and key."""
-
-    path: Path
-    key: str
-    value: Any
-
-    def child(self, key: str) -> Entry:
-        """Go down to a key that must be there.
-
-        Raises:
-            PlanError: If it is not, or this part has no keys.
-        """
-        self.expect(isinstance(self.value, Mapping), "an object")
-        where = f"{self.key}.{key}" if self.key else key
-        if key not in self.value:
-            raise PlanError(f"{self.path}: key {where!r} is missing; {REMEDY}")
-        return Entry(self.path, where, self.value[key])
-
-    def text(self) -> str:
-        """Give a string."""
-        self.expect(isinstance(self.value, str), "a string")
-        return str(self.value)
-
-    def flag(self) -> bool:
-        """Give true or false."""
-        self.expect(isinstance(self.value, bool), "true or false")
-        return bool(self.value)
-
-    def count(self) -> int:
-        """Give a whole number of at least one."""
-        self.expect(_is_number(self.value) and self.value == int(self.value) >= 1, "a whole number of at least 1")
-        return int(self.value)
-
-    def items(self) -> list[Entry]:
-        """Give the entries of a list."""
-        self.expect(isinstance(self.value, (list, tuple)), "a list")
-        return [Entry(self.path, f"{self.key}[{i}]", value) for i, value in enumerate(self.value)]
-
-    def triple(self) -> tuple[int, int, int]:
-        """Give three whole numbers of at least one."""
-        self.expect(isinstance(self.value, (list, tuple)) and len(self.value) == 3, "three whole numbers")
-        z, y, x = (item.count() for item in self.items())
-        return z, y, x
-
-    def lengths(self) -> tuple[float, float, float]:
-        """Give three numbers above zero."""
-        good = isinstance(self.value, (list, tuple)) and len(self.value) == 3
-        self.expect(good and all(_is_number(v) and v > 0 for v in self.value), "three numbers above 0")
-        z, y, x = (float(v) for v in self.value)
-        return z, y, x
-
-    def expect(self, holds: bool, what: str) -> None:
-        """Raise a PlanError unless something holds."""
-        if not holds:
-            raise PlanError(f"{self.path}: {self.key or 'the file'} must be {what}, not {self.value!r:.80}; {REMEDY}")
-
-
 def load_plan(path: Path | str) -> Plan:
     """Read and check a plans file.
 
@@ -135,74 +132,26 @@ def load_plan(path: Path | str) -> Plan:
             names file, key and remedy.
     """
     path = Path(path)
-    content = read_json(path, PlanError, REMEDY, nnunet_reads_it=True)
-    root = Entry(path, "", content)
+    content: dict[str, Any] = read_json(path, PlanError, REMEDY, nnunet_reads_it=True)
     if "sam3d" not in content:
         raise PlanError(f"{path} has no block 'sam3d': another planner made it; {REMEDY}, which writes SAM3DPlans.json")
-    block = root.child("sam3d")
-    version = block.child("version").count()
-    block.child("version").expect(version <= PLAN_VERSION, f"at most {PLAN_VERSION} (or update sam3dnet)")
-    names = root.child("configurations")
-    names.expect(isinstance(names.value, Mapping) and bool(names.value), "an object with a configuration")
-    return Plan(
-        path=path,
-        dataset_name=root.child("dataset_name").text(),
-        plans_name=root.child("plans_name").text(),
-        configurations={name: read_configuration(names, name) for name in names.value},
-        decisions=tuple(read_decision(entry) for entry in block.child("decisions").items()),
-        content=content,
-    )
+    given = content.get("configurations")
+    if isinstance(given, Mapping):
+        given = {name: _inherit(path, given, name) for name in given}
+    read = checked(PlanFile, content | {"configurations": given}, path, PlanError, REMEDY)
+    return Plan(path, read.dataset_name, read.plans_name, read.configurations, read.sam3d.decisions, content)
 
 
-def read_configuration(configurations: Entry, name: str) -> Configuration:
-    """Read one configuration, with what it inherits."""
-    entry = Entry(configurations.path, f"configurations.{name}", inherit(configurations, name))
-    architecture = entry.child("architecture")
-    network = architecture.child("network_class_name")
-    known = (*NETWORK_CLASSES, *FORMER_NETWORK_CLASSES)
-    network.expect(network.value in known, f"one of {', '.join(dict.fromkeys(NETWORK_CLASSES))}")
-    arguments = architecture.child("arch_kwargs")
-    strides = tuple(level.triple() for level in arguments.child("strides").items())
-    token_stride = arguments.child("token_stride").triple()
-    arguments.child("strides").expect(product(strides) == token_stride, f"factors of the token stride {token_stride}")
-    return Configuration(
-        name=name,
-        data_identifier=entry.child("data_identifier").text(),
-        batch_size=entry.child("batch_size").count(),
-        patch_size=entry.child("patch_size").triple(),
-        spacing_mm=entry.child("spacing").lengths(),
-        median_shape=entry.child("median_image_size_in_voxels").lengths(),
-        normalization_schemes=tuple(scheme.text() for scheme in entry.child("normalization_schemes").items()),
-        token_stride=token_stride,
-        strides=strides,
-        encoder=arguments.child("encoder").text(),
-        pretrained=arguments.child("pretrained").flag(),
-    )
-
-
-def inherit(configurations: Entry, name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+def _inherit(path: Path, configurations: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
     """Resolve "inherits_from", as nnU-Net does."""
-    entry = configurations.child(name)
-    entry.expect(isinstance(entry.value, Mapping), "an object")
-    parent = entry.value.get("inherits_from")
+    own = configurations.get(name)
+    parent = own.get("inherits_from") if isinstance(own, Mapping) else None
     if parent is None:
-        return dict(entry.value)
-    entry.child("inherits_from").expect(parent not in (*seen, name), "another configuration, without a circle")
-    return {**inherit(configurations, parent, (*seen, name)), **entry.value}
-
-
-def read_decision(entry: Entry) -> Decision:
-    """Read one stored decision."""
-    name, reason, source = (entry.child(key).text() for key in ("name", "reason", "source"))
-    return Decision(name, entry.child("value").value, reason, source)
-
-
-def product(strides: tuple[tuple[int, int, int], ...]) -> tuple[int, int, int]:
-    """Multiply the strides of all levels."""
-    z, y, x = 1, 1, 1
-    for level in strides:
-        z, y, x = z * level[0], y * level[1], x * level[2]
-    return z, y, x
+        return own
+    if parent in (*seen, name) or not isinstance(configurations.get(parent), Mapping):
+        key = f"configurations.{name}.inherits_from"
+        raise PlanError(f"{path}: {key} must be another configuration, without a circle, not {parent!r}; {REMEDY}")
+    return {**_inherit(path, configurations, parent, (*seen, name)), **own}
 
 
 def format_decisions(plan: Plan) -> str:

@@ -106,8 +106,8 @@ def test_published_token_strides_are_planned(tiny_dataset):
             choice=MethodChoice(name),
             progress=False,
         )
-        planned = load_plan(file).configuration("3d_fullres").token_stride
-        median = load_plan(file).configuration("3d_fullres").median_shape
+        planned = load_plan(file).configuration("3d_fullres").network.token_stride
+        median = load_plan(file).configuration("3d_fullres").median_image_size_in_voxels
         assert max(planned) == min(stride, 2 ** int(np.log2(max(median))))
 
 

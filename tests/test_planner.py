@@ -127,7 +127,9 @@ def test_every_situation_gets_a_valid_plan_within_its_budget(plan_situation, nam
     for configuration in plan.configurations.values():
         patch, stride = configuration.patch_size, configuration.token_stride
         assert all(n % s == 0 for n, s in zip(patch, stride, strict=True))
-        assert all(n < size + s for n, s, size in zip(patch, stride, configuration.median_shape, strict=True))
+        assert all(
+            n < size + s for n, s, size in zip(patch, stride, configuration.median_image_size_in_voxels, strict=True)
+        )
         assert configuration.batch_size >= 2
         arch_kwargs = plan.content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
         if device == "cpu":
@@ -162,22 +164,22 @@ def test_too_little_memory_is_an_error_that_names_the_way_out(plan_situation):
 def test_thick_slices_keep_their_plane(plan_situation):
     plan = plan_situation(SITUATIONS["thick-slice CT"], device="cuda", gigabytes=8.0)
     full = plan.configuration("3d_fullres")
-    assert full.token_stride == (1, 8, 8)
-    assert full.strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
-    assert full.spacing_mm == (5.0, 0.8, 0.8)
+    assert full.network.token_stride == (1, 8, 8)
+    assert full.network.strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (1, 2, 2))
+    assert full.spacing == (5.0, 0.8, 0.8)
 
 
 def test_a_huge_image_gets_a_low_resolution_stage_and_a_cascade(plan_situation):
     plan = plan_situation(SITUATIONS["huge CT"], device="cuda", gigabytes=8.0)
     assert set(plan.configurations) == {"3d_fullres", "3d_lowres", "3d_cascade_fullres"}
     low, full = plan.configuration("3d_lowres"), plan.configuration("3d_fullres")
-    assert math.prod(low.patch_size) >= 0.2 * math.prod(low.median_shape)
-    assert math.prod(low.median_shape) < 0.5 * math.prod(full.median_shape)
+    assert math.prod(low.patch_size) >= 0.2 * math.prod(low.median_image_size_in_voxels)
+    assert math.prod(low.median_image_size_in_voxels) < 0.5 * math.prod(full.median_image_size_in_voxels)
     content = plan.content["configurations"]
     assert content["3d_lowres"]["next_stage"] == "3d_cascade_fullres"
     assert content["3d_cascade_fullres"] == {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     assert content["3d_fullres"]["batch_dice"] is True
-    assert low.encoder == full.encoder
+    assert low.network.encoder == full.network.encoder
 
 
 @pytest.mark.parametrize("name", ["isotropic MR", "tiny crops", "two slices", "one slice", "four modalities"])
@@ -200,9 +202,12 @@ def test_cost_is_asked_for_the_channels_and_outputs_of_the_dataset(plan_situatio
 def test_weights_at_hand_give_a_pretrained_encoder_with_finer_tokens_where_affordable(plan_situation):
     roomy = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=80.0, at_hand=True)
     tight = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=1.0, at_hand=True)
-    assert (roomy.configuration("3d_fullres").encoder, roomy.configuration("3d_fullres").pretrained) == ("vit_b", True)
-    assert max(roomy.configuration("3d_fullres").token_stride) == 4
-    assert max(tight.configuration("3d_fullres").token_stride) > 4
+    assert (
+        roomy.configuration("3d_fullres").network.encoder,
+        roomy.configuration("3d_fullres").network.pretrained,
+    ) == ("vit_b", True)
+    assert max(roomy.configuration("3d_fullres").network.token_stride) == 4
+    assert max(tight.configuration("3d_fullres").network.token_stride) > 4
 
 
 def test_the_plan_says_which_weights_it_was_made_for(plan_situation):
@@ -221,13 +226,13 @@ def test_on_a_cpu_the_traced_operations_decide_and_nothing_is_looked_for_in_vain
         return 1000 * (times if arch_kwargs["pretrained"] else 1)
 
     plan = plan_situation(SITUATIONS["isotropic MR"], at_hand=True, operations=operations)
-    assert plan.configuration("3d_fullres").encoder == encoder
+    assert plan.configuration("3d_fullres").network.encoder == encoder
     assert [entry[:2] for entry in asked] == [("vit_b", True), ("small", False)]
     assert {entry[2] for entry in asked} == {math.prod(plan.configuration("3d_fullres").patch_size)}
     on_a_card = plan_situation(
         SITUATIONS["isotropic MR"], device="cuda", gigabytes=8.0, at_hand=True, operations=operations
     )
-    assert on_a_card.configuration("3d_fullres").encoder == "vit_b"
+    assert on_a_card.configuration("3d_fullres").network.encoder == "vit_b"
     assert len(asked) == 2
 
 
@@ -249,7 +254,7 @@ def test_axes_are_reordered_with_the_objects(plan_situation):
     plan = plan_situation(situation)
     assert plan.content["transpose_forward"] == [2, 0, 1]
     full = plan.configuration("3d_fullres")
-    assert full.spacing_mm == (5.0, 0.8, 0.8)
+    assert full.spacing == (5.0, 0.8, 0.8)
     assert full.patch_size[1] > full.patch_size[2]
 
 
@@ -398,17 +403,21 @@ ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
     [
         (("sam3d",), KeyError, "no block 'sam3d': another planner made it; plan again"),
         (("sam3d", "version"), 99, "sam3d.version must be at most 1 .or update sam3dnet., not 99"),
-        (("dataset_name",), KeyError, "key 'dataset_name' is missing; plan again"),
-        (("configurations",), {}, "configurations must be an object with a configuration, not {}"),
-        (("configurations", "3d_fullres"), 3, "configurations.3d_fullres must be an object, not 3"),
+        (("dataset_name",), KeyError, "dataset_name is missing; plan again"),
+        (("configurations",), {}, "configurations: must|configurations must be .* at least 1 item"),
+        (("configurations", "3d_fullres"), 3, "configurations.3d_fullres must be a valid dictionary .*, not 3"),
         (
             ("configurations", "3d_fullres", "patch_size"),
             [8, 0, 8],
             r"patch_size\[1\] must be a whole number",
         ),
-        (("configurations", "3d_fullres", "patch_size"), [8, 8], "3d_fullres.patch_size must be three whole numbers"),
+        (("configurations", "3d_fullres", "patch_size"), [8, 8], r"3d_fullres.patch_size\[2\] is missing"),
         (("configurations", "3d_fullres", "batch_size"), "2", "3d_fullres.batch_size must be a whole number"),
-        (("configurations", "3d_fullres", "spacing"), [1, 0, 1], "3d_fullres.spacing must be three numbers above 0"),
+        (
+            ("configurations", "3d_fullres", "spacing"),
+            [1, 0, 1],
+            r"3d_fullres.spacing\[1\] must be a number above 0, not 0",
+        ),
         (("configurations", "3d_fullres", "inherits_from"), "3d_fullres", "without a circle"),
         (
             (*ARCHITECTURE, "network_class_name"),
@@ -416,7 +425,7 @@ ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
             "network_class_name must be one of sam3dnet.network.sam3d.SAM3D, ",
         ),
         ((*ARCHITECTURE, "arch_kwargs", "strides"), [[1, 1, 1]], "strides must be factors of the token stride"),
-        ((*ARCHITECTURE, "arch_kwargs", "pretrained"), 1, "pretrained must be true or false, not 1"),
+        ((*ARCHITECTURE, "arch_kwargs", "pretrained"), 1, "pretrained must be a valid boolean, not 1"),
     ],
 )
 def test_a_broken_plan_is_an_error_that_names_file_key_and_remedy(
