@@ -64,7 +64,10 @@ def _write(
     content = _nifti(label_map_ZYX, header)
     if path.name.endswith(".gz"):
         content = gzip.compress(content, COMPRESSION_LEVEL, mtime=0)
-    path.write_bytes(content)
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise _not_whole(path) from error
 
 
 def _nifti(label_map_ZYX: np.ndarray, like: "Nifti1Header") -> bytes:
@@ -107,7 +110,11 @@ def _header_of(image: Path) -> "Nifti1Header | None":
 def _require_whole(path: Path) -> None:
     """Raise what ITK's writers do not: on a full disk they may end in silence and leave half a file."""
     if is_damaged(path):
-        raise OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
+        raise _not_whole(path)
+
+
+def _not_whole(path: Path) -> OSError:
+    return OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
 
 
 def is_finished(output: Path, case: Case) -> bool:
