@@ -135,7 +135,7 @@ def load_plan(path: Path | str) -> Plan:
     content: dict[str, Any] = read_json(path, PlanError, REMEDY, nnunet_reads_it=True)
     if "sam3d" not in content:
         raise PlanError(f"{path} has no block 'sam3d': another planner made it; {REMEDY}, which writes SAM3DPlans.json")
-    given = content.get("configurations")
+    given: Any = content.get("configurations")
     if isinstance(given, Mapping):
         given = {name: _inherit(path, given, name) for name in given}
     read = checked(PlanFile, content | {"configurations": given}, path, PlanError, REMEDY)
@@ -145,9 +145,9 @@ def load_plan(path: Path | str) -> Plan:
 def _inherit(path: Path, configurations: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:
     """Resolve "inherits_from", as nnU-Net does."""
     own = configurations.get(name)
-    parent = own.get("inherits_from") if isinstance(own, Mapping) else None
-    if parent is None:
+    if not isinstance(own, Mapping) or own.get("inherits_from") is None:
         return own
+    parent = own["inherits_from"]
     if parent in (*seen, name) or not isinstance(configurations.get(parent), Mapping):
         key = f"configurations.{name}.inherits_from"
         raise PlanError(f"{path}: {key} must be another configuration, without a circle, not {parent!r}; {REMEDY}")

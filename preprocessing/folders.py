@@ -136,7 +136,7 @@ def write_json(path: Path, obj: Any) -> None:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _folders_below(root: Path) -> Folders:
+def _folders_below(root: Path | str) -> Folders:
     base = Path(root).expanduser().absolute()
     folders = Folders(*(base / variable for variable in VARIABLES))
     for folder in (folders.preprocessed, folders.results):

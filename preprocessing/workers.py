@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import Future, as_completed
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,7 +161,9 @@ def _run_in_pool(
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPool(workers, context=spawn, initializer=_limit_threads, initargs=(threads,))
     try:
-        indices = {pool.schedule(function, args=[item]): index for index, item in items.items()}
+        indices: dict[Future[Result], int] = {
+            pool.schedule(function, args=[item]): index for index, item in items.items()
+        }
         for future in as_completed(indices):
             error = future.exception()
             index = indices[future]

@@ -94,12 +94,12 @@ class EvaluationSettings(ScoringSettings, InFolders, OnDevice, OfPlan):
         of_users: dict[str, Any] = {"--placing": self.placing, "--given": self.given}
         of_users["--first-click margin"] = self.first_click != CENTRE
         if self.clicks is None and self.protocol is None:
-            of_model = {"-d": self.dataset, "-f": self.fold, "-i": self.images, "--cases": self.cases}
+            of_model: dict[str, Any] = {"-d": self.dataset, "-f": self.fold, "-i": self.images, "--cases": self.cases}
             of_model |= {"--root": self.root, "--device": self.device, "--without-box": self.without_box}
             _refuse(of_model | of_users, "only with --clicks or --protocol")
             self._require_folders()
             return
-        scoring = {"-p": self.predictions, "--dataset-json": self.dataset_json}
+        scoring: dict[str, Any] = {"-p": self.predictions, "--dataset-json": self.dataset_json}
         scoring |= {"--missing-as-empty": self.missing_as_empty, "--scheduler": self.scheduler}
         _refuse(scoring, f"not with {'--clicks' if self.protocol is None else '--protocol'}")
         if self.protocol != "cvpr25":
