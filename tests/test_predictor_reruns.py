@@ -111,7 +111,7 @@ def test_a_full_disk_leaves_no_label_map_and_the_next_run_writes_it(predict, mod
     arguments = (image[0].astype("u1"), tmp_path / "out" / "b.nii.gz", images / "b_0000.nii.gz", properties, reader)
     with (
         disk_that_ends_after(int(share * len(before))),
-        pytest.raises(OSError, match=r"could not be written whole|File too large"),
+        pytest.raises(OSError, match="could not be written whole"),
     ):
         write_label_map(*arguments)
     assert "b.nii.gz" not in names_in(tmp_path / "out")
