@@ -1,5 +1,6 @@
 """A trained model from Python: found, loaded once, and asked about as many images as one likes."""
 
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from sam3dnet.inference.images import ImageInput, ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
 from sam3dnet.inference.models import load_model as load_folder
 from sam3dnet.interactive.classes import prompt_classes
-from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
 
 if TYPE_CHECKING:
     from sam3dnet.interactive.session import PromptSession
@@ -127,11 +128,16 @@ def _of_dataset(source: Path | str | int, root: Path | str | None, plans: str, c
 
 
 def _unpack(file: Path, folder: Path) -> Path:
-    """Unpack what is needed of the models in a zip file."""
+    """Write what is needed of the models in a zip file below a folder; names that lead elsewhere are left out."""
     try:
         with zipfile.ZipFile(file) as archive:
-            wanted = [name for name in archive.namelist() if Path(name).suffix in (".json", ".pth")]
-            archive.extractall(folder, wanted)
+            for name in archive.namelist():
+                parts = name.split("/")
+                if Path(name).suffix in (".json", ".pth") and all(map(is_plain_name, parts)):
+                    target = folder.joinpath(*parts)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(name) as source, target.open("wb") as written:
+                        shutil.copyfileobj(source, written)
     except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: it is encrypted
         raise CheckpointError(
             f"{file}: expected a zip file with a model, from nnUNetv2_export_model_to_zip; it cannot be unpacked "

@@ -250,7 +250,7 @@ def test_prediction_goes_on_past_a_bad_image_and_obeys_prompts(
         "model": make_promptable_model(tmp_path / "promptable"),
         "prompts": write_prompts(tmp_path / "prompts.json", {"b": {"lesion": click}}),
         "instance": True,
-        "mirror": False,
+        "no_mirroring": True,
     }
     serial = predict(**options)
     expected = label_maps(tmp_path / "out")

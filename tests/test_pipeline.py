@@ -332,7 +332,7 @@ def test_missing_plan_says_what_to_type(dataset: Dataset) -> None:
         dataset.preprocess()
 
 
-@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "no configurations")])
+@pytest.mark.parametrize(("content", "message"), [("{", "cannot be read"), ("[]", "holds a list")])
 def test_damaged_plan_is_named(dataset: Dataset, content: str, message: str) -> None:
     (dataset.preprocessed / "SAM3DPlans.json").write_text(content)
     with pytest.raises(PlanError, match=rf"SAM3DPlans.json: .*{message}"):

@@ -29,9 +29,11 @@ SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
 TRAINING = """
 import sys
 from sam3dnet.preprocessing.folders import activate_folders
-from commands import train_fold
-train_fold(sys.argv[1], int(sys.argv[2]), activate_folders(None), epochs=100_000, iterations_per_epoch=1, device="cpu",
-           validate=False, continue_training=sys.argv[3] == "continue")
+from sam3dnet.settings.training import TrainingSettings
+from sam3dnet.training.run import train_fold
+options = {"epochs": 100_000, "iterations_per_epoch": 1, "device": "cpu"}
+settings = TrainingSettings(sys.argv[1], sys.argv[2], continue_training=sys.argv[3] == "continue", **options)
+train_fold(settings, activate_folders(None), validate=False)
 """
 
 
