@@ -56,8 +56,9 @@ def _write(
 ) -> None:
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-    header = _header_of(image) if type(reader_writer) is SimpleITKIO and path.name.endswith(NIFTI_ENDINGS) else None
-    if header is None:
+    is_nifti = type(reader_writer) is SimpleITKIO and path.name.endswith(NIFTI_ENDINGS)
+    header = _header_of(image) if is_nifti else None
+    if header is None or header["dim"][0] != label_map_ZYX.ndim:  # of an image in two dimensions so is the label map
         reader_writer.write_seg(label_map_ZYX, str(path), properties)
         _require_whole(path)
         return
