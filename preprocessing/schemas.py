@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, model_validator
 
 from sam3dnet.errors import Sam3dError
 
@@ -19,6 +19,17 @@ class Part(BaseModel):
     """A part of a file; keys that it does not know are left to others."""
 
     model_config = ConfigDict(frozen=True)
+
+
+class ClosedPart(Part):
+    """A part of a file that holds nothing but what it knows: a misspelt key would be lost."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _knows_the_keys(cls, content: Any) -> Any:
+        if isinstance(content, dict) and not content.keys() <= cls.model_fields.keys():
+            raise ValueError(f"an object with no other keys than {', '.join(map(repr, cls.model_fields))}")
+        return content
 
 
 Schema = TypeVar("Schema", bound=Part)

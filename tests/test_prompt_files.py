@@ -126,13 +126,16 @@ def test_malformed_file_is_refused(tmp_path: Path, text: str | bytes, message: s
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"format": "sam3dnet-prompts/2"}, '"format" is .sam3dnet-prompts/2., expected "sam3dnet-prompts/1"'),
-        ({"format": None}, '"format" is None, expected'),
-        ({"space": "ras"}, '"space" is .ras., expected one of "LPS", "RAS", "voxel"'),
-        ({"space": ["LPS"]}, '"space" is .*, expected one of'),
-        ({"cases": [1]}, r'"cases" is \[1\], expected an object'),
-        ({"units": "mm"}, "the file has the key 'units', expected 'format', 'space', 'cases'"),
-        ({"cases": {"kidney_1": 5}}, 'case "kidney_1": the case is 5, expected an object'),
+        (
+            {"format": "sam3dnet-prompts/2"},
+            "format must be 'sam3dnet-prompts/1' .or update sam3dnet., not 'sam3dnet-prompts/2'; see",
+        ),
+        ({"format": None}, "format must be a string, not None"),
+        ({"space": "ras"}, "space must be 'LPS', 'RAS' or 'voxel', not 'ras'"),
+        ({"space": ["LPS"]}, "space must be .*, not .'LPS'."),
+        ({"cases": [1]}, r"cases must be an object, not \[1\]"),
+        ({"units": "mm"}, "an object with no other keys than 'format', 'space', 'cases', not {.*'units'"),
+        ({"cases": {"kidney_1": 5}}, "cases.kidney_1 must be an object, not 5"),
         (
             {"cases": {"kidney_2": {}}},
             'there is no case "kidney_2", there are kidney_1, kidney_10; name it as its image',
@@ -144,27 +147,30 @@ def test_malformed_file_is_refused(tmp_path: Path, text: str | bytes, message: s
     ],
 )
 def test_wrong_key_of_the_file_is_refused(tmp_path: Path, keys: dict[str, Any], message: str) -> None:
-    with pytest.raises(PromptError, match=f"{FILE}: {message}"):
+    with pytest.raises(PromptError, match=f"{FILE}: .*{message}"):
         read(write(tmp_path, **{"cases": {}, **keys}))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "the class is .*, expected an object"),
-        ({"point": [POINT]}, "a class has the key 'point', expected 'points', 'boxes', 'mask', 'instance'"),
-        ({"points": POINT}, '"points" is .*, expected a list'),
-        ({"points": [[1, 2, 3]]}, r"point 1 is \[1, 2, 3\], expected an object"),
-        ({"points": [POINT, {}]}, 'point 2: "at" is None, expected three finite numbers'),
-        ({"points": [{"at": [1, 2, True]}]}, 'point 1: "at" is .*, expected three finite numbers'),
-        ({"points": [{"at": [1, 2, float("nan")]}]}, 'point 1: "at" is .*, expected three finite numbers'),
-        ({"points": [{"at": [1, 2, "3"]}]}, 'point 1: "at" is .*, expected three finite numbers'),
-        ({"points": [{**POINT, "positive": 1}]}, 'point 1: "positive" is 1, expected true or false'),
-        ({"points": [{**POINT, "label": 1}]}, "point 1 has the key 'label', expected 'at', 'positive'"),
-        ({"boxes": [{"min": [1, 2, 3]}]}, 'box 1: "max" is None, expected three finite numbers'),
+        ([], " must be an object, not "),
+        ({"point": [POINT]}, "an object with no other keys than 'points', 'boxes', 'mask', 'instance', not {'point'"),
+        ({"points": POINT}, ".points must be a list, not {"),
+        ({"points": [[1, 2, 3]]}, r"points\[0\] must be an object, not \[1, 2, 3\]"),
+        ({"points": [POINT, {}]}, r"points\[1\].at is missing"),
+        ({"points": [{"at": [1, 2, True]}]}, r"points\[0\].at must be three finite numbers, not"),
+        ({"points": [{"at": [1, 2, float("nan")]}]}, r"points\[0\].at must be three finite numbers, not"),
+        ({"points": [{"at": [1, 2, "3"]}]}, r"points\[0\].at must be three finite numbers, not"),
+        ({"points": [{**POINT, "positive": 1}]}, r"points\[0\].positive must be true or false, not 1"),
+        (
+            {"points": [{**POINT, "label": 1}]},
+            r"points\[0\] must be an object with no other keys than 'at', 'positive', not",
+        ),
+        ({"boxes": [{"min": [1, 2, 3]}]}, r"boxes\[0\].max is missing"),
         ({"boxes": [{"min": [1, 2, 3], "max": [1, 1, 4]}]}, r"box 1: a box from \(1, 2, 3\) to \(1, 1, 4\) is empty"),
-        ({"points": [POINT], "instance": "yes"}, "\"instance\" is 'yes', expected true or false"),
-        ({"mask": 5}, '"mask" is 5, expected the name of a file'),
+        ({"points": [POINT], "instance": "yes"}, "instance must be true or false, not 'yes'"),
+        ({"mask": 5}, "mask must be a string, not 5"),
         ({"mask": "absent.nii.gz"}, "mask 'absent.nii.gz': not found in"),
         ({"mask": "../outside.nii.gz"}, "mask '../outside.nii.gz' leads out of the folder"),
         ({"mask": "link.nii.gz"}, "mask 'link.nii.gz' leads out of the folder"),
@@ -175,7 +181,7 @@ def test_wrong_prompt_is_refused(tmp_path: Path, content: Any, message: str) -> 
     folder.mkdir()
     (tmp_path / "outside.nii.gz").touch()
     (folder / "link.nii.gz").symlink_to(tmp_path / "outside.nii.gz")
-    with pytest.raises(PromptError, match=f'{FILE}: case "kidney_1", class "tumour": {message}'):
+    with pytest.raises(PromptError, match=f"{FILE}: .*kidney_1.*tumour.*{message}"):
         read(write_class(folder, content))
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import shutil
 import subprocess
 from html.parser import HTMLParser
@@ -17,9 +18,10 @@ from phantoms import write_volume
 from plans import make_plans
 
 from sam3dnet.cli import report as command
-from sam3dnet.evaluation.report import read_log, telling_cases
+from sam3dnet.evaluation.report import telling_cases
 from sam3dnet.evaluation.report_pictures import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.training.epoch_log import Epoch, append_epoch, keep_epochs_before, read_log
 
 SHAPE, SPACING_MM = (5, 12, 9), (3.0, 0.7, 1.1)
 DATASET = "Dataset908_Report"
@@ -218,8 +220,17 @@ def test_a_case_that_cannot_be_scored_is_named(folders: Folders) -> None:
 
 def test_log_of_an_interrupted_training(tmp_path: Path) -> None:
     file = tmp_path / "log.jsonl"
-    file.write_text('{"epoch": 0, "x": 1}\n{"epoch": 1, "x": 2}\n{"epoch": 1, "x": 3}\n{"epo')
-    assert [entry["x"] for entry in read_log(file)] == [1, 3]
+    values = {"iterations": 5, "learning_rate": 1e-3, "train_loss": 1.0, "val_loss": float("nan"), "pseudo_dice": [0.5]}
+    for number, seconds in ((0, 1.0), (1, 2.0), (1, 3.0)):
+        append_epoch(file, Epoch(epoch=number, seconds=seconds, **values))
+    with file.open("a") as log:
+        log.write('{"epo')
+    assert [entry.seconds for entry in read_log(file)] == [1.0, 3.0]
+    keep_epochs_before(1, file)
+    (kept,) = read_log(file)
+    assert kept.seconds == 1.0
+    assert math.isnan(kept.val_loss)
+    assert len(file.read_text().splitlines()) == 1
 
 
 def test_few_cases_are_shown_once(folders: Folders) -> None:

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.comparison.stages import cores
+from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.splits import FILE, read_splits
+from sam3dnet.training.epoch_log import LOG_FILE, read_log
 
 SHOWN_METRICS = ("dice", "nsd")
 
 
 def validation_names(preprocessed: Path, fold: str) -> list[str]:
     """Name the validation cases of a fold, as nnU-Net split them."""
-    return list(json.loads((preprocessed / "splits_final.json").read_text())[int(fold)]["val"])
+    return list(read_splits(preprocessed / FILE, DatasetError, "compare anew")[int(fold)].val)
 
 
 def time_sliding_windows(model: Any, preprocessed: Path, cases: Sequence[str], device_name: str) -> list[float]:
@@ -110,11 +113,8 @@ def count_iterations(fold_folder: Path) -> int | None:
     clock = fold_folder / "clock.json"
     if clock.exists():
         return int(json.loads(clock.read_text())["iterations"])
-    for log in sorted(fold_folder.glob("*.jsonl")):
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
-        if lines and "iterations" in lines[-1]:
-            return int(lines[-1]["iterations"])
-    return None
+    epochs = read_log(fold_folder / LOG_FILE)
+    return epochs[-1].iterations if epochs else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from sam3dnet.comparison.table import Row, as_csv, as_markdown, as_values
 from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
+from sam3dnet.preprocessing.splits import FILE
 
 HERE = Path(__file__).resolve().parent
 CLOCK_FOLDER = HERE / "clock_trainer"  # nnU-Net imports whatever lies there
@@ -215,7 +216,7 @@ def _write_splits(settings: Settings) -> None:
     """Write nnU-Net's own split before any method could write another."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    file = settings.preprocessed / "splits_final.json"
+    file = settings.preprocessed / FILE
     if file.exists():
         return
     names = sorted(case.name for case in list_training_cases(settings.raw, read_dataset_json(settings.raw)))

@@ -12,7 +12,7 @@ from sam3dnet.inference.images import Case, accepted_checks, find_cases, require
 from sam3dnet.planning.objects import bounding_box
 from sam3dnet.preprocessing.cases import channel_names, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders
-from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.splits import read_splits, splits_file
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ def validation_cases(dataset_name: str, folders: Folders, fold: int | str) -> li
     Raises:
         DatasetError: If the splits, the fold or a case are not there.
     """
-    splits_file = folders.preprocessed / dataset_name / "splits_final.json"
-    splits = read_json(splits_file, DatasetError, "training writes it, train first", holds=list)
+    file = splits_file(dataset_name, folders)
+    splits = read_splits(file, DatasetError, "training writes it, train first")
     if not isinstance(fold, int) or fold >= len(splits):
         raise DatasetError(
-            f"fold {fold} has no validation cases, {splits_file} has the folds 0 to {len(splits) - 1}; "
+            f"fold {fold} has no validation cases, {file} has the folds 0 to {len(splits) - 1}; "
             "choose one with -f, or give images and labels with -i and -g"
         )
     raw = folders.raw / dataset_name
     known = {case.name: case for case in list_training_cases(raw, read_dataset_json(raw))}
-    names = sorted(splits[fold]["val"])
+    names = sorted(splits[fold].val)
     missing = [name for name in names if name not in known]
     if missing:
-        raise DatasetError(f"{raw}: {', '.join(missing)} of {splits_file} are not there; put their files back")
+        raise DatasetError(f"{raw}: {', '.join(missing)} of {file} are not there; put their files back")
     return [ClickCase(Case(name, known[name].images), known[name].label) for name in names]
 
 

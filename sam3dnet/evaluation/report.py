@@ -1,11 +1,9 @@
 """A report on one fold of a model: what was planned, how it trained, how well it does, and where it fails."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from sam3dnet.evaluation.cases import CaseResult, mask_of, read_labels
 from sam3dnet.evaluation.click_cases import ClickCase, validation_cases
@@ -20,8 +18,8 @@ from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
 from sam3dnet.settings.evaluation import ScoringSettings
 from sam3dnet.settings.report import ReportSettings
+from sam3dnet.training.epoch_log import LOG_FILE, Epoch, read_log
 
-LOG_FILE = "training_log.jsonl"
 REPORT_FILE = "report.html"
 PLOTTED = ("dice", "nsd", "hd95_mm")
 
@@ -42,7 +40,7 @@ class ReportedFold:
     model: Path
     fold: int | str
     plan: Plan
-    log: list[dict[str, Any]]
+    log: list[Epoch]
     cases: dict[str, ClickCase]
     evaluation: Evaluation | None
 
@@ -79,20 +77,6 @@ def write_report(settings: ReportSettings, folders: Folders) -> Path:
     with whole_or_nothing(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return file
-
-
-def read_log(file: Path) -> list[dict[str, Any]]:
-    """Read a log of one JSON object an epoch; of an epoch that was trained twice the later entry counts."""
-    if not file.is_file():
-        return []
-    by_epoch = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        by_epoch[entry["epoch"]] = entry
-    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResult]:
@@ -148,7 +132,7 @@ def _training(reported: ReportedFold) -> str:
     if not reported.log:
         return paragraph(f"There is no {LOG_FILE} in this fold.")
     last = reported.log[-1]
-    text = f"{len(reported.log)} epochs, {last['iterations']} iterations, {last['seconds'] / 60:.0f} minutes"
+    text = f"{len(reported.log)} epochs, {last.iterations} iterations, {last.seconds / 60:.0f} minutes"
     classes = list(foreground_classes(read_dataset_json(reported.model)))
     return picture(training_curves(reported.log, classes), f"Training curves: {text}")
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from sam3dnet.planning.objects import bounding_box
 from sam3dnet.prompts.sampling import innermost_voxel
+from sam3dnet.training.epoch_log import Epoch
 
 TRUTH_COLOUR, PREDICTION_COLOUR = "#2fd45a", "#ff4d3d"
 MARGIN_MM = 20.0
@@ -19,21 +20,21 @@ _DPI = 100
 _AXES = "zyx"
 
 
-def training_curves(log: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> bytes:
+def training_curves(log: Sequence[Epoch], classes: Sequence[str]) -> bytes:
     """Draw losses and the running Dice of validation against the epoch.
 
     Args:
         log: An entry an epoch, from training_log.jsonl.
-        classes: Names for the entries of "pseudo_dice".
+        classes: Names for the entries of `pseudo_dice`.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     losses, dice = figure.subplots(1, 2)
-    epochs = [entry["epoch"] for entry in log]
+    epochs = [entry.epoch for entry in log]
     for key, title in (("train_loss", "training"), ("val_loss", "validation")):
-        losses.plot(epochs, [entry[key] for entry in log], label=title)
+        losses.plot(epochs, [getattr(entry, key) for entry in log], label=title)
     losses.set_ylabel("loss")
     for index, name in enumerate(classes):
-        dice.plot(epochs, [_entry(entry["pseudo_dice"], index) for entry in log], label=name)
+        dice.plot(epochs, [_entry(entry.pseudo_dice, index) for entry in log], label=name)
     dice.set_ylabel("Dice of validation crops")
     dice.set_ylim(0, 1)
     for axes in (losses, dice):

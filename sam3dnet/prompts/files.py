@@ -9,22 +9,71 @@
 `read_prompts` reads; `sam3dnet.prompts.placing.place_case` brings what was read to a preprocessed image.
 """
 
-from collections.abc import Collection, Iterable
-from dataclasses import replace
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StrictBool, StrictStr, field_validator
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Space
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
+from sam3dnet.preprocessing.schemas import ClosedPart, checked
 from sam3dnet.prompts.slicer import MARKUPS_ENDING, read_markups
 from sam3dnet.prompts.stated import Corners, FilePrompts, Source, StatedPrompts, corners_of
-from sam3dnet.prompts.types import Box, Point, as_coordinates
+from sam3dnet.prompts.types import Box, Coordinates, Point, as_coordinates
 
 FORMAT = "sam3dnet-prompts/1"
-SPACES: tuple[Space, ...] = get_args(Space)
 ENDING = ".json"
+
+
+def _three_numbers(given: Any) -> Coordinates:
+    try:
+        return as_coordinates(given, "")
+    except PromptError:
+        raise ValueError("three finite numbers") from None
+
+
+Place = Annotated[Coordinates, BeforeValidator(_three_numbers)]
+
+
+class PointEntry(ClosedPart):
+    """A click."""
+
+    at: Place
+    positive: StrictBool = True
+
+
+class BoxEntry(ClosedPart):
+    """A box by two opposite corners."""
+
+    min: Place
+    max: Place
+
+
+class ClassEntry(ClosedPart):
+    """What is said about one class of one case; `mask` is the name of a file beside or below the one that names it."""
+
+    points: tuple[PointEntry, ...] = ()
+    boxes: tuple[BoxEntry, ...] = ()
+    mask: Annotated[StrictStr, Field(min_length=1)] | None = None
+    instance: StrictBool = False
+
+
+class PromptFile(ClosedPart):
+    """A file of prompts, by case and class."""
+
+    format: StrictStr
+    space: Space
+    cases: dict[str, dict[str, ClassEntry]]
+
+    @field_validator("format")
+    @classmethod
+    def _is_ours(cls, given: str) -> str:
+        if given != FORMAT:
+            raise ValueError(f"{FORMAT!r} (or update sam3dnet)")
+        return given
 
 
 def read_prompts(path: Path | str, case_names: Collection[str], class_names: Collection[str]) -> FilePrompts:
@@ -77,96 +126,38 @@ def _read_file(file: Path, case_names: Collection[str], class_names: Collection[
 def _read_ours(
     file: Path, content: dict[str, Any], case_names: Collection[str], class_names: Collection[str]
 ) -> list[StatedPrompts]:
-    source = Source(file)
-    if content.get("format") != FORMAT:
-        raise source.error(
-            f'"format" is {content.get("format")!r}, expected "{FORMAT}"; see docs/prompts.md, or update sam3dnet'
-        )
-    _require_keys(source, content, ("format", "space", "cases"), "the file")
-    if content.get("space") not in SPACES:
-        known = ", ".join(f'"{space}"' for space in SPACES)
-        raise source.error(
-            f'"space" is {content.get("space")!r}, expected one of {known}; say in which the numbers are'
-        )
-    space = cast(Space, content["space"])
-    stated = []
-    for case, by_class in _object(source, content.get("cases"), '"cases"').items():
+    read, stated = checked(PromptFile, content, file, PromptError, "see docs/prompts.md"), []
+    for case, by_class in read.cases.items():
         _require_known(Source(file), "case", case, case_names, "name it as its image, without _0000 and the ending")
-        for class_name, given in _object(Source(file, case), by_class, "the case").items():
+        for class_name, given in by_class.items():
             _require_known(Source(file, case), "class", class_name, class_names, "give one of the model's classes")
-            stated.append(_read_class(Source(file, case, class_name), given, space))
+            stated.append(_as_stated(Source(file, case, class_name), given, read.space))
     return [one for one in stated if one.points or one.boxes or one.mask_file or one.instance]
 
 
-def _read_class(source: Source, given: Any, space: Space) -> StatedPrompts:
-    content = _object(source, given, "the class")
-    _require_keys(source, content, ("points", "boxes", "mask", "instance"), "a class")
-    points = [_read_point(source, entry, number) for number, entry in _entries(source, content, "points")]
-    boxes = [_read_box(source, entry, number) for number, entry in _entries(source, content, "boxes")]
-    instance = _yes_or_no(source, content, "instance", False, "")
-    stated = StatedPrompts(source, space, tuple(points), tuple(boxes), instance=instance)
-    return replace(stated, mask_file=_mask_file(source, content["mask"])) if "mask" in content else stated
+def _as_stated(source: Source, given: ClassEntry, space: Space) -> StatedPrompts:
+    points = tuple(Point(entry.at, entry.positive) for entry in given.points)
+    boxes = tuple(_corners(source, entry, number) for number, entry in enumerate(given.boxes, start=1))
+    mask_file = None if given.mask is None else _mask_file(source, given.mask)
+    return StatedPrompts(source, space, points, boxes, mask_file, given.instance)
 
 
-def _read_point(source: Source, given: Any, number: int) -> Point:
-    content = _object(source, given, f"point {number}")
-    _require_keys(source, content, ("at", "positive"), f"point {number}")
-    positive = _yes_or_no(source, content, "positive", True, f"point {number}: ")
+def _corners(source: Source, given: BoxEntry, number: int) -> Corners:
     try:
-        return Point(as_coordinates(content.get("at"), '"at"'), positive)
-    except PromptError as error:
-        raise source.error(f"point {number}: {error}") from None
-
-
-def _read_box(source: Source, given: Any, number: int) -> Corners:
-    content = _object(source, given, f"box {number}")
-    _require_keys(source, content, ("min", "max"), f"box {number}")
-    try:
-        low, high = (as_coordinates(content.get(key), f'"{key}"') for key in ("min", "max"))
-        return corners_of(Box(low, high))
+        return corners_of(Box(given.min, given.max))
     except PromptError as error:
         raise source.error(f"box {number}: {error}") from None
 
 
-def _mask_file(source: Source, given: Any) -> Path:
+def _mask_file(source: Source, given: str) -> Path:
     """Find a mask beside or below the file that names it; nothing outside of that folder is opened."""
     folder = source.file.resolve().parent
-    if not isinstance(given, str) or not given:
-        raise source.error(f'"mask" is {given!r}, expected the name of a file')
     file = (folder / given).resolve()
     if Path(given).is_absolute() or not file.is_relative_to(folder):
         raise source.error(f"mask {given!r} leads out of the folder {folder}; put it there and give its name alone")
     if not file.is_file():
         raise source.error(f"mask {given!r}: not found in {folder}; a mask's name is relative to the file of prompts")
     return file
-
-
-def _object(source: Source, given: Any, what: str) -> dict[str, Any]:
-    if not isinstance(given, dict):
-        raise source.error(f"{what} is {given!r:.80}, expected an object {{...}}; see docs/prompts.md")
-    return given
-
-
-def _yes_or_no(source: Source, content: dict[str, Any], key: str, unless_said: bool, where: str) -> bool:
-    given = content.get(key, unless_said)
-    if not isinstance(given, bool):
-        raise source.error(f'{where}"{key}" is {given!r:.80}, expected true or false')
-    return given
-
-
-def _entries(source: Source, content: dict[str, Any], key: str) -> Iterable[tuple[int, Any]]:
-    given = content.get(key, [])
-    if not isinstance(given, list):
-        raise source.error(f'"{key}" is {given!r:.80}, expected a list [...]; see docs/prompts.md')
-    return enumerate(given, start=1)
-
-
-def _require_keys(source: Source, content: dict[str, Any], known: tuple[str, ...], what: str) -> None:
-    unknown = [key for key in content if key not in known]
-    if unknown:
-        raise source.error(
-            f"{what} has the key {', '.join(map(repr, unknown))}, expected {', '.join(map(repr, known))}; correct it"
-        )
 
 
 def _require_known(source: Source, what: str, name: str, known: Collection[str], remedy: str) -> None:

@@ -14,6 +14,7 @@ from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.splits import read_splits, splits_file
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -211,13 +212,8 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
 def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:
     if fold == "all":
         return
-    splits_file = folders.preprocessed / dataset_name / "splits_final.json"
-    remedy = "correct it, or delete the file"
-    splits = read_json(splits_file, PlanError, remedy, holds=list) if splits_file.is_file() else [{}] * 5
-    outside = [case for split in splits for cases in split.values() for case in cases if not is_plain_name(case)]
-    if outside:
-        raise PlanError(f"{splits_file}: {outside[0]!r} is not the name of a case; {remedy}")
-    number_of_folds = len(splits)
+    file = splits_file(dataset_name, folders)
+    number_of_folds = len(read_splits(file, PlanError, "correct it, or delete the file")) if file.is_file() else 5
     if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
         raise PlanError(
             f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'

@@ -1,11 +1,11 @@
 """The trainer: nnU-Net's extension point, calling our network, schedule, checkpoints and progress."""
 
 import gc
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
+from math import isfinite
 from os.path import join
 from pathlib import Path
 from typing import Any, Literal
@@ -20,9 +20,9 @@ from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
+from sam3dnet.network.reach import KEY
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
-from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -34,6 +34,7 @@ from sam3dnet.training.distributed import (
     wrapped,
 )
 from sam3dnet.training.drawing import QuestionDrawer, finest
+from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
 from sam3dnet.training.optimizer import (
@@ -52,6 +53,7 @@ from sam3dnet.training.prompting import (
     prompted_counts,
 )
 from sam3dnet.training.random_state import random_state, restore_random_state
+from sam3dnet.training.reaching import MEMORY, Counts, ReachJudge, choose_reach
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 from sam3dnet.training.target_classes import Classes, make_classes
 from sam3dnet.training.validation import is_ours_to_validate, validate_trained
@@ -59,6 +61,7 @@ from sam3dnet.training.validation import is_ours_to_validate, validate_trained
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
 TRAINING_SEED, VALIDATION_SEED = 501, 502  # of how often an answer is corrected
+REACH_SEED = 503  # of the clicks by which the reach of answers is judged
 
 
 class nnUNetTrainerSAM3D(nnUNetTrainer):
@@ -102,6 +105,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._loading_own_weights = False
         self._classes: Classes | None = None
         self._prompted_dice: list[float] | None = None
+        self._reach_counts: Any = 0.0  # before the first epoch
+        self._reach_tokens: list[float | None] | None = None
         self.iterations_done = 0
 
     def initialize(self) -> None:
@@ -197,7 +202,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     @property
     def _epoch_log(self) -> Path:
-        return Path(self.output_folder) / "training_log.jsonl"
+        return Path(self.output_folder) / LOG_FILE
 
     def _bare_network(self) -> nn.Module:
         network = self.network.get_submodule("module") if self.is_ddp else self.network
@@ -273,15 +278,29 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                     answers.append(self._answer_prompts(batch, iteration))
             self.on_validation_epoch_end(outputs)
         if self._classes is not None:
-            counts = gathered(prompted_counts(answers, self._classes.indices))
+            counts = gathered(prompted_counts([answer for answer, _ in answers], self._classes.indices))
             self._prompted_dice = dice_of_counts(np.sum(counts, 0))
+            self._limit_reach(np.sum(gathered(sum(judged for _, judged in answers)), 0))
 
-    def _answer_prompts(self, batch: dict, iteration: int) -> PromptAnswer:
-        """Ask about a batch; how often the answer is corrected is the same in every epoch."""
+    def _answer_prompts(self, batch: dict, iteration: int) -> tuple[PromptAnswer, Counts]:
+        """Ask about a batch, and judge the reach of answers; what is drawn is the same in every epoch."""
+        assert self._classes is not None
+        prompter = self._prompter(batch, (VALIDATION_SEED, iteration))
+        rng = np.random.default_rng((REACH_SEED, iteration, self.local_rank))
+        heads = self.label_manager.num_segmentation_heads
+        judge = ReachJudge(finest(batch["target"]), self._classes, heads, rng)
         data = batch["data"].to(self.device, non_blocking=True)
         with autocast_on(self.device):
-            _, answer = self.network(data, self._prompter(batch, (VALIDATION_SEED, iteration)))
-        return answer
+            _, answers = self.network(data, lambda *asked: (prompter(*asked), judge(*asked)))
+        return answers
+
+    def _limit_reach(self, counts: Counts) -> None:
+        """Let answers to clicks reach as far as has served each class best in this epoch and, less so, before."""
+        self._reach_counts = counts + MEMORY * self._reach_counts
+        chosen, reach_K = choose_reach(self._reach_counts), self._bare_network().get_buffer(KEY)
+        reach_K.copy_(reach_K.new_tensor(chosen))
+        assert self._classes is not None
+        self._reach_tokens = [chosen[index] if isfinite(chosen[index]) else None for index in self._classes.indices]
 
     def _prompter(self, batch: dict, seed: tuple[int, ...]) -> TrainingPrompter:
         assert self._classes is not None
@@ -375,7 +394,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def _report_epoch(self, epoch: int) -> None:
         value = self.logger.get_value
-        line = {
+        values = {
             "epoch": epoch,
             "iterations": self.iterations_done,
             "seconds": round(self.budget.seconds(), 1),
@@ -384,16 +403,17 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             "val_loss": value("val_losses", step=-1),
             "pseudo_dice": value("dice_per_class_or_region", step=-1),
             "prompted_dice": self._prompted_dice,
+            "reach_tokens": self._reach_tokens,
         }
-        with self._epoch_log.open("a") as file:
-            file.write(json.dumps(plain(line)) + "\n")
-        dice = ", ".join(f"{score:.3f}" for score in line["pseudo_dice"])
-        if self._prompted_dice is not None:
-            dice += f", with prompts {', '.join(f'{score:.3f}' for score in self._prompted_dice)}"
+        line = Epoch.model_validate(plain(values))
+        append_epoch(self._epoch_log, line)
+        dice = ", ".join(f"{score:.3f}" for score in line.pseudo_dice)
+        if line.prompted_dice is not None:
+            dice += f", with prompts {', '.join(f'{score:.3f}' for score in line.prompted_dice)}"
         left = format_seconds(self.budget.seconds_left(epoch + 1))
         self.print_to_log_file(
-            f"epoch {epoch}: {self.iterations_done} iterations, loss {line['train_loss']:.4f}, validation loss "
-            f"{line['val_loss']:.4f}, Dice on validation patches {dice}, training ends in {left}"
+            f"epoch {epoch}: {self.iterations_done} iterations, loss {line.train_loss:.4f}, validation loss "
+            f"{line.val_loss:.4f}, Dice on validation patches {dice}, training ends in {left}"
         )
 
     def save_checkpoint(self, filename: str) -> None:
@@ -414,6 +434,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 "seconds": self.budget.seconds(),
                 "iterations": self.iterations_done,
                 "random_state": random_state(),
+                "reach_counts": plain(self._reach_counts),
                 "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
             },
         }
@@ -452,13 +473,4 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
-
-
-def keep_epochs_before(epoch: int, log: Path) -> None:
-    """Drop the lines of a log that an earlier training wrote for this epoch and later ones."""
-    if not log.is_file():
-        return
-    lines = [line for line in log.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["epoch"] < epoch]
-    with whole_or_nothing(log) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept))
+            self._reach_counts = np.array(self._resume.get("reach_counts", 0.0))

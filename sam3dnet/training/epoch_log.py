@@ -1,0 +1,70 @@
+"""training_log.jsonl: what a training says of each epoch, a line of JSON each."""
+
+import json
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from sam3dnet.preprocessing.folders import whole_or_nothing
+from sam3dnet.preprocessing.schemas import Part
+
+LOG_FILE = "training_log.jsonl"
+
+
+class Epoch(Part):
+    """One epoch.
+
+    Attributes:
+        epoch: Its number, from 0.
+        iterations: Training steps until its end.
+        seconds: Of training until its end, without pauses.
+        learning_rate: Of its last step, of the parameters that learn fastest.
+        train_loss: Mean over its steps.
+        val_loss: Mean over its validation patches.
+        pseudo_dice: Of each class on validation patches, without prompts.
+        prompted_dice: With prompts; None where the network answers none.
+        reach_tokens: How far its answers to clicks reach from then on, see `sam3dnet.network.reach`; None for no limit.
+    """
+
+    epoch: int
+    iterations: int
+    seconds: float
+    learning_rate: float
+    train_loss: float
+    val_loss: float
+    pseudo_dice: tuple[float, ...]
+    prompted_dice: tuple[float, ...] | None = None
+    reach_tokens: tuple[float | None, ...] | None = None
+
+
+def append_epoch(file: Path, epoch: Epoch) -> None:
+    """Add a line to a log."""
+    with file.open("a", encoding="utf-8") as log:
+        log.write(_line(epoch))
+
+
+def read_log(file: Path) -> list[Epoch]:
+    """Read a log; of an epoch that was trained twice the later entry counts, half a line at the end is left out."""
+    if not file.is_file():
+        return []
+    by_epoch: dict[int, Epoch] = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = Epoch.model_validate(json.loads(line))
+        except (ValueError, ValidationError):  # the last line of a run that was killed
+            continue
+        by_epoch[entry.epoch] = entry
+    return [by_epoch[number] for number in sorted(by_epoch)]
+
+
+def keep_epochs_before(number: int, file: Path) -> None:
+    """Drop what an earlier training wrote of this epoch and later ones."""
+    if not file.is_file():
+        return
+    kept = [entry for entry in read_log(file) if entry.epoch < number]
+    with whole_or_nothing(file) as temporary:
+        temporary.write_text("".join(map(_line, kept)), encoding="utf-8")
+
+
+def _line(epoch: Epoch) -> str:
+    return json.dumps(epoch.model_dump()) + "\n"
