@@ -16,8 +16,8 @@ from sam3dnet.check.report import FORMAT, as_stored
 from sam3dnet.check.result import CheckResult, Skipped, at_most, between, told
 from sam3dnet.check.setting import Setting
 from sam3dnet.cli import check as command
-from sam3dnet.cli.choices import CheckName
 from sam3dnet.errors import Sam3dError
+from sam3dnet.settings.choices import CheckName
 
 Check = Callable[[Setting], Iterator[CheckResult]]
 SKIPPED_ON_A_CPU = {"float32", "prediction: as on the CPU", "compiled"}

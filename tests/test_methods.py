@@ -6,7 +6,6 @@ from typing import get_args
 import pytest
 import torch
 
-from sam3dnet.cli.choices import FidelityName, MethodName, PlannedMethodName, TuningName
 from sam3dnet.cli.info import info
 from sam3dnet.errors import PlanError
 from sam3dnet.network.cost import training_cost
@@ -15,6 +14,7 @@ from sam3dnet.network.segmentation import locate_network
 from sam3dnet.network.tuning import DEFAULT_TUNING, TUNINGS
 from sam3dnet.planning import methods, rules
 from sam3dnet.planning.methods import METHODS, MethodChoice, Text
+from sam3dnet.settings.choices import FidelityName, MethodName, PlannedMethodName, TuningName
 
 OURS = ["sam3d", "3dsam-adapter", "refsam3d", "3dmedsam"]
 ARCH = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam3dnet.cli.choices import CheckName
 from sam3dnet.cli.command import STATUS_SOME_FAILED, run_command
 from sam3dnet.errors import Sam3dError
+from sam3dnet.settings.choices import CheckName
 
 if TYPE_CHECKING:
     from sam3dnet.check.result import CheckResult

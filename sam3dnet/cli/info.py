@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
 
-from sam3dnet.cli.choices import EncoderName, FidelityName, MethodName, TuningName
 from sam3dnet.cli.command import run_command
 from sam3dnet.cli.completion import completion_script
 from sam3dnet.errors import CheckpointError
+from sam3dnet.settings.choices import EncoderName, FidelityName, MethodName, TuningName
 
 _PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "monai", "SimpleITK", "numpy", "scipy")
 _VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

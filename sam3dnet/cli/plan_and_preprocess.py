@@ -2,137 +2,97 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-from sam3dnet.cli.choices import FidelityName, PlannedMethodName, TuningName
 from sam3dnet.cli.command import run_command
-from sam3dnet.settings.common import EncoderChoice, NumProcesses
+from sam3dnet.settings.choices import EncoderChoice
+from sam3dnet.settings.function import function_of
+from sam3dnet.settings.planning import PlanningSettings
 
 if TYPE_CHECKING:
-    from sam3dnet.planning.methods import Text
+    from sam3dnet.planning.methods import MethodChoice, Text
     from sam3dnet.preprocessing.folders import Folders
     from sam3dnet.preprocessing.workers import Workers
 
 _log = logging.getLogger(__name__)
 
 
-def plan_and_preprocess(
-    *,
-    datasets: Annotated[list[str], "-d"],
-    root: Path | None = None,
-    gpu_memory_target: Annotated[float | None, "-gpu_memory_target"] = None,
-    encoder: EncoderChoice = "auto",
-    sam_checkpoint: str | None = None,
-    num_processes: NumProcesses = None,
-    skip_verification: bool = False,
-    no_prompts: bool = False,
-    device: str | None = None,
-    method: PlannedMethodName = "sam3d",
-    fidelity: FidelityName | None = None,
-    tuning: TuningName = "spatial-adapter",
-    clip_weights: str | None = None,
-    clip_model: str = "ViT-B-16",
-    phrases: Path | None = None,
-    network: str | None = None,
-    scheduler: str | None = None,
-) -> list[Path]:
-    """Verify datasets, decide how to train on them, and preprocess their cases.
-
-    Args:
-        datasets: Datasets by number or name, such as 501 or Dataset501_Hippocampus.
-        root: Folder that holds nnUNet_raw, nnUNet_preprocessed and nnUNet_results, in place of the three variables of
-            these names.
-        gpu_memory_target: GB of memory that training may take; without it, what the device has.
-        encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
-            these are to be had and, on a CPU, a step with it costs little more.
-        sam_checkpoint: SAM's weights to plan for, which asks for vit_b where no encoder is named: sam, medsam, or a
-            file in SAM's format; without it $SAM3D_WEIGHTS, else sam, from the cache or by a download.
-        num_processes: Processes to verify and preprocess with; 0 works in the command's own, without it one a core,
-            8 at most.
-        skip_verification: Leave out the verification of the dataset.
-        no_prompts: Plan a network that only segments by itself, and cannot be given clicks, boxes or masks.
-        device: Device that training is going to use: cpu, cuda, cuda:1 (the second card), mps; without it the
-            best there is.
-        method: Network to plan: ours, a published system built from the same parts (3dmedsam: after the abstract), a
-            peer from MONAI or nnU-Net, or with --network any other. Each has a plan of its own name, for --plans of
-            the other commands.
-        fidelity: For 3dsam-adapter, without the defects of the published code, or with them; without it corrected.
-        tuning: How an image encoder with SAM's weights is tuned; one that starts from scratch is trained whole.
-        clip_weights: For refsam3d, CLIP's weights that the classes' phrases are embedded with: a file, or a name that
-            open_clip knows, such as openai; without it every class has a learned embedding, and no text can be asked.
-        clip_model: CLIP model that the weights belong to, by open_clip's name.
-        phrases: JSON file with a phrase for each class, in place of "phrases" in dataset.json or "perform liver
-            segmentation".
-        network: For --method network, package.module:Class of an installed package; it is given (input_channels,
-            num_classes).
-        scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
-            docs/cluster.md.
-
-    Returns:
-        The plan file of each dataset.
-
-    Raises:
-        DatasetError: If a dataset is not found or not sound.
-        CheckpointError: If the encoder wants SAM's weights and there are none to be had.
-        PlanError: If the method does not have the fidelity, or no network fits the memory.
-    """
+def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     from sam3dnet.planning.methods import MethodChoice
     from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 
-    folders = activate_folders(root)
-    names = [find_dataset_name(identifier, folders) for identifier in datasets]
-    choice = MethodChoice(method, fidelity, tuning, prompts=not no_prompts, network=network)
-    encoder = encoder if choice.method.peer else _encoder_for(encoder, sam_checkpoint)
+    folders = activate_folders(settings.root)
+    names = [find_dataset_name(identifier, folders) for identifier in settings.datasets]
+    prompts = not settings.no_prompts
+    choice = MethodChoice(
+        settings.method, settings.fidelity, settings.tuning, prompts=prompts, network=settings.network
+    )
+    encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
 
-    from sam3dnet.devices import choose_device
-    from sam3dnet.network.cost import training_cost, training_operations
-    from sam3dnet.network.weights_file import weights_for_plan
     from sam3dnet.planning.plan import format_decisions, load_plan
-    from sam3dnet.planning.planner import plan_dataset
+    from sam3dnet.preprocessing.cluster import cluster_at
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
     from sam3dnet.preprocessing.workers import default_num_processes
 
-    chosen = choose_device(device)
-    for_a_card = chosen.type == "cuda" or gpu_memory_target is not None
-    processes = default_num_processes() if num_processes is None else num_processes
-    plan = partial(
-        plan_dataset,
-        folders=folders,
-        cost=partial(training_cost, device="cuda" if for_a_card else "cpu", network_class=choice.method.network_class),
-        gpu_memory_target_gb=gpu_memory_target,
-        encoder=encoder,
-        find_weights=cache(partial(weights_for_plan, named=sam_checkpoint)),  # once for all datasets
-        operations=partial(training_operations, network_class=choice.method.network_class),
-        device=str(chosen),
-        num_processes=processes,
-    )
+    processes = default_num_processes() if settings.num_processes is None else settings.num_processes
+    plan = _planner(settings, folders, choice, encoder, processes)
     plan_files = []
-    from sam3dnet.preprocessing.cluster import cluster_at
-
-    with cluster_at(scheduler, num_processes) as cluster:
+    with cluster_at(settings.scheduler, settings.num_processes) as cluster:
         for name in names:
-            if not skip_verification:
+            if not settings.skip_verification:
                 _verify(name, folders, processes, cluster)
-            text = _embed_classes(folders.raw / name, clip_weights, clip_model, phrases) if clip_weights else None
+            text = _embed_classes(folders.raw / name, settings)
             plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
             print(format_decisions(load_plan(plan_files[-1])), flush=True)
             preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
     return plan_files
 
 
-def _embed_classes(dataset_folder: Path, weights: str, model: str, phrases_file: Path | None) -> "Text":
+plan_and_preprocess = function_of(PlanningSettings, _plan_and_preprocess, "plan_and_preprocess")
+
+
+def _planner(
+    settings: PlanningSettings, folders: "Folders", choice: "MethodChoice", encoder: EncoderChoice, processes: int
+) -> Callable[..., Path]:
+    """Give what plans any of the datasets."""
+    from sam3dnet.devices import choose_device
+    from sam3dnet.network.cost import training_cost, training_operations
+    from sam3dnet.network.weights_file import weights_for_plan
+    from sam3dnet.planning.planner import plan_dataset
+
+    device = choose_device(settings.device)
+    for_a_card = device.type == "cuda" or settings.gpu_memory_target is not None
+    network_class = choice.method.network_class
+    return partial(
+        plan_dataset,
+        folders=folders,
+        cost=partial(training_cost, device="cuda" if for_a_card else "cpu", network_class=network_class),
+        gpu_memory_target_gb=settings.gpu_memory_target,
+        encoder=encoder,
+        find_weights=cache(partial(weights_for_plan, named=settings.sam_checkpoint)),  # once for all datasets
+        operations=partial(training_operations, network_class=network_class),
+        device=str(device),
+        num_processes=processes,
+    )
+
+
+def _embed_classes(dataset_folder: Path, settings: PlanningSettings) -> "Text | None":
+    if not settings.clip_weights:
+        return None
     from sam3dnet.network.published.text_encoder import as_plan_values, class_phrases, embed_phrases
     from sam3dnet.planning.methods import Text
     from sam3dnet.planning.planner import output_names
     from sam3dnet.preprocessing.cases import read_dataset_json
 
     dataset_json = read_dataset_json(dataset_folder)
-    phrases = class_phrases(output_names(dataset_json), dataset_json, phrases_file)
-    return Text(tuple(phrases), model, as_plan_values(embed_phrases(phrases, weights, model)))
+    file = None if settings.phrases is None else Path(settings.phrases)
+    phrases = class_phrases(output_names(dataset_json), dataset_json, file)
+    embedded = embed_phrases(phrases, settings.clip_weights, settings.clip_model)
+    return Text(tuple(phrases), settings.clip_model, as_plan_values(embedded))
 
 
 def _verify(name: str, folders: "Folders", num_processes: int, cluster: "Workers | None") -> None:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, TypeAlias
+
+from sam3dnet.settings.choices import EncoderChoice
 
 DatasetName: TypeAlias = str | int  # "Dataset501_Hippocampus", "501" or 501
 NumProcesses: TypeAlias = Annotated[int | None, "--workers"]
-EncoderChoice: TypeAlias = Literal["auto", "tiny", "small", "vit_b", "vit_l", "vit_h"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +44,24 @@ class OfPlan:
 
     configuration: str = "3d_fullres"
     plans: str = "SAM3DPlans"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnSam:
+    """For what builds networks on SAM.
+
+    Attributes:
+        encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
+            these are to be had and, on a CPU, a step with it costs little more.
+        sam_checkpoint: SAM's weights to plan for, which asks for vit_b where no encoder is named: sam, medsam, or a
+            file in SAM's format; without it $SAM3D_WEIGHTS, else sam, from the cache or by a download.
+        gpu_memory_target: GB of memory that training may take, for methods that our planner plans; without it, what
+            the device has.
+        network: package.module:Class of an installed package, planned as the method "network"; it is given
+            (input_channels, num_classes).
+    """
+
+    encoder: EncoderChoice = "auto"
+    sam_checkpoint: str | None = None
+    gpu_memory_target: Annotated[float | None, "-gpu_memory_target"] = None
+    network: str | None = None

@@ -1,4 +1,4 @@
-"""What the command line lets choose from; the tables behind these names import torch, so they are written out here."""
+"""What there is to choose from; the tables behind these names import torch, so they are written out here."""
 
 from typing import Literal
 
@@ -11,6 +11,7 @@ TuningName = Literal[
     "spatial-adapter", "adapter", "pro-tuning", "st-adapter", "med-tuning", "lora", "layernorm", "full", "frozen"
 ]
 EncoderName = Literal["tiny", "small", "vit_b", "vit_l", "vit_h"]
+EncoderChoice = Literal["auto", EncoderName]
 CheckName = Literal[
     "installation",
     "device",

@@ -1,0 +1,55 @@
+"""What can be asked of a planning."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sam3dnet.settings.choices import FidelityName, PlannedMethodName, TuningName
+from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OnDevice, OnSam
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningSettings(InFolders, OnDevice, OnSam):
+    """Verify datasets, decide how to train on them, and preprocess their cases.
+
+    Attributes:
+        datasets: Datasets by number or name, such as 501 or Dataset501_Hippocampus.
+        num_processes: Processes to verify and preprocess with; 0 works in the command's own, without it one a core,
+            8 at most.
+        skip_verification: Leave out the verification of the dataset.
+        no_prompts: Plan a network that only segments by itself, and cannot be given clicks, boxes or masks.
+        device: Device that training is going to use: cpu, cuda, cuda:1 (the second card), mps; without it the
+            best there is.
+        method: Network to plan: ours, a published system built from the same parts (3dmedsam: after the abstract), a
+            peer from MONAI or nnU-Net, or with --network any other. Each has a plan of its own name, for --plans of
+            the other commands.
+        fidelity: For 3dsam-adapter, without the defects of the published code, or with them; without it corrected.
+        tuning: How an image encoder with SAM's weights is tuned; one that starts from scratch is trained whole.
+        clip_weights: For refsam3d, CLIP's weights that the classes' phrases are embedded with: a file, or a name that
+            open_clip knows, such as openai; without it every class has a learned embedding, and no text can be asked.
+        clip_model: CLIP model that the weights belong to, by open_clip's name.
+        phrases: JSON file with a phrase for each class, in place of "phrases" in dataset.json or "perform liver
+            segmentation".
+        scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
+            docs/cluster.md.
+
+    Returns:
+        The plan file of each dataset.
+
+    Raises:
+        DatasetError: If a dataset is not found or not sound.
+        CheckpointError: If the encoder wants SAM's weights and there are none to be had.
+        PlanError: If the method does not have the fidelity, or no network fits the memory.
+    """
+
+    datasets: Annotated[list[DatasetName], "-d"]
+    num_processes: NumProcesses = None
+    skip_verification: bool = False
+    no_prompts: bool = False
+    method: PlannedMethodName = "sam3d"
+    fidelity: FidelityName | None = None
+    tuning: TuningName = "spatial-adapter"
+    clip_weights: str | None = None
+    clip_model: str = "ViT-B-16"
+    phrases: str | Path | None = None
+    scheduler: str | None = None
