@@ -30,9 +30,13 @@ class ObjectNetwork:
         asked: Each query's clicks (z, y, x), boxes and mask, in the window's voxels, in the order of the questions.
     """
 
-    def __init__(self):
+    def __init__(self, reach=(np.inf,) * 3):
         self.seen = 0
         self.asked = []
+        self.reach_zyx = reach
+
+    def reach(self, class_index):
+        return self.reach_zyx
 
     def features(self, x_BCzyx):
         self.seen += 1
@@ -66,8 +70,8 @@ class ObjectNetwork:
 class ConstantNetwork(ObjectNetwork):
     """Adds the same everywhere, whatever is asked."""
 
-    def __init__(self, value):
-        super().__init__()
+    def __init__(self, value, **options):
+        super().__init__(**options)
         self.value = value
 
     def prompted(self, features, batch, margin_Qzyx):
@@ -96,6 +100,9 @@ class PromptableNetwork(TinyNetwork):
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options)
         self.answers_prompts = True
+
+    def reach(self, class_index):
+        return (np.inf,) * 3
 
     def features(self, x_BCzyx):
         PromptableNetwork.seen += 1

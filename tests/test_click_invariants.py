@@ -111,6 +111,19 @@ def test_a_negative_click_outside_of_every_mask_changes_nothing(case):
     np.testing.assert_array_equal(session.prompt(ClassPrompts(outside)), corrected)
 
 
+def test_a_positive_click_takes_nothing_away_and_a_negative_one_adds_nothing(case):
+    session, truth, automatic = case
+    mask = session.prompt(ClassPrompts(clicks([missed_voxel(session, truth)])))
+    assert not (automatic & ~mask).any()
+    assert (mask & ~automatic).any()
+    session.reset()
+    false = automatic & ~truth
+    wrong = innermost_voxel(false if false.any() else automatic, SPACING_MM)
+    mask = session.prompt(ClassPrompts(clicks([wrong], positive=False)))
+    assert not (mask & ~automatic).any()
+    assert (automatic & ~mask).any()
+
+
 def test_clicks_on_one_object_leave_others_alone(case):
     session, truth, automatic = case
     chosen = missed_object(session, truth)

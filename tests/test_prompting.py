@@ -23,7 +23,16 @@ from sam3dnet.training.prompting import (
     draw_corrections,
     prompted_counts,
 )
-from sam3dnet.training.spoiling import MissedObject, SpoiltPart, Waves, draw_part, draw_spoiling, draw_waves
+from sam3dnet.training.spoiling import (
+    Mending,
+    MissedObject,
+    SpoiltPart,
+    Waves,
+    draw_mending,
+    draw_part,
+    draw_spoiling,
+    draw_waves,
+)
 from sam3dnet.training.target_classes import Classes
 
 SHAPE = (6, 14, 12)
@@ -286,6 +295,42 @@ def test_waves_are_smooth_and_as_high_as_drawn():
     assert margin[-1, -1, -1] == pytest.approx(1 + waves.coarse_zyx[-1, -1, -1], abs=1e-5)
     assert margin.std() > 0.4
     assert margin.diff(n=2, dim=1).abs().mean() < 0.3 * margin.std()
+
+
+def test_a_poor_mask_is_mended_and_a_good_one_left():
+    truth = (make_target()[0, 0] == 2).numpy()
+    truth[0, 13, 11] = True  # a single voxel too
+    poor, good = torch.full(SHAPE, -8.0), torch.where(torch.from_numpy(truth), 3.0, -8.0)
+    before = good.clone()
+    Mending(5.0, -2.0).apply(good, truth)
+    assert torch.equal(good, before)
+    Mending(5.0, -2.0).apply(poor, truth)
+    assert torch.equal(poor > 0, torch.from_numpy(truth))
+    assert (poor.min(), poor[5, 0, 0]) == (-2, -2)
+    assert 0 < poor[2, 5, 3] < poor[3, 6, 4] <= 5
+    large = torch.full(SHAPE, 8.0)  # a flood is poor too
+    Mending(5.0, -2.0).apply(large, truth)
+    assert torch.equal(large, poor)
+
+
+def test_masks_are_mended_before_they_are_spoiled(monkeypatch):
+    drawn = [draw_mending(np.random.default_rng(seed)) for seed in range(40)]
+    assert all(mending.inside > 0 > mending.outside for mending in drawn)
+    monkeypatch.setattr(drawing, "draw_mending", lambda rng: Mending(5.0, -2.0))
+    for spoiled, found in ((1.0, {True}), (0.0, {False})):
+        monkeypatch.setattr(drawing, "SPOILED_MARGIN", spoiled)
+        questions = [draw_questions(make_target(), LABELS, np.random.default_rng(seed))[0] for seed in range(20)]
+        assert {question.mending is not None for question in questions if question.spoiling or not spoiled} == found
+
+    target = make_target(1)
+    features = make_features(target)
+    features.logits[0][:] = 0  # nothing is found
+    network = Answering(lambda batch, margin: torch.zeros_like(margin))
+    part = SpoiltPart((1, 2, 1), np.ones((2, 2, 2), np.float32), 3.0, "missed", Point((1, 2, 1)))
+    question = Question(Query(0, 1, ClassPrompts((part.click,))), part, Mending(5.0, -2.0))
+    answer = TrainingPrompter([question], target, LABELS, 0, np.random.default_rng(0))(network, features)
+    wrong = (answer.margin_Qzyx > 0) ^ answer.truth_Qzyx
+    assert wrong.sum() == wrong[0, 1:3, 2:4, 1:3].sum() == 8
 
 
 def test_a_query_whose_clicks_all_agree_gets_one_click_that_does_not(monkeypatch):

@@ -151,6 +151,40 @@ def test_a_network_that_does_not_listen_is_overruled_at_the_clicked_voxels():
     assert not corrected(logits, correction)[2, 30, 4]
 
 
+@pytest.mark.parametrize("positive", [True, False])
+@pytest.mark.parametrize("answer", [3.0, -3.0])
+def test_a_positive_click_takes_nothing_away_and_a_negative_one_adds_nothing(positive, answer):
+    image, logits = blank()
+    logits[1, :, 30:40] = FAR + 1  # half of it is of the class
+    logits[0, :, 30:40] = -FAR
+    volume, _ = make_volume(image, logits, [ConstantNetwork(answer)])
+    place = (2, 20, 4) if positive else (2, 35, 4)
+    assert volume.correction(1, clicks(place, positive=not positive)).boxes == ()  # it agrees
+    values = whole(volume.correction(1, clicks(place, positive=positive)), SHAPE)
+    beside = values[2, 20, 0] if positive else values[2, 35, 0]
+    assert beside == pytest.approx(answer if (answer > 0) == positive else 0, abs=1e-3)
+    assert (values >= 0).all() if positive else (values <= 0).all()
+    both = ClassPrompts((Point((2, 20, 4)), Point((2, 35, 4), False)))
+    for said in (both, ClassPrompts(boxes=(Box((0, 16, 0), (4, 44, 8)),))):
+        values = whole(volume.correction(1, said), SHAPE)
+        assert values[2, 28, 0] == pytest.approx(answer, abs=1e-3)  # whoever says more gives the network a free hand
+
+
+def test_answers_to_clicks_reach_no_farther_than_the_network_says():
+    image, logits = blank(LONG)
+    network = ConstantNetwork(3.0 * FAR, reach=(1.0, 4.0, 2.0))
+    volume, _ = make_volume(image, logits, [network])
+    values = whole(volume.correction(1, clicks((2, 30, 4), (2, 120, 4))), LONG)
+    assert values[2, 30, 4] == values[2, 120, 4] == pytest.approx(3.0 * FAR, rel=1e-3)
+    assert values[2, 32, 4] == pytest.approx(3.0 * FAR * np.exp(-1 / 8), rel=1e-2)
+    assert values[2, 75, 4] == pytest.approx(0, abs=1e-3)
+    boxed = whole(volume.correction(1, ClassPrompts(boxes=(Box((0, 24, 0), (4, 36, 8)),))), LONG)
+    assert boxed[2, 25, 0] == pytest.approx(3.0 * FAR, rel=1e-3)
+    together, _ = make_volume(image, logits, [network, ConstantNetwork(3.0 * FAR)])  # each fold as far as it may
+    values = whole(together.correction(1, clicks((2, 30, 4), (2, 120, 4))), LONG)
+    assert values[2, 32, 4] == pytest.approx(3.0 * FAR * (1 + np.exp(-1 / 8)) / 2, rel=1e-2)
+
+
 def test_what_is_close_to_a_click_follows_where_the_network_does_not_listen():
     image, logits = blank()
     volume, _ = make_volume(image, logits, [ConstantNetwork(0.0)], spacing_mm=(3.0, 1.0, 1.5))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
+from sam3dnet.network.reach import with_reach
 from sam3dnet.preprocessing.json_files import read_json
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ def load_model(
     _require_3d_single_stage(model_folder, configuration)
     labels = plans.get_label_manager(dataset_json)
     network = build_network(plans, configuration, labels, dataset_json)
-    weights = [unwrapped(content["network_weights"]) for _, content in opened]
+    weights = [with_reach(unwrapped(content["network_weights"]), network.state_dict()) for _, content in opened]
     for (path, _), state in zip(opened, weights, strict=True):
         _require_same_network(network, state, path)
     network.load_state_dict(weights[0])

@@ -2,7 +2,9 @@
 
 An answer depends on the prompts alone, not on earlier answers or on the order of the prompts. Clicks and boxes that say
 what the automatic mask says change nothing by themselves. An answer begins in the windows at the other prompts and goes
-on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at.
+on into neighbouring windows for as long as it changes the mask up to the edge of what was looked at. Where these are
+positive clicks alone it takes nothing away, after negative ones alone it adds nothing; answers to clicks reach as far
+as the network has proved that they may, see `sam3dnet.network.reach`.
 
 Axes in names: C channels, K classes or regions, Q = 1 query, Z Y X voxels of the image, z y x of a window.
 """
@@ -27,6 +29,7 @@ from sam3dnet.interactive.stitching import Stitching
 from sam3dnet.interactive.window_grid import WindowGrid, first_windows, prompts_in_window
 from sam3dnet.network.prompt_decoder import ImageFeatures, class_margin
 from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
+from sam3dnet.network.reach import restrained
 from sam3dnet.network.target_device import product_type
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
 from sam3dnet.prompts.sampling import FACES, deeper_voxel, innermost_voxel
@@ -45,6 +48,9 @@ class Promptable(Protocol):
 
     def prompted(self, features: ImageFeatures, batch: PromptBatch, margin_Qzyx: Tensor) -> Tensor:
         """Return what the prompts add to the margin."""
+
+    def reach(self, class_index: int) -> Sequence[float]:
+        """Return how far answers about a class reach around clicks, along (z, y, x) in voxels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,11 +130,13 @@ class PromptedVolume:
             return NO_CORRECTION
         padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
         windows = first_windows(self._grid, named)
-        stitching = self._stitched(class_index, padded, windows)
+        clicked = () if named.boxes or named.mask is not None else named.points
+        stitching = self._stitched(class_index, padded, windows, clicked)
         middle = self._middle(named, stitching)
         if middle is not None:
             padded = replace(padded, points=(*padded.points, middle))
-            stitching = self._stitched(class_index, padded, windows)
+            clicked = (*clicked, middle)
+            stitching = self._stitched(class_index, padded, windows, clicked)
         correction = Correction(tuple(map(self._cut_to_image, stitching.result(named).boxes)))
         self._obey(class_index, prompts.points, correction)
         return correction
@@ -146,12 +154,21 @@ class PromptedVolume:
         lead_zyx = self._lead(self._logits[(slice(None), *padded)].float(), class_index).numpy()
         return box_agrees(lead_zyx > 0, seen, box)
 
-    def _stitched(self, class_index: int, prompts: ClassPrompts, windows: Sequence[Voxel]) -> Stitching:
-        """Ask the networks in some windows, then in further ones for as long as the mask grows."""
+    def _stitched(
+        self, class_index: int, prompts: ClassPrompts, windows: Sequence[Voxel], clicked: Sequence[Point]
+    ) -> Stitching:
+        """Ask the networks in some windows, then in further ones for as long as the mask changes at their edge.
+
+        Args:
+            class_index: Channel of the logits.
+            prompts: In voxels of the padded image.
+            windows: To begin with.
+            clicked: The disputed ones, where clicks alone are disputed.
+        """
         stitching, waiting = Stitching(self._grid), list(windows)
         while waiting:
             so_far = stitching if len(stitching) else None
-            answers = [self._answer(index, class_index, prompts, so_far) for index in waiting]
+            answers = [self._answer(index, class_index, prompts, so_far, clicked) for index in waiting]
             for index, (values, lead) in zip(waiting, answers, strict=True):
                 stitching.add(index, values, lead)
             waiting = stitching.next_windows()
@@ -182,7 +199,12 @@ class PromptedVolume:
         return Point((z, y, x))
 
     def _answer(
-        self, index: Voxel, class_index: int, prompts: ClassPrompts, so_far: Stitching | None
+        self,
+        index: Voxel,
+        class_index: int,
+        prompts: ClassPrompts,
+        so_far: Stitching | None,
+        clicked: Sequence[Point],
     ) -> tuple[Floats, Floats]:
         """Ask the networks about one window.
 
@@ -191,6 +213,7 @@ class PromptedVolume:
             class_index: Channel of the logits.
             prompts: In voxels of the padded image.
             so_far: What the windows before said, which this one continues; None where the prompts begin.
+            clicked: As for `_stitched`.
 
         Returns:
             The correction, and by how much the class leads all others before it.
@@ -200,12 +223,15 @@ class PromptedVolume:
         if so_far is not None:
             lead = automatic.lead_zyx
             inside = self._continued(inside, so_far.mask_in(index, lead), lead > 0)
+        said = [_seen_from(self._grid.corner(index), point) for point in clicked]
         batch = PromptBatch.of([Query(0, class_index, inside)], self._grid.patch_size).to(self._device)
         total: Tensor | None = None
         with autocast_to(self._precision, self._device):
             for fold, network in enumerate(self._networks):
                 features = self._cache.get((fold, index), partial(self._features, network, index))
                 correction = network.prompted(features, batch, automatic.margin_Qzyx)[0].float()
+                if said:
+                    correction = restrained(correction, said, network.reach(class_index))
                 total = correction if total is None else total + correction
         assert total is not None
         return (total / len(self._networks)).cpu().numpy(), automatic.lead_zyx
@@ -337,6 +363,11 @@ class PromptedVolume:
             kept.append(slice(start - first, min(stop, part.stop) - first))
         z, y, x = low
         return CorrectedBox((z, y, x), corrected.values_zyx[tuple(kept)])
+
+
+def _seen_from(corner: Voxel, point: Point) -> Point:
+    z, y, x = (value - first for value, first in zip(point.at, corner, strict=True))
+    return Point((z, y, x), point.positive)
 
 
 def _relative(voxel: Voxel, low: Voxel) -> Voxel:

@@ -218,6 +218,7 @@ class ImageEncoder3D(nn.Module):
     ):
         super().__init__()
         self.size = size
+        self.token_stride = token_stride
         self.parts = parts or EncoderParts()
         self.checkpointing = False
         self.patch_embed = self.parts.patch_embed(input_channels, size.width, token_stride)

@@ -41,25 +41,6 @@ def resampling_matrix(stride: int) -> Tensor:
     return matrix.float()
 
 
-def resample_patch_kernel(kernel_OCKK: Tensor, stride: int) -> Tensor:
-    """Fold "upsample by 16/stride, then SAM's patch convolution" into one in-plane kernel.
-
-    Exact for linear upsampling with align_corners=False when the image is padded by one replicated voxel.
-
-    Args:
-        kernel_OCKK: SAM's patch kernel, (O, C, 16, 16).
-        stride: Voxels a token covers along each in-plane axis, one of 1, 2, 4, 8, 16.
-
-    Returns:
-        (O, C, stride + 2, stride + 2); (O, C, 16, 16) for stride 16.
-
-    Raises:
-        ValueError: If 16 is not a multiple of stride.
-    """
-    matrix = resampling_matrix(stride).to(kernel_OCKK)
-    return torch.einsum("ky,ockl,lx->ocyx", matrix, kernel_OCKK, matrix)
-
-
 class PatchEmbed3D(nn.Module):
     """SAM's patch convolution over resampled voxels, times a depth kernel that starts as the mean, in one convolution.
 

@@ -89,7 +89,7 @@ class SAM3D(SegmentationNetwork):
         if pretrained:
             for parameter in self.detail_to_tokens.parameters():
                 nn.init.zeros_(parameter)
-        self.start_training_state(half_frozen)
+        self.start_training_state(num_classes, half_frozen)
 
     @property
     def answers_prompts(self) -> bool:

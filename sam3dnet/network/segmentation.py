@@ -20,6 +20,7 @@ from sam3dnet.network.layers import triple
 from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
+from sam3dnet.network.reach import KEY, UNLIMITED
 from sam3dnet.network.target_device import order_kernels
 
 ENCODER_SIZES = {
@@ -39,16 +40,19 @@ class SegmentationNetwork(nn.Module):
         image_encoder: Tuned as its parts say, where it holds SAM's weights; else trained whole.
         decoder: Has the switch `deep_supervision`, which nnU-Net turns.
         pretrained: Whether the image encoder gets SAM's weights.
+        reach_K: How far answers about each class reach, in tokens; where the network answers prompts.
     """
 
+    reach_K: Tensor
     image_encoder: ImageEncoder3D
     decoder: nn.Module
     pretrained: bool
 
-    def start_training_state(self, half_frozen: bool = False) -> None:
+    def start_training_state(self, num_classes: int, half_frozen: bool = False) -> None:
         """Freeze what is not tuned, or start the encoder for training from scratch; order the memory.
 
         Args:
+            num_classes: Channels of the logits.
             half_frozen: Whether frozen linear layers of the encoder are stored in bf16.
         """
         if self.pretrained:
@@ -59,7 +63,14 @@ class SegmentationNetwork(nn.Module):
                 store_frozen_in_half(self.image_encoder)
         else:
             start_from_scratch(self.image_encoder)
+        if self.answers_prompts:
+            self.register_buffer(KEY, torch.full((num_classes,), UNLIMITED))
         order_kernels(self)
+
+    def reach(self, class_index: int) -> tuple[float, ...]:
+        """Give how far answers about a class reach around clicks, along (z, y, x) in voxels; see `nearness`."""
+        tokens = float(self.reach_K[class_index])
+        return tuple(tokens * stride for stride in self.image_encoder.token_stride)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SegmentationNetwork":
         """Order the kernels for the device that they come to, as torch's recurrent networks flatten theirs here."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam3dnet.network.prompt_encoder import Query
 from sam3dnet.prompts.made_up import draw_prompts
-from sam3dnet.training.spoiling import Spoiling, draw_spoiling
+from sam3dnet.training.spoiling import Mending, Spoiling, draw_mending, draw_spoiling
 from sam3dnet.training.target_classes import Classes
 
 ABSENT_CLASS = 0.1  # how often a class is asked for that the patch need not hold
@@ -19,10 +19,17 @@ SPOILED_MARGIN = 0.5  # how often errors are put into the automatic logits of a 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about one image of a batch: a class, its prompts, and the error in the logits that one names."""
+    """What is asked about one image of a batch.
+
+    Attributes:
+        query: A class and its prompts.
+        spoiling: The error that is put into the logits, which a prompt may name.
+        mending: What is put into the logits before it.
+    """
 
     query: Query
     spoiling: Spoiling | None = None
+    mending: Mending | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ def _draw_question(sample: int, target_Czyx: npt.NDArray, classes: Classes, spoi
     spoiling = draw_spoiling(truth, valid, classes.spacing_mm, classes.token_stride, rng) if spoiled else None
     if spoiling is not None and spoiling.click is not None:
         prompts = replace(prompts, points=(*prompts.points, spoiling.click))
-    return Question(Query(sample, class_index, prompts), spoiling)
+    mending = None if spoiling is None else draw_mending(rng)
+    return Question(Query(sample, class_index, prompts), spoiling, mending)
 
 
 def _choose_class(target_Czyx: npt.NDArray, classes: Classes, rng: Generator) -> int:

@@ -81,6 +81,9 @@ class TrainingPrompter:
         classes: How to read it.
         corrections: How often to click before the answer that counts.
         rng: Draws which voxel of an error is clicked.
+
+    Attributes:
+        queries: As they were asked last.
     """
 
     def __init__(
@@ -93,53 +96,53 @@ class TrainingPrompter:
     ):
         self._rng = rng
         self._questions = questions
-        self._queries = [question.query for question in questions]
+        self.queries = [question.query for question in questions]
         self._classes = classes
         self._corrections = corrections
-        targets = [target_BCzyx[query.sample].numpy() for query in self._queries]
+        targets = [target_BCzyx[query.sample].numpy() for query in self.queries]
         self._valid_Qzyx = np.stack([classes.valid(target) for target in targets])
-        truths = [
-            classes.truth(target, query.class_index) for target, query in zip(targets, self._queries, strict=True)
-        ]
+        truths = [classes.truth(target, query.class_index) for target, query in zip(targets, self.queries, strict=True)]
         self._truth_Qzyx = np.stack(truths) & self._valid_Qzyx
 
     def __call__(self, network: Promptable, features: ImageFeatures) -> PromptAnswer:
         """Ask, correct without gradient, and return the last answer, which has one."""
         margin_Qzyx = self._margin(features.logits[0].detach())
         before_Qzyx = _is_positive(margin_Qzyx)
-        agrees = [agrees_with(query.prompts, mask) for query, mask in zip(self._queries, before_Qzyx, strict=True)]
+        agrees = [agrees_with(query.prompts, mask) for query, mask in zip(self.queries, before_Qzyx, strict=True)]
         if any(agrees):
             self._correct(before_Qzyx, agrees)
         for _ in range(self._corrections):
             with torch.no_grad():
                 answer_Qzyx = _is_positive(self._ask(network, features, margin_Qzyx))
-            self._correct(answer_Qzyx, [True] * len(self._queries))
+            self._correct(answer_Qzyx, [True] * len(self.queries))
         return PromptAnswer(
             self._ask(network, features, margin_Qzyx),
             torch.from_numpy(self._truth_Qzyx).to(margin_Qzyx.device),
             torch.from_numpy(self._valid_Qzyx).to(margin_Qzyx.device),
-            torch.tensor([query.class_index for query in self._queries], device=margin_Qzyx.device),
+            torch.tensor([query.class_index for query in self.queries], device=margin_Qzyx.device),
         )
 
     def _margin(self, logits_BKzyx: Tensor) -> Tensor:
         """Give the logit of each query's class against all others, with the errors that are put into it."""
-        margin_Qzyx = logits_BKzyx.new_empty((len(self._queries), *logits_BKzyx.shape[2:]), dtype=torch.float32)
-        for question, margin_zyx in zip(self._questions, margin_Qzyx, strict=True):
+        margin_Qzyx = logits_BKzyx.new_empty((len(self.queries), *logits_BKzyx.shape[2:]), dtype=torch.float32)
+        for question, margin_zyx, truth in zip(self._questions, margin_Qzyx, self._truth_Qzyx, strict=True):
             query = question.query
             margin_zyx.copy_(margin_of_class(logits_BKzyx[query.sample], query.class_index, self._classes.regions))
+            if question.mending is not None:
+                question.mending.apply(margin_zyx, truth)
             if question.spoiling is not None:
                 question.spoiling.apply(margin_zyx)
         return margin_Qzyx
 
     def _ask(self, network: Promptable, features: ImageFeatures, margin_Qzyx: Tensor) -> Tensor:
-        batch = PromptBatch.of(self._queries, margin_Qzyx.shape[1:]).to(margin_Qzyx.device)
+        batch = PromptBatch.of(self.queries, margin_Qzyx.shape[1:]).to(margin_Qzyx.device)
         return margin_Qzyx + network.prompted(features, batch, margin_Qzyx)
 
     def _correct(self, predicted_Qzyx: npt.NDArray[np.bool_], which: Sequence[bool]) -> None:
         """Click once where a mask is wrong, for some of the queries."""
         wrong_Qzyx = errors(predicted_Qzyx & self._valid_Qzyx, self._truth_Qzyx)
-        asked = zip(self._queries, wrong_Qzyx, which, strict=True)
-        self._queries = [self._corrected(query, wrong) if chosen else query for query, wrong, chosen in asked]
+        asked = zip(self.queries, wrong_Qzyx, which, strict=True)
+        self.queries = [self._corrected(query, wrong) if chosen else query for query, wrong, chosen in asked]
 
     def _corrected(self, query: Query, errors_zyx: npt.NDArray[np.uint8]) -> Query:
         clicks = self._clicks(errors_zyx)
@@ -168,9 +171,14 @@ def agrees_with(prompts: ClassPrompts, mask_zyx: npt.NDArray[np.bool_]) -> bool:
         prompts: In voxels (z, y, x) of the mask.
         mask_zyx: The mask.
     """
-    if prompts.boxes or prompts.mask is not None:
-        return False
-    return all(mask_zyx[nearest_voxel(point.at, mask_zyx.shape)] == point.positive for point in prompts.points)
+    return not prompts.boxes and prompts.mask is None and not disputed(prompts, mask_zyx)
+
+
+def disputed(prompts: ClassPrompts, mask_zyx: npt.NDArray[np.bool_]) -> tuple[Point, ...]:
+    """Give the clicks that say something else than a mask; arguments as of `agrees_with`."""
+    voxels = [nearest_voxel(point.at, mask_zyx.shape) for point in prompts.points]
+    asked = zip(prompts.points, voxels, strict=True)
+    return tuple(point for point, voxel in asked if mask_zyx[voxel] != point.positive)
 
 
 def _is_positive(answer_Qzyx: Tensor) -> npt.NDArray[np.bool_]:

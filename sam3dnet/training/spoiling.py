@@ -24,6 +24,9 @@ LOGIT = (1.0, 6.0)
 WAVE = (1.0, 5.0)  # standard deviation in logits
 WAVELENGTH = (0.5, 2.0)  # from one drawn value to the next, in token strides
 SHARE_OF_KINDS = {"part": 0.6, "object": 0.25, "waves": 0.15}
+POOR = 0.5  # Dice below which an automatic mask is mended before it is spoiled
+OUTLINE = 3  # voxels over which mended logits rise
+LEAST = 0.1  # of a mended logit, so that it says what is there
 
 
 class Spoiling(Protocol):
@@ -106,6 +109,37 @@ class Waves:
         """Add the waves to the margin, in place."""
         coarse = torch.from_numpy(self.coarse_zyx).to(margin_zyx)[None, None]
         margin_zyx += F.interpolate(coarse, tuple(margin_zyx.shape), mode="trilinear", align_corners=True)[0, 0]
+
+
+@dataclass(frozen=True)
+class Mending:
+    """Logits that are right, where the automatic ones miss most of a class, as they do after few steps.
+
+    Without it the first thing that a network learned of clicks would be that the mask is worth nothing; later a click
+    would take away all of a mask but for what is around it.
+
+    Attributes:
+        inside: Logit of the class where it is, away from its surface.
+        outside: Below 0, where it is not.
+    """
+
+    inside: float
+    outside: float
+
+    def apply(self, margin_zyx: Tensor, truth_zyx: Mask) -> None:
+        """Make the margin right, in place, if it is poor."""
+        truth = torch.from_numpy(truth_zyx).to(margin_zyx.device)
+        found = margin_zyx > 0
+        if 2 * (found & truth).sum() >= POOR * (found.sum() + truth.sum()):
+            return
+        share = F.avg_pool3d(truth.to(margin_zyx.dtype)[None, None], OUTLINE, 1, OUTLINE // 2)[0, 0]
+        mended = self.outside + (self.inside - self.outside) * share
+        margin_zyx.copy_(torch.where(truth, mended.clamp(min=LEAST), mended.clamp(max=-LEAST)))
+
+
+def draw_mending(rng: Generator) -> Mending:
+    """Draw how sure mended logits are."""
+    return Mending(rng.uniform(*LOGIT), -rng.uniform(*LOGIT))
 
 
 def draw_spoiling(

@@ -96,7 +96,7 @@ class Adapter3DSAM(SegmentationNetwork):
         self.decoder = CoarseAggregationDecoder(*sizes) if published else FullResolutionDecoder(*sizes)
         self.pretrained = pretrained
         self.regions = regions
-        self.start_training_state()
+        self.start_training_state(num_classes)
         if published:
             nn.init.ones_(self.image_encoder.depth_pos_embed)
 

@@ -118,7 +118,7 @@ class MedSAM3D(SegmentationNetwork):
         )
         self.decoder = MultiScaleDecoder(self.image_encoder.size.neck_width, num_classes, strides, deep_supervision)
         self.pretrained = pretrained
-        self.start_training_state()
+        self.start_training_state(num_classes)
 
     def features(self, x_BCzyx: Tensor) -> ImageFeatures:
         """Return the levels, the image, and the logits."""

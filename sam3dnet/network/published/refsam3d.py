@@ -134,7 +134,7 @@ class RefSAM3D(SegmentationNetwork):
         self.attend = nn.ModuleList(CrossAttention(size.neck_width, heads=1) for _ in range(4))
         self.decoder = TextDecoder(size.neck_width, input_channels, strides, deep_supervision)
         self.pretrained = pretrained
-        self.start_training_state()
+        self.start_training_state(num_classes)
 
     def _keep_text(self, num_classes: int, text: Sequence[Sequence[Sequence[float]]] | None) -> None:
         if text is None:
