@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sam3dnet.network.patch_embedding import PatchEmbed3D, resample_patch_kernel, resampling_matrix
+from sam3dnet.network.patch_embedding import PatchEmbed3D, resampling_matrix
 
 
 def chain(embed: PatchEmbed3D, x_BCzyx: torch.Tensor) -> torch.Tensor:
@@ -39,14 +39,13 @@ def test_a_constant_image_keeps_its_value():
 
 
 def test_kernel_shapes():
-    kernel = torch.randn(7, 3, 16, 16)
-    assert resample_patch_kernel(kernel, 4).shape == (7, 3, 6, 6)
-    assert torch.equal(resample_patch_kernel(kernel, 16), kernel)
+    assert PatchEmbed3D(2, 7, (2, 4, 16)).fused_kernel().shape == (7, 2, 4, 6, 16)
+    assert torch.equal(resampling_matrix(16), torch.eye(16))
 
 
 def test_other_strides_are_refused():
     with pytest.raises(ValueError, match="expected one of 1, 2, 4, 8, 16"):
-        resample_patch_kernel(torch.zeros(1, 3, 16, 16), 3)
+        resampling_matrix(3)
 
 
 def test_sizes_that_are_no_multiple_repeat_the_last_voxel():

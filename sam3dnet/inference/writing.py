@@ -97,15 +97,11 @@ def _nifti(label_map_ZYX: np.ndarray, like: "Nifti1Header") -> bytes:
 def _header_of(image: Path) -> "Nifti1Header | None":
     """Read a NIfTI header; None of a file that has none."""
     from nibabel.nifti1 import Nifti1Header
-    from nibabel.nifti2 import Nifti2Header
 
     with open_uncompressed(image) as stream:
-        start = stream.read(Nifti2Header.sizeof_hdr)
-    for kind in (Nifti1Header, Nifti2Header):
-        header = kind(start[: kind.sizeof_hdr], check=False) if len(start) >= kind.sizeof_hdr else None
-        if header is not None and header["sizeof_hdr"] == kind.sizeof_hdr:
-            return header
-    return None
+        start = stream.read(Nifti1Header.sizeof_hdr)
+    header = Nifti1Header(start, check=False) if len(start) == Nifti1Header.sizeof_hdr else None
+    return header if header is not None and header["sizeof_hdr"] == Nifti1Header.sizeof_hdr else None
 
 
 def _require_whole(path: Path) -> None:
