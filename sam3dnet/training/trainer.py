@@ -20,7 +20,7 @@ from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
-from sam3dnet.network.reach import KEY
+from sam3dnet.network.reach import KEY, with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
@@ -455,7 +455,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         try:
-            self._bare_network().load_state_dict(checkpoint["network_weights"])
+            network = self._bare_network()
+            network.load_state_dict(with_reach(checkpoint["network_weights"], network.state_dict()))
         except RuntimeError as error:
             raise CheckpointError(
                 f"{name}: weights of another network than the plan's "
