@@ -156,6 +156,18 @@ def test_a_checkpoint_of_another_network_is_refused(planned):
     (output / "checkpoint_latest.pth").unlink()
 
 
+def test_a_training_from_before_there_was_a_reach_goes_on(planned):
+    output = train(planned, epochs=1)
+    checkpoint = load_safely(output / "checkpoint_final.pth")
+    del checkpoint["network_weights"]["reach_K"]
+    torch.save(checkpoint, output / "checkpoint_latest.pth")
+    for name in ("final", "best"):
+        (output / f"checkpoint_{name}.pth").unlink()
+    resumed = load_safely(train(planned, epochs=2, continue_training=True) / "checkpoint_final.pth")
+    assert resumed["current_epoch"] == 2
+    assert "reach_K" in resumed["network_weights"]
+
+
 def test_wrong_requests_are_refused_before_anything_is_written(planned, nnunet_root):
     dataset, folders = planned
     with pytest.raises(PlanError, match="has the folds 0 to 4"):
