@@ -7,13 +7,12 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
@@ -29,6 +28,7 @@ from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
 from sam3dnet.preprocessing.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -161,11 +161,10 @@ class SAM3DPlanner(ExperimentPlanner):
             },
         }
 
-    def determine_reader_writer(self) -> type:
-        """Find nnU-Net's reader for the dataset, without its line on the terminal."""
-        example = next(iter(self.dataset.values()))["images"][0]
-        reader: type = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
-        return reader
+    @cached_property
+    def reader(self) -> DatasetReader:
+        """What reads the dataset."""
+        return dataset_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
 
     def encoder_choice(self, grid: Grid, dataset_voxels: float) -> EncoderChoice:
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
@@ -222,7 +221,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "original_median_shape_after_transp": [
                 round(float(n)) for n in self.median_of("shapes_after_crop")[forward]
             ],
-            "image_reader_writer": self.determine_reader_writer().__name__,
+            "image_reader_writer": self.reader.name,
             "transpose_forward": [int(axis) for axis in forward],
             "transpose_backward": [int(axis) for axis in backward],
             "configurations": configurations,
@@ -247,7 +246,7 @@ class SAM3DPlanner(ExperimentPlanner):
 
     def left_right(self) -> int | None:
         """Find the array axis of the files that runs from left to right."""
-        return left_right_axis(case["images"][0] for case in self.dataset.values())
+        return left_right_axis((case["images"][0] for case in self.dataset.values()), self.reader)
 
     def median_of(self, key: str) -> np.ndarray:
         """Take the median over the cases of a fingerprint entry."""

@@ -13,6 +13,7 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 SUPPORTED_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif", ".tiff")
 # Names of checks that a dataset.json accepts, and that are warnings then.
 ACCEPT_KEY = "sam3d_accept"
+NON_FINITE = "non-finite voxels"  # the one of them that changes how images are read
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def check_description(dataset_folder: Path) -> tuple[Description, list[Problem]]
         problems.append(_error(f'"{ACCEPT_KEY}" is {accepted!r}; expected a list of names of checks'))
         accepted = []
     return Description(ending, num_channels, labels, ignore, num_training, listed, frozenset(accepted)), problems
+
+
+def accepted_checks(dataset_json: Mapping[str, Any]) -> frozenset[str]:
+    """Give the names of the checks whose errors a dataset accepts."""
+    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
 def _error(message: str, check: str = "dataset.json") -> Problem:

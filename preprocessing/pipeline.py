@@ -13,6 +13,7 @@ from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, whole_or_nothing
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
@@ -41,6 +42,11 @@ class Recipe:
     dataset_json: dict[str, Any]
     settings: str
     output_folder: Path
+
+    @property
+    def reader(self) -> DatasetReader:
+        """Reads the cases."""
+        return reader_named(str(self.plans["image_reader_writer"]), self.dataset_json)
 
 
 def preprocess_dataset(
@@ -150,7 +156,7 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
     Returns:
         Whether it had to be made.
     """
-    record = make_record(case, recipe.settings)
+    record = make_record(case, recipe.settings, recipe.reader)
     if is_current(recipe.output_folder, case.name, record):
         return False
     # A folder of its own: a cluster gives a case to another worker where it only believes that the first has died.
@@ -167,7 +173,13 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
 def _write_case(recipe: Recipe, case: TrainingCase, folder: Path) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(recipe.plans)
+    class Plans(PlansManager):
+        """Has cases read by our reader, which is nnU-Net's and keeps what a dataset accepts."""
+
+        def image_reader_writer_class(self) -> DatasetReader:  # called for a reader by nnU-Net's preprocessor
+            return recipe.reader
+
+    manager = Plans(recipe.plans)
     configuration = manager.get_configuration(recipe.configuration)
     configuration.preprocessor_class(verbose=False).run_case_save(
         str(folder / case.name),

@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
 from sam3dnet.preprocessing.checks_description import Description, check_description
 from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, reader_by_ending
 from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
 
 __all__ = ["Problem", "require_sound", "verify_dataset"]
@@ -38,8 +40,10 @@ def verify_dataset(
     description, problems = check_description(raw_dataset_folder)
     cases, more = check_files(raw_dataset_folder, description)
     problems += more
+    reader, more = _find_reader(raw_dataset_folder, cases)
+    problems += more
     outcomes = map_cases(
-        partial(check_case, description),
+        partial(check_case, description, reader),
         cases,
         cluster or num_processes,
         "verify",
@@ -50,11 +54,25 @@ def verify_dataset(
     problems += _failed(outcomes)
     problems += (problem for report in reports for problem in _problems_of(report))
     training = [report for report in reports if not report.case.is_test]
-    problems += compare_cases({report.case.name: report.grid for report in training if report.grid is not None})
+    grids = {report.case.name: report.grid for report in training if report.grid is not None}
+    problems += compare_cases(grids, reader.reorients)
     problems += _find_duplicates(reports)
     problems += _find_absent_classes(training, description)
     problems = [_accepted(problem, description) for problem in problems]
     return sorted(problems, key=lambda problem: (problem.case != DATASET, problem.case))
+
+
+def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[DatasetReader, list[Problem]]:
+    """Find the reader of a dataset, and if there is none the one with which to look what is wrong with its files."""
+    try:
+        dataset_json = read_dataset_json(raw_dataset_folder)
+    except DatasetError:
+        return DatasetReader("SimpleITKIO"), []  # dataset.json has been reported
+    example = next((case.images[0] for case in cases if case.images), None)
+    try:
+        return dataset_reader(dataset_json, example), []
+    except DatasetError as problem:
+        return reader_by_ending(dataset_json), [error(DATASET, "no reader", str(problem))]
 
 
 def require_sound(problems: Sequence[Problem]) -> None:

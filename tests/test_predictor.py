@@ -10,7 +10,7 @@ from tiny_models import LABELS, REGIONS, SHAPE_ZYX, labels_of, make_checkpoint, 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference import automatic, case_pipeline, predictor
 from sam3dnet.inference.models import load_model
-from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.preprocessing.reading import DatasetReader
 
 
 def predict_with_stock_nnunet(images, output, model, folds, num_channels=1):
@@ -60,7 +60,9 @@ def test_geometry_survives_in_other_formats(tmp_path, ending):
     write_image(tmp_path / "in" / f"a_0000{ending}")
     model = make_model(tmp_path / "results", ending=ending)
     assert predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu").written == ["a"]
-    first, second = (read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a"))
+    first, second = (
+        DatasetReader("SimpleITKIO").read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a")
+    )
     assert first == second is not None
 
 

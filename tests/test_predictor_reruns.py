@@ -106,7 +106,7 @@ def test_a_full_disk_leaves_no_label_map_and_the_next_run_writes_it(predict, mod
     predict()
     before = (tmp_path / "out" / "b.nii.gz").read_bytes()
     (tmp_path / "out" / "b.nii.gz").unlink()
-    reader = load_model(model).plans.image_reader_writer_class()
+    reader = load_model(model).reader
     image, properties = reader.read_images([str(images / "b_0000.nii.gz")])
     arguments = (image[0].astype("u1"), tmp_path / "out" / "b.nii.gz", images / "b_0000.nii.gz", properties, reader)
     with (

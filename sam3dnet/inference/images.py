@@ -15,11 +15,12 @@ from torch import Tensor
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_names, channel_of
 from sam3dnet.preprocessing.checks_bytes import check_bytes
-from sam3dnet.preprocessing.checks_case import read_grid
-from sam3dnet.preprocessing.checks_description import ACCEPT_KEY
+from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.checks_geometry import compare_grids
+from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.world import WORLD
 
 logger = logging.getLogger(__name__)
 
@@ -104,28 +105,30 @@ def _ending(path: Path) -> str:
     return next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
 
 
-def require_whole(case: Case, accepted: Collection[str] = ()) -> None:
+def require_whole(case: Case, reader: DatasetReader, accepted: Collection[str] = (), label: Path | None = None) -> None:
     """Check the files of a case as a dataset is verified before training: whole, finite numbers, on one grid.
 
     Args:
         case: What to check.
+        reader: Of the model's dataset.
+        label: Checked with the channels.
         accepted: Names of checks that the model's dataset accepts (`accepted_checks`).
 
     Raises:
         DatasetError: With all that is wrong.
     """
-    problems = [problem for file in case.files for problem in check_bytes(case.name, file)]
-    grids = [(file.name, grid) for file in case.files if (grid := read_grid(case.name, file)[0]) is not None]
-    for other in grids[1:]:
-        problems += compare_grids(case.name, grids[0], other, is_label=False)
+    problems, grids = [], []
+    for file in (*case.files, *([label] if label else [])):
+        damages = check_bytes(case.name, file)
+        grid, more = reader.read_grid(case.name, file, is_label=file is label)
+        problems += damages if damages and grid is None else damages + more
+        grids += [] if grid is None else [(file, grid)]
+    for file, grid in grids[1:]:
+        first, expected = grids[0]
+        problems += compare_grids(case.name, (first.name, expected), (file.name, grid), is_label=file is label)
     errors = [problem.message for problem in problems if problem.severity == "error" and problem.check not in accepted]
     if errors:
         raise DatasetError("; ".join(errors))
-
-
-def accepted_checks(dataset_json: Mapping[str, Any]) -> Collection[str]:
-    """Give the names of the checks whose errors the dataset of a model accepts."""
-    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
 def is_damaged(path: Path) -> bool:
@@ -140,12 +143,12 @@ class ImageInput:
         model: Whose plan says how.
 
     Attributes:
-        reader_writer: nnU-Net's reader and writer of the plan.
+        reader: Of the model's dataset.
     """
 
     def __init__(self, model: LoadedModel):
         self._model = model
-        self.reader_writer = model.plans.image_reader_writer_class()
+        self.reader = model.reader
         self._preprocessor = model.configuration.preprocessor_class(verbose=False)
 
     def take(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> Preprocessed:
@@ -175,7 +178,7 @@ class ImageInput:
         """Find the files of all channels."""
         ending = self._model.dataset_json["file_ending"]
         files = [Path(image)] if isinstance(image, str | Path) else [Path(file) for file in image]
-        first, channels = files[0], len(self._model.dataset_json["channel_names"])
+        first, channels = files[0], len(channel_names(self._model.dataset_json))
         if len(files) == 1 and channels > 1 and channel_of(first, ending) is not None:
             stem = first.name.removesuffix(ending)[:-CHANNEL_SUFFIX_LENGTH]
             files = [first.with_name(f"{stem}_{channel:04d}{ending}") for channel in range(channels)]
@@ -187,9 +190,10 @@ class ImageInput:
         Raises:
             DatasetError: If a file is damaged, or the case is not as the model wants it.
         """
-        require_whole(case, accepted_checks(self._model.dataset_json))
-        image, properties = self.reader_writer.read_images([str(file) for file in case.files])
-        return self.preprocess(image, properties)
+        require_whole(case, self.reader, accepted_checks(self._model.dataset_json))
+        image, properties = self.reader.read_images(case.files)
+        world = self.reader.world_of(case.files[0])
+        return self.preprocess(image, properties if world is None else {**properties, WORLD: world})
 
     def preprocess(self, image_CZYX: np.ndarray, properties: Mapping[str, Any]) -> Preprocessed:
         """Preprocess an image.
@@ -205,7 +209,7 @@ class ImageInput:
             DatasetError: If the number of channels is another one, or the image is not finite.
         """
         model = self._model
-        expected = len(model.dataset_json["channel_names"])
+        expected = len(channel_names(model.dataset_json))
         if len(image_CZYX) != expected:
             raise DatasetError(
                 f"the files hold {len(image_CZYX)} channels, the model wants {expected}; leave the others out"
@@ -218,17 +222,18 @@ class ImageInput:
         return as_tensor(image), completed
 
 
-def image_bytes(case: Case, spacing_mm: Sequence[float]) -> int:
+def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float]) -> int:
     """Estimate from the header what an image takes in memory, in float32, on the finer of its own grid and the plan's.
 
     Args:
         case: The image.
+        reader: Of its dataset.
         spacing_mm: Of the plan, in any order.
 
     Returns:
         The bytes; 0 if the header cannot be read.
     """
-    grid = read_grid(case.name, case.files[0])[0]
+    grid = reader.read_grid(case.name, case.files[0])[0]
     if grid is None:
         return 0
     voxels = math.prod(grid.shape)

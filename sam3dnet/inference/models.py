@@ -18,6 +18,7 @@ from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.network.reach import with_reach
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,11 @@ class LoadedModel:
     def precision(self) -> torch.dtype | None:
         """Type that matrix products are computed in; None: as they come."""
         return prediction_type(self.device, self.trained_in)
+
+    @cached_property
+    def reader(self) -> DatasetReader:
+        """Reads images and label maps of the model's dataset."""
+        return reader_named(str(self.plans.plans["image_reader_writer"]), self.dataset_json)
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:

@@ -19,6 +19,7 @@ from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
 from sam3dnet.inference.text import ask_for_text
 from sam3dnet.inference.writing import TEMPORARY_FOLDER, is_finished, write_label_map
+from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.cluster import cluster_at
 from sam3dnet.preprocessing.folders import activate_folders, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
@@ -37,7 +38,7 @@ SETTINGS_FILE = "sam3d_prediction.json"
 class PromptedSegmentation(Protocol):
     """Segments cases under their prompts, see `interactive.run_prompts`."""
 
-    def label_map(self, name: str, case: Preprocessed, reader_writer: Any, on_progress: OnProgress) -> np.ndarray:
+    def label_map(self, name: str, case: Preprocessed, on_progress: OnProgress) -> np.ndarray:
         """Segment a case."""
 
 
@@ -93,7 +94,7 @@ def _predict_folder(
     )
     dataset_json = read_model_json(model_path / "dataset.json")
     ending = dataset_json["file_ending"]
-    cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
+    cases, failed = find_cases(inputs, ending, len(channel_names(dataset_json)))
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)
     names = [case.name for case in cases]
@@ -103,7 +104,7 @@ def _predict_folder(
     record["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
     for name in _outdated(output, before, record, names):
         (output / f"{name}{ending}").unlink(missing_ok=True)
-    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
+    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case, model.reader)]
     _write_companions(output, record, model)
     to_do = [case for case in cases if case.name not in set(skipped)]
     if cluster is None:
@@ -229,11 +230,11 @@ class _Run:
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
         if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
             return self._automatic.label_map(*preprocessed, on_progress)
-        return self._prompted.label_map(case.name, preprocessed, self._input.reader_writer, on_progress)
+        return self._prompted.label_map(case.name, preprocessed, on_progress)
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
-        write_label_map(labels, path, case.files[0], properties, self._input.reader_writer)
+        write_label_map(labels, path, case.files[0], properties, self._input.reader)
 
 
 @dataclass(frozen=True)
