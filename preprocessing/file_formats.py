@@ -159,7 +159,7 @@ class TiffFormat:
 
         spacing_mm = self.grid(image, is_label=False).spacing_mm
         write_json(file.with_name(f"{file.name.removesuffix(file.suffix)}.json"), {"spacing": spacing_mm})
-        tifffile.imwrite(file, labels_ZYX, compression="zlib")
+        tifffile.imwrite(file, labels_ZYX, compression="zlib", photometric="minisblack")
 
 
 def grid_of_affine(shape_ijk: Sequence[int], spacing_ijk: Sequence[float], ras_from_file: Array) -> Grid:

@@ -146,7 +146,7 @@ def test_other_formats_keep_their_place_and_large_labels(tmp_path: Path, reader_
 def test_the_spacing_of_tiff_lies_beside(tmp_path: Path, ending: str) -> None:
     image, output = tmp_path / f"a_0000{ending}", tmp_path / "out" / f"a{ending}"
     output.parent.mkdir()
-    tifffile.imwrite(image, LABELS_ZYX.astype(np.float32))
+    tifffile.imwrite(image, LABELS_ZYX.astype(np.float32), photometric="minisblack")
     (tmp_path / "a.json").write_text('{"spacing": [4, 0.5, 0.25]}')
     reader = DatasetReader("Tiff3DIO")
     pass_on(reader, image, output)
