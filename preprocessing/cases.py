@@ -10,6 +10,7 @@ from typing import Any
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.folders import is_plain_name
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.names import entries, faulty_cases
 
 CHANNEL_SUFFIX_LENGTH = len("_0000")
 
@@ -57,16 +58,25 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
     The cases are those of imagesTr, or those of the key "dataset" of dataset.json where it has one.
 
     Raises:
-        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset.
+        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset, or a case has a name
+            that it cannot have.
     """
     if "file_ending" not in dataset_json:
         raise DatasetError(f'{dataset_folder / "dataset.json"}: has no "file_ending"; add one, such as ".nii.gz"')
     if not is_plain_name(dataset_json["file_ending"]):
         came = dataset_json["file_ending"]
         raise DatasetError(f'{dataset_folder / "dataset.json"}: "file_ending" is {came!r}; expected such as ".nii.gz"')
-    if "dataset" in dataset_json:
-        return sorted(_listed_in_json(dataset_folder, dataset_json["dataset"]), key=lambda case: case.name)
     ending = str(dataset_json["file_ending"])
+    if "dataset" in dataset_json:
+        cases = _listed_in_json(dataset_folder, dataset_json["dataset"])
+    else:
+        cases = _found_in_folders(dataset_folder, ending)
+    for name, fault in faulty_cases((case.name for case in cases), ending).items():
+        raise DatasetError(f'{dataset_folder}: case "{name}": {fault}')
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _found_in_folders(dataset_folder: Path, ending: str) -> list[TrainingCase]:
     channels_of_case: dict[str, list[Path]] = {}
     for file in image_files(dataset_folder / "imagesTr", ending):
         name = file.name[: -len(ending) - CHANNEL_SUFFIX_LENGTH]
@@ -74,17 +84,12 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
         if channel_of(file, ending) is not None:
             channels_of_case[name].append(file)
     labels = dataset_folder / "labelsTr"
-    return [
-        TrainingCase(name, tuple(images), labels / f"{name}{ending}")
-        for name, images in sorted(channels_of_case.items())
-    ]
+    return [TrainingCase(name, tuple(images), labels / f"{name}{ending}") for name, images in channels_of_case.items()]
 
 
 def image_files(folder: Path, ending: str) -> list[Path]:
-    """List the files of a folder with this ending, sorted by name, broken links too; none without the folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and not path.is_dir())
+    """List the files of a folder with this ending, sorted by name, and what is none under such a name."""
+    return [path for path in entries(folder) if path.name.endswith(ending)]
 
 
 def channel_of(file: Path, ending: str) -> int | None:

@@ -51,7 +51,7 @@ def validation_cases(dataset_name: str, folders: Folders, fold: int | str) -> li
         DatasetError: If the splits, the fold or a case are not there.
     """
     file = splits_file(dataset_name, folders)
-    splits = read_splits(file, DatasetError, "training writes it, train first")
+    splits = read_splits(file, DatasetError, "planning writes it, for two cases or more; plan again")
     if not isinstance(fold, int) or fold >= len(splits):
         raise DatasetError(
             f"fold {fold} has no validation cases, {file} has the folds 0 to {len(splits) - 1}; "

@@ -19,6 +19,7 @@ from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_names, c
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.checks_geometry import compare_grids
+from sam3dnet.preprocessing.names import entries, fault_of_output, has_ending_in_other_case, not_a_file
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import WORLD
 
@@ -59,8 +60,8 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
         raise DatasetError(
             f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
         )
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    wanted = [path for path in files if path.name.endswith(file_ending)]
+    files = entries(folder)
+    wanted = [path for path in files if path.name.lower().endswith(file_ending.lower())]
     foreign = sorted({_ending(path) for path in files if path not in wanted and _ending(path)})
     if not wanted:
         found = f"it holds files ending in {', '.join(foreign)}" if foreign else "it holds no image"
@@ -81,13 +82,19 @@ def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[
     for path in files:
         channel = channel_of(path, file_ending)
         name = path.name.removesuffix(file_ending)
-        if channel is None:
+        if has_ending_in_other_case(path, file_ending):
+            failed[path.name] = f"{path.name}: expected the ending {file_ending}; rename it"
+        elif channel is None:
             failed[name] = f"{path.name} has no channel number; name it {name}_0000{file_ending}"
         else:
             channels[name[:-CHANNEL_SUFFIX_LENGTH]][channel] = path
     cases = []
     for name, found in sorted(channels.items()):
-        if sorted(found) == list(range(num_channels)):
+        lost = [f"{path.name} is {what}" for path in found.values() if (what := not_a_file(path)) is not None]
+        overwritten = fault_of_output(name, file_ending)
+        if lost or overwritten:
+            failed[name] = f"{'; '.join(lost)}; put the image there" if lost else str(overwritten)
+        elif sorted(found) == list(range(num_channels)):
             cases.append(Case(name, tuple(found[channel] for channel in range(num_channels))))
         else:
             failed[name] = (

@@ -14,7 +14,7 @@ from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
-from sam3dnet.preprocessing.splits import read_splits, splits_file
+from sam3dnet.preprocessing.splits import REMEDY, fold_of, read_splits, splits_file, update_splits
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -138,7 +138,7 @@ class _Asked:
         name, fold = find_dataset_name(settings.dataset, folders), parse_fold(settings.fold)
         plans, dataset_json = _read_plan(name, folders, settings.plans)
         _check_configuration(plans, settings.configuration, name, folders)
-        _check_fold(fold, name, folders)
+        _check_fold(fold, name, folders, _stored_in(plans, settings.configuration))
         _share_cores(device.type, settings.num_processes)
         model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
         return cls(fold, plans, dataset_json, device, folders.results / name / model)
@@ -190,12 +190,18 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
-    identifier = plans["configurations"][configuration].get("data_identifier")
-    if identifier and not any((folders.preprocessed / dataset_name / identifier).glob("*.pkl")):
+    stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
+    if not any(stored.glob("*.pkl")):
         raise DatasetError(
-            f"{folders.preprocessed / dataset_name / identifier} holds no preprocessed case; "
-            f"run sam3d_plan_and_preprocess -d {dataset_name} first"
+            f"{stored} holds no preprocessed case; run sam3d_plan_and_preprocess -d {dataset_name} first"
         )
+
+
+def _stored_in(plans: dict[str, Any], configuration: str) -> str:
+    """Name the folder of a configuration's preprocessed cases."""
+    content = plans["configurations"][configuration]
+    parent = plans["configurations"].get(content.get("inherits_from"), {})
+    return str(content.get("data_identifier", parent.get("data_identifier", f"{plans['plans_name']}_{configuration}")))
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:
@@ -209,15 +215,16 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
         check_named_file(arch_kwargs["encoder"], sam_checkpoint)
 
 
-def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:
+def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders, stored_in: str) -> None:
+    """See that a fold can be trained; a dataset that has no splits yet gets some."""
     if fold == "all":
         return
     file = splits_file(dataset_name, folders)
-    number_of_folds = len(read_splits(file, PlanError, "correct it, or delete the file")) if file.is_file() else 5
-    if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
-        raise PlanError(
-            f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'
-        )
+    cases = [path.stem for path in (file.parent / stored_in).glob("*.pkl")]
+    if not file.is_file():
+        update_splits(file, cases, cases)
+    splits = read_splits(file, DatasetError, REMEDY) if file.is_file() else ()
+    fold_of(splits, fold, cases, file)
 
 
 def _share_cores(device: str, num_processes: int | None) -> None:
