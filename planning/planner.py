@@ -25,7 +25,7 @@ from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
-from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.preprocessing.cases import channel_names, has_regions, output_channels
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
@@ -307,24 +307,6 @@ class SAM3DPlanner(ExperimentPlanner):
         write_json(plans_file, plans)
         with whole_or_nothing(folder / "dataset.json") as temporary:
             shutil.copyfile(Path(self.raw_dataset_folder) / "dataset.json", temporary)
-
-
-def output_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Name the network's outputs in their order: background and the classes by label, or the regions."""
-    classes = foreground_classes(dataset_json)
-    if has_regions(dataset_json):
-        return list(classes)
-    return ["background", *sorted(classes, key=lambda name: classes[name])]
-
-
-def output_channels(dataset_json: Mapping[str, Any]) -> int:
-    """Count the network's outputs: a channel a class and one for background, or a channel a region."""
-    return len(output_names(dataset_json))
-
-
-def has_regions(dataset_json: Mapping[str, Any]) -> bool:
-    """Tell whether the outputs are regions that may overlap, and not classes."""
-    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
 
 
 def torch_resampling_options() -> dict[str, Any]:

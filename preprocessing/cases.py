@@ -52,6 +52,24 @@ def foreground_classes(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, 
     return {name: found for name, found in values.items() if name != "ignore" and found != (0,)}
 
 
+def output_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name the network's outputs in their order: background and the classes by label, or the regions."""
+    classes = foreground_classes(dataset_json)
+    if has_regions(dataset_json):
+        return list(classes)
+    return ["background", *sorted(classes, key=lambda name: classes[name])]
+
+
+def output_channels(dataset_json: Mapping[str, Any]) -> int:
+    """Count the network's outputs: a channel a class and one for background, or a channel a region."""
+    return len(output_names(dataset_json))
+
+
+def has_regions(dataset_json: Mapping[str, Any]) -> bool:
+    """Tell whether the outputs are regions that may overlap, and not classes."""
+    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
+
+
 def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -> list[TrainingCase]:
     """List the training cases that nnU-Net sees, sorted by name; nothing is said about whether the files are there.
 

@@ -368,7 +368,7 @@ def test_a_plan_that_fails_leaves_no_file(folders, tiny_dataset):
 
 
 def test_regions_count_as_outputs_without_background(folders, tiny_dataset, monkeypatch):
-    from sam3dnet.planning.planner import output_channels
+    from sam3dnet.preprocessing.cases import output_channels
 
     assert output_channels({"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}) == 2
     assert output_channels({"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}}) == 3

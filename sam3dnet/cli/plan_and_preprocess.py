@@ -85,8 +85,7 @@ def _embed_classes(dataset_folder: Path, settings: PlanningSettings) -> "Text | 
         return None
     from sam3dnet.network.published.text_encoder import as_plan_values, class_phrases, embed_phrases
     from sam3dnet.planning.methods import Text
-    from sam3dnet.planning.planner import output_names
-    from sam3dnet.preprocessing.cases import read_dataset_json
+    from sam3dnet.preprocessing.cases import output_names, read_dataset_json
 
     dataset_json = read_dataset_json(dataset_folder)
     file = None if settings.phrases is None else Path(settings.phrases)

@@ -9,7 +9,7 @@ import numpy as np
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.metrics import MaskScore, score_masks
-from sam3dnet.preprocessing.cases import foreground_classes, image_files
+from sam3dnet.preprocessing.cases import foreground_classes, has_regions, image_files
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.checks_geometry import Grid, compare_grids
 from sam3dnet.preprocessing.problems import Problem
@@ -57,8 +57,10 @@ def make_scoring(dataset_json: Mapping[str, Any], tolerance_mm: float, lesion_io
     """Take classes, regions and the ignore label from dataset.json."""
     labels: Mapping[str, Any] = dataset_json["labels"]
     classes = foreground_classes(dataset_json)
+    regions = has_regions(dataset_json)
     keys = {
-        name: str(classes[name] if isinstance(labels[name], list | tuple) else classes[name][0]) for name in classes
+        name: str(values if regions and isinstance(labels[name], list | tuple) else values[0])
+        for name, values in classes.items()
     }
     ignore = labels.get("ignore")
     return Scoring(classes, keys, None if ignore is None else int(ignore), tolerance_mm, lesion_iou)

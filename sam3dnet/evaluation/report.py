@@ -15,7 +15,7 @@ from sam3dnet.evaluation.report_pictures import box_plots, three_planes, trainin
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
 from sam3dnet.inference.models import find_model, read_model_json, trained_folds
 from sam3dnet.planning.plan import Plan, format_value, load_plan
-from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
+from sam3dnet.preprocessing.cases import output_names, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.settings.evaluation import ScoringSettings
@@ -141,7 +141,7 @@ def _training(reported: ReportedFold) -> str:
         return paragraph(f"There is no {LOG_FILE} in this fold.")
     last = reported.log[-1]
     text = f"{len(reported.log)} epochs, {last.iterations} iterations, {last.seconds / 60:.0f} minutes"
-    classes = list(foreground_classes(read_dataset_json(reported.model)))
+    classes = [name for name in output_names(read_dataset_json(reported.model)) if name != "background"]
     return picture(training_curves(reported.log, classes), f"Training curves: {text}")
 
 
