@@ -106,8 +106,9 @@ def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
         cases = validation_cases(folder.parent.name, folders, chosen)
     else:
         cases, failed = cases_of_folders(Path(settings.images), Path(settings.labels), dataset_json)
-    tolerance = choose_tolerance([folder.parent.name], settings.tolerance)
     plans = PlansManager(read_model_json(folder / "plans.json"))
+    spacing_mm = plans.plans["original_median_spacing_after_transp"]
+    tolerance = choose_tolerance([folder.parent.name], settings.tolerance, spacing_mm)
     configuration = plans.get_configuration(settings.configuration)
     return ClickedModel(
         folder=folder,

@@ -97,14 +97,16 @@ def evaluate_folder(
     missing_as_empty, num_processes = settings.missing_as_empty, settings.num_processes
     dataset_json_file = find_dataset_json(predictions, labels, settings.dataset_json)
     description = read_description(dataset_json_file)
-    tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), settings.tolerance)
-    scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
     pairs, surplus = pair_files(predictions.absolute(), labels.absolute(), str(description["file_ending"]))
     pairs = [pair for pair in pairs if only is None or pair.name in only]
+    reader = find_reader(predictions, description, pairs)
+    names = dataset_names(labels, dataset_json_file, description)
+    tolerance = choose_tolerance(names, settings.tolerance, _spacing_of(pairs, reader))
+    scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
     failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
     to_score = [pair for pair in pairs if pair.name not in failed]
     processes = min(default_num_processes() if num_processes is None else num_processes, len(to_score))
-    score = partial(evaluate_case, scoring=scoring, reader=find_reader(predictions, description, pairs))
+    score = partial(evaluate_case, scoring=scoring, reader=reader)
     cases = _evaluate(to_score, score, failed, cluster or processes, progress)
     if not cases:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
@@ -149,6 +151,13 @@ def find_reader(predictions: Path, description: Mapping[str, Any], pairs: Sequen
     if isinstance(plan.get("image_reader_writer"), str):
         return reader_named(plan["image_reader_writer"], description)
     return dataset_reader(description, pairs[0].truth if pairs else None)
+
+
+def _spacing_of(pairs: Sequence[LabelPair], reader: DatasetReader) -> Sequence[float] | None:
+    """Give the spacing of the first label map that says one."""
+    files = [file for pair in pairs for file in (pair.truth, pair.prediction) if file is not None]
+    grids = (reader.read_grid(file.name, file, is_label=True)[0] for file in files)
+    return next((grid.spacing_mm for grid in grids if grid is not None and grid.is_spaced), None)
 
 
 def _evaluate(

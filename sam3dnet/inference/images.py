@@ -7,9 +7,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,10 +26,11 @@ from sam3dnet.preprocessing.world import WORLD
 
 logger = logging.getLogger(__name__)
 
-ImageSource = str | Path | Sequence[str | Path] | np.ndarray
+ImageSource = str | Path | Sequence[str | Path] | npt.ArrayLike
 Preprocessed = tuple[Tensor, dict[str, Any]]
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
+_EXPECTED_ARRAY = "expected numbers (Z, Y, X) or (C, Z, Y, X), or the name of a file"
 BYTES_AHEAD = 4 << 30  # of all images that are read or wait, unless a single one takes more
 BYTES_A_VALUE = 4
 PEAK_OF_READING = 4  # times the memory of the image itself: file, copy, mask, resampled
@@ -169,17 +171,11 @@ class ImageInput:
         Raises:
             DatasetError: As of `read` and `preprocess`, and if an array comes without its spacing.
         """
-        if not isinstance(image, np.ndarray):
-            if spacing_mm is not None:
-                raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
-            return self.read(self._case(image))
-        if spacing_mm is None or len(spacing_mm) != 3 or image.ndim not in (3, 4):
-            raise DatasetError(
-                f"an array with {image.ndim} axes and spacing_mm {spacing_mm}, expected (Z, Y, X) or (C, Z, Y, X) and "
-                "three millimetres (Z, Y, X)"
-            )
-        image_CZYX = np.array(image if image.ndim == 4 else image[None], dtype=np.float32)
-        return self.preprocess(image_CZYX, {"spacing": [float(value) for value in spacing_mm]})
+        if not _names_files(image):
+            return self.preprocess(as_channels(image), {"spacing": as_spacing(spacing_mm)})
+        if spacing_mm is not None:
+            raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
+        return self.read(self._case(image))
 
     def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
         """Find the files of all channels."""
@@ -216,6 +212,7 @@ class ImageInput:
             DatasetError: If the number of channels is another one, or the image is not finite.
         """
         model = self._model
+        image_CZYX = self._finite(image_CZYX)
         expected = len(channel_names(model.dataset_json))
         if len(image_CZYX) != expected:
             raise DatasetError(
@@ -224,9 +221,62 @@ class ImageInput:
         image, _, completed = self._preprocessor.run_case_npy(
             image_CZYX, None, dict(properties), model.plans, model.configuration, model.dataset_json
         )
-        if not np.isfinite(image).all():
-            raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
         return as_tensor(image), completed
+
+    def _finite(self, image_CZYX: np.ndarray) -> np.ndarray:
+        """See that all voxels are finite, or make those 0 that are not where the model's dataset accepts them."""
+        if np.isfinite(image_CZYX).all():
+            return image_CZYX
+        if self.reader.zeroes_non_finite:
+            return np.nan_to_num(image_CZYX, nan=0.0, posinf=0.0, neginf=0.0)
+        raise DatasetError(
+            "the image has voxels that are NaN, infinite or beyond float32; replace them by the value of air"
+        )
+
+
+def _names_files(image: Any) -> TypeGuard[str | Path | Sequence[str | Path]]:
+    if isinstance(image, list | tuple):
+        return bool(image) and all(isinstance(one, str | Path) for one in image)
+    return isinstance(image, str | Path)
+
+
+def as_channels(image: Any) -> npt.NDArray[np.float32]:
+    """Take an image in memory: an array of any real type, or what numpy makes one of, such as a tensor.
+
+    Args:
+        image: (Z, Y, X) or (C, Z, Y, X).
+
+    Returns:
+        A copy (C, Z, Y, X).
+
+    Raises:
+        DatasetError: If it is none.
+    """
+    try:
+        given = np.asarray(image)
+    except (ValueError, TypeError, RuntimeError) as problem:  # lists of uneven lengths, tensors on a card
+        raise DatasetError(f"the image cannot be made an array ({problem}); {_EXPECTED_ARRAY}") from problem
+    if given.dtype.kind not in "buif" or given.ndim not in (3, 4) or given.size == 0:
+        raise DatasetError(f"the image has shape {given.shape} and type {given.dtype}; {_EXPECTED_ARRAY}")
+    with np.errstate(over="ignore"):
+        return np.array(given if given.ndim == 4 else given[None], dtype=np.float32)
+
+
+def as_spacing(spacing_mm: Sequence[float] | None) -> list[float]:
+    """Check the spacing of an image in memory.
+
+    Raises:
+        DatasetError: If it is not three lengths.
+    """
+    try:
+        found = [float(mm) for mm in spacing_mm or ()] if not isinstance(spacing_mm, str) else []
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in found):
+        raise DatasetError(
+            f"spacing_mm is {spacing_mm!r}; expected three millimetres above 0 (Z, Y, X), which an array does not say"
+        )
+    return found
 
 
 def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float]) -> int:
