@@ -23,6 +23,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 from sam3dnet import __version__
 from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError, did_you_mean
+from sam3dnet.preprocessing.cores import limit_threads
 
 STATUS_SOME_FAILED = 1
 STATUS_USER_ERROR = 2
@@ -65,8 +66,7 @@ def run_command(
     """
     options = vars(make_parser(function, prog).parse_args(argv))
     shown = {name: options.pop(name) for name in SHARED_OPTIONS}
-    # Read when torch is imported; nnU-Net's resampling asks for four threads, also where there are two cores.
-    os.environ.setdefault("OMP_THREAD_LIMIT", str(os.cpu_count() or 1))
+    limit_threads()
     if argv is None:
         signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -168,7 +168,7 @@ SMALLEST_SHOWN = 0.0005  # by three decimals
 
 
 def format_number(value: float) -> str:
-    """Format a figure: three decimals, fewer where it is large, three digits where it is tiny, a dash where undefined."""
+    """Format a figure: three decimals, fewer where it is large, three digits where it is tiny, a dash for none."""
     if math.isnan(value):
         return "-"
     if 0 < abs(value) < SMALLEST_SHOWN:

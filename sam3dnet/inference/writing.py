@@ -1,8 +1,11 @@
 """A label map in a file that appears whole or not at all, in the image's own place."""
 
+import contextlib
 import errno
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ from sam3dnet.inference.images import Case, is_damaged
 from sam3dnet.preprocessing.geometry import as_stored
 from sam3dnet.preprocessing.reading import DatasetReader
 
-TEMPORARY_FOLDER = ".sam3d_unfinished"
+UNFINISHED = ".sam3d_unfinished-"  # of a label map's own folder, so that runs into one folder leave each other alone
+SECONDS_TO_WRITE = 3600.0  # a label map at most; a folder that is older was left by a run that was killed
 LARGEST_BYTE = 255
 
 
@@ -32,9 +36,7 @@ def write_label_map(
     Raises:
         OSError, RuntimeError: If writing fails; nothing is left under the final name then.
     """
-    temporary = path.parent / TEMPORARY_FOLDER
-    temporary.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=temporary) as name:
+    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as name:
         _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, reader)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
@@ -49,6 +51,14 @@ def _write(label_map_ZYX: np.ndarray, path: Path, image: Path, reader: DatasetRe
         raise _not_whole(path) from error
     if is_damaged(path):  # on a full disk ITK's writers may end in silence and leave half a file
         raise _not_whole(path)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what runs that were killed left of label maps in the making."""
+    for unfinished in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another run may do the same
+            if time.time() - unfinished.stat().st_mtime > SECONDS_TO_WRITE:
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _not_whole(path: Path) -> OSError:

@@ -6,7 +6,6 @@ is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what i
 
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +27,7 @@ from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
 from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
-from sam3dnet.inference.writing import TEMPORARY_FOLDER, write_label_map
+from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import settings_digest
@@ -126,11 +125,9 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
     if is_first_process():
         _clear(output, trainer.dataset_json["file_ending"])
     failed = _predict_share(_Validation(trainer, model, output), sorted(names))
-    if is_first_process():
-        shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
-        if len(failed) < len(names):
-            label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
-            _score(trainer, output, scoring_processes(label_maps, model.reader))
+    if is_first_process() and len(failed) < len(names):
+        label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
+        _score(trainer, output, scoring_processes(label_maps, model.reader))
     _tell_failed(failed, len(names), output)
 
 
