@@ -18,6 +18,7 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
@@ -240,9 +241,8 @@ class SAM3DPlanner(ExperimentPlanner):
             "mirror_axes": mirror_axes.value,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
-        self.plans = plans
-        self.save_plans(plans)
-        return plans
+        self.plans = self.save_plans(plans)
+        return self.plans
 
     def left_right(self) -> int | None:
         """Find the array axis of the files that runs from left to right."""
@@ -295,34 +295,33 @@ class SAM3DPlanner(ExperimentPlanner):
             self.decisions.append(window)
         return properties
 
-    def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plan, whole or not at all; configurations that a user added to an older one are kept."""
+    def save_plans(self, plans: dict[str, Any]) -> dict[str, Any]:
+        """Write the plan, whole or not at all, with what a user added to an older one or changed in it.
+
+        Returns:
+            The plan as it is written.
+        """
         from nnunetv2.paths import nnUNet_preprocessed
 
         folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         plans_file = folder / f"{self.plans_identifier}.json"
-        for name, configuration in configurations_of(plans_file).items():
+        before = read_json_if_whole(plans_file) or {}
+        changes = changes_by_hand(before)
+        plans = with_changes(plans, changes, plans_file.name)
+        for path, value in changes.items():
+            logger.warning("Warning: %s of %s is kept as changed by hand: %s", path, plans_file.name, value)
+        for name, configuration in before.get("configurations", {}).items():
             if name not in PLANNED_CONFIGURATIONS:
                 plans["configurations"][name] = configuration
         write_json(plans_file, plans)
         with whole_or_nothing(folder / "dataset.json") as temporary:
             shutil.copyfile(Path(self.raw_dataset_folder) / "dataset.json", temporary)
+        return plans
 
 
 def torch_resampling_options() -> dict[str, Any]:
     """Give the options of nnU-Net's torch resampling: thick slices are resampled apart, as in its default."""
     return {"force_separate_z": None, "memefficient_seg_resampling": False}
-
-
-def configurations_of(plans_file: Path) -> dict[str, Any]:
-    """Read the configurations of an older plan; none if there is no readable one."""
-    if not plans_file.exists():
-        return {}
-    plans = read_json_if_whole(plans_file)
-    if plans is None:
-        logger.warning("%s is damaged; it is written anew", plans_file)
-        return {}
-    return dict(plans.get("configurations", {}))
 
 
 def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Decision:

@@ -76,6 +76,12 @@ def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> boo
     return stored == {**record, "sizes": _sizes(output_folder, name)}
 
 
+def made_otherwise(output_folder: Path, settings: str) -> list[str]:
+    """Name the preprocessed cases that were made under other settings; of cases without a record nothing is known."""
+    records = {file.stem: read_json_if_whole(file) for file in sorted((output_folder / RECORDS_FOLDER).glob("*.json"))}
+    return [name for name, record in records.items() if record and record.get("settings") != settings]
+
+
 def store_record(output_folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Store the record of a case whose files are in place."""
     write_json(_record_file(output_folder, name), {**record, "sizes": _sizes(output_folder, name)})

@@ -35,6 +35,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
 
     from sam3dnet.planning.plan import format_decisions, load_plan
     from sam3dnet.preprocessing.cluster import cluster_at
+    from sam3dnet.preprocessing.locking import only_one
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
     from sam3dnet.preprocessing.workers import default_num_processes
 
@@ -46,9 +47,10 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
             if not settings.skip_verification:
                 _verify(name, folders, processes, cluster)
             text = _embed_classes(folders.raw / name, settings)
-            plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
-            print(format_decisions(load_plan(plan_files[-1])), flush=True)
-            preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
+            with only_one(folders.preprocessed / name):
+                plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
+                print(format_decisions(load_plan(plan_files[-1])), flush=True)
+                preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
     return plan_files
 
 

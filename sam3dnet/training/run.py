@@ -12,9 +12,12 @@ import torch
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
+from sam3dnet.planning.plan import load_plan
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.problems import shorten
+from sam3dnet.preprocessing.records import made_otherwise, settings_digest
 from sam3dnet.preprocessing.splits import REMEDY, fold_of, read_splits, splits_file, update_splits
 from sam3dnet.settings.training import TrainingSettings
 
@@ -138,7 +141,7 @@ class _Asked:
         device = choose_device(settings.device)
         name, fold = find_dataset_name(settings.dataset, folders), parse_fold(settings.fold)
         plans, dataset_json = _read_plan(name, folders, settings.plans)
-        _check_configuration(plans, settings.configuration, name, folders)
+        _check_configuration(plans, dataset_json, settings.configuration, name, folders)
         _check_fold(fold, name, folders, _stored_in(plans, settings.configuration))
         _share_cores(device.type, settings.num_processes)
         model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
@@ -184,10 +187,14 @@ def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[di
             f"{folder / f'{plans_name}.json'}: expected a plan of {dataset_name} whose names lead to no other folder; "
             f"it is of {plans.get('dataset_name')} and has {', '.join(map(str, names))}; plan again"
         )
+    if "sam3d" in plans:
+        load_plan(folder / f"{plans_name}.json")  # what was changed by hand may not fit together
     return plans, dataset_json
 
 
-def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name: str, folders: Folders) -> None:
+def _check_configuration(
+    plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, dataset_name: str, folders: Folders
+) -> None:
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
@@ -195,6 +202,21 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
     if not any(stored.glob("*.pkl")):
         raise DatasetError(
             f"{stored} holds no preprocessed case; run sam3d_plan_and_preprocess -d {dataset_name} first"
+        )
+    _check_cases(plans, dataset_json, configuration, stored)
+
+
+def _check_cases(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, stored: Path) -> None:
+    """See that cases were preprocessed by this very plan, as far as that is recorded: nnU-Net's command does not."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    content = PlansManager(plans).get_configuration(configuration).configuration
+    others = made_otherwise(stored, settings_digest(plans, content, dataset_json))
+    if others:
+        raise DatasetError(
+            f"{stored}: {len(others)} cases were preprocessed by another plan, or for another dataset.json, than "
+            f"there is now: {shorten(others)}; run sam3d_plan_and_preprocess -d {plans['dataset_name']}, which keeps "
+            "what was changed by hand in the plan"
         )
 
 
