@@ -21,12 +21,13 @@ NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
 
 @dataclass(frozen=True)
 class ObjectMeasures:
-    """What one class looks like in one case; intensities hold one entry a channel."""
+    """What one class looks like in one case; intensities hold one entry a channel, the centre is that of all voxels."""
 
     largest_extent_voxels: list[int]
     largest_extent_mm: list[float]
     object_count: int
     volume_mm3: float
+    centre_mm: list[float]
     inside: list[dict[str, float]]
     around: list[dict[str, float]]
 
@@ -64,6 +65,10 @@ def measure_class(
         largest_extent_mm=[float(n * mm) for n, mm in zip(extent_voxels, spacing_mm, strict=True)],
         object_count=object_count,
         volume_mm3=float(np.count_nonzero(mask) * np.prod(spacing_mm)),
+        centre_mm=[
+            float((axis.start + at) * mm)
+            for axis, at, mm in zip(slicer, ndimage.center_of_mass(mask), spacing_mm, strict=True)
+        ],
         inside=[describe(crop[mask]) for crop in crops],
         around=[describe(crop[shell]) for crop in crops],
     )

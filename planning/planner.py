@@ -26,7 +26,8 @@ from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
-from sam3dnet.preprocessing.cases import channel_names, has_regions, output_channels
+from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions, output_channels
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
@@ -213,8 +214,12 @@ class SAM3DPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
-        mirror_axes = rules.choose_mirror_axes(self.left_right(), forward)
+        left_right = self.left_right()
+        sides = Sides() if left_right is None else self.find_sides(left_right)
+        mirror_axes = rules.choose_mirror_axes(left_right, forward, sides.unlike)
         self.decisions.append(mirror_axes)
+        if sides.pairs:
+            self.decisions.append(sides_decision(sides.pairs))
         plans = {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
@@ -239,6 +244,9 @@ class SAM3DPlanner(ExperimentPlanner):
             "pretrained": encoder["pretrained"],
             "weights": self.weights,
             "mirror_axes": mirror_axes.value,
+            "sides": {"axis": list(forward).index(left_right), "pairs": [list(pair) for pair in sides.pairs]}
+            if sides.pairs
+            else None,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
         self.plans = self.save_plans(plans)
@@ -247,6 +255,19 @@ class SAM3DPlanner(ExperimentPlanner):
     def left_right(self) -> int | None:
         """Find the array axis of the files that runs from left to right."""
         return left_right_axis((case["images"][0] for case in self.dataset.values()), self.reader)
+
+    def find_sides(self, left_right: int) -> Sides:
+        """Find the classes that differ by their side alone."""
+        values = foreground_classes(self.dataset_json)
+
+        def read_masks(case: str) -> dict[str, Any]:
+            labels_ZYX = self.reader.read_seg(self.dataset[case]["label"])[0][0]
+            return {name: np.isin(labels_ZYX, of_class) for name, of_class in values.items()}
+
+        found = find_sides(self.block["classes"], left_right, read_masks)
+        if swapped_channels(swapped_values(found.pairs, values), self.dataset_json) is None:
+            return Sides((), (*found.pairs, *found.unlike))  # regions that hold one of the two, and not the other
+        return found
 
     def median_of(self, key: str) -> np.ndarray:
         """Take the median over the cases of a fingerprint entry."""
@@ -414,3 +435,9 @@ def plan_dataset(
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"
+
+
+def sides_decision(pairs: Sequence[tuple[str, str]]) -> Decision:
+    """Say which classes are swapped in mirrored images."""
+    reason = "each is the mirror image of the other, so that mirrored images have their labels swapped"
+    return Decision("sides", [" and ".join(pair) for pair in pairs], reason, "ours")

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -23,6 +24,7 @@ from sam3dnet.network.compiling import compile_network
 from sam3dnet.network.reach import KEY, with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
+from sam3dnet.planning.sides import mirrored_sides
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -37,6 +39,7 @@ from sam3dnet.training.drawing import QuestionDrawer, finest
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
+from sam3dnet.training.mirroring import with_sides
 from sam3dnet.training.optimizer import (
     LEARNING_RATE_NEW,
     WEIGHT_DECAY,
@@ -181,8 +184,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Return nnU-Net's settings with the plan's mirror axes, in training and at prediction."""
         rotation, dummy_2d, patch_size, stock = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         axes = tuple(self.plans_manager.plans.get("sam3d", {}).get("mirror_axes", stock))
-        self.inference_allowed_mirroring_axes = axes or None  # an empty tuple ends nnU-Net's predictor
+        sides = mirrored_sides(self.plans_manager.plans, self.dataset_json)
+        for_nnunet = tuple(axis for axis in axes if sides is None or axis != sides.axis)
+        self.inference_allowed_mirroring_axes = for_nnunet or None  # an empty tuple ends nnU-Net's predictor
         return rotation, dummy_2d, patch_size, axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Return nnU-Net's transforms, of which mirroring swaps the classes that become each other."""
+        composed = super().get_training_transforms(*args, **kwargs)
+        sides = mirrored_sides(self.plans_manager.plans, self.dataset_json)
+        return composed if sides is None else with_sides(composed, sides)
 
     def get_dataloaders(self) -> tuple:
         """Return nnU-Net's loaders, which draw prompts too where the network answers them."""

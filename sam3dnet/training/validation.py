@@ -26,7 +26,7 @@ from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
-from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
+from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -59,7 +59,9 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
         configuration=trainer.configuration_manager,
         labels=trainer.label_manager,
         dataset_json=trainer.dataset_json,
-        mirror_axes=as_axes(trainer.inference_allowed_mirroring_axes),
+        mirror_axes=mirrored_axes(
+            trainer.inference_allowed_mirroring_axes, trainer.plans_manager.plans, trainer.dataset_json
+        ),
         trained_in=half_type(trainer.device),
     )
     with _room_of_training_given_back(trainer.optimizer):
