@@ -8,10 +8,9 @@ from sam3dnet.preprocessing.checks_description import NON_FINITE, Description
 from sam3dnet.preprocessing.checks_files import CaseFiles
 from sam3dnet.preprocessing.checks_geometry import Grid, compare_grids
 from sam3dnet.preprocessing.checks_voxels import check_image, check_label_values, count_label_values, digest_voxels
-from sam3dnet.preprocessing.problems import Problem, warning
+from sam3dnet.preprocessing.names import not_a_file
+from sam3dnet.preprocessing.problems import Problem
 from sam3dnet.preprocessing.reading import DatasetReader
-
-_APART_VOXELS = 0.1
 
 
 @dataclass
@@ -20,6 +19,7 @@ class CaseReport:
 
     Attributes:
         grid: Of the first image that could be read.
+        voxels_apart: How far apart the two places are that its header says, see `World`.
         image_digests: Hash of the voxels by file, without constant images.
         label_counts: Voxels of each label value; None if the label could not be read.
     """
@@ -27,6 +27,7 @@ class CaseReport:
     case: CaseFiles
     problems: list[Problem] = field(default_factory=list)
     grid: Grid | None = None
+    voxels_apart: float = 0.0
     image_digests: dict[str, str] = field(default_factory=dict)
     label_counts: dict[int, int] | None = None
 
@@ -42,7 +43,8 @@ def check_case(description: Description, reader: DatasetReader, case: CaseFiles)
         if reference is None:
             reference = (file.name, grid)
             report.grid = grid
-            report.problems += _check_place(case.name, file, grid, reader)
+            world = reader.world_of(file)
+            report.voxels_apart = 0.0 if world is None else world.voxels_apart(grid.shape[::-1])
         else:
             report.problems += compare_grids(case.name, reference, (file.name, grid), is_label=False)
     if case.label is not None:
@@ -60,6 +62,8 @@ def _check_file(
     name = report.case.name
     found = check_bytes(name, file)
     report.problems += found
+    if not_a_file(file) is not None:
+        return None
     checks = {problem.check for problem in found if problem.severity == "error"}
     grid, problems = reader.read_grid(name, file, is_label)
     if not checks - {NON_FINITE}:
@@ -68,21 +72,6 @@ def _check_file(
         if not problems:
             report.problems += _check_voxels(report, description, reader, file, is_label, not checks)
     return grid
-
-
-def _check_place(case: str, file: Path, grid: Grid, reader: DatasetReader) -> list[Problem]:
-    """Look for a NIfTI header whose two transforms say two places, of which each viewer takes one."""
-    world = reader.world_of(file)
-    apart = 0.0 if world is None else world.voxels_apart(grid.shape[::-1])
-    if apart <= _APART_VOXELS:
-        return []
-    message = (
-        f"{file}: its header says two places, {apart:.3g} voxels apart (sform and qform differ): 3D Slicer and "
-        "ITK-SNAP show it in one, FSLeyes and napari in the other; masks lie on the image in each; clicks in LPS "
-        "millimetres are taken as the former show them, those in RAS as the latter; correct the header if that is not "
-        "meant"
-    )
-    return [warning(case, "two places", message)]
 
 
 def _check_voxels(

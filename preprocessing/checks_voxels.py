@@ -27,7 +27,7 @@ def check_image(case: str, file: str, image: np.ndarray, bytes_were_finite: bool
     problems = []
     if bytes_were_finite and num_non_finite:
         message = (
-            f"{file}: {num_non_finite} voxels are NaN, infinite or beyond float32; expected finite numbers; replace "
+            f"{file}: {num_non_finite} voxels are NaN or infinite in float32; expected finite numbers; replace "
             "them by a value that makes sense there, such as the lowest of the image"
         )
         problems.append(error(case, NON_FINITE, message))

@@ -8,7 +8,7 @@ and from dataset.json; what lies in a header, and where, is asked of the library
 import contextlib
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from sam3dnet.preprocessing.file_formats import (
     TiffFormat,
     UnfitError,
 )
+from sam3dnet.preprocessing.names import not_a_file
 from sam3dnet.preprocessing.problems import Problem, error
 from sam3dnet.preprocessing.world import World, is_nifti, world_of
 
@@ -99,6 +100,8 @@ class DatasetReader:
 
     def read_grid(self, case: str, file: Path, is_label: bool = False) -> tuple[Grid | None, list[Problem]]:
         """Read where the voxels lie from a file's header; None and the reason where it is no volume."""
+        if (what := not_a_file(file)) is not None:
+            return None, [error(case, "unreadable file", f"{file}: is {what}; expected an image's file")]
         try:
             grid = self.format.grid(file, is_label)
         except UnfitError as problem:
@@ -198,7 +201,12 @@ def reader_by_ending(dataset_json: Mapping[str, Any]) -> DatasetReader:
 
 def reader_of_cases(dataset_json: Mapping[str, Any], cases: Sequence[TrainingCase]) -> DatasetReader:
     """Find the reader of a dataset by its training cases; see `dataset_reader`."""
-    return dataset_reader(dataset_json, next((case.images[0] for case in cases if case.images), None))
+    return dataset_reader(dataset_json, first_file(image for case in cases for image in case.images[:1]))
+
+
+def first_file(files: Iterable[Path]) -> Path | None:
+    """Give the first that can be opened; a pipe would wait for ever."""
+    return next((file for file in files if not_a_file(file) is None), None)
 
 
 def unreadable(case: str, file: Path, problem: Exception) -> Problem:

@@ -13,8 +13,10 @@ from sam3dnet.preprocessing.checks_description import Description, check_descrip
 from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
-from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, reader_by_ending
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, first_file, reader_by_ending
 from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
+
+MOST_VOXELS_APART = 0.1
 
 __all__ = ["Problem", "require_sound", "verify_dataset"]
 
@@ -56,6 +58,7 @@ def verify_dataset(
     training = [report for report in reports if not report.case.is_test]
     grids = {report.case.name: report.grid for report in training if report.grid is not None}
     problems += compare_cases(grids, reader.reorients)
+    problems += _find_two_places(reports)
     problems += _find_duplicates(reports)
     problems += _find_absent_classes(training, description)
     problems = [_accepted(problem, description) for problem in problems]
@@ -68,7 +71,7 @@ def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[
         dataset_json = read_dataset_json(raw_dataset_folder)
     except DatasetError:
         return DatasetReader("SimpleITKIO"), []  # dataset.json has been reported
-    example = next((case.images[0] for case in cases if case.images), None)
+    example = first_file(image for case in cases for image in case.images[:1])
     try:
         return dataset_reader(dataset_json, example), []
     except DatasetError as problem:
@@ -110,6 +113,20 @@ def _failed(outcomes: Iterable[Outcome[CaseFiles, CaseReport]]) -> list[Problem]
         for outcome in outcomes
         if outcome.error is not None
     ]
+
+
+def _find_two_places(reports: Iterable[CaseReport]) -> list[Problem]:
+    """Find NIfTI headers whose two transforms, or whose units, say two places, of which each viewer takes one."""
+    apart = {report.case.name: report.voxels_apart for report in reports if report.voxels_apart > MOST_VOXELS_APART}
+    if not apart:
+        return []
+    message = (
+        f"the headers of {len(apart)} images say two places, up to {max(apart.values()):.3g} voxels apart, by sform, "
+        f"qform or units: {shorten(list(apart))}; 3D Slicer and ITK-SNAP show them in one, FSLeyes and napari in the "
+        "other; masks lie on the image in each; clicks in LPS millimetres are taken as the former show them, those in "
+        "RAS as the latter; correct the headers if that is not meant"
+    )
+    return [warning(DATASET, "two places", message)]
 
 
 def _find_duplicates(reports: Iterable[CaseReport]) -> list[Problem]:

@@ -82,7 +82,7 @@ def spoil_name(images):
         (spoil_checksum, r"b_0000.nii.gz: the compressed data are damaged \(CRC check failed"),
         (spoil_nan, r"b_0000.nii.gz: 1 voxels are NaN or infinite"),
         (spoil_extra_channel, r"the model wants 1 channel.*there are {0000,0001}"),
-        (spoil_four_dimensions, r"the files hold 2 channels, the model wants 1"),
+        (spoil_four_dimensions, r"came 4 dimensions \(2, 5, 9, 7\); write each channel or time step into a file"),
         (spoil_name, r"b.nii.gz has no channel number; name it b_0000.nii.gz"),
     ],
 )
