@@ -60,7 +60,9 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
     Raises:
         Sam3dError: `error`, with the remedy, if they are missing, damaged, or a case's name leads elsewhere.
     """
-    return checked(Splits, {"folds": read_json(file, error, remedy, holds=list)}, file, error, remedy).folds
+    return checked(
+        Splits, {"folds": read_json(file, error, remedy, holds=list, nnunet_reads_it=True)}, file, error, remedy
+    ).folds
 
 
 def make_splits(cases: Collection[str]) -> tuple[Split, ...]:
