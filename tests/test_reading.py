@@ -22,7 +22,10 @@ from sam3dnet.settings.evaluation import ScoringSettings
 SHEARED = np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 2, 0], [0, 0, 0, 1.0]])
 
 
-def write_nifti(file: Path, affine: np.ndarray = np.eye(4), shape: tuple[int, ...] = (6, 5, 4)) -> Path:
+STRAIGHT = np.eye(4)
+
+
+def write_nifti(file: Path, affine: np.ndarray = STRAIGHT, shape: tuple[int, ...] = (6, 5, 4)) -> Path:
     rng = np.random.default_rng(0)
     nibabel.Nifti1Image(rng.integers(0, 3, shape).astype(np.int16), affine).to_filename(file)
     return file

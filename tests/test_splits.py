@@ -37,7 +37,7 @@ def test_one_case_has_no_folds(tmp_path, caplog):
     update_splits(file, ["only"], ["only"])
     assert not file.exists()
     assert 'train on it with "all"' in caplog.text
-    with pytest.raises(DatasetError, match='fold 0: the dataset has no folds, since it has one case; .*"all"'):
+    with pytest.raises(DatasetError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
         fold_of((), 0, ["only"], file)
 
 

@@ -269,7 +269,7 @@ def as_spacing(spacing_mm: Sequence[float] | None) -> list[float]:
         DatasetError: If it is not three lengths.
     """
     try:
-        found = [float(mm) for mm in spacing_mm or ()] if not isinstance(spacing_mm, str) else []
+        found = [] if spacing_mm is None or isinstance(spacing_mm, str) else [float(mm) for mm in spacing_mm]
     except (TypeError, ValueError):
         found = []
     if len(found) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in found):
