@@ -23,7 +23,7 @@ from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
-from sam3dnet.planning.orientation import left_right_axis
+from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
@@ -214,7 +214,8 @@ class SAM3DPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
-        left_right = self.left_right()
+        grids = read_grids((case["images"][0] for case in self.dataset.values()), self.reader)
+        left_right = left_right_axis(grids, self.reader)
         sides = Sides() if left_right is None else self.find_sides(left_right)
         mirror_axes = rules.choose_mirror_axes(left_right, forward, sides.unlike)
         self.decisions.append(mirror_axes)
@@ -243,6 +244,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "encoder": encoder["encoder"],
             "pretrained": encoder["pretrained"],
             "weights": self.weights,
+            "orientations": orientations(grids, self.reader),
             "mirror_axes": mirror_axes.value,
             "sides": {"axis": list(forward).index(left_right), "pairs": [list(pair) for pair in sides.pairs]}
             if sides.pairs
@@ -251,10 +253,6 @@ class SAM3DPlanner(ExperimentPlanner):
         }
         self.plans = self.save_plans(plans)
         return self.plans
-
-    def left_right(self) -> int | None:
-        """Find the array axis of the files that runs from left to right."""
-        return left_right_axis((case["images"][0] for case in self.dataset.values()), self.reader)
 
     def find_sides(self, left_right: int) -> Sides:
         """Find the classes that differ by their side alone."""

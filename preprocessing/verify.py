@@ -58,6 +58,7 @@ def verify_dataset(
     training = [report for report in reports if not report.case.is_test]
     grids = {report.case.name: report.grid for report in training if report.grid is not None}
     problems += compare_cases(grids, reader.reorients)
+    problems += _find_other_orientations(reports, reader)
     problems += _find_two_places(reports)
     problems += _find_duplicates(reports)
     problems += _find_absent_classes(training, description)
@@ -113,6 +114,24 @@ def _failed(outcomes: Iterable[Outcome[CaseFiles, CaseReport]]) -> list[Problem]
         for outcome in outcomes
         if outcome.error is not None
     ]
+
+
+def _find_other_orientations(reports: Sequence[CaseReport], reader: DatasetReader) -> list[Problem]:
+    """Find test images in an orientation that no training image has."""
+    known = {report.grid.orientation for report in reports if report.grid is not None and not report.case.is_test}
+    others = [
+        f"{report.case.name} ({report.grid.orientation})"
+        for report in reports
+        if report.case.is_test and report.grid is not None and report.grid.orientation not in known
+    ]
+    if not others or not known or reader.reorients:
+        return []
+    message = (
+        f"{len(others)} test images are stored in an orientation that no training image has "
+        f"({', '.join(sorted(known))}): {shorten(others)}; the network sees them rotated or mirrored; bring them to one "
+        "of these"
+    )
+    return [warning(DATASET, "other orientation", message)]
 
 
 def _find_two_places(reports: Iterable[CaseReport]) -> list[Problem]:

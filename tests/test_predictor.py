@@ -140,3 +140,15 @@ def test_as_many_images_are_read_ahead_as_asked_for(predict, monkeypatch, num_pr
 def test_step_sizes_out_of_range_are_refused(predict, step_size):
     with pytest.raises(DatasetError, match="above 0 and at most 1"):
         predict(step_size=step_size)
+
+
+def test_an_image_in_another_orientation_than_all_of_the_training_is_told(predict, model, images, caplog):
+    plans = json.loads((model / "plans.json").read_text())
+    grid, _ = DatasetReader("SimpleITKIO").read_grid("a", images / "a_0000.nii.gz")
+    for known, told in (([], False), (["PIL"], True), (["PIL", grid.orientation], False)):
+        (model / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": known}}))
+        caplog.clear()
+        for file in (images.parent / "out").glob("*.nii.gz"):
+            file.unlink()
+        assert predict().written == ["a", "b", "c"]
+        assert ("all images of the training were in PIL" in caplog.text) == told

@@ -194,9 +194,21 @@ class ImageInput:
             DatasetError: If a file is damaged, or the case is not as the model wants it.
         """
         require_whole(case, self.reader, accepted_checks(self._model.dataset_json))
+        self._compare_orientation(case)
         image, properties = self.reader.read_images(case.files)
         world = self.reader.world_of(case.files[0])
         return self.preprocess(image, properties if world is None else {**properties, WORLD: world})
+
+    def _compare_orientation(self, case: Case) -> None:
+        """Warn of an image that is stored in another orientation than all that the model was trained on."""
+        known = self._model.plans.plans.get("sam3d", {}).get("orientations")
+        grid, _ = self.reader.read_grid(case.name, case.files[0])
+        if known and grid is not None and grid.orientation not in known:
+            logger.warning(
+                "Warning: %s is stored in the orientation %s, all images of the training were in %s: the model sees it "
+                "rotated or mirrored; bring it to one of these",
+                *(case.files[0], grid.orientation, ", ".join(known)),
+            )
 
     def preprocess(self, image_CZYX: np.ndarray, properties: Mapping[str, Any]) -> Preprocessed:
         """Preprocess an image.
