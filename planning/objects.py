@@ -26,6 +26,7 @@ class ObjectMeasures:
     largest_extent_voxels: list[int]
     largest_extent_mm: list[float]
     object_count: int
+    voxels: int
     volume_mm3: float
     centre_mm: list[float]
     inside: list[dict[str, float]]
@@ -64,6 +65,7 @@ def measure_class(
         largest_extent_voxels=extent_voxels,
         largest_extent_mm=[float(n * mm) for n, mm in zip(extent_voxels, spacing_mm, strict=True)],
         object_count=object_count,
+        voxels=int(np.count_nonzero(mask)),
         volume_mm3=float(np.count_nonzero(mask) * np.prod(spacing_mm)),
         centre_mm=[
             float((axis.start + at) * mm)

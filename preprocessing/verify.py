@@ -128,8 +128,8 @@ def _find_other_orientations(reports: Sequence[CaseReport], reader: DatasetReade
         return []
     message = (
         f"{len(others)} test images are stored in an orientation that no training image has "
-        f"({', '.join(sorted(known))}): {shorten(others)}; the network sees them rotated or mirrored; bring them to one "
-        "of these"
+        f"({', '.join(sorted(known))}): {shorten(others)}; the network sees them rotated or mirrored; bring them to "
+        "one of these"
     )
     return [warning(DATASET, "other orientation", message)]
 

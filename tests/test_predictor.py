@@ -1,5 +1,7 @@
 """Prediction of a folder: equal to stock nnU-Net, on the image's own grid, with the settings asked for."""
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk

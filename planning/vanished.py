@@ -1,0 +1,50 @@
+"""Objects that are in the files and no longer in the preprocessed cases: smaller than a planned voxel."""
+
+import logging
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sam3dnet.preprocessing.problems import shorten
+
+logger = logging.getLogger(__name__)
+
+
+def tell_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Find and tell the classes that vanish when cases are resampled.
+
+    Args:
+        cases_folder: Of the preprocessed cases of one configuration.
+        classes: Of the fingerprint: by name, with "label_values", "cases" that have it, and their "voxels".
+
+    Returns:
+        The cases by class.
+    """
+    vanished: dict[str, list[str]] = {}
+    for case in sorted({case for measures in classes.values() for case in measures["cases"]}):
+        stored = _sampled_voxels(cases_folder / f"{case}.pkl")
+        for name, measures in classes.items():
+            if case in measures["cases"] and stored.get(_key(measures["label_values"], stored)) == 0:
+                vanished.setdefault(name, []).append(case)
+    for name, cases in vanished.items():
+        measures = classes[name]
+        voxels = sum(measures["voxels"][measures["cases"].index(case)] for case in cases)
+        logger.warning(
+            "Warning: %s has %d voxels in the files and none at the planned spacing in %d of %d cases: %s; it cannot "
+            'be learned there; write a finer "spacing" into the plan and plan again, which keeps it',
+            *(name, voxels, len(cases), len(measures["cases"]), shorten(cases)),
+        )
+    return vanished
+
+
+def _sampled_voxels(file: Path) -> dict[Any, int]:
+    """Count the voxels of each class that nnU-Net has drawn from a preprocessed case; 0 means that there is none."""
+    with file.open("rb") as stream:
+        properties = pickle.load(stream)  # written by our own preprocessing
+    return {key: len(places) for key, places in properties["class_locations"].items()}
+
+
+def _key(values: list[int], stored: Mapping[Any, int]) -> Any:
+    region = tuple(values)
+    return region if region in stored else values[0]
