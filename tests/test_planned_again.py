@@ -40,9 +40,7 @@ def test_changes_by_hand_stay_and_cases_follow_them(folders: Folders, caplog: py
     make_raw_dataset(folders.raw / DATASET, num_cases=2)
     file = plan(folders)
     edit(file, [6.0, 2.0, 2.0], [0, 1])
-    with pytest.raises(
-        DatasetError, match=f"2 cases were preprocessed by another plan.*run sam3d_plan_.* -d {DATASET}"
-    ):
+    with pytest.raises(DatasetError, match=f"2 cases were preprocessed by another plan.* -d {DATASET}"):
         train_fold(DATASET, 0, folders, device="cpu", epochs=1, iterations_per_epoch=1)
     plan(folders)
     content = json.loads(file.read_text())
@@ -85,9 +83,7 @@ def test_folds_follow_the_cases(folders: Folders, caplog: pytest.LogCaptureFixtu
 def test_one_case_trains_as_all(folders: Folders) -> None:
     make_raw_dataset(folders.raw / DATASET, num_cases=1)
     plan(folders)
-    with pytest.raises(
-        DatasetError, match='fold 0: the dataset has no folds, since it has one case; choose one, or "all"'
-    ):
+    with pytest.raises(DatasetError, match='fold 0: the dataset has no folds, since it has one case; .*"all"'):
         train_fold(DATASET, 0, folders, device="cpu")
     train_fold(DATASET, "all", folders, device="cpu", epochs=1, iterations_per_epoch=1)
 
