@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 import tifffile
 
-from sam3dnet.inference.writing import TEMPORARY_FOLDER, write_label_map
+from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.geometry import case_geometry
 from sam3dnet.preprocessing.nifti_labels import GEOMETRY
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -104,7 +104,7 @@ def test_nifti(tmp_path: Path, reader_name: str, name: str, ending: str) -> None
     assert written.header.get_data_dtype() == np.uint8
     np.testing.assert_array_equal(np.asarray(written.dataobj).T, LABELS_ZYX)
     assert itk_opens(output) == itk_opens(image)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([TEMPORARY_FOLDER, image.name, output.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([image.name, output.name])
     check_clicks(reader, image)
 
 
