@@ -93,7 +93,7 @@ class NibabelFormat:
         """See `FileFormat`."""
         import nibabel
 
-        image: Any = nibabel.load(file)
+        image: Any = nibabel.load(file, mmap=False)
         if image.ndim != _DIMENSIONS:
             raise UnfitError(
                 "dimension",
@@ -107,7 +107,7 @@ class NibabelFormat:
         """See `FileFormat`."""
         import nibabel
 
-        image: Any = nibabel.load(file)
+        image: Any = nibabel.load(file, mmap=False)
         return np.asarray(image.dataobj).transpose()
 
     def companions(self, file: Path, is_label: bool) -> tuple[Path, ...]:

@@ -80,7 +80,7 @@ def _ras_by_nibabel(file: Path) -> Floats | None:
     from nibabel.filebasedimages import ImageFileError
 
     try:
-        image: Any = nibabel.load(file)
+        image: Any = nibabel.load(file, mmap=False)
         return np.asarray(image.affine, dtype=np.float64)
     except (ImageFileError, OSError, ValueError):
         return None
