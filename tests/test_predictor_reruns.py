@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -87,10 +88,14 @@ def test_a_label_map_of_others_is_not_overwritten(predict, images, tmp_path):
 
 
 def test_what_an_interrupted_run_left_is_removed(predict, tmp_path):
-    (tmp_path / "out" / ".sam3d_unfinished" / "x").mkdir(parents=True)
-    (tmp_path / "out" / ".sam3d_unfinished" / "x" / "a.nii.gz").write_bytes(b"half")
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = tmp_path / "out" / f"{UNFINISHED}{socket.gethostname()}-{ended.stdout.strip()}-x"
+    left.mkdir(parents=True)
+    (left / "a.nii.gz").write_bytes(b"half")
     assert predict().written == ["a", "b", "c"]
-    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+    assert not left.exists()
 
 
 def names_in(folder):
@@ -137,6 +142,7 @@ KILLED_AT_WORK = """
 import os, signal, sys
 from commands import predict_folder
 from sam3dnet.inference import writing
+from sam3dnet.inference.writing import UNFINISHED
 real = writing._write
 def die_at_the_second(labels, path, *rest):
     real(labels, path, *rest)
@@ -157,4 +163,4 @@ def test_a_killed_run_leaves_only_whole_files_and_the_next_one_goes_on(predict, 
     assert finished == {"a.nii.gz"}
     report = predict()
     assert (report.written, report.skipped, report.failed) == (["b", "c"], ["a"], {})
-    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+    assert not list((tmp_path / "out").glob(f"{UNFINISHED}*"))

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import socket
 import time
 from pathlib import Path
 
@@ -55,13 +56,14 @@ def test_a_lock_that_nobody_holds_is_taken_at_once(tmp_path: Path, caplog: pytes
 
 
 def test_what_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:
-    new, old = (tmp_path / f"{UNFINISHED}{name}" for name in ("new", "old"))
-    for folder in (new, old):
+    ours = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}"
+    new, old, elsewhere = (tmp_path / name for name in (f"{ours}-new", f"{ours}-old", f"{UNFINISHED}other-host-1-x"))
+    for folder in (new, old, elsewhere):
         folder.mkdir()
         (folder / "a.nii.gz").write_bytes(b"")
     os.utime(old, (time.time() - SECONDS_TO_WRITE - 60,) * 2)
     remove_abandoned(tmp_path)
-    assert new.exists() and not old.exists()
+    assert [folder.exists() for folder in (new, old, elsewhere)] == [True, False, True]
 
 
 def test_parts_share_the_images_as_nnunets(predict, tmp_path: Path) -> None:

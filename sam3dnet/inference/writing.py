@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from sam3dnet.inference.images import Case, is_damaged
 from sam3dnet.preprocessing.geometry import as_stored
@@ -36,7 +38,8 @@ def write_label_map(
     Raises:
         OSError, RuntimeError: If writing fails; nothing is left under the final name then.
     """
-    with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=path.parent) as name:
+    owner = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}-"
+    with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as name:
         _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, reader)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
@@ -57,8 +60,16 @@ def remove_abandoned(folder: Path) -> None:
     """Remove what runs that were killed left of label maps in the making."""
     for unfinished in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # another run may do the same
-            if time.time() - unfinished.stat().st_mtime > SECONDS_TO_WRITE:
+            if _is_abandoned(unfinished):
                 shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _is_abandoned(unfinished: Path) -> bool:
+    """Tell whether the process that made a folder has ended; of another machine's nothing is known but the time."""
+    host, process, _ = unfinished.name.removeprefix(UNFINISHED).rsplit("-", 2)
+    if host == socket.gethostname() and not psutil.pid_exists(int(process)):
+        return True
+    return time.time() - unfinished.stat().st_mtime > SECONDS_TO_WRITE
 
 
 def _not_whole(path: Path) -> OSError:
