@@ -14,6 +14,7 @@ from faults import disk_that_ends_after
 from tiny_models import truncate, write_image
 
 from sam3dnet.inference import predictor
+from sam3dnet.inference.writing import UNFINISHED
 
 
 def test_a_failed_export_leaves_no_file_and_the_next_run_writes_it(predict, tmp_path, monkeypatch):
