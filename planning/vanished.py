@@ -6,12 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sam3dnet.errors import DatasetError
+from sam3dnet.planning.fingerprint import BLOCK, FINGERPRINT_FILE
+from sam3dnet.planning.plan import load_plan
+from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
 
 logger = logging.getLogger(__name__)
 
 
-def tell_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+def tell_vanished(plan_file: Path) -> None:
+    """Tell the classes that vanish in any configuration of a plan whose cases are preprocessed."""
+    fingerprint = read_json(plan_file.with_name(FINGERPRINT_FILE), DatasetError, "plan again")
+    for folder in sorted({one.data_identifier for one in load_plan(plan_file).configurations.values()}):
+        find_vanished(plan_file.parent / folder, fingerprint[BLOCK]["classes"])
+
+
+def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Find and tell the classes that vanish when cases are resampled.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StrictStr
 
-from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
@@ -142,11 +142,12 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
         file: That the splits are from, for messages.
 
     Raises:
-        DatasetError: If there is no such fold, a part of it is empty, or names a case twice or one that is not there.
+        PlanError: If there is no such fold.
+        DatasetError: If a part of it is empty, or names a case twice or one that is not there.
     """
     if not 0 <= fold < len(splits):
         there_are = f"the folds 0 to {len(splits) - 1}" if splits else "no folds, since it has one case"
-        raise DatasetError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
+        raise PlanError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
     chosen = splits[fold]
     for part in ("train", "val"):
         _check_part(getattr(chosen, part), f"{file}: [{fold}].{part}", cases)

@@ -10,7 +10,7 @@ from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
 from sam3dnet.preprocessing.checks_description import Description, check_description
-from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
+from sam3dnet.preprocessing.checks_files import CaseFiles, check_files, guess_ending
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, first_file, reader_by_ending
@@ -72,6 +72,8 @@ def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[
         dataset_json = read_dataset_json(raw_dataset_folder)
     except DatasetError:
         return DatasetReader("SimpleITKIO"), []  # dataset.json has been reported
+    if not isinstance(dataset_json.get("file_ending"), str):
+        return reader_by_ending({"file_ending": guess_ending(raw_dataset_folder)}), []  # that has been reported too
     example = first_file(image for case in cases for image in case.images[:1])
     try:
         return dataset_reader(dataset_json, example), []

@@ -83,7 +83,7 @@ def test_folds_follow_the_cases(folders: Folders, caplog: pytest.LogCaptureFixtu
 def test_one_case_trains_as_all(folders: Folders) -> None:
     make_raw_dataset(folders.raw / DATASET, num_cases=1)
     plan(folders)
-    with pytest.raises(DatasetError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
+    with pytest.raises(PlanError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
         train_fold(DATASET, 0, folders, device="cpu")
     train_fold(DATASET, "all", folders, device="cpu", epochs=1, iterations_per_epoch=1)
 

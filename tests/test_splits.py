@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from sam3dnet.errors import DatasetError
+from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.splits import REMEDY, Split, fold_of, make_splits, read_splits, update_splits
 
 CASES = [f"case_{index}" for index in range(7)]
@@ -37,7 +37,7 @@ def test_one_case_has_no_folds(tmp_path, caplog):
     update_splits(file, ["only"], ["only"])
     assert not file.exists()
     assert 'train on it with "all"' in caplog.text
-    with pytest.raises(DatasetError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
+    with pytest.raises(PlanError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
         fold_of((), 0, ["only"], file)
 
 
@@ -87,7 +87,7 @@ def test_hand_made_folds_are_checked(train, val, message, tmp_path):
 
 
 def test_a_fold_that_there_is_not(tmp_path):
-    with pytest.raises(DatasetError, match='fold 5: the dataset has the folds 0 to 4; choose one, or "all"'):
+    with pytest.raises(PlanError, match='fold 5: the dataset has the folds 0 to 4; choose one, or "all"'):
         fold_of(make_splits(CASES), 5, CASES, tmp_path / "s.json")
 
 

@@ -2,7 +2,7 @@
 
 import pickle
 
-from sam3dnet.planning.vanished import tell_vanished
+from sam3dnet.planning.vanished import find_vanished
 
 
 def store(folder, case, **places):
@@ -19,10 +19,10 @@ def test_lost_objects_are_told_by_class(tmp_path, caplog):
         "organ": {"label_values": [1, 2], "cases": ["a", "b", "c", "d"], "voxels": [9, 9, 9, 9]},
         "speck": {"label_values": [2], "cases": ["a", "b", "c"], "voxels": [1, 7, 3]},
     }
-    assert tell_vanished(tmp_path, classes) == {"speck": ["a", "c"]}
+    assert find_vanished(tmp_path, classes) == {"speck": ["a", "c"]}
     (message,) = caplog.messages
     assert "speck has 4 voxels in the files and none at the planned spacing in 2 of 3 cases: a, c" in message
     caplog.clear()
     store(tmp_path, "a", organ=10, speck=1)
     store(tmp_path, "c", organ=10, speck=1)
-    assert tell_vanished(tmp_path, classes) == {} and not caplog.messages
+    assert find_vanished(tmp_path, classes) == {} and not caplog.messages

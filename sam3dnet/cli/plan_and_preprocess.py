@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3dnet.cli.command import run_command
-from sam3dnet.errors import DatasetError
 from sam3dnet.settings.choices import EncoderChoice
 from sam3dnet.settings.function import function_of
 from sam3dnet.settings.planning import PlanningSettings
@@ -35,6 +34,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
 
     from sam3dnet.planning.plan import format_decisions, load_plan
+    from sam3dnet.planning.vanished import tell_vanished
     from sam3dnet.preprocessing.cluster import cluster_at
     from sam3dnet.preprocessing.locking import only_one
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -52,7 +52,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
                 plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
                 print(format_decisions(load_plan(plan_files[-1])), flush=True)
                 preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
-                _tell_vanished(plan_files[-1])
+                tell_vanished(plan_files[-1])
     return plan_files
 
 
@@ -96,17 +96,6 @@ def _embed_classes(dataset_folder: Path, settings: PlanningSettings) -> "Text | 
     phrases = class_phrases(output_names(dataset_json), dataset_json, file)
     embedded = embed_phrases(phrases, settings.clip_weights, settings.clip_model)
     return Text(tuple(phrases), settings.clip_model, as_plan_values(embedded))
-
-
-def _tell_vanished(plan_file: Path) -> None:
-    from sam3dnet.planning.fingerprint import BLOCK, FINGERPRINT_FILE
-    from sam3dnet.planning.plan import load_plan
-    from sam3dnet.planning.vanished import tell_vanished
-    from sam3dnet.preprocessing.json_files import read_json
-
-    fingerprint = read_json(plan_file.with_name(FINGERPRINT_FILE), DatasetError, "plan again")
-    for configuration in {one.data_identifier for one in load_plan(plan_file).configurations.values()}:
-        tell_vanished(plan_file.parent / configuration, fingerprint[BLOCK]["classes"])
 
 
 def _verify(name: str, folders: "Folders", num_processes: int, cluster: "Workers | None") -> None:

@@ -107,9 +107,8 @@ def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
     else:
         cases, failed = cases_of_folders(Path(settings.images), Path(settings.labels), dataset_json)
     plans = PlansManager(read_model_json(folder / "plans.json"))
-    spacing_mm = plans.plans["original_median_spacing_after_transp"]
-    tolerance = choose_tolerance([folder.parent.name], settings.tolerance, spacing_mm)
     configuration = plans.get_configuration(settings.configuration)
+    tolerance = choose_tolerance([folder.parent.name], settings.tolerance, configuration.spacing)
     return ClickedModel(
         folder=folder,
         fold=chosen,

@@ -18,7 +18,7 @@ from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.records import made_otherwise, settings_digest
-from sam3dnet.preprocessing.splits import REMEDY, fold_of, read_splits, splits_file, update_splits
+from sam3dnet.preprocessing.splits import REMEDY, fold_of, make_splits, read_splits, splits_file, update_splits
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -244,10 +244,10 @@ def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders,
         return
     file = splits_file(dataset_name, folders)
     cases = [path.stem for path in (file.parent / stored_in).glob("*.pkl")]
+    splits = read_splits(file, DatasetError, REMEDY) if file.is_file() else make_splits(cases)
+    fold_of(splits, fold, cases, file)
     if not file.is_file():
         update_splits(file, cases, cases)
-    splits = read_splits(file, DatasetError, REMEDY) if file.is_file() else ()
-    fold_of(splits, fold, cases, file)
 
 
 def _share_cores(device: str, num_processes: int | None) -> None:
