@@ -26,12 +26,14 @@ from sam3dnet.training.prompting import (
 from sam3dnet.training.spoiling import (
     Mending,
     MissedObject,
+    SeenMasks,
     SpoiltPart,
     Waves,
     draw_mending,
     draw_part,
     draw_spoiling,
     draw_waves,
+    is_poor,
 )
 from sam3dnet.training.target_classes import Classes
 
@@ -301,16 +303,39 @@ def test_a_poor_mask_is_mended_and_a_good_one_left():
     truth = (make_target()[0, 0] == 2).numpy()
     truth[0, 13, 11] = True  # a single voxel too
     poor, good = torch.full(SHAPE, -8.0), torch.where(torch.from_numpy(truth), 3.0, -8.0)
-    before = good.clone()
-    Mending(5.0, -2.0).apply(good, truth)
-    assert torch.equal(good, before)
+    large = torch.full(SHAPE, 8.0)  # a flood is poor too
+    assert [is_poor(mask, truth) for mask in (good, poor, large)] == [False, True, True]
     Mending(5.0, -2.0).apply(poor, truth)
     assert torch.equal(poor > 0, torch.from_numpy(truth))
     assert (poor.min(), poor[5, 0, 0]) == (-2, -2)
     assert 0 < poor[2, 5, 3] < poor[3, 6, 4] <= 5
-    large = torch.full(SHAPE, 8.0)  # a flood is poor too
     Mending(5.0, -2.0).apply(large, truth)
     assert torch.equal(large, poor)
+
+
+def test_masks_are_mended_until_half_of_those_that_are_clicked_are_good():
+    seen = SeenMasks()
+    assert seen.share_to_mend(1) == 1  # half of the questions are spoiled, and all of their masks mended
+    for _ in range(400):
+        seen.note(1, True)
+        seen.note(2, False)
+    assert (seen.share_to_mend(1), seen.share_to_mend(2), seen.share_to_mend(3)) == (0, 1, 1)
+    seen = SeenMasks({1: 0.25})  # of the other three quarters half are spoiled: a third of all has to be mended
+    assert 0.25 + 0.75 * 0.5 * seen.share_to_mend(1) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("share", "mended"), [(0.0, True), (0.9, False)])
+def test_what_was_seen_decides_whether_a_poor_mask_is_mended(share, mended):
+    target = make_target(1)
+    features = make_features(target)
+    features.logits[0][:] = 0  # nothing is found
+    network = Answering(lambda batch, margin: torch.zeros_like(margin))
+    part = SpoiltPart((1, 2, 1), np.ones((2, 2, 2), np.float32), 3.0, "missed", Point((1, 2, 1)))
+    question = Question(Query(0, 1, ClassPrompts((part.click,))), part, Mending(5.0, -2.0, 0.5))
+    seen = SeenMasks({1: share})
+    answer = TrainingPrompter([question], target, LABELS, 0, np.random.default_rng(0), seen)(network, features)
+    assert bool((answer.margin_Qzyx > 0).any()) == mended
+    assert seen.good_shares[1] == pytest.approx(share * 0.98)  # a poor one more was seen
 
 
 def test_masks_are_mended_before_they_are_spoiled(monkeypatch):

@@ -210,7 +210,7 @@ def test_an_image_smaller_than_a_window_is_padded():
     correction = volume.correction(1, prompts)
     np.testing.assert_array_equal(corrected(logits, correction), image[0].numpy() > 0)
     assert [(box.low, box.high) for box in correction.boxes] == [((0, 0, 0), (3, 9, 5))]
-    points, boxes, given = network.asked[0]
+    points, boxes, given = network.asked[-1]
     np.testing.assert_array_equal(points, [[1, 6, 3]])
     np.testing.assert_array_equal(boxes, [[[1, 6, 3], [2, 9, 4]]])
     assert np.argwhere(given).tolist() == [[2, 9, 4]]
@@ -306,7 +306,43 @@ def test_no_click_is_added_to_what_is_more_than_one_click_or_is_in_the_middle(pr
     image[0, :3, 23:26, 2:5] = 1
     volume, network = make_volume(image, logits)
     volume.correction(1, prompts)
+    assert len(network.asked) == 1 + bool(prompts.boxes)  # what a box gives by itself is seen first
+    assert len(network.asked[-1][0]) == len(prompts.points)
+
+
+class ShyNetwork(ObjectNetwork):
+    """Answers no box without a click."""
+
+    def prompted(self, features, batch, margin_Qzyx):
+        correction = super().prompted(features, batch, margin_Qzyx)
+        return correction if len(self.asked[-1][0]) else torch.zeros_like(correction)
+
+
+def test_a_box_that_gives_nothing_is_followed_by_a_click_in_its_middle():
+    image, logits = blank(NARROW)
+    image[0, :3, 21:26, 2:7] = 1
+    box = Box((0, 21, 2), (2, 25, 6))
+    volume, network = make_volume(image, logits, [ShyNetwork()])
+    mask = corrected(logits, volume.correction(1, ClassPrompts(boxes=(box,))))
+    np.testing.assert_array_equal(mask, image[0].numpy() > 0)
+    corner = network.asked[1][1][0, 0] - box.low  # of the box, in the window
+    np.testing.assert_array_equal(network.asked[1][0] - corner, [[1, 23, 4]])
+    assert network.seen == 1
+    more = ClassPrompts((Point((0, 22, 2)), Point((3, 27, 7), positive=False)), (box,))  # as a user goes on
+    volume.correction(1, more)
+    assert len(network.asked[-1][0]) == 3
+    denied = ClassPrompts((Point((1, 24, 4), positive=False),), (box,))
+    volume.correction(1, denied)
+    assert len(network.asked[-1][0]) == 1
+
+
+def test_a_box_alone_that_finds_its_object_is_asked_once():
+    image, logits = blank(NARROW)
+    image[0, :3, 21:26, 2:7] = 1
+    volume, network = make_volume(image, logits)
+    volume.correction(1, ClassPrompts(boxes=(Box((0, 21, 2), (2, 25, 6)),)))
     assert len(network.asked) == 1
+    assert not len(network.asked[0][0])
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from sam3dnet.network.prompt_encoder import Query
 from sam3dnet.prompts.made_up import draw_prompts
-from sam3dnet.training.spoiling import Mending, Spoiling, draw_mending, draw_spoiling
+from sam3dnet.training.spoiling import SPOILED_MARGIN, Mending, Spoiling, draw_mending, draw_spoiling
 from sam3dnet.training.target_classes import Classes
 
 ABSENT_CLASS = 0.1  # how often a class is asked for that the patch need not hold
-SPOILED_MARGIN = 0.5  # how often errors are put into the automatic logits of a batch
 
 
 @dataclass(frozen=True)

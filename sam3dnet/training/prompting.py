@@ -23,6 +23,7 @@ from sam3dnet.preprocessing.geometry import nearest_voxel
 from sam3dnet.prompts.sampling import MISSED, click_on_errors, errors, random_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
 from sam3dnet.training.drawing import Question
+from sam3dnet.training.spoiling import SeenMasks, is_poor
 from sam3dnet.training.target_classes import Classes
 
 SHARE_OF_CORRECTIONS = (0.4, 0.3, 0.2, 0.1)  # how often none, one, two, three
@@ -82,6 +83,7 @@ class TrainingPrompter:
         classes: How to read it.
         corrections: How often to click before the answer that counts.
         rng: Draws which voxel of an error is clicked.
+        seen: Counts the automatic masks, and says how many of the poor ones are mended; None mends all.
 
     Attributes:
         queries: As they were asked last.
@@ -94,8 +96,9 @@ class TrainingPrompter:
         classes: Classes,
         corrections: int,
         rng: Generator,
+        seen: SeenMasks | None = None,
     ):
-        self._rng = rng
+        self._rng, self._seen = rng, seen
         self._questions = questions
         self.queries = [question.query for question in questions]
         self._classes = classes
@@ -129,11 +132,19 @@ class TrainingPrompter:
         for question, margin_zyx, truth in zip(self._questions, margin_Qzyx, self._truth_Qzyx, strict=True):
             query = question.query
             margin_zyx.copy_(margin_of_class(logits_BKzyx[query.sample], query.class_index, self._classes.regions))
-            if question.mending is not None:
-                question.mending.apply(margin_zyx, truth)
+            self._mend(question, margin_zyx, truth)
             if question.spoiling is not None:
                 question.spoiling.apply(margin_zyx)
         return margin_Qzyx
+
+    def _mend(self, question: Question, margin_zyx: Tensor, truth_zyx: npt.NDArray[np.bool_]) -> None:
+        """Count a mask, and mend it if it is poor and too few were good."""
+        poor, index = is_poor(margin_zyx, truth_zyx), question.query.class_index
+        share = 1.0 if self._seen is None else self._seen.share_to_mend(index)
+        if self._seen is not None and truth_zyx.any():
+            self._seen.note(index, not poor)
+        if poor and question.mending is not None and question.mending.chance < share:
+            question.mending.apply(margin_zyx, truth_zyx)
 
     def _ask(self, network: Promptable, features: ImageFeatures, margin_Qzyx: Tensor) -> Tensor:
         batch = PromptBatch.of(self.queries, margin_Qzyx.shape[1:]).to(margin_Qzyx.device)

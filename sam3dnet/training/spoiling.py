@@ -3,7 +3,7 @@
 Axes in names: z y x voxels of the patch, or of a box in it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,6 +25,9 @@ WAVE = (1.0, 5.0)  # standard deviation in logits
 WAVELENGTH = (0.5, 2.0)  # from one drawn value to the next, in token strides
 SHARE_OF_KINDS = {"part": 0.6, "object": 0.25, "waves": 0.15}
 POOR = 0.5  # Dice below which an automatic mask is mended before it is spoiled
+GOOD_SHARE = 0.5  # of the masks that are clicked, that are to be good
+SPOILED_MARGIN = 0.5  # how often errors are put into the automatic logits of a batch
+SEEN_RATE = 0.02  # by which a mask moves the share of good ones
 OUTLINE = 3  # voxels over which mended logits rise
 LEAST = 0.1  # of a mended logit, so that it says what is there
 
@@ -121,17 +124,16 @@ class Mending:
     Attributes:
         inside: Logit of the class where it is, away from its surface.
         outside: Below 0, where it is not.
+        chance: From 0 to 1; it is put in where this is below the share of poor masks that are mended.
     """
 
     inside: float
     outside: float
+    chance: float = 0.0
 
     def apply(self, margin_zyx: Tensor, truth_zyx: Mask) -> None:
-        """Make the margin right, in place, if it is poor."""
+        """Make the margin right, in place."""
         truth = torch.from_numpy(truth_zyx).to(margin_zyx.device)
-        found = margin_zyx > 0
-        if 2 * (found & truth).sum() >= POOR * (found.sum() + truth.sum()):
-            return
         share = F.avg_pool3d(truth.to(margin_zyx.dtype)[None, None], OUTLINE, 1, OUTLINE // 2)[0, 0]
         mended = self.outside + (self.inside - self.outside) * share
         margin_zyx.copy_(torch.where(truth, mended.clamp(min=LEAST), mended.clamp(max=-LEAST)))
@@ -139,7 +141,37 @@ class Mending:
 
 def draw_mending(rng: Generator) -> Mending:
     """Draw how sure mended logits are."""
-    return Mending(rng.uniform(*LOGIT), -rng.uniform(*LOGIT))
+    return Mending(rng.uniform(*LOGIT), -rng.uniform(*LOGIT), rng.random())
+
+
+def is_poor(margin_zyx: Tensor, truth_zyx: Mask) -> bool:
+    """Tell whether a mask misses most of a class, or is mostly false."""
+    truth, found = torch.from_numpy(truth_zyx).to(margin_zyx.device), margin_zyx > 0
+    return bool(2 * (found & truth).sum() < POOR * (found.sum() + truth.sum()))
+
+
+class SeenMasks:
+    """How many of the automatic masks that are clicked in training are good, by class.
+
+    Once half of them are, nothing needs to be mended any more, and clicks on what was missed are learned from masks
+    that miss it as they do for a user.
+
+    Args:
+        good_shares: Of each class, from an earlier part of the training.
+    """
+
+    def __init__(self, good_shares: Mapping[int, float] | None = None) -> None:
+        self.good_shares = dict(good_shares or {})
+
+    def note(self, class_index: int, is_good: bool) -> None:
+        """Count a mask."""
+        share = self.good_shares.get(class_index, 0.0)
+        self.good_shares[class_index] = share + SEEN_RATE * (is_good - share)
+
+    def share_to_mend(self, class_index: int) -> float:
+        """Give how many of the poor masks that are spoiled are to be mended, so that enough of all are good."""
+        good = self.good_shares.get(class_index, 0.0)
+        return min(1.0, max(0.0, (GOOD_SHARE - good) / ((1 - good) * SPOILED_MARGIN)))
 
 
 def draw_spoiling(

@@ -58,6 +58,7 @@ from sam3dnet.training.prompting import (
 from sam3dnet.training.random_state import random_state, restore_random_state
 from sam3dnet.training.reaching import MEMORY, Counts, ReachJudge, choose_reach
 from sam3dnet.training.schedule import Budget, learning_rate_factor
+from sam3dnet.training.spoiling import SeenMasks
 from sam3dnet.training.target_classes import Classes, make_classes
 from sam3dnet.training.validation import is_ours_to_validate, validate_trained
 
@@ -109,6 +110,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._classes: Classes | None = None
         self._prompted_dice: list[float] | None = None
         self._reach_counts: Any = 0.0  # before the first epoch
+        self._seen_masks = SeenMasks()
         self._reach_tokens: list[float | None] | None = None
         self.iterations_done = 0
 
@@ -314,10 +316,11 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         assert self._classes is not None
         self._reach_tokens = [chosen[index] if isfinite(chosen[index]) else None for index in self._classes.indices]
 
-    def _prompter(self, batch: dict, seed: tuple[int, ...]) -> TrainingPrompter:
+    def _prompter(self, batch: dict, seed: tuple[int, ...], seen: SeenMasks | None = None) -> TrainingPrompter:
         assert self._classes is not None
         rng = np.random.default_rng((*seed, self.local_rank))
-        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, draw_corrections(rng), rng)
+        corrections = draw_corrections(rng)
+        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, corrections, rng, seen)
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -355,7 +358,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def _loss(self, batch: dict, data: torch.Tensor, target: Any) -> torch.Tensor:
         if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
             return self.loss(self.network(data), target)
-        prompter = self._prompter(batch, (TRAINING_SEED, self.iterations_done))
+        prompter = self._prompter(batch, (TRAINING_SEED, self.iterations_done), self._seen_masks)
         logits, answer = self.network(data, prompter)
         return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
@@ -447,6 +450,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 "iterations": self.iterations_done,
                 "random_state": random_state(),
                 "reach_counts": plain(self._reach_counts),
+                "good_masks": {str(index): share for index, share in self._seen_masks.good_shares.items()},
                 "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
             },
         }
