@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import Final
 
-import cc3d
 import numpy as np
 from numpy.random import Generator
 
 from sam3dnet.evaluation.clicks import Mask, Session, prompt_session
 from sam3dnet.evaluation.lesions import voxels_without_partner
 from sam3dnet.evaluation.metrics import MM3_PER_ML, UNDEFINED, dice_coefficient
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.depth import Voxel, cut_out, near_surface
-from sam3dnet.prompts.sampling import CORNERS, innermost_voxel, random_voxel
+from sam3dnet.prompts.sampling import innermost_voxel, random_voxel
 from sam3dnet.prompts.types import ClassPrompts, Point
 
 NUM_PAIRS = 10
@@ -104,7 +104,7 @@ def _brightest(image_ZYX: np.ndarray, outside_ZYX: Mask) -> Mask:
 
 def _clicks_in(mask_ZYX: Mask, further: Callable[[Mask], Mask], rng: Generator) -> tuple[Voxel, ...]:
     """Click the middle of random components, then in turn a random voxel of what `further` gives of each."""
-    components, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=CORNERS, return_N=True)
+    components, count = connected(mask_ZYX)
     parts = [cut_out(components == number + 1) for number in rng.permutation(count)[:NUM_PAIRS]]
     voxels = [_shifted(innermost_voxel(part, IN_VOXELS), corner) for corner, part in parts]
     for corner, part in cycle(parts):

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from numpy.random import Generator
 
 from sam3dnet.evaluation.lesions import CONNECTIVITY
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, margin_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 from sam3dnet.settings.evaluation import FirstClick
@@ -130,11 +131,7 @@ def remove_false_positives(
 
 def false_positives(predicted_ZYX: Mask, truth_ZYX: Mask) -> list[Mask]:
     """Find the components of a mask, by 26 neighbours, without a true voxel; the largest first."""
-    import cc3d
-
-    components, count = cc3d.connected_components(
-        np.ascontiguousarray(predicted_ZYX), connectivity=CONNECTIVITY, return_N=True
-    )
+    components, count = connected(predicted_ZYX, CONNECTIVITY)
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[np.unique(components[truth_ZYX])] = 0
     sizes[0] = 0

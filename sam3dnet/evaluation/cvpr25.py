@@ -8,15 +8,14 @@ and regions can be scored, and surfaces are measured as everywhere in this packa
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import cc3d
 import numpy as np
 from numpy.random import Generator, RandomState
 from scipy.ndimage import distance_transform_edt
 
 from sam3dnet.evaluation.clicks import Mask, Session, Step, click_at, prompt_session
 from sam3dnet.evaluation.metrics import score_masks
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.depth import box_of, cut_out
-from sam3dnet.prompts.sampling import CORNERS
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
 
 NUM_CLICKS = 5
@@ -87,7 +86,7 @@ def error_click(predicted_ZYX: Mask, truth_ZYX: Mask) -> Point | None:
     wrong = predicted_ZYX ^ truth_ZYX
     if not wrong.any():
         return None
-    components = cc3d.connected_components(np.ascontiguousarray(wrong), connectivity=CORNERS)
+    components, _ = connected(wrong)
     sizes = np.bincount(components.ravel())
     sizes[0] = 0
     corner, largest = cut_out(components == sizes.argmax())

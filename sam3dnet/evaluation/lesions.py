@@ -5,6 +5,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from sam3dnet.prompts.components import connected
 from sam3dnet.settings.evaluation import LESION_IOU
 
 CONNECTIVITY: Final = 26
@@ -61,7 +62,5 @@ def voxels_without_partner(mask_ZYX: np.ndarray, other_ZYX: np.ndarray, connecti
 
 
 def _components(mask_ZYX: np.ndarray, connectivity: Literal[6, 18, 26] = CONNECTIVITY) -> tuple[np.ndarray, int]:
-    import cc3d
-
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=connectivity, return_N=True)
-    return labels.astype(np.int64), int(count)
+    labels, count = connected(mask_ZYX, connectivity)
+    return labels.astype(np.int64), count

@@ -3,16 +3,15 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.interactive.correction import Slices
 from sam3dnet.preprocessing.geometry import Mask, Voxel
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.depth import box_of
 from sam3dnet.prompts.made_up import BOX_JITTER
-from sam3dnet.prompts.sampling import CORNERS
 from sam3dnet.prompts.types import Box, ClassPrompts
 
 Classes = Mapping[int, PromptClass]  # by channel of the logits
@@ -133,8 +132,8 @@ def _find(labels_ZYX: np.ndarray, prompts: ClassPrompts, wanted: PromptClass) ->
     if not mask_ZYX.any():
         return None
     box = box_of(mask_ZYX)
-    mask_zyx = np.ascontiguousarray(mask_ZYX[box])
-    objects_zyx, count = cc3d.connected_components(mask_zyx, connectivity=CORNERS, return_N=True)
+    mask_zyx = mask_ZYX[box]
+    objects_zyx, count = connected(mask_zyx)
     named = np.zeros(count + 1, bool)
     for voxel in _clicked(prompts):
         if all(part.start <= at < part.stop for at, part in zip(voxel, box, strict=True)):

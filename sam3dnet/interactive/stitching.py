@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 
-import cc3d
 import numpy as np
 import torch
 from scipy.ndimage import binary_dilation, uniform_filter1d
@@ -11,7 +10,7 @@ from sam3dnet.inference.windows import importance
 from sam3dnet.interactive.correction import CorrectedBox, Correction, Floats, Slices
 from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
-from sam3dnet.prompts.sampling import CORNERS
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.types import ClassPrompts
 
 REACH_VOXELS = 2  # around a click that lies in no object, before or after
@@ -32,7 +31,7 @@ def within_named_objects(corrected: CorrectedBox, lead_zyx: Floats, named: Class
     changed_zyx = before_zyx ^ after_zyx
     if not changed_zyx.any():
         return corrected
-    objects_zyx = cc3d.connected_components(before_zyx | after_zyx, connectivity=CORNERS)
+    objects_zyx, _ = connected(before_zyx | after_zyx)
     kept = _named(objects_zyx, corrected, named)
     kept[0] = True
     others_zyx = ~kept[objects_zyx]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-import cc3d
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,7 +31,8 @@ from sam3dnet.network.prompt_encoder import LARGEST_MARGIN, PromptBatch, Query
 from sam3dnet.network.reach import restrained
 from sam3dnet.network.target_device import product_type
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
-from sam3dnet.prompts.sampling import FACES, deeper_voxel, innermost_voxel
+from sam3dnet.prompts.components import FACES, connected
+from sam3dnet.prompts.sampling import deeper_voxel, innermost_voxel
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
@@ -195,7 +195,7 @@ class PromptedVolume:
         inside = _relative(clicked, low)
         if not mask_zyx[inside]:
             return None
-        parts = cc3d.connected_components(mask_zyx, connectivity=FACES)
+        parts, _ = connected(mask_zyx, FACES)
         deeper = deeper_voxel(parts == parts[inside], inside, self._spacing_mm)
         if deeper is None:
             return None

@@ -9,10 +9,11 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import product
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import distance_transform_edt, find_objects
+
+from sam3dnet.prompts.components import connected
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -150,7 +151,7 @@ def _whole_cells(padded: Mask, factors: Sequence[int]) -> Mask:
 
 def _depth_in_boxes(cut: Mask, candidates: Mask, spacing: tuple[float, ...], most_mm: float) -> Floats:
     """Give how deep candidates are, each group of neighbours for itself; 0 elsewhere."""
-    groups = cc3d.connected_components(candidates, connectivity=26)
+    groups, _ = connected(candidates)
     boxes = [box for box in find_objects(groups.astype(np.int32)) if box is not None]
     work = [_around(box, cut, spacing, most_mm) for box in boxes]
     if sum(_steps(box, around) for box, around in work) > MOST_STEPS * cut.size:

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-import cc3d
 import numpy as np
 from numpy.random import Generator
 
+from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.depth import Mask, Voxel
-from sam3dnet.prompts.sampling import CORNERS, innermost_voxel
+from sam3dnet.prompts.sampling import innermost_voxel
 
 
 def uniform_voxels(mask_ZYX: Mask, rng: Generator) -> Iterator[Voxel]:
@@ -46,7 +46,7 @@ def innermost_voxels(mask_ZYX: Mask, spacing_mm: Sequence[float]) -> Iterator[Vo
         Places until each voxel of the mask is one.
     """
     left = mask_ZYX.copy()
-    components, count = cc3d.connected_components(np.ascontiguousarray(left), connectivity=CORNERS, return_N=True)
+    components, count = connected(left)
     sizes = np.bincount(components.ravel(), minlength=count + 1)[1:]
     for index in np.argsort(-sizes, kind="stable"):
         voxel = innermost_voxel(components == index + 1, spacing_mm)

@@ -4,19 +4,16 @@ All coordinates are voxels (z, y, x) of the given arrays, voxel centres at integ
 """
 
 from collections.abc import Sequence
-from typing import Final
 
-import cc3d
 import numpy as np
 import numpy.typing as npt
 from numpy.random import Generator
 
+from sam3dnet.prompts.components import FACES, connected
 from sam3dnet.prompts.depth import Mask, Voxel, box_of, cut_out, deepest_voxel, depth_at, near_surface
 from sam3dnet.prompts.types import Point
 
 MARGIN_VOXELS = 2.0  # how far from the surface a click "near the margin" may be, in units of the smallest spacing
-FACES: Final = 6  # neighbours by which voxels are connected
-CORNERS: Final = 26
 MISSED, FALSE = 1, 2  # kinds of errors
 
 
@@ -72,7 +69,7 @@ def random_voxel(mask_ZYX: Mask, rng: Generator) -> Voxel:
 
 def random_component(mask_ZYX: Mask, rng: Generator) -> Mask:
     """Return one connected component of the mask, each equally likely, so that small objects are not left out."""
-    labels, count = cc3d.connected_components(np.ascontiguousarray(mask_ZYX), connectivity=CORNERS, return_N=True)
+    labels, count = connected(mask_ZYX)
     return np.asarray(labels == rng.integers(1, count + 1))
 
 
@@ -111,7 +108,7 @@ def click_on_errors(errors_ZYX: npt.NDArray[np.uint8], spacing_mm: Sequence[floa
     box = box_of(wrong)
     cut = np.ascontiguousarray(errors_ZYX[box])
     voxels = np.flatnonzero(wrong[box])
-    labels = cc3d.connected_components(cut, connectivity=FACES).ravel()[voxels]
+    labels = connected(cut, FACES)[0].ravel()[voxels]
     sizes = np.bincount(labels)
     is_largest = sizes[labels] == sizes.max()
     is_missed = cut.ravel()[voxels] == MISSED
