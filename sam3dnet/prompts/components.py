@@ -14,8 +14,8 @@ SMALL = 4096  # voxels; larger ones are no chessboards
 def connected(mask_ZYX: npt.NDArray[Any], connectivity: Literal[6, 18, 26] = CORNERS) -> tuple[npt.NDArray[Any], int]:
     """Number the components of a mask from 1.
 
-    Of small arrays the library that does it expects fewer components than single voxels can be, so that they get a layer
-    more on three sides while it works.
+    Of small arrays the library that does it expects fewer components than single voxels can be, so that they get a
+    layer more on three sides while it works.
 
     Args:
         mask_ZYX: What is not 0; components of an array of integers are of one value.
