@@ -52,6 +52,8 @@ def make_up_dataset(folders: Folders) -> None:
         name: {
             "largest_extent_mm": [list(extent)] * CASES,
             "volume_mm3": [float(np.prod(extent))] * CASES,
+            "cases": [f"case_{case:02d}" for case in range(CASES)],
+            "centre_mm": [[0.0, 0.0, 0.0]] * CASES,
             "around": {"0": around},
         }
         for name, extent in OBJECTS_MM.items()

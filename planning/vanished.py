@@ -1,7 +1,6 @@
 """Objects that are in the files and no longer in the preprocessed cases: smaller than a planned voxel."""
 
 import logging
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,9 +31,12 @@ def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) 
     Returns:
         The cases by class.
     """
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    dataset = infer_dataset_class(str(cases_folder))(str(cases_folder))
     vanished: dict[str, list[str]] = {}
     for case in sorted({case for measures in classes.values() for case in measures["cases"]}):
-        stored = _sampled_voxels(cases_folder / f"{case}.pkl")
+        stored = _sampled_voxels(dataset, case)
         for name, measures in classes.items():
             if case in measures["cases"] and stored.get(_key(measures["label_values"], stored)) == 0:
                 vanished.setdefault(name, []).append(case)
@@ -49,10 +51,9 @@ def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) 
     return vanished
 
 
-def _sampled_voxels(file: Path) -> dict[Any, int]:
+def _sampled_voxels(dataset: Any, case: str) -> dict[Any, int]:
     """Count the voxels of each class that nnU-Net has drawn from a preprocessed case; 0 means that there is none."""
-    with file.open("rb") as stream:
-        properties = pickle.load(stream)  # written by our own preprocessing
+    *_, properties = dataset.load_case(case)
     return {key: len(places) for key, places in properties["class_locations"].items()}
 
 

@@ -91,7 +91,7 @@ def test_four_dimensions_are_refused_by_the_reader_that_does_not_take_them(tmp_p
     folder = make(tmp_path, ".nii")
     first = sorted((folder / "imagesTr").iterdir())[0]
     image = nibabel.load(first)
-    nibabel.Nifti1Image(np.array(image.dataobj)[..., None], image.affine).to_filename(first)
+    nibabel.Nifti1Image(np.array(np.asarray(image.dataobj))[..., None], image.affine).to_filename(first)
     assert "drop the axes of length 1" in found(folder)["dimension"]
 
 

@@ -93,3 +93,27 @@ def test_cores_are_those_of_the_job() -> None:
         assert cores.cores_of_job() == 1
     finally:
         os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/job", {"cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/job/step", {"job/cpu.max": "100000 100000", "job/step/cpu.max": "400000 100000"}, 1.0),
+        ("3:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "100000"}, 1.5),
+        ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, None),
+        ("0::/", {"cpu.max": "nonsense"}, None),
+    ],
+)
+def test_the_quota_of_a_group_and_of_those_that_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], quota: float | None
+) -> None:
+    (tmp_path / "membership").write_text(f"7:memory:/x\n{membership}\n")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
+    assert cores._quota() == quota
+    monkeypatch.setattr(cores, "_affinity", lambda: set(range(64)))
+    assert cores.cores_of_job() == (64 if quota is None else -int(-quota // 1))

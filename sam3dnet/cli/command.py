@@ -23,7 +23,6 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, 
 from sam3dnet import __version__
 from sam3dnet.cli.reporting import RESULT, printed_as, reporting
 from sam3dnet.errors import Sam3dError, did_you_mean
-from sam3dnet.preprocessing.cores import limit_threads
 
 STATUS_SOME_FAILED = 1
 STATUS_USER_ERROR = 2
@@ -66,6 +65,8 @@ def run_command(
     """
     options = vars(make_parser(function, prog).parse_args(argv))
     shown = {name: options.pop(name) for name in SHARED_OPTIONS}
+    from sam3dnet.preprocessing.cores import limit_threads
+
     limit_threads()
     if argv is None:
         signal.signal(signal.SIGINT, _interrupt)
