@@ -145,9 +145,7 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
         PlanError: If there is no such fold.
         DatasetError: If a part of it is empty, or names a case twice or one that is not there.
     """
-    if not 0 <= fold < len(splits):
-        there_are = f"the folds 0 to {len(splits) - 1}" if splits else "no folds, since it has one case"
-        raise PlanError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
+    require_fold(splits, fold)
     chosen = splits[fold]
     for part in ("train", "val"):
         _check_part(getattr(chosen, part), f"{file}: [{fold}].{part}", cases)
@@ -157,6 +155,17 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
             "Warning: %d cases are in neither part of fold %d, and not used: %s", len(unused), fold, shorten(unused)
         )
     return chosen
+
+
+def require_fold(splits: Sequence[Split], fold: int) -> None:
+    """Do nothing if there is a fold of this number.
+
+    Raises:
+        PlanError: Else.
+    """
+    if not 0 <= fold < len(splits):
+        there_are = f"the folds 0 to {len(splits) - 1}" if splits else "no folds, since it has one case"
+        raise PlanError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
 
 
 def _check_part(names: Sequence[str], place: str, cases: Collection[str]) -> None:

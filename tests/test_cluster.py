@@ -200,7 +200,7 @@ def test_the_fingerprint_equals_the_serial_one(cluster: DaskCluster, tmp_path: P
 def test_every_step_of_planning_is_given_the_cluster(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sam3dnet.planning import plan, planner
+    from sam3dnet.planning import plan, planner, vanished
     from sam3dnet.preprocessing import pipeline, verify
 
     given = []
@@ -213,6 +213,7 @@ def test_every_step_of_planning_is_given_the_cluster(
     for module, name in steps:
         monkeypatch.setattr(module, name, record)
     monkeypatch.setattr(plan, "load_plan", lambda _path: None)
+    monkeypatch.setattr(vanished, "tell_vanished", lambda _path: None)
     monkeypatch.setattr(plan, "format_decisions", lambda _plan: "")
     (tmp_path / "nnUNet_raw" / NAME).mkdir(parents=True)
     line = ["-d", "902", "--root", str(tmp_path), "--encoder", "tiny", "--device", "cpu", "--scheduler", address]

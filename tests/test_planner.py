@@ -292,6 +292,9 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
         "pretrained",
         "weights",
         "mirror_axes",
+        "orientations",
+        "sides",
+        "as_planned",
         "decisions",
         "text_model",
     }

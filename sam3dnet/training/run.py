@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,17 @@ from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
-from sam3dnet.preprocessing.records import made_otherwise, settings_digest
-from sam3dnet.preprocessing.splits import REMEDY, fold_of, make_splits, read_splits, splits_file, update_splits
+from sam3dnet.preprocessing.records import RECORDS_FOLDER, made_otherwise, settings_digest
+from sam3dnet.preprocessing.splits import (
+    REMEDY,
+    Split,
+    fold_of,
+    make_splits,
+    read_splits,
+    require_fold,
+    splits_file,
+    update_splits,
+)
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -44,6 +53,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged.
     """
     asked = _Asked.of(settings, folders)
+    _check_cases(asked, settings.configuration, folders)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
@@ -141,8 +151,9 @@ class _Asked:
         device = choose_device(settings.device)
         name, fold = find_dataset_name(settings.dataset, folders), parse_fold(settings.fold)
         plans, dataset_json = _read_plan(name, folders, settings.plans)
-        _check_configuration(plans, dataset_json, settings.configuration, name, folders)
-        _check_fold(fold, name, folders, _stored_in(plans, settings.configuration))
+        _check_configuration(plans, settings.configuration, name, folders)
+        if fold != "all":
+            _splits_with(fold, name, folders, _stored_in(plans, settings.configuration))
         _share_cores(device.type, settings.num_processes)
         model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
         return cls(fold, plans, dataset_json, device, folders.results / name / model)
@@ -192,9 +203,7 @@ def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[di
     return plans, dataset_json
 
 
-def _check_configuration(
-    plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, dataset_name: str, folders: Folders
-) -> None:
+def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name: str, folders: Folders) -> None:
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
@@ -203,21 +212,32 @@ def _check_configuration(
         raise DatasetError(
             f"{stored} holds no preprocessed case; run sam3d_plan_and_preprocess -d {dataset_name} first"
         )
-    _check_cases(plans, dataset_json, configuration, stored)
 
 
-def _check_cases(plans: dict[str, Any], dataset_json: dict[str, Any], configuration: str, stored: Path) -> None:
-    """See that cases were preprocessed by this very plan, as far as that is recorded: nnU-Net's command does not."""
+def _check_cases(asked: _Asked, configuration: str, folders: Folders) -> None:
+    """See that the cases of a fold are there, made by this very plan as far as that is recorded: nnU-Net does not."""
+    plans, dataset_name = asked.plans, asked.plans["dataset_name"]
+    stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
+    if asked.fold != "all":
+        splits = _splits_with(asked.fold, dataset_name, folders, stored.name)
+        fold_of(splits, asked.fold, _stored_cases(stored), splits_file(dataset_name, folders))
+    if not (stored / RECORDS_FOLDER).is_dir():
+        return
+
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     content = PlansManager(plans).get_configuration(configuration).configuration
-    others = made_otherwise(stored, settings_digest(plans, content, dataset_json))
+    others = made_otherwise(stored, settings_digest(plans, content, asked.dataset_json))
     if others:
         raise DatasetError(
             f"{stored}: {len(others)} cases were preprocessed by another plan, or for another dataset.json, than "
-            f"there is now: {shorten(others)}; run sam3d_plan_and_preprocess -d {plans['dataset_name']}, which keeps "
-            "what was changed by hand in the plan"
+            f"there is now: {shorten(others)}; run sam3d_plan_and_preprocess -d {dataset_name}, which keeps what was "
+            "changed by hand in the plan"
         )
+
+
+def _stored_cases(stored: Path) -> list[str]:
+    return [path.stem for path in stored.glob("*.pkl")]
 
 
 def _stored_in(plans: dict[str, Any], configuration: str) -> str:
@@ -238,16 +258,15 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
         check_named_file(arch_kwargs["encoder"], sam_checkpoint)
 
 
-def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders, stored_in: str) -> None:
-    """See that a fold can be trained; a dataset that has no splits yet gets some."""
-    if fold == "all":
-        return
+def _splits_with(fold: int, dataset_name: str, folders: Folders, stored_in: str) -> Sequence[Split]:
+    """Read the splits, or make them, and see that a fold is among them."""
     file = splits_file(dataset_name, folders)
-    cases = [path.stem for path in (file.parent / stored_in).glob("*.pkl")]
-    splits = read_splits(file, DatasetError, REMEDY) if file.is_file() else make_splits(cases)
-    fold_of(splits, fold, cases, file)
+    cases = _stored_cases(file.parent / stored_in)
+    splits = read_splits(file, PlanError, REMEDY) if file.is_file() else make_splits(cases)
+    require_fold(splits, fold)
     if not file.is_file():
         update_splits(file, cases, cases)
+    return splits
 
 
 def _share_cores(device: str, num_processes: int | None) -> None:
