@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam3dnet.comparison.run import CLOCK_FOLDER
-from sam3dnet.comparison.stages import StageError, Stages, call, cores, machine
+from sam3dnet.comparison.stages import StageError, Stages, call, machine
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -88,7 +89,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "nnUNet_results": str(settings.work / "nnUNet_results"),
         "nnUNet_extTrainer": os.pathsep.join(map(str, trainer_folders)),
         "nnUNet_clock_minutes": str(settings.minutes),
-        "nnUNet_def_n_proc": str(cores()),
+        "nnUNet_def_n_proc": str(cores_of_job()),
         "PYTHONUNBUFFERED": "1",
     }
 
@@ -110,7 +111,16 @@ def prepare_nnunet(settings: Settings) -> dict:
         {"dataset": settings.dataset},
         call(
             "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry",
-            *("-d", str(int(settings.dataset[7:10])), "-c", "3d_fullres", "-np", str(cores()), "-npfp", str(cores())),
+            *(
+                "-d",
+                str(int(settings.dataset[7:10])),
+                "-c",
+                "3d_fullres",
+                "-np",
+                str(cores_of_job()),
+                "-npfp",
+                str(cores_of_job()),
+            ),
         ),
     )
     write_changed_plans(settings, "nnunet-batch2", {"batch_size": 2})
@@ -159,7 +169,7 @@ def train_and_validate(settings: Settings, method: str) -> dict:
         shutil.rmtree(final_checkpoint.parent)
     if method == "sam3d":
         return settings.stages.run(stage, keys, sam3d_training(settings), final_checkpoint)
-    loaders = {"nnUNet_n_proc_DA": str(nnunet_loaders(cores()))}
+    loaders = {"nnUNet_n_proc_DA": str(nnunet_loaders(cores_of_job()))}
     return settings.stages.run(stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
 
 

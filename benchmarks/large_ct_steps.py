@@ -143,11 +143,12 @@ def export_with_ours(places: Places) -> Work:
 
     from sam3dnet.inference.label_slabs import start_label_map
     from sam3dnet.inference.writing import write_label_map
+    from sam3dnet.preprocessing.reading import reader_named
 
     plan = Plan.open(places, OURS)
     properties = preprocessed_case(places, OURS)[2]
     labels = plan.plans.get_label_manager(plan.dataset_json)
-    reader_writer = plan.plans.image_reader_writer_class()
+    reader = reader_named(plan.plans.plans["image_reader_writer"], plan.dataset_json)
     output = places.exported(OURS)
     output.parent.mkdir(exist_ok=True)
     shape = np.load(places.logits, mmap_mode="r").shape[1:]
@@ -157,7 +158,7 @@ def export_with_ours(places: Places) -> Work:
         for first in range(0, shape[0], PLANES_AT_A_TIME):
             logits = np.load(places.logits, mmap_mode="r")[:, first : first + PLANES_AT_A_TIME].astype(np.float32)
             label_map.add(torch.from_numpy(logits))
-        write_label_map(label_map.finish(), output, places.image, properties, reader_writer)
+        write_label_map(label_map.finish(), output, places.image, properties, reader)
 
     return work
 

@@ -35,6 +35,7 @@ def make_up_dataset(folders: Folders) -> None:
     """Write a data set whose fingerprint says that its volumes are large; the files are a few voxels."""
     from sam3dnet.planning.fingerprint import BLOCK, BLOCK_VERSION, FINGERPRINT_FILE, files_record
     from sam3dnet.preprocessing.cases import list_training_cases
+    from sam3dnet.preprocessing.reading import reader_of_cases
 
     raw = folders.raw / MADE_UP
     image = sitk.GetImageFromArray(np.zeros((4, 4, 4), np.int16))
@@ -51,11 +52,14 @@ def make_up_dataset(folders: Folders) -> None:
         name: {
             "largest_extent_mm": [list(extent)] * CASES,
             "volume_mm3": [float(np.prod(extent))] * CASES,
+            "cases": [f"case_{case:02d}" for case in range(CASES)],
+            "centre_mm": [[0.0, 0.0, 0.0]] * CASES,
             "around": {"0": around},
         }
         for name, extent in OBJECTS_MM.items()
     }
-    record = files_record(raw, list_training_cases(raw, description))
+    cases = list_training_cases(raw, description)
+    record = files_record(raw, cases, reader_of_cases(description, cases))
     quantiles = {"0": np.linspace(-60.0, 260.0, 201).tolist()}
     fingerprint = {
         "spacings": [list(SPACING_MM)] * CASES,

@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sam3dnet.comparison.measure import count_iterations
-from sam3dnet.comparison.stages import Stages, call, cores, machine
+from sam3dnet.comparison.stages import Stages, call, machine
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, activate_folders, find_dataset_name, write_json
 
 VARIANTS = {"with prompts": [], "without prompts": ["--no-prompts"]}
@@ -62,7 +63,7 @@ def run_variant(arguments: argparse.Namespace, variant: str) -> dict:
     link = root / "nnUNet_raw" / source.name
     if not link.exists():
         link.symlink_to((arguments.raw / source.name).resolve(), target_is_directory=True)
-    threads = {"OMP_NUM_THREADS": str(max(1, cores() // len(VARIANTS))), "nnUNet_n_proc_DA": "0"}
+    threads = {"OMP_NUM_THREADS": str(max(1, cores_of_job() // len(VARIANTS))), "nnUNet_n_proc_DA": "0"}
     stages = Stages(root / "stages")
     keys = {"minutes": arguments.minutes, "fold": arguments.fold, "seed": arguments.seed, "dataset": source.name}
     plan = call("sam3dnet.cli.plan_and_preprocess:main", "-d", source.name, "--root", str(root), *VARIANTS[variant])

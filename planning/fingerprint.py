@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from sam3dnet.preprocessing.cases import (
 )
 from sam3dnet.preprocessing.folders import Folders, write_json
 from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
+from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
 from sam3dnet.preprocessing.workers import Workers, map_cases
 
 logger = logging.getLogger(__name__)
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 BLOCK = "sam3d"
-BLOCK_VERSION = 1
+BLOCK_VERSION = 2
 # Drawn from the whole dataset for the intensity statistics: 10,000 in either tail. nnU-Net draws fifty times as many,
 # which takes longer than reading the images and changes nothing.
 FOREGROUND_SAMPLES = 2_000_000
@@ -66,11 +67,12 @@ def load_or_make_fingerprint(
             f"{raw_folder / 'imagesTr'}: holds no training case; expected images named "
             f"CASE_0000{dataset_json['file_ending']}; put them there"
         )
-    record = files_record(raw_folder, cases)
+    reader = reader_of_cases(dataset_json, cases)
+    record = files_record(raw_folder, cases, reader)
     known = read_if_current(fingerprint_file, record)
     if known is not None:
         return known
-    measures = measure_cases(cases, dataset_json, workers, progress, [raw_folder])
+    measures = measure_cases(cases, dataset_json, reader, workers, progress, [raw_folder])
     num_channels = len(channel_names(dataset_json))
     fingerprint = summarise(measures, num_channels, dataset_name)
     fingerprint[BLOCK] = {"version": BLOCK_VERSION, "files": record, **summarise_classes(measures, dataset_json)}
@@ -81,8 +83,8 @@ def load_or_make_fingerprint(
     return stored
 
 
-def files_record(raw_folder: Path, cases: Iterable[TrainingCase]) -> dict[str, Any]:
-    """Say what a fingerprint is made from: dataset.json by content, images and labels by name, size and time.
+def files_record(raw_folder: Path, cases: Iterable[TrainingCase], reader: DatasetReader) -> dict[str, Any]:
+    """Say what a fingerprint is made from: dataset.json by content, the files of the cases by name, size and time.
 
     Raises:
         DatasetError: If a file of a case is missing.
@@ -90,7 +92,7 @@ def files_record(raw_folder: Path, cases: Iterable[TrainingCase]) -> dict[str, A
     digest = hashlib.sha256((raw_folder / "dataset.json").read_bytes())
     count = 0
     for case in cases:
-        for file in (*case.images, case.label):
+        for file in reader.files_of(case.images, case.label):
             try:
                 status = file.stat()
             except OSError as error:
@@ -135,12 +137,11 @@ class ReadCase:
 
 
 def measure_case(
-    case: TrainingCase, reader_class: Callable[[], Any], classes: dict[str, tuple[int, ...]], num_samples: int
+    case: TrainingCase, reader: DatasetReader, classes: dict[str, tuple[int, ...]], num_samples: int
 ) -> dict[str, Any]:
     """Measure one case: nnU-Net's values and, per class, the objects. Each file is read once."""
     from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 
-    reader = reader_class()
     images, label = [str(file) for file in case.images], str(case.label)
     images_CZYX, properties = reader.read_images(images)
     labels_1ZYX, _ = reader.read_seg(label)
@@ -167,6 +168,7 @@ def measure_case(
 def measure_cases(
     cases: Sequence[TrainingCase],
     dataset_json: dict[str, Any],
+    reader: DatasetReader,
     workers: Workers | int,
     progress: bool,
     folders: Sequence[Path] = (),
@@ -176,11 +178,9 @@ def measure_cases(
     Raises:
         DatasetError: If cases cannot be read, or a worker died (most often for want of memory).
     """
-    from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
-
     measure = partial(
         measure_case,
-        reader_class=determine_reader_writer_from_dataset_json(dataset_json, str(cases[0].images[0]), verbose=False),
+        reader=reader,
         classes=foreground_classes(dataset_json),
         num_samples=max(1, FOREGROUND_SAMPLES // len(cases)),
     )
@@ -251,7 +251,9 @@ def summarise_classes(measures: list[dict[str, Any]], dataset_json: Mapping[str,
             "largest_extent_voxels": [o["largest_extent_voxels"] for o in objects],
             "largest_extent_mm": [o["largest_extent_mm"] for o in objects],
             "object_count": [o["object_count"] for o in objects],
+            "voxels": [o["voxels"] for o in objects],
             "volume_mm3": [o["volume_mm3"] for o in objects],
+            "centre_mm": [o["centre_mm"] for o in objects],
             "inside": typical([o["inside"] for o in objects]),
             "around": typical([o["around"] for o in objects]),
         }

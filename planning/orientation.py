@@ -1,35 +1,44 @@
-"""Which array axis of a dataset's images runs from left to right of the body."""
-
-from __future__ import annotations
+"""How a dataset's images are oriented, and which array axis runs from left to right of the body."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
+
+from sam3dnet.preprocessing.checks_geometry import Grid
+from sam3dnet.preprocessing.reading import DatasetReader
+
+X_AXIS = 2  # of arrays (Z, Y, X)
 
 
-def left_right_axis(image_files: Iterable[Path | str]) -> int | None:
-    """Find the array axis (0, 1, 2 for Z, Y, X as the files store them) that lies along left and right in most images.
+def read_grids(image_files: Iterable[Path | str], reader: DatasetReader) -> list[Grid]:
+    """Read where images lie from their headers; those that cannot be read are left out."""
+    found = (reader.read_grid(file.name, file)[0] for file in map(Path, image_files))
+    return [grid for grid in found if grid is not None]
 
-    Only headers are read. Files without an orientation count as stored along the world's axes, as ITK reads them.
+
+def orientations(grids: Sequence[Grid], reader: DatasetReader) -> list[str]:
+    """Name the orientations of images, such as LPS; none where the reader gives arrays along the world's axes."""
+    return [] if reader.reorients else sorted({grid.orientation for grid in grids})
+
+
+def left_right_axis(grids: Sequence[Grid], reader: DatasetReader) -> int | None:
+    """Find the array axis (0, 1, 2 for Z, Y, X) that lies along left and right in most images as they are read.
+
+    Files without an orientation count as stored along the world's axes, as ITK reads them.
 
     Args:
-        image_files: One image of each case.
+        grids: From `read_grids`.
+        reader: Of the dataset; one that reorients gives arrays along the world's axes, however files are stored.
 
     Returns:
-        The axis, or None if no header could be read.
+        The axis, or None if there is no image.
     """
+    if reader.reorients:
+        return X_AXIS
     votes: Counter[int] = Counter()
-    for file in image_files:
-        reader = sitk.ImageFileReader()
-        reader.SetFileName(str(file))
-        try:
-            reader.ReadImageInformation()
-        except RuntimeError:
-            continue
-        if reader.GetDimension() == 3:
-            direction = np.asarray(reader.GetDirection()).reshape(3, 3)
-            votes[2 - int(np.argmax(np.abs(direction[0])))] += 1  # the first world axis of ITK is left and right
+    for grid in grids:
+        direction = np.asarray(grid.direction).reshape(3, 3)
+        votes[X_AXIS - int(np.argmax(np.abs(direction[0])))] += 1  # the world's first axis is left and right
     return votes.most_common(1)[0][0] if votes else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, StrictBool, StrictStr, ValidationInfo, field_validator
+from pydantic import Field, StrictBool, StrictStr, ValidationInfo, field_validator, model_validator
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning.methods import FORMER_NETWORK_CLASSES, NETWORK_CLASSES
@@ -72,6 +72,13 @@ class Configuration(Part):
     median_image_size_in_voxels: tuple[Length, Length, Length]
     normalization_schemes: tuple[StrictStr, ...]
     architecture: Architecture
+
+    @model_validator(mode="after")
+    def _fits_the_tokens(self) -> "Configuration":
+        stride = self.network.token_stride
+        if any(size % step for size, step in zip(self.patch_size, stride, strict=True)):
+            raise ValueError(f"of a patch_size that is a multiple of the token stride {stride}, not {self.patch_size}")
+        return self
 
     @property
     def network(self) -> ArchKwargs:

@@ -7,28 +7,30 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
 from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_fornnunet
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
-from sam3dnet.planning.orientation import left_right_axis
+from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
-from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions, output_channels
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
 from sam3dnet.preprocessing.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -161,11 +163,10 @@ class SAM3DPlanner(ExperimentPlanner):
             },
         }
 
-    def determine_reader_writer(self) -> type:
-        """Find nnU-Net's reader for the dataset, without its line on the terminal."""
-        example = next(iter(self.dataset.values()))["images"][0]
-        reader: type = determine_reader_writer_from_dataset_json(self.dataset_json, example, verbose=False)
-        return reader
+    @cached_property
+    def reader(self) -> DatasetReader:
+        """What reads the dataset."""
+        return dataset_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
 
     def encoder_choice(self, grid: Grid, dataset_voxels: float) -> EncoderChoice:
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
@@ -213,8 +214,13 @@ class SAM3DPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
-        mirror_axes = rules.choose_mirror_axes(self.left_right(), forward)
+        grids = read_grids((case["images"][0] for case in self.dataset.values()), self.reader)
+        left_right = left_right_axis(grids, self.reader)
+        sides = Sides() if left_right is None else self.find_sides(left_right)
+        mirror_axes = rules.choose_mirror_axes(left_right, forward, sides.unlike)
         self.decisions.append(mirror_axes)
+        if sides.pairs:
+            self.decisions.append(sides_decision(sides.pairs))
         plans = {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
@@ -222,7 +228,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "original_median_shape_after_transp": [
                 round(float(n)) for n in self.median_of("shapes_after_crop")[forward]
             ],
-            "image_reader_writer": self.determine_reader_writer().__name__,
+            "image_reader_writer": self.reader.name,
             "transpose_forward": [int(axis) for axis in forward],
             "transpose_backward": [int(axis) for axis in backward],
             "configurations": configurations,
@@ -238,16 +244,28 @@ class SAM3DPlanner(ExperimentPlanner):
             "encoder": encoder["encoder"],
             "pretrained": encoder["pretrained"],
             "weights": self.weights,
+            "orientations": orientations(grids, self.reader),
             "mirror_axes": mirror_axes.value,
+            "sides": {"axis": list(forward).index(left_right), "pairs": [list(pair) for pair in sides.pairs]}
+            if sides.pairs
+            else None,
             "decisions": [asdict(decision) for decision in self.decisions],
         }
-        self.plans = plans
-        self.save_plans(plans)
-        return plans
+        self.plans = self.save_plans(plans)
+        return self.plans
 
-    def left_right(self) -> int | None:
-        """Find the array axis of the files that runs from left to right."""
-        return left_right_axis(case["images"][0] for case in self.dataset.values())
+    def find_sides(self, left_right: int) -> Sides:
+        """Find the classes that differ by their side alone."""
+        values = foreground_classes(self.dataset_json)
+
+        def read_masks(case: str) -> dict[str, Any]:
+            labels_ZYX = self.reader.read_seg(self.dataset[case]["label"])[0][0]
+            return {name: np.isin(labels_ZYX, of_class) for name, of_class in values.items()}
+
+        found = find_sides(self.block["classes"], left_right, read_masks)
+        if swapped_channels(swapped_values(found.pairs, values), self.dataset_json) is None:
+            return Sides((), (*found.pairs, *found.unlike))  # regions that hold one of the two, and not the other
+        return found
 
     def median_of(self, key: str) -> np.ndarray:
         """Take the median over the cases of a fingerprint entry."""
@@ -296,52 +314,33 @@ class SAM3DPlanner(ExperimentPlanner):
             self.decisions.append(window)
         return properties
 
-    def save_plans(self, plans: dict[str, Any]) -> None:
-        """Write the plan, whole or not at all; configurations that a user added to an older one are kept."""
+    def save_plans(self, plans: dict[str, Any]) -> dict[str, Any]:
+        """Write the plan, whole or not at all, with what a user added to an older one or changed in it.
+
+        Returns:
+            The plan as it is written.
+        """
         from nnunetv2.paths import nnUNet_preprocessed
 
         folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         plans_file = folder / f"{self.plans_identifier}.json"
-        for name, configuration in configurations_of(plans_file).items():
+        before = read_json_if_whole(plans_file) or {}
+        changes = changes_by_hand(before)
+        plans = with_changes(plans, changes, plans_file.name)
+        for path, value in changes.items():
+            logger.warning("Warning: %s of %s is kept as changed by hand: %s", path, plans_file.name, value)
+        for name, configuration in before.get("configurations", {}).items():
             if name not in PLANNED_CONFIGURATIONS:
                 plans["configurations"][name] = configuration
         write_json(plans_file, plans)
         with whole_or_nothing(folder / "dataset.json") as temporary:
             shutil.copyfile(Path(self.raw_dataset_folder) / "dataset.json", temporary)
-
-
-def output_names(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Name the network's outputs in their order: background and the classes by label, or the regions."""
-    classes = foreground_classes(dataset_json)
-    if has_regions(dataset_json):
-        return list(classes)
-    return ["background", *sorted(classes, key=lambda name: classes[name])]
-
-
-def output_channels(dataset_json: Mapping[str, Any]) -> int:
-    """Count the network's outputs: a channel a class and one for background, or a channel a region."""
-    return len(output_names(dataset_json))
-
-
-def has_regions(dataset_json: Mapping[str, Any]) -> bool:
-    """Tell whether the outputs are regions that may overlap, and not classes."""
-    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
+        return plans
 
 
 def torch_resampling_options() -> dict[str, Any]:
     """Give the options of nnU-Net's torch resampling: thick slices are resampled apart, as in its default."""
     return {"force_separate_z": None, "memefficient_seg_resampling": False}
-
-
-def configurations_of(plans_file: Path) -> dict[str, Any]:
-    """Read the configurations of an older plan; none if there is no readable one."""
-    if not plans_file.exists():
-        return {}
-    plans = read_json_if_whole(plans_file)
-    if plans is None:
-        logger.warning("%s is damaged; it is written anew", plans_file)
-        return {}
-    return dict(plans.get("configurations", {}))
 
 
 def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Decision:
@@ -434,3 +433,9 @@ def plan_dataset(
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"
+
+
+def sides_decision(pairs: Sequence[tuple[str, str]]) -> Decision:
+    """Say which classes are swapped in mirrored images."""
+    reason = "each is the mirror image of the other, so that mirrored images have their labels swapped"
+    return Decision("sides", [" and ".join(pair) for pair in pairs], reason, "ours")

@@ -10,6 +10,7 @@ from typing import Any
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.folders import is_plain_name
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.names import entries, faulty_cases
 
 CHANNEL_SUFFIX_LENGTH = len("_0000")
 
@@ -51,22 +52,49 @@ def foreground_classes(dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, 
     return {name: found for name, found in values.items() if name != "ignore" and found != (0,)}
 
 
+def output_names(dataset_json: Mapping[str, Any]) -> list[str]:
+    """Name the network's outputs in their order: background and the classes by label, or the regions."""
+    classes = foreground_classes(dataset_json)
+    if has_regions(dataset_json):
+        return list(classes)
+    return ["background", *sorted(classes, key=lambda name: classes[name])]
+
+
+def output_channels(dataset_json: Mapping[str, Any]) -> int:
+    """Count the network's outputs: a channel a class and one for background, or a channel a region."""
+    return len(output_names(dataset_json))
+
+
+def has_regions(dataset_json: Mapping[str, Any]) -> bool:
+    """Tell whether the outputs are regions that may overlap, and not classes."""
+    return any(isinstance(v, (list, tuple)) and len(v) > 1 for v in dataset_json["labels"].values())
+
+
 def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -> list[TrainingCase]:
     """List the training cases that nnU-Net sees, sorted by name; nothing is said about whether the files are there.
 
     The cases are those of imagesTr, or those of the key "dataset" of dataset.json where it has one.
 
     Raises:
-        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset.
+        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset, or a case has a name
+            that it cannot have.
     """
     if "file_ending" not in dataset_json:
         raise DatasetError(f'{dataset_folder / "dataset.json"}: has no "file_ending"; add one, such as ".nii.gz"')
     if not is_plain_name(dataset_json["file_ending"]):
         came = dataset_json["file_ending"]
         raise DatasetError(f'{dataset_folder / "dataset.json"}: "file_ending" is {came!r}; expected such as ".nii.gz"')
-    if "dataset" in dataset_json:
-        return sorted(_listed_in_json(dataset_folder, dataset_json["dataset"]), key=lambda case: case.name)
     ending = str(dataset_json["file_ending"])
+    if "dataset" in dataset_json:
+        cases = _listed_in_json(dataset_folder, dataset_json["dataset"])
+    else:
+        cases = _found_in_folders(dataset_folder, ending)
+    for name, fault in faulty_cases((case.name for case in cases), ending).items():
+        raise DatasetError(f'{dataset_folder}: case "{name}": {fault}')
+    return sorted(cases, key=lambda case: case.name)
+
+
+def _found_in_folders(dataset_folder: Path, ending: str) -> list[TrainingCase]:
     channels_of_case: dict[str, list[Path]] = {}
     for file in image_files(dataset_folder / "imagesTr", ending):
         name = file.name[: -len(ending) - CHANNEL_SUFFIX_LENGTH]
@@ -74,17 +102,12 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
         if channel_of(file, ending) is not None:
             channels_of_case[name].append(file)
     labels = dataset_folder / "labelsTr"
-    return [
-        TrainingCase(name, tuple(images), labels / f"{name}{ending}")
-        for name, images in sorted(channels_of_case.items())
-    ]
+    return [TrainingCase(name, tuple(images), labels / f"{name}{ending}") for name, images in channels_of_case.items()]
 
 
 def image_files(folder: Path, ending: str) -> list[Path]:
-    """List the files of a folder with this ending, sorted by name, broken links too; none without the folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.name.endswith(ending) and not path.is_dir())
+    """List the files of a folder with this ending, sorted by name, and what is none under such a name."""
+    return [path for path in entries(folder) if path.name.endswith(ending)]
 
 
 def channel_of(file: Path, ending: str) -> int | None:

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from sam3dnet.preprocessing.names import not_a_file
 from sam3dnet.preprocessing.problems import Problem, error, warning
 
 _BLOCK_BYTES = 1 << 22
@@ -71,6 +72,8 @@ def check_bytes(case: str, file: Path) -> list[Problem]:
 
 
 def _check(case: str, file: Path) -> list[Problem]:
+    if (what := not_a_file(file)) is not None:
+        raise _BrokenFileError("unreadable file", f"is {what}; expected an image's file")
     if file.stat().st_size == 0:
         raise _BrokenFileError("truncated file", "is empty (0 bytes)")
     name = file.name.lower()

@@ -1,6 +1,6 @@
 """Check dataset.json, and read from it what the other checks need."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 SUPPORTED_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif", ".tiff")
 # Names of checks that a dataset.json accepts, and that are warnings then.
 ACCEPT_KEY = "sam3d_accept"
+NON_FINITE = "non-finite voxels"  # the one of them that changes how images are read
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def check_description(dataset_folder: Path) -> tuple[Description, list[Problem]]
         problems.append(_error(f'"{ACCEPT_KEY}" is {accepted!r}; expected a list of names of checks'))
         accepted = []
     return Description(ending, num_channels, labels, ignore, num_training, listed, frozenset(accepted)), problems
+
+
+def accepted_checks(dataset_json: Mapping[str, Any]) -> frozenset[str]:
+    """Give the names of the checks whose errors a dataset accepts."""
+    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
 def _error(message: str, check: str = "dataset.json") -> Problem:
@@ -183,15 +189,37 @@ def _check_consecutive(classes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
 def _check_regions(content: Mapping[str, Any], classes: Mapping[str, tuple[int, ...]]) -> list[Problem]:
     if all(len(values) == 1 for values in classes.values()):
         return []
-    regions = [name for name, values in classes.items() if set(values) != {0}]
+    regions = {name: values for name, values in classes.items() if set(values) != {0}}
     order = content.get("regions_class_order")
-    if isinstance(order, list) and len(order) == len(regions):
+    if not isinstance(order, list) or len(order) != len(regions) or not all(map(_whole_numbers, order)):
+        message = (
+            f'"regions_class_order" is {order!r}; expected a list of {len(regions)} label values, one for each of '
+            f"{', '.join(regions)}, in the order in which they are painted over each other"
+        )
+        return [_error(message, "labels")]
+    wrong = _repainted(regions, order)
+    if not wrong:
         return []
+    came = ", ".join(f"{value} becomes {painted}" for value, painted in wrong.items())
     message = (
-        f'"regions_class_order" is {order!r}; expected a list of {len(regions)} label values, one for each of '
-        f"{', '.join(regions)}, in the order in which they are painted over each other"
+        f'"regions_class_order" is {order!r}: painted over each other, {", ".join(regions)} give other labels than '
+        f'there were ({came}); expected for each region, in the order of "labels", a value that it alone has or that '
+        "later regions paint over"
     )
     return [_error(message, "labels")]
+
+
+def _repainted(regions: Mapping[str, tuple[int, ...]], order: Sequence[int]) -> dict[int, int]:
+    """Find the labels that become another one when the regions that hold them are painted, last one on top.
+
+    Two labels that are in the same regions are one to the network, so either may come out.
+    """
+    holding = {
+        value: [index for index, values in enumerate(regions.values()) if value in values]
+        for value in sorted({value for values in regions.values() for value in values})
+    }
+    painted = {value: int(order[indices[-1]]) for value, indices in holding.items()}
+    return {value: label for value, label in painted.items() if holding.get(label) != holding[value]}
 
 
 def _read_listed(content: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[Problem]]:

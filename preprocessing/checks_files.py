@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sam3dnet.preprocessing.cases import (
     list_training_cases,
 )
 from sam3dnet.preprocessing.checks_description import SUPPORTED_ENDINGS, Description
+from sam3dnet.preprocessing.names import SIDECAR_ENDINGS, entries, faulty_cases, has_ending_in_other_case
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
 
 
@@ -41,6 +42,7 @@ def check_files(dataset_folder: Path, description: Description) -> tuple[list[Ca
     else:
         cases, problems = _check_training(dataset_folder, ending, description)
     problems += _check_count(cases, dataset_folder, ending, description)
+    problems += _check_names(cases, ending)
     problems += _check_names_by_case(cases)
     test_cases, more = _check_channels_of_folder(dataset_folder / "imagesTs", ending, description.num_channels)
     tests = [CaseFiles(name, tuple(images), None, True) for name, images in test_cases.items()]
@@ -139,13 +141,20 @@ def _check_channels(
 
 
 def _check_other_endings(dataset_folder: Path, ending: str) -> list[Problem]:
+    known = set(_sidecars(dataset_folder, ending))
     problems = []
     for part in ("imagesTr", "labelsTr"):
         others = [
             path.name
-            for path in image_files(dataset_folder / part, "")
-            if not path.name.endswith(ending) and not path.name.startswith(".")
+            for path in entries(dataset_folder / part)
+            if not path.name.endswith(ending) and not path.is_dir() and path not in known
         ]
+        in_other_case = [name for name in others if has_ending_in_other_case(Path(name), ending)]
+        problems += [
+            error(name, "file name", f"{dataset_folder / part / name}: expected the ending {ending}; rename it")
+            for name in in_other_case
+        ]
+        others = [name for name in others if name not in in_other_case]
         if others:
             message = (
                 f"{dataset_folder / part}: {len(others)} files do not end with {ending} and are ignored: "
@@ -153,6 +162,13 @@ def _check_other_endings(dataset_folder: Path, ending: str) -> list[Problem]:
             )
             problems.append(warning(DATASET, "other files", message))
     return problems
+
+
+def _sidecars(dataset_folder: Path, ending: str) -> Iterator[Path]:
+    """Find the files in which the spacing of images stands that cannot say it themselves."""
+    if ending.lower() in SIDECAR_ENDINGS:
+        for part in ("imagesTr", "labelsTr"):
+            yield from image_files(dataset_folder / part, ".json")
 
 
 def _check_listed(dataset_folder: Path, ending: str, description: Description) -> tuple[list[CaseFiles], list[Problem]]:
@@ -201,6 +217,11 @@ def _check_count(
         "add the cases that are missing, or correct the number"
     )
     return [error(DATASET, "numTraining", message)]
+
+
+def _check_names(cases: Iterable[CaseFiles], ending: str) -> list[Problem]:
+    faults = faulty_cases((case.name for case in cases), ending)
+    return [error(name, "case name", f"{name}: {fault}") for name, fault in faults.items()]
 
 
 def _check_names_by_case(cases: Iterable[CaseFiles]) -> list[Problem]:

@@ -25,12 +25,14 @@ class Grid:
         spacing_mm: (Z, Y, X).
         origin_mm: Centre of the first voxel in the world (x, y, z), LPS.
         direction: Cosines of the file's axes, 3 x 3, row by row, x first.
+        is_spaced: Whether the spacing was said, not assumed.
     """
 
     shape: tuple[int, ...]
     spacing_mm: tuple[float, ...]
     origin_mm: tuple[float, ...]
     direction: tuple[float, ...]
+    is_spaced: bool = True
 
     @property
     def orientation(self) -> str:
@@ -76,15 +78,17 @@ def compare_grids(case: str, reference: tuple[str, Grid], other: tuple[str, Grid
 
 
 def _same_spacing(expected: Grid, came: Grid, is_label: bool) -> bool:
+    if is_label and not (expected.is_spaced and came.is_spaced):
+        return True
     if np.allclose(expected.spacing_mm, came.spacing_mm, rtol=_SPACING_TOLERANCE, atol=0):
         return True
     relative = np.abs(np.divide(came.spacing_mm, expected.spacing_mm) - 1)
     return is_label and bool((relative * expected.shape).max() < _DRIFT_VOXELS)
 
 
-def compare_cases(grids: Mapping[str, Grid]) -> list[Problem]:
-    """Look for cases that are oriented or spaced unlike the others; nnU-Net takes them as they are."""
-    return _check_orientations(grids) + _check_spacings(grids)
+def compare_cases(grids: Mapping[str, Grid], reader_reorients: bool = False) -> list[Problem]:
+    """Look for cases that are oriented or spaced unlike the others; most of nnU-Net's readers take them as they are."""
+    return ([] if reader_reorients else _check_orientations(grids)) + _check_spacings(grids)
 
 
 def _check_orientations(grids: Mapping[str, Grid]) -> list[Problem]:

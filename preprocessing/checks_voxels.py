@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from sam3dnet.preprocessing.checks_description import NON_FINITE
 from sam3dnet.preprocessing.problems import Problem, error, shorten
 
 # Up to this range counting is faster than sorting.
@@ -21,15 +22,15 @@ def check_image(case: str, file: str, image: np.ndarray, bytes_were_finite: bool
         image: (Z, Y, X), any type.
         bytes_were_finite: False if NaN was found in the file already, which its reader then turned into zeros.
     """
-    finite = np.isfinite(image)
+    finite = np.isfinite(_as_read(image))
     num_non_finite = int(image.size - np.count_nonzero(finite))
     problems = []
     if bytes_were_finite and num_non_finite:
         message = (
-            f"{file}: {num_non_finite} voxels are NaN or infinite; expected finite numbers; replace them by a "
-            "value that makes sense there, such as the lowest of the image"
+            f"{file}: {num_non_finite} voxels are NaN or infinite in float32; expected finite numbers; replace "
+            "them by a value that makes sense there, such as the lowest of the image"
         )
-        problems.append(error(case, "non-finite voxels", message))
+        problems.append(error(case, NON_FINITE, message))
     values = image[finite] if num_non_finite else image
     if values.size == 0:
         return problems
@@ -39,6 +40,14 @@ def check_image(case: str, file: str, image: np.ndarray, bytes_were_finite: bool
     elif low == high:
         problems.append(error(case, "constant image", f"{file}: all voxels are {low}; {_EXPORT_AGAIN}"))
     return problems
+
+
+def _as_read(image: np.ndarray) -> np.ndarray:
+    """Give the image in the type in which networks see it, float32, where that may lose numbers."""
+    if image.dtype.kind != "f" or image.dtype.itemsize <= np.dtype(np.float32).itemsize:
+        return image
+    with np.errstate(over="ignore"):
+        return image.astype(np.float32)
 
 
 def count_label_values(label: np.ndarray) -> tuple[dict[int, int], list[float]]:

@@ -18,13 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import PromptError
+from sam3dnet.preprocessing.world import RAS_FROM_LPS, WORLD, Floats, affine_of_itk
 
 Space: TypeAlias = Literal["LPS", "RAS", "voxel"]
-Floats: TypeAlias = npt.NDArray[np.float64]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Voxel: TypeAlias = tuple[int, int, int]
 
-RAS_FROM_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
 
 
@@ -35,8 +34,9 @@ class CaseGeometry:
     Attributes:
         array_shape: Of the array that the reader gave, (Z, Y, X).
         file_from_array: (4, 4), from array voxels in reversed order (x, y, z) to file voxels (i, j, k).
-        lps_from_array: (4, 4), from array voxels in reversed order (x, y, z) to millimetres; None if the file says
-            nothing about the world.
+        lps_from_array: (4, 4), from array voxels in reversed order (x, y, z) to millimetres, as ITK sees the file;
+            None if it says nothing about the world.
+        ras_from_array: (4, 4), the same as nibabel sees the file; see `world.py`.
         transpose_forward: nnU-Net's; axis n of the preprocessed array is axis transpose_forward[n] of the array.
         crop_low: First voxel that the crop keeps, in transposed axes.
         crop_shape: Shape of the crop, in transposed axes.
@@ -46,6 +46,7 @@ class CaseGeometry:
     array_shape: Voxel
     file_from_array: Floats
     lps_from_array: Floats | None
+    ras_from_array: Floats | None
     transpose_forward: Voxel
     crop_low: Voxel
     crop_shape: Voxel
@@ -101,12 +102,13 @@ class CaseGeometry:
     def _space_from_array(self, space: Space) -> Floats:
         if space == "voxel":
             return self.file_from_array
-        if self.lps_from_array is None:
+        found = self.lps_from_array if space == "LPS" else self.ras_from_array
+        if found is None:
             raise PromptError(
                 f"coordinates are in millimetres ({space}), but the image's file does not say where it lies in the "
                 'world; give voxel indices instead, in the space "voxel"'
             )
-        return self.lps_from_array if space == "LPS" else RAS_FROM_LPS @ self.lps_from_array
+        return found
 
 
 def case_geometry(
@@ -118,7 +120,8 @@ def case_geometry(
     others, and for an image given as an array, only the space "voxel" is known, the array's own index reversed.
 
     Args:
-        properties: Of nnU-Net's reader, completed by its preprocessor: shape before the crop, box of the crop.
+        properties: Of nnU-Net's reader, completed by its preprocessor: shape before the crop, box of the crop; with the
+            file's `World` under `WORLD`, where the two views of it may differ.
         transpose_forward: Of the plan.
         preprocessed_shape: (Z, Y, X) of the preprocessed array, without the channels.
 
@@ -129,15 +132,38 @@ def case_geometry(
     array_shape = _triple(np.asarray(properties["shape_before_cropping"])[np.argsort((z, y, x))])
     low, high = np.asarray(properties["bbox_used_for_cropping"]).T
     lps_from_array, file_from_array = _image_affines(properties, array_shape)
+    ras_from_array = None if lps_from_array is None else RAS_FROM_LPS @ lps_from_array
+    if WORLD in properties:
+        lps_from_array = properties[WORLD].lps_from_file @ file_from_array
+        ras_from_array = properties[WORLD].ras_from_file @ file_from_array
     return CaseGeometry(
         array_shape=array_shape,
         file_from_array=file_from_array,
         lps_from_array=lps_from_array,
+        ras_from_array=ras_from_array,
         transpose_forward=(z, y, x),
         crop_low=_triple(low),
         crop_shape=_triple(high - low),
         preprocessed_shape=_triple(preprocessed_shape),
     )
+
+
+def as_stored(array_ZYX: npt.NDArray[Any], properties: Mapping[str, Any]) -> npt.NDArray[Any]:
+    """Bring an array from the axes in which nnU-Net's reader gave the image to those of the image's file.
+
+    Args:
+        array_ZYX: On the grid of the image.
+        properties: That the reader gave.
+
+    Returns:
+        A view, which is the array itself for readers that do not reorient.
+    """
+    shape = _triple(array_ZYX.shape)
+    _, file_from_array = _image_affines(properties, shape)
+    array_axes = np.abs(file_from_array[:3, :3]).argmax(1)
+    stored_xyz = array_ZYX.transpose().transpose(array_axes)
+    backwards = file_from_array[range(3), array_axes] < 0
+    return stored_xyz[tuple(slice(None, None, -1 if back else None) for back in backwards)].transpose()
 
 
 def nearest_voxel(coordinates: npt.ArrayLike, shape: Sequence[int]) -> Voxel:
@@ -176,9 +202,7 @@ def _affines_of_sitk(stored: Mapping[str, Any], array_shape: Voxel) -> tuple[Flo
         raise PromptError(
             f"the image's file has {len(stored['spacing'])} dimensions, prompts want 3; write it as a volume"
         )
-    lps_from_array = np.eye(4)
-    lps_from_array[:3, :3] = np.reshape(stored["direction"], (3, 3)) * np.asarray(stored["spacing"])
-    lps_from_array[:3, 3] = stored["origin"]
+    lps_from_array = affine_of_itk(stored["spacing"], stored["origin"], stored["direction"])
     if "original_orientation" not in stored:
         return lps_from_array, np.eye(4)
     return lps_from_array, _undo_orienting(stored, array_shape)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import DatasetError, PlanError
-from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cases import TrainingCase, image_files, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, whole_or_nothing
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
@@ -24,6 +25,8 @@ from sam3dnet.preprocessing.records import (
     settings_digest,
     store_record,
 )
+from sam3dnet.preprocessing.splits import FILE as SPLITS_FILE
+from sam3dnet.preprocessing.splits import REMEDY, read_splits, update_splits
 from sam3dnet.preprocessing.workers import Outcome, Workers, default_num_processes, map_cases
 
 logger = logging.getLogger(__name__)
@@ -41,6 +44,11 @@ class Recipe:
     dataset_json: dict[str, Any]
     settings: str
     output_folder: Path
+
+    @property
+    def reader(self) -> DatasetReader:
+        """Reads the cases."""
+        return reader_named(str(self.plans["image_reader_writer"]), self.dataset_json)
 
 
 def preprocess_dataset(
@@ -80,11 +88,18 @@ def preprocess_dataset(
     recipes = _make_recipes(plans, configurations, dataset_json, preprocessed_folder)
     workers = cluster or (default_num_processes() if num_processes is None else num_processes)
     _copy_if_changed(raw_folder / "dataset.json", preprocessed_folder / "dataset.json")
+    if (preprocessed_folder / SPLITS_FILE).is_file():
+        read_splits(preprocessed_folder / SPLITS_FILE, DatasetError, REMEDY)  # a damaged one is told before the work
     for recipe in recipes:
         _run_recipe(recipe, cases, workers, progress)
-    ending = dataset_json["file_ending"]
+    ending, truth = dataset_json["file_ending"], preprocessed_folder / "gt_segmentations"
+    known = {file.name.removesuffix(ending): file for file in image_files(truth, ending)}
+    names = [case.name for case in cases]
+    update_splits(preprocessed_folder / SPLITS_FILE, names, known or names)
     for case in cases:
-        _copy_if_changed(case.label, preprocessed_folder / "gt_segmentations" / f"{case.name}{ending}")
+        _copy_if_changed(case.label, truth / f"{case.name}{ending}")
+    for name in known.keys() - set(names):
+        known[name].unlink()
 
 
 def _read_plans(path: Path) -> dict[str, Any]:
@@ -150,7 +165,7 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
     Returns:
         Whether it had to be made.
     """
-    record = make_record(case, recipe.settings)
+    record = make_record(case, recipe.settings, recipe.reader)
     if is_current(recipe.output_folder, case.name, record):
         return False
     # A folder of its own: a cluster gives a case to another worker where it only believes that the first has died.
@@ -167,7 +182,13 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
 def _write_case(recipe: Recipe, case: TrainingCase, folder: Path) -> None:
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(recipe.plans)
+    class Plans(PlansManager):
+        """Has cases read by our reader, which is nnU-Net's and keeps what a dataset accepts."""
+
+        def image_reader_writer_class(self) -> DatasetReader:  # called for a reader by nnU-Net's preprocessor
+            return recipe.reader
+
+    manager = Plans(recipe.plans)
     configuration = manager.get_configuration(recipe.configuration)
     configuration.preprocessor_class(verbose=False).run_case_save(
         str(folder / case.name),

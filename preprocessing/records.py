@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.preprocessing.cases import TrainingCase
+from sam3dnet.preprocessing.checks_description import NON_FINITE, accepted_checks
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.reading import DatasetReader
 
 # nnU-Net takes every other kind of file in the folder of the cases for a case of another format.
 RECORDS_FOLDER = "sam3d_records"
@@ -54,14 +56,16 @@ def settings_digest(plans: Mapping[str, Any], configuration: Mapping[str, Any], 
         "dataset": {key: dataset_json.get(key) for key in _DATASET_KEYS},
         "intensities": {i: statistics.get(str(i)) for i, scheme in schemes if scheme not in _SCHEMES_BY_CASE},
     }
+    if NON_FINITE in accepted_checks(dataset_json):
+        settings[NON_FINITE] = "read as 0"
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def make_record(case: TrainingCase, settings: str) -> dict[str, Any]:
-    """Say what a case is made from: the settings, and its files by content."""
+def make_record(case: TrainingCase, settings: str, reader: DatasetReader) -> dict[str, Any]:
+    """Say what a case is made from: the settings, and its files by content, with those that belong to them."""
     return {
         "settings": settings,
-        "images": [file_digest(image) for image in case.images],
+        "images": [file_digest(file) for file in reader.files_of(case.images)],
         "label": file_digest(case.label),
     }
 
@@ -70,6 +74,12 @@ def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> boo
     """Whether a preprocessed case lies there whole and was made from what `record` says."""
     stored = read_json_if_whole(_record_file(output_folder, name))
     return stored == {**record, "sizes": _sizes(output_folder, name)}
+
+
+def made_otherwise(output_folder: Path, settings: str) -> list[str]:
+    """Name the preprocessed cases that were made under other settings; of cases without a record nothing is known."""
+    records = {file.stem: read_json_if_whole(file) for file in sorted((output_folder / RECORDS_FOLDER).glob("*.json"))}
+    return [name for name, record in records.items() if record and record.get("settings") != settings]
 
 
 def store_record(output_folder: Path, name: str, record: Mapping[str, Any]) -> None:

@@ -1,15 +1,29 @@
-"""splits_final.json: which cases train and which validate, in each fold."""
+"""splits_final.json: which cases train and which validate, in each fold.
 
+nnU-Net makes five folds by chance, and knows no others. With fewer than five cases each fold leaves one case out, for
+its validation; one case alone has no folds, and trains as "all".
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Collection, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, StrictStr
 
-from sam3dnet.errors import Sam3dError
-from sam3dnet.preprocessing.folders import Folders, is_plain_name
+from sam3dnet.errors import DatasetError, PlanError, Sam3dError
+from sam3dnet.preprocessing.folders import Folders, is_plain_name, write_json
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.schemas import Part, checked
 
+logger = logging.getLogger(__name__)
+
+NUM_FOLDS = 5
+NNUNET_SEED = 12345
+REMEDY = "correct it, or delete the file, and new folds are made"
 FILE = "splits_final.json"
 
 
@@ -46,4 +60,125 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
     Raises:
         Sam3dError: `error`, with the remedy, if they are missing, damaged, or a case's name leads elsewhere.
     """
-    return checked(Splits, {"folds": read_json(file, error, remedy, holds=list)}, file, error, remedy).folds
+    return checked(
+        Splits, {"folds": read_json(file, error, remedy, holds=list, nnunet_reads_it=True)}, file, error, remedy
+    ).folds
+
+
+def make_splits(cases: Collection[str]) -> tuple[Split, ...]:
+    """Make the folds of a dataset: nnU-Net's, or each leaving one case out where there are fewer than five.
+
+    Returns:
+        The folds; none for a single case.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    names = sorted(cases)
+    if len(names) < 2:
+        return ()
+    if len(names) < NUM_FOLDS:
+        return tuple(Split(train=tuple(n for n in names if n != left_out), val=(left_out,)) for left_out in names)
+    made = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
+    return tuple(Split(train=tuple(map(str, fold["train"])), val=tuple(map(str, fold["val"]))) for fold in made)
+
+
+def update_splits(file: Path, cases: Collection[str], known: Collection[str]) -> None:
+    """Make the splits of a dataset, or bring those that are there up to date with its cases, and say what changed.
+
+    New cases join the training part of each fold. A split that leaves out cases which were there before is left so.
+
+    Args:
+        file: The splits; it need not be there.
+        cases: All of the dataset.
+        known: Those that the dataset had when it was last looked at.
+
+    Raises:
+        DatasetError: If the file is damaged.
+    """
+    if not file.is_file():
+        splits = make_splits(cases)
+        if splits:
+            _write(file, splits)
+        if len(cases) < NUM_FOLDS:
+            logger.info(_few(len(cases)))
+        return
+    splits = read_splits(file, DatasetError, REMEDY)
+    listed = {name for fold in splits for name in (*fold.train, *fold.val)}
+    added, removed = sorted(set(cases) - set(known) - listed), sorted(listed & set(known) - set(cases))
+    if added:
+        logger.warning(
+            "Warning: %d new cases join the training part of each fold: %s; delete %s for new folds, which validate on "
+            "them too",
+            *(len(added), shorten(added), file),
+        )
+    if removed:
+        logger.warning("Warning: %d cases are gone, and leave their folds: %s", len(removed), shorten(removed))
+    if added or removed:
+        _write(file, [_without(fold, removed, added) for fold in splits])
+
+
+def _few(count: int) -> str:
+    if count == 1:
+        return 'one case: there are no folds; train on it with "all", which leaves nothing to validate on'
+    return f"{count} cases: {count} folds, each of which leaves one case out for validation"
+
+
+def _without(fold: Split, removed: Sequence[str], added: Sequence[str]) -> Split:
+    train, val = (tuple(name for name in names if name not in removed) for names in (fold.train, fold.val))
+    return Split(train=(*train, *added), val=val)
+
+
+def _write(file: Path, splits: Sequence[Split]) -> None:
+    write_json(file, [{"train": list(fold.train), "val": list(fold.val)} for fold in splits])
+
+
+def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Path) -> Split:
+    """Give a fold that can be trained.
+
+    Args:
+        splits: All folds.
+        fold: The number.
+        cases: That are preprocessed.
+        file: That the splits are from, for messages.
+
+    Raises:
+        PlanError: If there is no such fold.
+        DatasetError: If a part of it is empty, or names a case twice or one that is not there.
+    """
+    require_fold(splits, fold)
+    chosen = splits[fold]
+    for part in ("train", "val"):
+        _check_part(getattr(chosen, part), f"{file}: [{fold}].{part}", cases)
+    unused = sorted(set(cases) - {*chosen.train, *chosen.val})
+    if unused:
+        logger.warning(
+            "Warning: %d cases are in neither part of fold %d, and not used: %s", len(unused), fold, shorten(unused)
+        )
+    return chosen
+
+
+def require_fold(splits: Sequence[Split], fold: int) -> None:
+    """Do nothing if there is a fold of this number.
+
+    Raises:
+        PlanError: Else.
+    """
+    if not 0 <= fold < len(splits):
+        there_are = f"the folds 0 to {len(splits) - 1}" if splits else "no folds, since it has one case"
+        raise PlanError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
+
+
+def _check_part(names: Sequence[str], place: str, cases: Collection[str]) -> None:
+    if not names:
+        raise DatasetError(f"{place} is empty; expected the names of cases; {REMEDY}")
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DatasetError(f"{place} names {shorten(twice)} twice; {REMEDY}")
+    unknown = [name for name in names if name not in cases]
+    if unknown:
+        close = get_close_matches(unknown[0], list(cases), n=1)
+        meant = f" (is {close[0]} meant?)" if close else ""
+        raise DatasetError(
+            f"{place} names {shorten(unknown)}, which the dataset does not have{meant}; expected names without channel "
+            f"and ending; {REMEDY}"
+        )

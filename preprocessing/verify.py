@@ -7,12 +7,16 @@ from functools import partial
 from pathlib import Path
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
 from sam3dnet.preprocessing.checks_description import Description, check_description
-from sam3dnet.preprocessing.checks_files import CaseFiles, check_files
+from sam3dnet.preprocessing.checks_files import CaseFiles, check_files, guess_ending
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, first_file, reader_by_ending
 from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
+
+MOST_VOXELS_APART = 0.1
 
 __all__ = ["Problem", "require_sound", "verify_dataset"]
 
@@ -38,8 +42,10 @@ def verify_dataset(
     description, problems = check_description(raw_dataset_folder)
     cases, more = check_files(raw_dataset_folder, description)
     problems += more
+    reader, more = _find_reader(raw_dataset_folder, cases)
+    problems += more
     outcomes = map_cases(
-        partial(check_case, description),
+        partial(check_case, description, reader),
         cases,
         cluster or num_processes,
         "verify",
@@ -50,11 +56,29 @@ def verify_dataset(
     problems += _failed(outcomes)
     problems += (problem for report in reports for problem in _problems_of(report))
     training = [report for report in reports if not report.case.is_test]
-    problems += compare_cases({report.case.name: report.grid for report in training if report.grid is not None})
+    grids = {report.case.name: report.grid for report in training if report.grid is not None}
+    problems += compare_cases(grids, reader.reorients)
+    problems += _find_other_orientations(reports, reader)
+    problems += _find_two_places(reports)
     problems += _find_duplicates(reports)
     problems += _find_absent_classes(training, description)
     problems = [_accepted(problem, description) for problem in problems]
     return sorted(problems, key=lambda problem: (problem.case != DATASET, problem.case))
+
+
+def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[DatasetReader, list[Problem]]:
+    """Find the reader of a dataset, and if there is none the one with which to look what is wrong with its files."""
+    try:
+        dataset_json = read_dataset_json(raw_dataset_folder)
+    except DatasetError:
+        return DatasetReader("SimpleITKIO"), []  # dataset.json has been reported
+    if not isinstance(dataset_json.get("file_ending"), str):
+        return reader_by_ending({"file_ending": guess_ending(raw_dataset_folder)}), []  # that has been reported too
+    example = first_file(image for case in cases for image in case.images[:1])
+    try:
+        return dataset_reader(dataset_json, example), []
+    except DatasetError as problem:
+        return reader_by_ending(dataset_json), [error(DATASET, "no reader", str(problem))]
 
 
 def require_sound(problems: Sequence[Problem]) -> None:
@@ -92,6 +116,38 @@ def _failed(outcomes: Iterable[Outcome[CaseFiles, CaseReport]]) -> list[Problem]
         for outcome in outcomes
         if outcome.error is not None
     ]
+
+
+def _find_other_orientations(reports: Sequence[CaseReport], reader: DatasetReader) -> list[Problem]:
+    """Find test images in an orientation that no training image has."""
+    known = {report.grid.orientation for report in reports if report.grid is not None and not report.case.is_test}
+    others = [
+        f"{report.case.name} ({report.grid.orientation})"
+        for report in reports
+        if report.case.is_test and report.grid is not None and report.grid.orientation not in known
+    ]
+    if not others or not known or reader.reorients:
+        return []
+    message = (
+        f"{len(others)} test images are stored in an orientation that no training image has "
+        f"({', '.join(sorted(known))}): {shorten(others)}; the network sees them rotated or mirrored; bring them to "
+        "one of these"
+    )
+    return [warning(DATASET, "other orientation", message)]
+
+
+def _find_two_places(reports: Iterable[CaseReport]) -> list[Problem]:
+    """Find NIfTI headers whose two transforms, or whose units, say two places, of which each viewer takes one."""
+    apart = {report.case.name: report.voxels_apart for report in reports if report.voxels_apart > MOST_VOXELS_APART}
+    if not apart:
+        return []
+    message = (
+        f"the headers of {len(apart)} images say two places, up to {max(apart.values()):.3g} voxels apart, by sform, "
+        f"qform or units: {shorten(list(apart))}; 3D Slicer and ITK-SNAP show them in one, FSLeyes and napari in the "
+        "other; masks lie on the image in each; clicks in LPS millimetres are taken as the former show them, those in "
+        "RAS as the latter; correct the headers if that is not meant"
+    )
+    return [warning(DATASET, "two places", message)]
 
 
 def _find_duplicates(reports: Iterable[CaseReport]) -> list[Problem]:

@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from pebble import ProcessExpired, ProcessPool
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -102,8 +103,7 @@ class LocalPool:
 
 def default_num_processes() -> int:
     """One process a core that this process may use, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores)
+    return min(8, cores_of_job())
 
 
 def map_cases(

@@ -37,6 +37,8 @@ class Situation:
             name: {
                 "largest_extent_mm": [list(extent)] * self.cases,
                 "volume_mm3": [float(np.prod(extent))] * self.cases,
+                "cases": [f"case_{index}" for index in range(self.cases)],
+                "centre_mm": [[0.0, 0.0, 0.0]] * self.cases,
                 "around": {channel: dict(around) for channel in channels},
             }
             for name, extent in self.objects_mm.items()

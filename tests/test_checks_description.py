@@ -53,6 +53,22 @@ BAD_JSON: dict[str, tuple[dict[str, Any], str, str]] = {
         "labels",
         '"regions_class_order" is None; expected a list of 2 label values, one for each of whole, lesion',
     ),
+    **{
+        f"regions with order {order}": (
+            {"labels": {"background": 0, "organ": [1, 2], "lesion": 2}, "regions_class_order": order},
+            "labels",
+            message,
+        )
+        for order, message in (
+            (["1", "2"], "is ['1', '2']; expected a list of 2 label values"),
+            (
+                [7, 9],
+                "is [7, 9]: painted over each other, organ, lesion give other labels than there were (1 becomes 7",
+            ),
+            ([2, 1], "(1 becomes 2, 2 becomes 1)"),
+            ([1, 1], "(2 becomes 1)"),
+        )
+    },
     "accepted no list": ({"sam3d_accept": "empty label"}, "dataset.json", "expected a list of names of checks"),
     "dataset no object": ({"dataset": []}, "dataset.json", '"dataset" is a list; expected cases by name'),
 }
@@ -66,3 +82,18 @@ def test_bad_entry_of_dataset_json(tmp_path: Path, what: str) -> None:
     problems = [problem for problem in check(folder) if problem.case == "dataset" and problem.check == check_name]
     assert any(message in problem.message for problem in problems), problems
     assert all(problem.severity == "error" for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        ({"background": 0, "organ": [1, 2], "lesion": 2}, [1, 2]),
+        ({"background": 0, "organ": [1, 2], "lesion": [2]}, [1, 2]),
+        ({"background": 0, "whole": [1, 2, 3], "core": [2, 3], "enhancing": 3}, [1, 2, 3]),
+        ({"background": 0, "both": [1, 2], "other": 3}, [2, 3]),  # 1 and 2 are one to the network
+    ],
+)
+def test_orders_that_paint_the_labels_again(tmp_path: Path, labels: dict, order: list) -> None:
+    folder = make(tmp_path)
+    edit_json(folder, labels=labels, regions_class_order=order)
+    assert not [problem for problem in check(folder) if "regions_class_order" in problem.message]

@@ -94,4 +94,4 @@ def test_broken_link_is_not_overlooked(tmp_path: Path) -> None:
     image.unlink()
     image.symlink_to(tmp_path / "nowhere")
     assert ("error", "case_1", "unreadable file") in found(folder)
-    assert "No such file or directory" in message_of(folder, "unreadable file")
+    assert f"is a link to {tmp_path / 'nowhere'}, where there is no file" in message_of(folder, "unreadable file")

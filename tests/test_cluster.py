@@ -200,7 +200,7 @@ def test_the_fingerprint_equals_the_serial_one(cluster: DaskCluster, tmp_path: P
 def test_every_step_of_planning_is_given_the_cluster(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sam3dnet.planning import plan, planner
+    from sam3dnet.planning import plan, planner, vanished
     from sam3dnet.preprocessing import pipeline, verify
 
     given = []
@@ -213,6 +213,7 @@ def test_every_step_of_planning_is_given_the_cluster(
     for module, name in steps:
         monkeypatch.setattr(module, name, record)
     monkeypatch.setattr(plan, "load_plan", lambda _path: None)
+    monkeypatch.setattr(vanished, "tell_vanished", lambda _path: None)
     monkeypatch.setattr(plan, "format_decisions", lambda _plan: "")
     (tmp_path / "nnUNet_raw" / NAME).mkdir(parents=True)
     line = ["-d", "902", "--root", str(tmp_path), "--encoder", "tiny", "--device", "cpu", "--scheduler", address]
@@ -233,7 +234,7 @@ def test_prediction_equals_the_serial_run_and_a_rerun_does_what_is_missing(
     report = predict(cluster=cluster)
     assert (report.written, report.skipped, report.failed) == (["a", "b", "c"], [], {})
     assert label_maps(tmp_path / "out") == expected
-    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+    assert not list((tmp_path / "out").glob(".sam3d_unfinished*"))
 
     truncate(tmp_path / "out" / "b.nii.gz")
     report = predict(cluster=cluster)

@@ -51,7 +51,8 @@ def planned_root(root: Path) -> Path:
     """The same, with a plan and the name of a preprocessed case."""
     folder = root / "nnUNet_preprocessed" / "Dataset907_Bare"
     (folder / "cases").mkdir(parents=True)
-    (folder / "cases" / "case_0.pkl").touch()
+    for case in range(5):
+        (folder / "cases" / f"case_{case}.pkl").touch()
     plans = {"plans_name": "SAM3DPlans", "dataset_name": "Dataset907_Bare"}
     plans |= {"configurations": {"3d_fullres": {"data_identifier": "cases"}}}
     (folder / "SAM3DPlans.json").write_text(json.dumps(plans), encoding="utf-8")

@@ -153,7 +153,7 @@ def test_failed_cases_are_the_last_lines_and_the_status_is_1(
 def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     """Replace the steps of planning."""
     from sam3dnet.network import weights_file
-    from sam3dnet.planning import plan, planner
+    from sam3dnet.planning import plan, planner, vanished
     from sam3dnet.planning.encoder import SamWeights
     from sam3dnet.preprocessing import pipeline, verify
 
@@ -163,11 +163,12 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
         "load_plan": Recorder(),
         "format_decisions": Recorder("the table"),
         "preprocess_dataset": Recorder(),
+        "tell_vanished": Recorder(),
         "weights_for_plan": Recorder(SamWeights({"name": "w.pth"})),
         "check_named_file": Recorder(),
     }
     for name, recorder in recorders.items():
-        for module in (weights_file, plan, planner, pipeline, verify):
+        for module in (weights_file, plan, planner, vanished, pipeline, verify):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
     return recorders

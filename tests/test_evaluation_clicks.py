@@ -291,7 +291,7 @@ def test_what_a_study_needs_is_named(folders: Folders) -> None:
     with pytest.raises(DatasetError, match=r"a: .*a\.nii\.gz: no such file; add it"):
         study_clicks((1,), folders, images=raw / "imagesTr", labels=raw / "imagesTr")
     splits.unlink()
-    with pytest.raises(DatasetError, match=r"splits_final\.json: not found; .* train first"):
+    with pytest.raises(DatasetError, match=r"splits_final\.json: not found; .* plan again"):
         study_clicks((1,), folders)
 
 

@@ -12,6 +12,7 @@ from sam3dnet.planning.fingerprint import FINGERPRINT_FILE, load_or_make_fingerp
 from sam3dnet.planning.objects import measure_class
 from sam3dnet.preprocessing.cases import foreground_classes, list_training_cases
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.reading import DatasetReader
 
 SPACING = (3.0, 0.7, 1.1)
 
@@ -186,5 +187,5 @@ def test_the_files_of_a_case_are_read_once(tiny_dataset, folders, monkeypatch):
     dataset_json = json.loads((folders.raw / tiny_dataset / "dataset.json").read_text())
     case = list_training_cases(folders.raw / tiny_dataset, dataset_json)[0]
     monkeypatch.setattr(SimpleITKIO, "read_images", counting)
-    module.measure_case(case, SimpleITKIO, foreground_classes(dataset_json), 100)
+    module.measure_case(case, DatasetReader("SimpleITKIO"), foreground_classes(dataset_json), 100)
     assert sorted(read) == sorted(Path(file).name for file in (*case.images, case.label))

@@ -91,7 +91,7 @@ def test_a_model_segments_files_and_arrays_as_the_command_does(tmp_path: Path, i
     np.testing.assert_array_equal(from_array, labels)
     assert set(np.unique(labels)) <= {0, *model.labels.values()}
     assert tuple(model.labels) == model.class_names
-    with pytest.raises(DatasetError, match=r"spacing_mm None, expected \(Z, Y, X\)"):
+    with pytest.raises(DatasetError, match=r"spacing_mm is None; expected three millimetres"):
         model.segment(sitk.GetArrayFromImage(read))
 
 

@@ -9,6 +9,7 @@ from tiny_models import write_image
 
 from sam3dnet.inference import images
 from sam3dnet.inference.images import Case, image_bytes, read_ahead
+from sam3dnet.preprocessing.reading import DatasetReader
 
 CASES = [Case(name, ()) for name in "abcdef"]
 
@@ -61,8 +62,8 @@ def test_large_images_are_not_read_ahead(monkeypatch, size, done, submitted):
 def test_the_size_is_that_of_the_finer_grid(tmp_path: Path):
     write_image(tmp_path / "a_0000.nii.gz", shape=(5, 9, 7), spacing=(0.7, 1.1, 3.0))
     case = Case("a", (tmp_path / "a_0000.nii.gz",) * 2)
-    assert image_bytes(case, (9.0, 9.0, 9.0)) == 2 * 4 * 5 * 9 * 7
-    finer = image_bytes(case, (1.5, 0.35, 1.1))
+    assert image_bytes(case, DatasetReader("SimpleITKIO"), (9.0, 9.0, 9.0)) == 2 * 4 * 5 * 9 * 7
+    finer = image_bytes(case, DatasetReader("SimpleITKIO"), (1.5, 0.35, 1.1))
     assert finer == pytest.approx(4 * 2 * 4 * 5 * 9 * 7, rel=1e-6)
     (tmp_path / "a_0000.nii.gz").write_bytes(b"no image")
-    assert image_bytes(case, (1.0, 1.0, 1.0)) == 0
+    assert image_bytes(case, DatasetReader("SimpleITKIO"), (1.0, 1.0, 1.0)) == 0

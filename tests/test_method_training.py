@@ -11,8 +11,8 @@ from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
 from sam3dnet.inference.models import find_model, load_model
 from sam3dnet.planning.methods import MethodChoice, Text
 from sam3dnet.planning.plan import load_plan
-from sam3dnet.planning.planner import output_names, plan_dataset
-from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.planning.planner import plan_dataset
+from sam3dnet.preprocessing.cases import output_names, read_dataset_json
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from phantoms import write_volume
 
-from sam3dnet.planning.orientation import left_right_axis
+from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
+from sam3dnet.preprocessing.reading import DatasetReader
 
+ITK = DatasetReader("SimpleITKIO")
 SAGITTAL = (0, 0, 1, 1, 0, 0, 0, -1, 0)  # left and right along the file's third axis, the array's first
 CORONAL = (-1, 0, 0, 0, 0, 1, 0, 1, 0)
 SWAPPED = (0, 1, 0, 1, 0, 0, 0, 0, 1)
@@ -16,12 +18,30 @@ SWAPPED = (0, 1, 0, 1, 0, 0, 0, 0, 1)
 )
 def test_the_axis_is_that_of_the_files(direction, axis, tmp_path):
     write_volume(np.zeros((5, 6, 7), np.int16), tmp_path / "image.nii.gz", direction=direction)
-    assert left_right_axis([tmp_path / "image.nii.gz"]) == axis
+    assert left_right_axis(read_grids([tmp_path / "image.nii.gz"], ITK), ITK) == axis
 
 
 def test_most_images_decide_and_unreadable_ones_do_not_count(tmp_path):
     for name, direction in {"a": SAGITTAL, "b": SWAPPED, "c": SWAPPED}.items():
         write_volume(np.zeros((5, 6, 7), np.int16), tmp_path / f"{name}.nii.gz", direction=direction)
     (tmp_path / "d.nii.gz").write_bytes(b"nothing")
-    assert left_right_axis(sorted(tmp_path.iterdir())) == 1
-    assert left_right_axis([tmp_path / "d.nii.gz"]) is None
+    assert left_right_axis(read_grids(sorted(tmp_path.iterdir()), ITK), ITK) == 1
+    assert left_right_axis(read_grids([tmp_path / "d.nii.gz"], ITK), ITK) is None
+
+
+@pytest.mark.parametrize("name", ["SimpleITKIOWithReorient", "NibabelIOWithReorient"])
+def test_a_reader_that_reorients_gives_left_and_right_along_the_last_axis(name, tmp_path):
+    volume = np.zeros((5, 6, 7), np.int16)
+    volume[:3] = 1  # one side of the body: left and right run along the stored array's first axis
+    write_volume(volume, tmp_path / "image.nii.gz", direction=SAGITTAL)
+    reader = DatasetReader(name)
+    array_ZYX = reader.read_seg(tmp_path / "image.nii.gz")[0][0]
+    assert [bool(np.ptp(array_ZYX, axis=axis).any()) for axis in range(3)] == [False, False, True]
+    assert left_right_axis(read_grids([tmp_path / "image.nii.gz"], reader), reader) == 2
+    assert orientations(read_grids([tmp_path / "image.nii.gz"], reader), reader) == []
+
+
+def test_orientations_are_named_once(tmp_path):
+    for name, direction in {"a": SAGITTAL, "b": SWAPPED, "c": SWAPPED}.items():
+        write_volume(np.zeros((5, 6, 7), np.int16), tmp_path / f"{name}.nii.gz", direction=direction)
+    assert orientations(read_grids(sorted(tmp_path.iterdir()), ITK), ITK) == ["PIL", "PLS"]

@@ -292,6 +292,9 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
         "pretrained",
         "weights",
         "mirror_axes",
+        "orientations",
+        "sides",
+        "as_planned",
         "decisions",
         "text_model",
     }
@@ -368,7 +371,7 @@ def test_a_plan_that_fails_leaves_no_file(folders, tiny_dataset):
 
 
 def test_regions_count_as_outputs_without_background(folders, tiny_dataset, monkeypatch):
-    from sam3dnet.planning.planner import output_channels
+    from sam3dnet.preprocessing.cases import output_channels
 
     assert output_channels({"labels": {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}}) == 2
     assert output_channels({"labels": {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}}) == 3

@@ -1,5 +1,7 @@
 """Prediction of a folder: equal to stock nnU-Net, on the image's own grid, with the settings asked for."""
 
+import json
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,7 +12,7 @@ from tiny_models import LABELS, REGIONS, SHAPE_ZYX, labels_of, make_checkpoint, 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference import automatic, case_pipeline, predictor
 from sam3dnet.inference.models import load_model
-from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.preprocessing.reading import DatasetReader
 
 
 def predict_with_stock_nnunet(images, output, model, folds, num_channels=1):
@@ -60,7 +62,9 @@ def test_geometry_survives_in_other_formats(tmp_path, ending):
     write_image(tmp_path / "in" / f"a_0000{ending}")
     model = make_model(tmp_path / "results", ending=ending)
     assert predict_folder(tmp_path / "in", tmp_path / "out", model, device="cpu").written == ["a"]
-    first, second = (read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a"))
+    first, second = (
+        DatasetReader("SimpleITKIO").read_grid("a", tmp_path / f"{file}{ending}")[0] for file in ("in/a_0000", "out/a")
+    )
     assert first == second is not None
 
 
@@ -138,3 +142,15 @@ def test_as_many_images_are_read_ahead_as_asked_for(predict, monkeypatch, num_pr
 def test_step_sizes_out_of_range_are_refused(predict, step_size):
     with pytest.raises(DatasetError, match="above 0 and at most 1"):
         predict(step_size=step_size)
+
+
+def test_an_image_in_another_orientation_than_all_of_the_training_is_told(predict, model, images, caplog):
+    plans = json.loads((model / "plans.json").read_text())
+    grid, _ = DatasetReader("SimpleITKIO").read_grid("a", images / "a_0000.nii.gz")
+    for known, told in (([], False), (["PIL"], True), (["PIL", grid.orientation], False)):
+        (model / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": known}}))
+        caplog.clear()
+        for file in (images.parent / "out").glob("*.nii.gz"):
+            file.unlink()
+        assert predict().written == ["a", "b", "c"]
+        assert ("all images of the training were in PIL" in caplog.text) == told

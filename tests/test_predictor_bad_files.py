@@ -24,6 +24,7 @@ from tiny_models import (
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case, require_whole
+from sam3dnet.preprocessing.reading import DatasetReader
 
 
 def spoil_empty(images):
@@ -81,7 +82,7 @@ def spoil_name(images):
         (spoil_checksum, r"b_0000.nii.gz: the compressed data are damaged \(CRC check failed"),
         (spoil_nan, r"b_0000.nii.gz: 1 voxels are NaN or infinite"),
         (spoil_extra_channel, r"the model wants 1 channel.*there are {0000,0001}"),
-        (spoil_four_dimensions, r"the files hold 2 channels, the model wants 1"),
+        (spoil_four_dimensions, r"came 4 dimensions \(2, 5, 9, 7\); write each channel or time step into a file"),
         (spoil_name, r"b.nii.gz has no channel number; name it b_0000.nii.gz"),
     ],
 )
@@ -160,7 +161,7 @@ def test_foreign_endings_beside_the_right_one_are_left_out_with_a_warning(predic
 def test_what_the_models_dataset_accepts_is_accepted_in_an_image(predict, images, model):
     spoil_nan(images)
     with pytest.raises(DatasetError, match="1 voxels are NaN or infinite"):
-        require_whole(Case("b", (images / "b_0000.nii.gz",)))
+        require_whole(Case("b", (images / "b_0000.nii.gz",)), DatasetReader("SimpleITKIO"))
     description = json.loads((model / "dataset.json").read_text())
     (model / "dataset.json").write_text(json.dumps({**description, "sam3d_accept": ["non-finite voxels"]}))
     assert predict().failed == {}  # the reader makes 0 of NaN, as it did in training
@@ -171,4 +172,4 @@ def test_all_that_is_wrong_with_a_case_is_told_at_once(tmp_path):
         write_image(tmp_path / f"a_{channel:04d}.nii", shape=shape)
     truncate(tmp_path / "a_0002.nii")
     with pytest.raises(DatasetError, match=r"a_0002.nii: is incomplete.*a_0001.nii \(5, 8, 7\); resample"):
-        require_whole(Case("a", tuple(sorted(tmp_path.iterdir()))))
+        require_whole(Case("a", tuple(sorted(tmp_path.iterdir()))), DatasetReader("SimpleITKIO"))

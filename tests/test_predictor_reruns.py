@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from faults import disk_that_ends_after
 from tiny_models import truncate, write_image
 
 from sam3dnet.inference import predictor
+from sam3dnet.inference.writing import UNFINISHED
 
 
 def test_a_failed_export_leaves_no_file_and_the_next_run_writes_it(predict, tmp_path, monkeypatch):
@@ -87,10 +89,14 @@ def test_a_label_map_of_others_is_not_overwritten(predict, images, tmp_path):
 
 
 def test_what_an_interrupted_run_left_is_removed(predict, tmp_path):
-    (tmp_path / "out" / ".sam3d_unfinished" / "x").mkdir(parents=True)
-    (tmp_path / "out" / ".sam3d_unfinished" / "x" / "a.nii.gz").write_bytes(b"half")
+    ended = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    left = tmp_path / "out" / f"{UNFINISHED}{socket.gethostname()}-{ended.stdout.strip()}-x"
+    left.mkdir(parents=True)
+    (left / "a.nii.gz").write_bytes(b"half")
     assert predict().written == ["a", "b", "c"]
-    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+    assert not left.exists()
 
 
 def names_in(folder):
@@ -106,7 +112,7 @@ def test_a_full_disk_leaves_no_label_map_and_the_next_run_writes_it(predict, mod
     predict()
     before = (tmp_path / "out" / "b.nii.gz").read_bytes()
     (tmp_path / "out" / "b.nii.gz").unlink()
-    reader = load_model(model).plans.image_reader_writer_class()
+    reader = load_model(model).reader
     image, properties = reader.read_images([str(images / "b_0000.nii.gz")])
     arguments = (image[0].astype("u1"), tmp_path / "out" / "b.nii.gz", images / "b_0000.nii.gz", properties, reader)
     with (
@@ -137,6 +143,7 @@ KILLED_AT_WORK = """
 import os, signal, sys
 from commands import predict_folder
 from sam3dnet.inference import writing
+from sam3dnet.inference.writing import UNFINISHED
 real = writing._write
 def die_at_the_second(labels, path, *rest):
     real(labels, path, *rest)
@@ -157,4 +164,4 @@ def test_a_killed_run_leaves_only_whole_files_and_the_next_one_goes_on(predict, 
     assert finished == {"a.nii.gz"}
     report = predict()
     assert (report.written, report.skipped, report.failed) == (["b", "c"], ["a"], {})
-    assert not (tmp_path / "out" / ".sam3d_unfinished").exists()
+    assert not list((tmp_path / "out").glob(f"{UNFINISHED}*"))

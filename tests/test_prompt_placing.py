@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from faults import truncate
-from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 from phantoms import ORIGIN_MM, SPACING_MM, write_volume
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import CaseGeometry, Space, case_geometry
+from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.prompts.placing import PlacedPrompts, place_case, place_prompts, read_mask
 from sam3dnet.prompts.stated import Source, StatedPrompts, corners_of
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
@@ -164,11 +164,14 @@ def two_valued(voxel: tuple[int, int, int], value: int = 1) -> np.ndarray:
 def test_mask_is_read_whatever_its_value(tmp_path: Path) -> None:
     for value in (1, 255):
         mask = read_mask(
-            write_mask(tmp_path / "m.nii.gz", two_valued((1, 2, 3), value)), SimpleITKIO(), PROPERTIES, SHAPE
+            write_mask(tmp_path / "m.nii.gz", two_valued((1, 2, 3), value)),
+            DatasetReader("SimpleITKIO"),
+            PROPERTIES,
+            SHAPE,
         )
         assert mask.dtype == bool
         assert np.argwhere(mask).tolist() == [[1, 2, 3]]
-    assert not read_mask(write_mask(tmp_path / "m.nii.gz"), SimpleITKIO(), PROPERTIES, SHAPE).any()
+    assert not read_mask(write_mask(tmp_path / "m.nii.gz"), DatasetReader("SimpleITKIO"), PROPERTIES, SHAPE).any()
 
 
 @pytest.mark.parametrize(
@@ -185,17 +188,17 @@ def test_mask_is_read_whatever_its_value(tmp_path: Path) -> None:
 def test_wrong_mask_is_refused(tmp_path: Path, values: Any, geometry: dict[str, Any], message: str) -> None:
     path = write_mask(tmp_path / "mask.nii.gz", values, **geometry)
     with pytest.raises(PromptError, match=f"mask.*{message}"):
-        read_mask(path, SimpleITKIO(), PROPERTIES, SHAPE)
+        read_mask(path, DatasetReader("SimpleITKIO"), PROPERTIES, SHAPE)
 
 
 def test_damaged_mask_is_refused(tmp_path: Path) -> None:
     path = write_mask(tmp_path / "mask.nii.gz", two_valued((1, 2, 3)))
     truncate(path, 0.5)
     with pytest.raises(PromptError, match=r"mask .*mask.nii.gz"):
-        read_mask(path, SimpleITKIO(), PROPERTIES, SHAPE)
+        read_mask(path, DatasetReader("SimpleITKIO"), PROPERTIES, SHAPE)
     (tmp_path / "mask.nrrd").write_text("no image", encoding="utf-8")
     with pytest.raises(PromptError, match=r"mask .*mask.nrrd"):
-        read_mask(tmp_path / "mask.nrrd", SimpleITKIO(), PROPERTIES, SHAPE)
+        read_mask(tmp_path / "mask.nrrd", DatasetReader("SimpleITKIO"), PROPERTIES, SHAPE)
 
 
 def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
@@ -205,7 +208,7 @@ def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
         StatedPrompts(one, "voxel", (Point((3, 2, 1)),), (corners_of(Box((3, 2, 1), (3, 2, 1))),), first),
         StatedPrompts(other, "LPS", (Point(world(3, 2, 1), False),), (), second),  # type: ignore[arg-type]
     )
-    placed = place_case({"tumour": stated}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"]
+    placed = place_case({"tumour": stated}, make_geometry(), DatasetReader("SimpleITKIO"), PROPERTIES)["tumour"]
     assert clicks_of(placed) == [((1, 2, 3), True), ((1, 2, 3), False)]
     assert [point.positive for point in placed.prompts.points] == [True, False]
     assert len(placed.prompts.boxes) == 1
@@ -216,7 +219,7 @@ def test_what_several_files_state_is_put_together(tmp_path: Path) -> None:
     assert np.argwhere(placed.on_image.mask).tolist() == [[1, 2, 3], [2, 2, 3]]
     assert not placed.instance
     wanted = (stated[0], replace(stated[1], instance=True))
-    assert place_case({"tumour": wanted}, make_geometry(), SimpleITKIO(), PROPERTIES)["tumour"].instance
+    assert place_case({"tumour": wanted}, make_geometry(), DatasetReader("SimpleITKIO"), PROPERTIES)["tumour"].instance
 
 
 def test_rotated_region_is_enclosed_in_the_array(tmp_path: Path) -> None:
@@ -228,7 +231,9 @@ def test_rotated_region_is_enclosed_in_the_array(tmp_path: Path) -> None:
     stated = StatedPrompts(
         Source(tmp_path / "case.mrk.json", "case", "tumour"), "RAS", boxes=(tuple(map(tuple, corners.tolist())),)
     )
-    (box,) = place_case({"tumour": (stated,)}, geometry, SimpleITKIO(), PROPERTIES)["tumour"].prompts.boxes
+    (box,) = place_case({"tumour": (stated,)}, geometry, DatasetReader("SimpleITKIO"), PROPERTIES)[
+        "tumour"
+    ].prompts.boxes
     assert (box.low, box.high) == place_boxes(((2, 2, 1), (3, 3, 2)))[0]
 
 
@@ -236,4 +241,4 @@ def test_error_names_file_case_and_class(tmp_path: Path) -> None:
     source = Source(tmp_path / "prompts.json", "case", "tumour")
     stated = StatedPrompts(source, "voxel", (Point((1, 2, 30)),))
     with pytest.raises(PromptError, match=r'prompts.json: case "case", class "tumour": point \(1, 2, 30\) in'):
-        place_case({"tumour": (stated,)}, make_geometry(), SimpleITKIO(), PROPERTIES)
+        place_case({"tumour": (stated,)}, make_geometry(), DatasetReader("SimpleITKIO"), PROPERTIES)

@@ -98,9 +98,13 @@ def test_points_that_were_not_placed_are_left_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "space"), [("LPS", "LPS"), ("RAS", "RAS"), ("ras", "RAS"), (1, "LPS"), (0, "RAS"), ("1", "LPS")]
 )
-def test_coordinate_system(tmp_path: Path, given: Any, space: str) -> None:
-    stated = read(tmp_path, fiducials(point(), coordinateSystem=given), region(coordinateSystem=given))
-    assert [one.space for one in stated["case_1/tumour"]] == [space, space]
+def test_coordinates_are_brought_to_those_of_itk_by_which_slicer_reads(tmp_path: Path, given: Any, space: str) -> None:
+    markups = [(fiducials(point(), coordinateSystem=name), region(coordinateSystem=name)) for name in ("LPS", given)]
+    in_lps, stated = (read(tmp_path, *both)["case_1/tumour"] for both in markups)
+    sign = (-1, -1, 1) if space == "RAS" else (1, 1, 1)
+    assert [one.space for one in stated] == ["LPS", "LPS"]
+    np.testing.assert_allclose(stated[0].points[0].at, np.multiply(in_lps[0].points[0].at, sign))
+    np.testing.assert_allclose(stated[1].boxes[0], np.multiply(in_lps[1].boxes[0], sign))
 
 
 def test_coordinate_system_is_lps_unless_said(tmp_path: Path) -> None:

@@ -182,8 +182,11 @@ def test_the_dice_with_prompts_is_counted_per_class_over_all_patches():
     valid = torch.ones_like(truth, dtype=torch.bool)
     right = PromptAnswer((truth == 1) * 2.0 - 1, truth == 1, valid, torch.tensor([1]))
     nothing = PromptAnswer(torch.full_like(truth, -1.0), truth == 1, valid, torch.tensor([1]))
-    assert dice_of_counts(prompted_counts([right], (1, 2))) == [1.0, 0.0]
-    assert dice_of_counts(prompted_counts([right, nothing], (1, 2))) == [pytest.approx(2 / 3), 0.0]
+    assert dice_of_counts(prompted_counts([right], (1, 2))) == [1.0, pytest.approx(np.nan, nan_ok=True)]
+    assert dice_of_counts(prompted_counts([right, nothing], (1, 2))) == [
+        pytest.approx(2 / 3),
+        pytest.approx(np.nan, nan_ok=True),
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import train_fold
@@ -20,7 +21,7 @@ from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.run import without_pretrained_weights
-from sam3dnet.training.trainer import nnUNetTrainerSAM3D
+from sam3dnet.training.trainer import _carry_on, nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -291,3 +292,18 @@ def test_stock_nnunet_trains_our_plan(planned):
     assert result.returncode == 0, result.stderr
     output = folders.results / dataset / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_1"
     assert (output / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize(
+    ("moving", "mean", "expected"),
+    [
+        ([0.5, 0.54], 0.9, 0.54),
+        ([0.5, np.nan], np.nan, 0.5),  # nothing to score in this epoch
+        ([np.nan, np.nan], 0.9, 0.9),  # nor in the one before
+        ([np.nan], np.nan, np.nan),
+        ([np.nan, np.nan], np.nan, np.nan),
+    ],
+)
+def test_an_epoch_without_objects_does_not_stay_in_the_moving_average(moving, mean, expected):
+    _carry_on(moving, mean)
+    np.testing.assert_equal(moving[-1], expected)

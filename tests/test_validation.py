@@ -24,6 +24,7 @@ from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
+from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.training import run, trainer, validation
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -310,7 +311,7 @@ def test_large_label_maps_are_scored_by_fewer_processes(fold, monkeypatch):
     monkeypatch.setattr(validation, "default_num_processes", 3)
     for fit, expected in ((9, 3), (2, 2), (0.5, 1)):
         monkeypatch.setattr(validation, "BYTES_OF_SCORING", int(fit * needed))
-        assert validation.scoring_processes(label_maps) == expected
+        assert validation.scoring_processes(label_maps, DatasetReader("SimpleITKIO")) == expected
 
 
 def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):

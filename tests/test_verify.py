@@ -30,6 +30,7 @@ from sam3dnet.preprocessing import progress, verify
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
 from sam3dnet.preprocessing.checks_description import Description
 from sam3dnet.preprocessing.checks_files import CaseFiles
+from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.verify import Problem, require_sound, verify_dataset
 
 
@@ -129,16 +130,16 @@ def test_verification_changes_nothing(tmp_path: Path) -> None:
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")} == before
 
 
-def check_or_fail(description: Description, case: CaseFiles) -> CaseReport:
+def check_or_fail(description: Description, reader: DatasetReader, case: CaseFiles) -> CaseReport:
     if case.name == "case_1":
         raise zlib.error("a bug")
-    return check_case(description, case)
+    return check_case(description, reader, case)
 
 
-def check_or_die(description: Description, case: CaseFiles) -> CaseReport:
+def check_or_die(description: Description, reader: DatasetReader, case: CaseFiles) -> CaseReport:
     if case.name == "case_1":
         os.kill(os.getpid(), signal.SIGKILL)
-    return check_case(description, case)
+    return check_case(description, reader, case)
 
 
 def faults_with(folder: Path, checker: Callable, num_processes: int, patch: pytest.MonkeyPatch) -> Collection[Problem]:

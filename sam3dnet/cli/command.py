@@ -65,8 +65,9 @@ def run_command(
     """
     options = vars(make_parser(function, prog).parse_args(argv))
     shown = {name: options.pop(name) for name in SHARED_OPTIONS}
-    # Read when torch is imported; nnU-Net's resampling asks for four threads, also where there are two cores.
-    os.environ.setdefault("OMP_THREAD_LIMIT", str(os.cpu_count() or 1))
+    from sam3dnet.preprocessing.cores import limit_threads
+
+    limit_threads()
     if argv is None:
         signal.signal(signal.SIGINT, _interrupt)
     try:

@@ -34,7 +34,9 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
 
     from sam3dnet.planning.plan import format_decisions, load_plan
+    from sam3dnet.planning.vanished import tell_vanished
     from sam3dnet.preprocessing.cluster import cluster_at
+    from sam3dnet.preprocessing.locking import only_one
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
     from sam3dnet.preprocessing.workers import default_num_processes
 
@@ -46,9 +48,11 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
             if not settings.skip_verification:
                 _verify(name, folders, processes, cluster)
             text = _embed_classes(folders.raw / name, settings)
-            plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
-            print(format_decisions(load_plan(plan_files[-1])), flush=True)
-            preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
+            with only_one(folders.preprocessed / name):
+                plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
+                print(format_decisions(load_plan(plan_files[-1])), flush=True)
+                preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
+                tell_vanished(plan_files[-1])
     return plan_files
 
 
@@ -85,8 +89,7 @@ def _embed_classes(dataset_folder: Path, settings: PlanningSettings) -> "Text | 
         return None
     from sam3dnet.network.published.text_encoder import as_plan_values, class_phrases, embed_phrases
     from sam3dnet.planning.methods import Text
-    from sam3dnet.planning.planner import output_names
-    from sam3dnet.preprocessing.cases import read_dataset_json
+    from sam3dnet.preprocessing.cases import output_names, read_dataset_json
 
     dataset_json = read_dataset_json(dataset_folder)
     file = None if settings.phrases is None else Path(settings.phrases)

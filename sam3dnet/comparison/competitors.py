@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam3dnet.comparison.stages import call, cores
+from sam3dnet.comparison.stages import call
 from sam3dnet.errors import PlanError, did_you_mean
 from sam3dnet.planning.methods import DEFAULT_TUNING, METHODS, MethodChoice
+from sam3dnet.preprocessing.cores import cores_of_job
 
 OUR_TRAINER = "nnUNetTrainerSAM3D"
 CLOCK_TRAINER = "nnUNetTrainerClock"
@@ -88,7 +89,7 @@ class Competitor:
         """Give the command that plans and preprocesses."""
         if self.choice is None:
             entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry"
-            processes = ("-np", str(cores()), "-npfp", str(cores()))
+            processes = ("-np", str(cores_of_job()), "-npfp", str(cores_of_job()))
             return call(entry, "-d", settings.number, "-c", CONFIGURATION, "-pl", str(self.planner), *processes)
         return call(
             "sam3dnet.cli.plan_and_preprocess:main",

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.comparison.stages import cores
 from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.splits import FILE, read_splits
 from sam3dnet.training.epoch_log import LOG_FILE, read_log
@@ -79,7 +79,7 @@ def score(predictions: Path, labels: Path, names: Sequence[str], num_processes: 
 
 def scoring_processes() -> int:
     """Give one process a core for scoring; none beside this one on a single core."""
-    return cores() if cores() > 1 else 0
+    return cores_of_job() if cores_of_job() > 1 else 0
 
 
 def measure(
@@ -90,7 +90,7 @@ def measure(
 
     from sam3dnet.inference.models import load_model
 
-    torch.set_num_threads(cores())
+    torch.set_num_threads(cores_of_job())
     model = load_model(model_folder, [int(fold) if fold.isdigit() else fold], "checkpoint_final.pth", device)
     parameters = list(model.network.parameters())
     names = validation_names(preprocessed, fold)

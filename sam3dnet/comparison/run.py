@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.comparison.competitors import SAM_POINTS, Competitor, Settings, find_competitor
-from sam3dnet.comparison.stages import StageError, Stages, call, cores, machine
+from sam3dnet.comparison.stages import StageError, Stages, call, machine
 from sam3dnet.comparison.table import Row, as_csv, as_markdown, as_values
 from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
 from sam3dnet.preprocessing.splits import FILE
 
@@ -197,7 +198,7 @@ def _environment(settings: Settings) -> dict[str, str]:
         **folders,
         "nnUNet_extTrainer": os.pathsep.join(map(str, trainer_folders)),
         "nnUNet_clock_minutes": str(settings.minutes),
-        "nnUNet_def_n_proc": str(cores()),
+        "nnUNet_def_n_proc": str(cores_of_job()),
         "PYTHONUNBUFFERED": "1",
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sam3dnet.comparison.process_load import run_measured
 from sam3dnet.errors import Sam3dError
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 
 PACKAGES = ("torch", "nnunetv2", "sam3dnet", "monai", "segment-anything", "numpy", "SimpleITK", "batchgeneratorsv2")
@@ -97,16 +98,11 @@ def call(function: str, *arguments: str) -> list[str]:
     return [sys.executable, "-c", code, *arguments]
 
 
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def machine() -> dict[str, Any]:
     """Say on what it ran: processor, cores, versions and date, which every figure needs beside it."""
     return {
         "processor": _processor(),
-        "cores": cores(),
+        "cores": cores_of_job(),
         "python": sys.version.split()[0],
         "versions": {name: _version(name) for name in PACKAGES},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

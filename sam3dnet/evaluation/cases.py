@@ -1,7 +1,7 @@
 """One case: read truth and prediction, see that they lie on one grid, and score every class."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import numpy as np
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.metrics import MaskScore, score_masks
-from sam3dnet.preprocessing.cases import foreground_classes, image_files
+from sam3dnet.preprocessing.cases import foreground_classes, has_regions, image_files
 from sam3dnet.preprocessing.checks_bytes import check_bytes
-from sam3dnet.preprocessing.checks_case import read_grid
 from sam3dnet.preprocessing.checks_geometry import Grid, compare_grids
 from sam3dnet.preprocessing.problems import Problem
+from sam3dnet.preprocessing.reading import DatasetReader
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,10 @@ def make_scoring(dataset_json: Mapping[str, Any], tolerance_mm: float, lesion_io
     """Take classes, regions and the ignore label from dataset.json."""
     labels: Mapping[str, Any] = dataset_json["labels"]
     classes = foreground_classes(dataset_json)
+    regions = has_regions(dataset_json)
     keys = {
-        name: str(classes[name] if isinstance(labels[name], list | tuple) else classes[name][0]) for name in classes
+        name: str(values if regions and isinstance(labels[name], list | tuple) else values[0])
+        for name, values in classes.items()
     }
     ignore = labels.get("ignore")
     return Scoring(classes, keys, None if ignore is None else int(ignore), tolerance_mm, lesion_iou)
@@ -91,16 +93,17 @@ def pair_files(predictions: Path, labels: Path, file_ending: str) -> tuple[list[
     return pairs, sorted(predicted.keys() - truths.keys())
 
 
-def evaluate_case(pair: LabelPair, scoring: Scoring) -> CaseResult:
-    """Score one case.
+def evaluate_case(pair: LabelPair, scoring: Scoring, reader: DatasetReader) -> CaseResult:
+    """Score one case, whose files are of one dataset.
 
     Raises:
         DatasetError: If a file is damaged, holds no labels, or the two do not lie on one grid.
     """
-    truth, grid = read_labels(pair.name, pair.truth)
+    truth, grid = read_labels(pair.name, pair.truth, reader)
     prediction = np.zeros_like(truth)
     if pair.prediction is not None:
-        prediction, predicted_grid = read_labels(pair.name, pair.prediction)
+        prediction, predicted_grid = read_labels(pair.name, pair.prediction, reader)
+        grid = grid if grid.is_spaced else replace(grid, spacing_mm=predicted_grid.spacing_mm)
         named = ("truth", grid), ("prediction", predicted_grid)
         _require_none(compare_grids(pair.name, *named, is_label=True), pair.prediction)
     ignored = None if scoring.ignore is None else truth == scoring.ignore
@@ -118,28 +121,21 @@ def evaluate_case(pair: LabelPair, scoring: Scoring) -> CaseResult:
     return CaseResult(pair, scores, _unknown_values(pair, scoring, truth=truth, prediction=prediction))
 
 
-def read_labels(case: str, file: Path) -> tuple[np.ndarray, Grid]:
+def read_labels(case: str, file: Path, reader: DatasetReader) -> tuple[np.ndarray, Grid]:
     """Read a label map that is whole and holds whole numbers.
 
     Returns:
-        Labels (Z, Y, X) as integers, and where they lie.
+        Labels (Z, Y, X) as integers, axes as the file stores them, and where they lie.
 
     Raises:
         DatasetError: If that is not so.
     """
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     _require_none(check_bytes(case, file), file)
-    grid, problems = read_grid(case, file)
+    grid, problems = reader.read_grid(case, file, is_label=True)
     _require_none(problems, file)
-    assert grid is not None
-    try:
-        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-    except RuntimeError as error:
-        raise DatasetError(
-            f"{file}: cannot be read ({str(error).strip().splitlines()[-1]}); export it again"
-        ) from error
+    labels, problems = reader.read_voxels(case, file)
+    _require_none(problems, file)
+    assert grid is not None and labels is not None
     if np.issubdtype(labels.dtype, np.integer):
         return labels, grid
     if not np.array_equal(labels, np.round(labels)):

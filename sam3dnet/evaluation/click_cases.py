@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.images import Case, accepted_checks, find_cases, require_whole
+from sam3dnet.inference.images import Case, find_cases, require_whole
 from sam3dnet.planning.objects import bounding_box
 from sam3dnet.preprocessing.cases import channel_names, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.splits import read_splits, splits_file
 
 
@@ -49,7 +51,7 @@ def validation_cases(dataset_name: str, folders: Folders, fold: int | str) -> li
         DatasetError: If the splits, the fold or a case are not there.
     """
     file = splits_file(dataset_name, folders)
-    splits = read_splits(file, DatasetError, "training writes it, train first")
+    splits = read_splits(file, DatasetError, "planning writes it, for two cases or more; plan again")
     if not isinstance(fold, int) or fold >= len(splits):
         raise DatasetError(
             f"fold {fold} has no validation cases, {file} has the folds 0 to {len(splits) - 1}; "
@@ -88,21 +90,20 @@ def cases_of_folders(
     return [case for case in cases if case not in without], failed
 
 
-def read_volume(case: ClickCase, reader_writer: Any, dataset_json: dict[str, Any]) -> ClickVolume:
+def read_volume(case: ClickCase, reader: DatasetReader, dataset_json: dict[str, Any]) -> ClickVolume:
     """Read a case as the model's reader gives it to prediction.
 
     Args:
         case: What to read.
-        reader_writer: nnU-Net's reader of the model's plan.
+        reader: Of the model's dataset.
         dataset_json: Of the model.
 
     Raises:
         DatasetError: If a file is damaged, or the label is not on the image's grid.
     """
-    # The label is one of the files that must be whole and on one grid.
-    require_whole(Case(case.image.name, (*case.image.files, case.label)), accepted_checks(dataset_json))
-    image, properties = reader_writer.read_images([str(file) for file in case.image.files])
-    labels = reader_writer.read_seg(str(case.label))[0][0]
+    require_whole(case.image, reader, accepted_checks(dataset_json), case.label)
+    image, properties = reader.read_images(case.image.files)
+    labels = reader.read_seg(case.label)[0][0]
     if labels.shape != image.shape[1:]:
         raise DatasetError(f"{case.label}: has shape {labels.shape}, the image {image.shape[1:]}; export it again")
     z, y, x = (float(mm) for mm in properties["spacing"])

@@ -17,6 +17,7 @@ from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import Folders, parse_fold
 from sam3dnet.preprocessing.progress import Progress
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.prompts.types import ClassPrompts
 from sam3dnet.settings.evaluation import LESION_IOU, EvaluationSettings
 
@@ -42,7 +43,7 @@ class ClickedModel:
     tolerance: Tolerance
     patch_mm: np.ndarray
     _session: PromptSession
-    _reader_writer: Any
+    _reader: DatasetReader
     _dataset_json: dict[str, Any]
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -56,7 +57,7 @@ class ClickedModel:
         with Progress(len(self.cases), "clicking") as progress:
             for case in self.cases:
                 try:
-                    study_case(case, read_volume(case, self._reader_writer, self._dataset_json))
+                    study_case(case, read_volume(case, self._reader, self._dataset_json))
                     done += 1
                 except Sam3dError as error:
                     self.failed[case.image.name] = str(error)
@@ -105,9 +106,9 @@ def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
         cases = validation_cases(folder.parent.name, folders, chosen)
     else:
         cases, failed = cases_of_folders(Path(settings.images), Path(settings.labels), dataset_json)
-    tolerance = choose_tolerance([folder.parent.name], settings.tolerance)
     plans = PlansManager(read_model_json(folder / "plans.json"))
     configuration = plans.get_configuration(settings.configuration)
+    tolerance = choose_tolerance([folder.parent.name], settings.tolerance, configuration.spacing)
     return ClickedModel(
         folder=folder,
         fold=chosen,
@@ -116,7 +117,7 @@ def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
         tolerance=tolerance,
         patch_mm=np.multiply(configuration.patch_size, configuration.spacing)[list(plans.transpose_backward)],
         _session=load_model(folder, [chosen], settings.device).session(),
-        _reader_writer=plans.image_reader_writer_class(),
+        _reader=reader_named(str(plans.plans["image_reader_writer"]), dataset_json),
         _dataset_json=dataset_json,
         failed=failed,
     )

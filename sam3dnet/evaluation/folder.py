@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from sam3dnet.evaluation.cases import CaseResult, LabelPair, Scoring, evaluate_c
 from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
-from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
+from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, reader_named
 from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
 from sam3dnet.settings.evaluation import ScoringSettings
 
@@ -96,14 +97,17 @@ def evaluate_folder(
     missing_as_empty, num_processes = settings.missing_as_empty, settings.num_processes
     dataset_json_file = find_dataset_json(predictions, labels, settings.dataset_json)
     description = read_description(dataset_json_file)
-    tolerance = choose_tolerance(dataset_names(labels, dataset_json_file, description), settings.tolerance)
-    scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
     pairs, surplus = pair_files(predictions.absolute(), labels.absolute(), str(description["file_ending"]))
     pairs = [pair for pair in pairs if only is None or pair.name in only]
+    reader = find_reader(predictions, description, pairs)
+    names = dataset_names(labels, dataset_json_file, description)
+    tolerance = choose_tolerance(names, settings.tolerance, _spacing_of(pairs, reader))
+    scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
     failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
     to_score = [pair for pair in pairs if pair.name not in failed]
     processes = min(default_num_processes() if num_processes is None else num_processes, len(to_score))
-    cases = _evaluate(to_score, scoring, failed, cluster or processes, progress)
+    score = partial(evaluate_case, scoring=scoring, reader=reader)
+    cases = _evaluate(to_score, score, failed, cluster or processes, progress)
     if not cases:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
         raise DatasetError(f"{predictions}: none of {len(failed)} cases can be evaluated: {reasons}")
@@ -141,12 +145,31 @@ def read_description(dataset_json_file: Path) -> dict[str, Any]:
     return content
 
 
+def find_reader(predictions: Path, description: Mapping[str, Any], pairs: Sequence[LabelPair]) -> DatasetReader:
+    """Find what reads the label maps: the reader of the plan that lies with predictions, else that of the dataset."""
+    plan = read_json_if_whole(predictions / "plans.json") or {}
+    if isinstance(plan.get("image_reader_writer"), str):
+        return reader_named(plan["image_reader_writer"], description)
+    return dataset_reader(description, pairs[0].truth if pairs else None)
+
+
+def _spacing_of(pairs: Sequence[LabelPair], reader: DatasetReader) -> Sequence[float] | None:
+    """Give the spacing of the first label map that says one."""
+    files = [file for pair in pairs for file in (pair.truth, pair.prediction) if file is not None]
+    grids = (reader.read_grid(file.name, file, is_label=True)[0] for file in files)
+    return next((grid.spacing_mm for grid in grids if grid is not None and grid.is_spaced), None)
+
+
 def _evaluate(
-    pairs: list[LabelPair], scoring: Scoring, failed: dict[str, str], workers: Workers | int, progress: bool
+    pairs: list[LabelPair],
+    score: Callable[[LabelPair], CaseResult],
+    failed: dict[str, str],
+    workers: Workers | int,
+    progress: bool,
 ) -> dict[str, CaseResult]:
     folders = sorted({file.parent for pair in pairs for file in (pair.truth, pair.prediction) if file})
     outcomes = map_cases(
-        partial(evaluate_case, scoring=scoring),
+        score,
         pairs,
         workers,
         "evaluating",

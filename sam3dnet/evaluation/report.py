@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.cases import CaseResult, mask_of, read_labels
 from sam3dnet.evaluation.click_cases import ClickCase, validation_cases
 from sam3dnet.evaluation.folder import Evaluation, evaluate_folder
@@ -12,10 +13,11 @@ from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, picture, table
 from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
-from sam3dnet.inference.models import find_model, trained_folds
+from sam3dnet.inference.models import find_model, read_model_json, trained_folds
 from sam3dnet.planning.plan import Plan, format_value, load_plan
-from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
+from sam3dnet.preprocessing.cases import output_names, read_dataset_json
 from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.settings.evaluation import ScoringSettings
 from sam3dnet.settings.report import ReportSettings
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, read_log
@@ -43,6 +45,12 @@ class ReportedFold:
     log: list[Epoch]
     cases: dict[str, ClickCase]
     evaluation: Evaluation | None
+
+    @property
+    def reader(self) -> DatasetReader:
+        """Reads the files of the cases."""
+        plans = read_model_json(self.model / "plans.json")
+        return reader_named(str(plans["image_reader_writer"]), read_dataset_json(self.model))
 
 
 def write_report(settings: ReportSettings, folders: Folders) -> Path:
@@ -133,7 +141,7 @@ def _training(reported: ReportedFold) -> str:
         return paragraph(f"There is no {LOG_FILE} in this fold.")
     last = reported.log[-1]
     text = f"{len(reported.log)} epochs, {last.iterations} iterations, {last.seconds / 60:.0f} minutes"
-    classes = list(foreground_classes(read_dataset_json(reported.model)))
+    classes = [name for name in output_names(read_dataset_json(reported.model)) if name != "background"]
     return picture(training_curves(reported.log, classes), f"Training curves: {text}")
 
 
@@ -166,11 +174,12 @@ def _pictures(reported: ReportedFold, evaluation: Evaluation) -> Iterator[str]:
 
 
 def _planes(reported: ReportedFold, evaluation: Evaluation, case: CaseResult, class_name: str) -> bytes:
-    import SimpleITK as sitk
-
     values = evaluation.scoring.classes[class_name]
-    truth, grid = read_labels(case.files.name, case.files.truth)
+    name = case.files.name
+    truth, grid = read_labels(name, case.files.truth, reported.reader)
     assert case.files.prediction is not None
-    prediction, _ = read_labels(case.files.name, case.files.prediction)
-    image = sitk.GetArrayFromImage(sitk.ReadImage(str(reported.cases[case.files.name].image.files[0])))
+    prediction, _ = read_labels(name, case.files.prediction, reported.reader)
+    image, problems = reported.reader.read_voxels(name, reported.cases[name].image.files[0])
+    if image is None:
+        raise DatasetError(problems[0].message)
     return three_planes(image, mask_of(truth, values), mask_of(prediction, values), grid.spacing_mm)

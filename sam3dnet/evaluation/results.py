@@ -164,10 +164,15 @@ def format_table(header: Sequence[str], rows: Iterable[Sequence[str]], num_left:
     return "\n".join([aligned(lines[0]), "-" * (sum(widths) + 2 * len(widths) - 2), *map(aligned, lines[1:])])
 
 
+SMALLEST_SHOWN = 0.0005  # by three decimals
+
+
 def format_number(value: float) -> str:
-    """Format a figure with three decimals, fewer where it is large, and a dash where it is undefined."""
+    """Format a figure: three decimals, fewer where it is large, three digits where it is tiny, a dash for none."""
     if math.isnan(value):
         return "-"
+    if 0 < abs(value) < SMALLEST_SHOWN:
+        return f"{value:.2e}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 

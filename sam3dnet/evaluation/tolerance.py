@@ -1,12 +1,14 @@
-"""The tolerance of the normalized surface Dice: the literature's for its tasks, else 2 mm."""
+"""The tolerance of the normalized surface Dice: the literature's for its tasks, else 2 mm where these fit the image."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 
 DEFAULT_MM = 2.0
+MOST_VOXELS = 20  # in a finer image 2 mm are no tolerance: nearly any surface is near any other
+FINE_VOXELS = 2  # there
 # Gong et al. 2024 (3DSAM-adapter) measure with 5 mm on KiTS, MSD pancreas, LiTS and MSD colon.
 _TUMOUR_TASKS = ("kits", "kidney", "pancreas", "lits", "liver", "colon")
 _TUMOUR_TASKS_MM = 5.0
@@ -21,18 +23,32 @@ class Tolerance:
     source: str
 
 
-def choose_tolerance(names: Iterable[str], given_mm: float | None = None) -> Tolerance:
+def choose_tolerance(
+    names: Iterable[str], given_mm: float | None = None, spacing_mm: Sequence[float] | None = None
+) -> Tolerance:
     """Choose the tolerance: the one given, else the literature's for a task that one of the names tells, else 2 mm.
+
+    In images whose voxels are much smaller or much larger than 2 mm it follows the voxels.
 
     Args:
         names: What the dataset may be called, such as its folder's name.
         given_mm: The user's choice.
+        spacing_mm: Of an image.
     """
     if given_mm is not None:
         return Tolerance(given_mm, "as given")
     for name in names:
         if any(task in name.lower() for task in _TUMOUR_TASKS):
             return Tolerance(_TUMOUR_TASKS_MM, f"{_TUMOUR_TASKS_SOURCE}, told from the name {name}")
+    return _default(spacing_mm or (DEFAULT_MM,))
+
+
+def _default(spacing_mm: Sequence[float]) -> Tolerance:
+    finest, middle = min(spacing_mm), sorted(spacing_mm)[len(spacing_mm) // 2]
+    if MOST_VOXELS * middle < DEFAULT_MM:
+        return Tolerance(FINE_VOXELS * middle, f"{FINE_VOXELS} voxels, since 2 mm are more than {MOST_VOXELS} of them")
+    if finest / FINE_VOXELS > DEFAULT_MM:
+        return Tolerance(finest, "a voxel, since 2 mm are less than half of one")
     return Tolerance(DEFAULT_MM, "default")
 
 

@@ -103,6 +103,7 @@ class AutomaticSegmentation:
             model.labels.num_segmentation_heads,
             step_size=self._step_size,
             mirror_axes=self._mirror_axes,
+            sides=model.sides,
             batch_size=setting.batch_size,
             background_K=background_logits(model.labels),
             device=model.device,

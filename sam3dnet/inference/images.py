@@ -7,26 +7,30 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_names, channel_of
 from sam3dnet.preprocessing.checks_bytes import check_bytes
-from sam3dnet.preprocessing.checks_case import read_grid
-from sam3dnet.preprocessing.checks_description import ACCEPT_KEY
+from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.checks_geometry import compare_grids
+from sam3dnet.preprocessing.names import entries, fault_of_output, has_ending_in_other_case, not_a_file
+from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.world import WORLD
 
 logger = logging.getLogger(__name__)
 
-ImageSource = str | Path | Sequence[str | Path] | np.ndarray
+ImageSource = str | Path | Sequence[str | Path] | npt.ArrayLike
 Preprocessed = tuple[Tensor, dict[str, Any]]
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
+_EXPECTED_ARRAY = "expected numbers (Z, Y, X) or (C, Z, Y, X), or the name of a file"
 BYTES_AHEAD = 4 << 30  # of all images that are read or wait, unless a single one takes more
 BYTES_A_VALUE = 4
 PEAK_OF_READING = 4  # times the memory of the image itself: file, copy, mask, resampled
@@ -58,8 +62,8 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
         raise DatasetError(
             f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
         )
-    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    wanted = [path for path in files if path.name.endswith(file_ending)]
+    files = entries(folder)
+    wanted = [path for path in files if path.name.lower().endswith(file_ending.lower())]
     foreign = sorted({_ending(path) for path in files if path not in wanted and _ending(path)})
     if not wanted:
         found = f"it holds files ending in {', '.join(foreign)}" if foreign else "it holds no image"
@@ -80,13 +84,19 @@ def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[
     for path in files:
         channel = channel_of(path, file_ending)
         name = path.name.removesuffix(file_ending)
-        if channel is None:
+        if has_ending_in_other_case(path, file_ending):
+            failed[path.name] = f"{path.name}: expected the ending {file_ending}; rename it"
+        elif channel is None:
             failed[name] = f"{path.name} has no channel number; name it {name}_0000{file_ending}"
         else:
             channels[name[:-CHANNEL_SUFFIX_LENGTH]][channel] = path
     cases = []
     for name, found in sorted(channels.items()):
-        if sorted(found) == list(range(num_channels)):
+        lost = [f"{path.name} is {what}" for path in found.values() if (what := not_a_file(path)) is not None]
+        overwritten = fault_of_output(name, file_ending)
+        if lost or overwritten:
+            failed[name] = f"{'; '.join(lost)}; put the image there" if lost else str(overwritten)
+        elif sorted(found) == list(range(num_channels)):
             cases.append(Case(name, tuple(found[channel] for channel in range(num_channels))))
         else:
             failed[name] = (
@@ -104,28 +114,30 @@ def _ending(path: Path) -> str:
     return next((ending for ending in IMAGE_ENDINGS if path.name.lower().endswith(ending)), "")
 
 
-def require_whole(case: Case, accepted: Collection[str] = ()) -> None:
+def require_whole(case: Case, reader: DatasetReader, accepted: Collection[str] = (), label: Path | None = None) -> None:
     """Check the files of a case as a dataset is verified before training: whole, finite numbers, on one grid.
 
     Args:
         case: What to check.
+        reader: Of the model's dataset.
+        label: Checked with the channels.
         accepted: Names of checks that the model's dataset accepts (`accepted_checks`).
 
     Raises:
         DatasetError: With all that is wrong.
     """
-    problems = [problem for file in case.files for problem in check_bytes(case.name, file)]
-    grids = [(file.name, grid) for file in case.files if (grid := read_grid(case.name, file)[0]) is not None]
-    for other in grids[1:]:
-        problems += compare_grids(case.name, grids[0], other, is_label=False)
+    problems, grids = [], []
+    for file in (*case.files, *([label] if label else [])):
+        damages = check_bytes(case.name, file)
+        grid, more = reader.read_grid(case.name, file, is_label=file is label)
+        problems += damages if damages and grid is None else damages + more
+        grids += [] if grid is None else [(file, grid)]
+    for file, grid in grids[1:]:
+        first, expected = grids[0]
+        problems += compare_grids(case.name, (first.name, expected), (file.name, grid), is_label=file is label)
     errors = [problem.message for problem in problems if problem.severity == "error" and problem.check not in accepted]
     if errors:
         raise DatasetError("; ".join(errors))
-
-
-def accepted_checks(dataset_json: Mapping[str, Any]) -> Collection[str]:
-    """Give the names of the checks whose errors the dataset of a model accepts."""
-    return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
 def is_damaged(path: Path) -> bool:
@@ -140,12 +152,12 @@ class ImageInput:
         model: Whose plan says how.
 
     Attributes:
-        reader_writer: nnU-Net's reader and writer of the plan.
+        reader: Of the model's dataset.
     """
 
     def __init__(self, model: LoadedModel):
         self._model = model
-        self.reader_writer = model.plans.image_reader_writer_class()
+        self.reader = model.reader
         self._preprocessor = model.configuration.preprocessor_class(verbose=False)
 
     def take(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> Preprocessed:
@@ -159,23 +171,17 @@ class ImageInput:
         Raises:
             DatasetError: As of `read` and `preprocess`, and if an array comes without its spacing.
         """
-        if not isinstance(image, np.ndarray):
-            if spacing_mm is not None:
-                raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
-            return self.read(self._case(image))
-        if spacing_mm is None or len(spacing_mm) != 3 or image.ndim not in (3, 4):
-            raise DatasetError(
-                f"an array with {image.ndim} axes and spacing_mm {spacing_mm}, expected (Z, Y, X) or (C, Z, Y, X) and "
-                "three millimetres (Z, Y, X)"
-            )
-        image_CZYX = np.array(image if image.ndim == 4 else image[None], dtype=np.float32)
-        return self.preprocess(image_CZYX, {"spacing": [float(value) for value in spacing_mm]})
+        if not _names_files(image):
+            return self.preprocess(as_channels(image), {"spacing": as_spacing(spacing_mm)})
+        if spacing_mm is not None:
+            raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
+        return self.read(self._case(image))
 
     def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
         """Find the files of all channels."""
         ending = self._model.dataset_json["file_ending"]
         files = [Path(image)] if isinstance(image, str | Path) else [Path(file) for file in image]
-        first, channels = files[0], len(self._model.dataset_json["channel_names"])
+        first, channels = files[0], len(channel_names(self._model.dataset_json))
         if len(files) == 1 and channels > 1 and channel_of(first, ending) is not None:
             stem = first.name.removesuffix(ending)[:-CHANNEL_SUFFIX_LENGTH]
             files = [first.with_name(f"{stem}_{channel:04d}{ending}") for channel in range(channels)]
@@ -187,9 +193,22 @@ class ImageInput:
         Raises:
             DatasetError: If a file is damaged, or the case is not as the model wants it.
         """
-        require_whole(case, accepted_checks(self._model.dataset_json))
-        image, properties = self.reader_writer.read_images([str(file) for file in case.files])
-        return self.preprocess(image, properties)
+        require_whole(case, self.reader, accepted_checks(self._model.dataset_json))
+        self._compare_orientation(case)
+        image, properties = self.reader.read_images(case.files)
+        world = self.reader.world_of(case.files[0])
+        return self.preprocess(image, properties if world is None else {**properties, WORLD: world})
+
+    def _compare_orientation(self, case: Case) -> None:
+        """Warn of an image that is stored in another orientation than all that the model was trained on."""
+        known = self._model.plans.plans.get("sam3d", {}).get("orientations")
+        grid, _ = self.reader.read_grid(case.name, case.files[0])
+        if known and grid is not None and grid.orientation not in known:
+            logger.warning(
+                "Warning: %s is stored in the orientation %s, all images of the training were in %s: the model sees it "
+                "rotated or mirrored; bring it to one of these",
+                *(case.files[0], grid.orientation, ", ".join(known)),
+            )
 
     def preprocess(self, image_CZYX: np.ndarray, properties: Mapping[str, Any]) -> Preprocessed:
         """Preprocess an image.
@@ -205,7 +224,8 @@ class ImageInput:
             DatasetError: If the number of channels is another one, or the image is not finite.
         """
         model = self._model
-        expected = len(model.dataset_json["channel_names"])
+        image_CZYX = self._finite(image_CZYX)
+        expected = len(channel_names(model.dataset_json))
         if len(image_CZYX) != expected:
             raise DatasetError(
                 f"the files hold {len(image_CZYX)} channels, the model wants {expected}; leave the others out"
@@ -213,22 +233,76 @@ class ImageInput:
         image, _, completed = self._preprocessor.run_case_npy(
             image_CZYX, None, dict(properties), model.plans, model.configuration, model.dataset_json
         )
-        if not np.isfinite(image).all():
-            raise DatasetError("the image has NaN or infinite voxels; replace them by the value of air")
         return as_tensor(image), completed
 
+    def _finite(self, image_CZYX: np.ndarray) -> np.ndarray:
+        """See that all voxels are finite, or make those 0 that are not where the model's dataset accepts them."""
+        if np.isfinite(image_CZYX).all():
+            return image_CZYX
+        if self.reader.zeroes_non_finite:
+            return np.nan_to_num(image_CZYX, nan=0.0, posinf=0.0, neginf=0.0)
+        raise DatasetError(
+            "the image has voxels that are NaN, infinite or beyond float32; replace them by the value of air"
+        )
 
-def image_bytes(case: Case, spacing_mm: Sequence[float]) -> int:
+
+def _names_files(image: Any) -> TypeGuard[str | Path | Sequence[str | Path]]:
+    if isinstance(image, list | tuple):
+        return bool(image) and all(isinstance(one, str | Path) for one in image)
+    return isinstance(image, str | Path)
+
+
+def as_channels(image: Any) -> npt.NDArray[np.float32]:
+    """Take an image in memory: an array of any real type, or what numpy makes one of, such as a tensor.
+
+    Args:
+        image: (Z, Y, X) or (C, Z, Y, X).
+
+    Returns:
+        A copy (C, Z, Y, X).
+
+    Raises:
+        DatasetError: If it is none.
+    """
+    try:
+        given = np.asarray(image)
+    except (ValueError, TypeError, RuntimeError) as problem:  # lists of uneven lengths, tensors on a card
+        raise DatasetError(f"the image cannot be made an array ({problem}); {_EXPECTED_ARRAY}") from problem
+    if given.dtype.kind not in "buif" or given.ndim not in (3, 4) or given.size == 0:
+        raise DatasetError(f"the image has shape {given.shape} and type {given.dtype}; {_EXPECTED_ARRAY}")
+    with np.errstate(over="ignore"):
+        return np.array(given if given.ndim == 4 else given[None], dtype=np.float32)
+
+
+def as_spacing(spacing_mm: Sequence[float] | None) -> list[float]:
+    """Check the spacing of an image in memory.
+
+    Raises:
+        DatasetError: If it is not three lengths.
+    """
+    try:
+        found = [] if spacing_mm is None or isinstance(spacing_mm, str) else [float(mm) for mm in spacing_mm]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in found):
+        raise DatasetError(
+            f"spacing_mm is {spacing_mm!r}; expected three millimetres above 0 (Z, Y, X), which an array does not say"
+        )
+    return found
+
+
+def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float]) -> int:
     """Estimate from the header what an image takes in memory, in float32, on the finer of its own grid and the plan's.
 
     Args:
         case: The image.
+        reader: Of its dataset.
         spacing_mm: Of the plan, in any order.
 
     Returns:
         The bytes; 0 if the header cannot be read.
     """
-    grid = read_grid(case.name, case.files[0])[0]
+    grid = reader.read_grid(case.name, case.files[0])[0]
     if grid is None:
         return 0
     voxels = math.prod(grid.shape)

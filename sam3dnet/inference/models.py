@@ -17,7 +17,9 @@ from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.network.reach import with_reach
+from sam3dnet.planning.sides import MirroredSides, mirrored_sides
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +83,16 @@ class LoadedModel:
     def precision(self) -> torch.dtype | None:
         """Type that matrix products are computed in; None: as they come."""
         return prediction_type(self.device, self.trained_in)
+
+    @cached_property
+    def reader(self) -> DatasetReader:
+        """Reads images and label maps of the model's dataset."""
+        return reader_named(str(self.plans.plans["image_reader_writer"]), self.dataset_json)
+
+    @cached_property
+    def sides(self) -> MirroredSides | None:
+        """Which classes become each other in the mirror."""
+        return mirrored_sides(self.plans.plans, self.dataset_json)
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:
@@ -258,14 +270,24 @@ def load_model(
         configuration=configuration,
         labels=labels,
         dataset_json=dataset_json,
-        mirror_axes=as_axes(first.get("inference_allowed_mirroring_axes")),
+        mirror_axes=mirrored_axes(first.get("inference_allowed_mirroring_axes"), plans.plans, dataset_json),
         trained_in=trained_in(content for _, content in opened),
     )
 
 
-def as_axes(mirror_axes: Sequence[int] | None) -> tuple[int, ...]:
-    """Give the axes of a checkpoint or trainer, where they are None if nothing is mirrored, as nnU-Net wants it."""
-    return tuple(int(axis) for axis in mirror_axes or ())
+def mirrored_axes(
+    for_nnunet: Sequence[int] | None, plans: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> tuple[int, ...]:
+    """Give the axes along which a model's windows are mirrored.
+
+    Args:
+        for_nnunet: What a checkpoint or trainer tells nnU-Net, None if nothing is mirrored; the axis along which sides
+            are swapped, which nnU-Net does not do, is not among them.
+        plans: Of the model.
+        dataset_json: Of the model.
+    """
+    sides = mirrored_sides(plans, dataset_json)
+    return tuple(sorted({int(axis) for axis in for_nnunet or ()} | ({sides.axis} if sides else set())))
 
 
 def trained_in(checkpoints: Iterable[Mapping[str, Any]]) -> torch.dtype | None:

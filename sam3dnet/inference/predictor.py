@@ -1,7 +1,7 @@
 """Predict all images of a folder, and know from one run to the next what is there; a bad image costs itself alone."""
 
 import logging
-import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -18,7 +18,8 @@ from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionRe
 from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
 from sam3dnet.inference.text import ask_for_text
-from sam3dnet.inference.writing import TEMPORARY_FOLDER, is_finished, write_label_map
+from sam3dnet.inference.writing import is_finished, remove_abandoned, write_label_map
+from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.cluster import cluster_at
 from sam3dnet.preprocessing.folders import activate_folders, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
@@ -37,7 +38,7 @@ SETTINGS_FILE = "sam3d_prediction.json"
 class PromptedSegmentation(Protocol):
     """Segments cases under their prompts, see `interactive.run_prompts`."""
 
-    def label_map(self, name: str, case: Preprocessed, reader_writer: Any, on_progress: OnProgress) -> np.ndarray:
+    def label_map(self, name: str, case: Preprocessed, on_progress: OnProgress) -> np.ndarray:
         """Segment a case."""
 
 
@@ -93,7 +94,8 @@ def _predict_folder(
     )
     dataset_json = read_model_json(model_path / "dataset.json")
     ending = dataset_json["file_ending"]
-    cases, failed = find_cases(inputs, ending, len(dataset_json["channel_names"]))
+    cases, failed = find_cases(inputs, ending, len(channel_names(dataset_json)))
+    cases = cases[settings.part_id :: settings.num_parts]
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)
     names = [case.name for case in cases]
@@ -103,7 +105,7 @@ def _predict_folder(
     record["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
     for name in _outdated(output, before, record, names):
         (output / f"{name}{ending}").unlink(missing_ok=True)
-    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case)]
+    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case, model.reader)]
     _write_companions(output, record, model)
     to_do = [case for case in cases if case.name not in set(skipped)]
     if cluster is None:
@@ -111,8 +113,7 @@ def _predict_folder(
         report = _Run(settings, model, said).predict(to_do, ahead)
     else:
         job = _Job(uuid4().hex, settings, said)
-        report = _predict_on(cluster, job, to_do, [inputs, model_path, output / TEMPORARY_FOLDER])
-    shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
+        report = _predict_on(cluster, job, to_do, [inputs, model_path, output])
     return PredictionReport(report.written, skipped, failed | report.failed)
 
 
@@ -145,10 +146,9 @@ def prepare_output_folder(output: Path, inputs: Path) -> None:
         raise DatasetError(f"output folder {output} is the input folder; choose another one with -o")
     try:
         output.mkdir(parents=True, exist_ok=True)
-        temporary = output / TEMPORARY_FOLDER
-        shutil.rmtree(temporary, ignore_errors=True)  # what an interrupted run left
-        temporary.mkdir()
-        (temporary / "probe").write_bytes(b"probe")
+        remove_abandoned(output)
+        with tempfile.TemporaryFile(dir=output) as probe:
+            probe.write(b"probe")
     except OSError as error:
         raise DatasetError(
             f"output folder {output} cannot be written to ({error}); choose another one with -o"
@@ -222,18 +222,18 @@ class _Run:
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool = True) -> PredictionReport:
         """Predict the cases and report how each went."""
-        bytes_of = partial(image_bytes, spacing_mm=self._model.configuration.spacing)
+        bytes_of = partial(image_bytes, reader=self._model.reader, spacing_mm=self._model.configuration.spacing)
         steps = CaseSteps(self._input.read, bytes_of, self._segment, self._write)
         return predict_cases(cases, steps, ahead, progress)
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
         if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
             return self._automatic.label_map(*preprocessed, on_progress)
-        return self._prompted.label_map(case.name, preprocessed, self._input.reader_writer, on_progress)
+        return self._prompted.label_map(case.name, preprocessed, on_progress)
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
-        write_label_map(labels, path, case.files[0], properties, self._input.reader_writer)
+        write_label_map(labels, path, case.files[0], properties, self._input.reader)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_to
+from sam3dnet.planning.sides import MirroredSides
 
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
 LARGEST_WEIGHT = 10.0  # nnU-Net's: small weights stay above what half precision can hold
@@ -101,7 +102,9 @@ def mirror_combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
     ]
 
 
-def predict_mirrored(network: Network, windows_BCZYX: Tensor, mirror_axes: Sequence[int]) -> Tensor:
+def predict_mirrored(
+    network: Network, windows_BCZYX: Tensor, mirror_axes: Sequence[int], sides: MirroredSides | None = None
+) -> Tensor:
     """Return the mean of the logits over all mirrored versions of the windows, (B, K, Z, Y, X), float32."""
     flips = mirror_combinations(mirror_axes)
     total: Tensor | None = None
@@ -109,6 +112,8 @@ def predict_mirrored(network: Network, windows_BCZYX: Tensor, mirror_axes: Seque
         logits = network(windows_BCZYX.flip(axes) if axes else windows_BCZYX)
         logits = logits[0] if isinstance(logits, list | tuple) else logits  # the finest of deep supervision
         logits = (logits.flip(axes) if axes else logits).float()
+        if sides is not None and sides.axis + 2 in axes:
+            logits = logits[:, list(sides.channels)]
         total = logits if total is None else total + logits
     assert total is not None
     return total / len(flips)
@@ -123,6 +128,7 @@ def predict_slabs(
     *,
     step_size: float = 0.5,
     mirror_axes: Sequence[int] = (),
+    sides: MirroredSides | None = None,
     batch_size: int = 1,
     background_K: Tensor | None = None,
     device: torch.device | str = "cpu",
@@ -142,6 +148,7 @@ def predict_slabs(
         num_heads: Number of logits a voxel.
         step_size: Step between windows as a share of the window.
         mirror_axes: Spatial axes (0 to 2) over whose mirrored versions the mean is taken; none: no mirroring.
+        sides: Which channels are those of mirror images.
         batch_size: Windows that go through the network together.
         background_K: Logits of windows that hold nothing but air, which skip the networks; None: all go through them.
         device: Where the networks are.
@@ -170,7 +177,9 @@ def predict_slabs(
             for take in networks if occupied else ():
                 network = take()
                 for corners in _batches(occupied, batch_size):
-                    slab.add(predict_mirrored(network, windows.stack(z, corners).to(device), mirror_axes), corners)
+                    slab.add(
+                        predict_mirrored(network, windows.stack(z, corners).to(device), mirror_axes, sides), corners
+                    )
                     done += len(corners)
                     if on_progress is not None:
                         on_progress(done / total)

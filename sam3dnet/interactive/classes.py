@@ -44,7 +44,7 @@ def prompt_classes(labels: Any) -> Mapping[str, PromptClass]:
             name: PromptClass(index, int(label), _members(labels.label_dict[name]))
             for index, (name, label) in enumerate(zip(names, labels.regions_class_order, strict=True))
         }
-    named = sorted((int(value), name) for name, value in labels.label_dict.items() if name != IGNORE)
+    named = sorted((_members(value)[0], name) for name, value in labels.label_dict.items() if name != IGNORE)
     return {name: PromptClass(label, label, (label,)) for label, name in named if label != 0}
 
 

@@ -68,14 +68,13 @@ class RunPrompts:
         """
         return PromptedSegmentation(self, model, step_size, mirror)
 
-    def place(self, name: str, case: Preprocessed, model: LoadedModel, reader_writer: Any) -> dict[int, PlacedPrompts]:
+    def place(self, name: str, case: Preprocessed, model: LoadedModel) -> dict[int, PlacedPrompts]:
         """Bring the prompts of a case to its preprocessed image.
 
         Args:
             name: Of the case.
             case: The preprocessed image, and what nnU-Net's preprocessor says about it.
             model: The model.
-            reader_writer: nnU-Net's reader of the image.
 
         Returns:
             The prompts by channel of the logits; none where no prompt is stated.
@@ -85,7 +84,7 @@ class RunPrompts:
         """
         image, properties = case
         geometry = case_geometry(properties, model.plans.transpose_forward, image.shape[1:])
-        placed = place_case(self.stated.of_case(name), geometry, reader_writer, properties)
+        placed = place_case(self.stated.of_case(name), geometry, model.reader, properties)
         return {self.classes[name].index: one for name, one in placed.items()}
 
 
@@ -104,15 +103,12 @@ class PromptedSegmentation:
         self._networks = promptable_networks(model)
         self._options: dict[str, Any] = {"step_size": step_size, "mirror": mirror, "instance": prompts.instance}
 
-    def label_map(
-        self, name: str, case: Preprocessed, reader_writer: Any, on_progress: Callable[[float], None]
-    ) -> np.ndarray:
+    def label_map(self, name: str, case: Preprocessed, on_progress: Callable[[float], None]) -> np.ndarray:
         """Segment a case.
 
         Args:
             name: Of the case.
             case: The preprocessed image, and what nnU-Net's preprocessor says about it.
-            reader_writer: nnU-Net's reader of the image.
             on_progress: Called with the share that is done.
 
         Returns:
@@ -121,7 +117,7 @@ class PromptedSegmentation:
         Raises:
             PromptError: If a prompt does not fit the image.
         """
-        placed = self._prompts.place(name, case, self._model, reader_writer)
+        placed = self._prompts.place(name, case, self._model)
         options = self._options | {"on_progress": on_progress}
         return PromptedCase(self._model, self._networks, case, **options).label_map([placed])
 

@@ -10,7 +10,9 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.checks_bytes import check_bytes
-from sam3dnet.preprocessing.geometry import CaseGeometry, Floats, Mask, Space, Voxel, nearest_voxel, same_place
+from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, Voxel, nearest_voxel, same_place
+from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.world import Floats
 from sam3dnet.prompts.stated import CasePrompts, Corners, StatedPrompts, corners_of
 from sam3dnet.prompts.types import Box, ClassPrompts, Point, as_coordinates, format_coordinates
 
@@ -60,7 +62,7 @@ def place_prompts(prompts: ClassPrompts, space: Space, geometry: CaseGeometry) -
 
 
 def place_case(
-    stated_by_class: CasePrompts, geometry: CaseGeometry, reader_writer: Any, properties: Mapping[str, Any]
+    stated_by_class: CasePrompts, geometry: CaseGeometry, reader: DatasetReader, properties: Mapping[str, Any]
 ) -> "dict[str, PlacedPrompts]":
     """Bring all prompts that files state about one case to its preprocessed array.
 
@@ -68,7 +70,7 @@ def place_case(
         stated_by_class: From `FilePrompts.of_case`; what several files state about one class is put together, masks
             by their union; that only named objects are wanted holds if one file says so.
         geometry: From `case_geometry`.
-        reader_writer: nnU-Net's reader of the image, which reads the masks too.
+        reader: Of the image's dataset, which reads the masks too.
         properties: Of the image, as the reader gave them.
 
     Returns:
@@ -78,11 +80,11 @@ def place_case(
         PromptError: As `place_prompts`, or if a mask cannot be read, is not binary, or is not on the image's grid; the
             message names file, case and class.
     """
-    return {name: _place_class(stated, geometry, reader_writer, properties) for name, stated in stated_by_class.items()}
+    return {name: _place_class(stated, geometry, reader, properties) for name, stated in stated_by_class.items()}
 
 
 def _place_class(
-    stated: Sequence[StatedPrompts], geometry: CaseGeometry, reader_writer: Any, properties: Mapping[str, Any]
+    stated: Sequence[StatedPrompts], geometry: CaseGeometry, reader: DatasetReader, properties: Mapping[str, Any]
 ) -> PlacedPrompts:
     points: list[Point] = []
     boxes: list[Box] = []
@@ -92,7 +94,7 @@ def _place_class(
             points += [_clicked(point, one.space, geometry) for point in one.points]
             boxes += [_voxel_box(corners, one.space, geometry) for corners in one.boxes]
             if one.mask_file is not None:
-                read = read_mask(one.mask_file, reader_writer, properties, geometry.array_shape)
+                read = read_mask(one.mask_file, reader, properties, geometry.array_shape)
                 mask = read if mask is None else mask | read
         except PromptError as error:
             raise one.source.error(error) from error
@@ -100,12 +102,12 @@ def _place_class(
     return _placed(ClassPrompts(tuple(points), tuple(boxes), mask), geometry, instance)
 
 
-def read_mask(file: Path, reader_writer: Any, image_properties: Mapping[str, Any], array_shape: Voxel) -> Mask:
+def read_mask(file: Path, reader: DatasetReader, image_properties: Mapping[str, Any], array_shape: Voxel) -> Mask:
     """Read a binary mask that lies on the image's grid.
 
     Args:
         file: Of a format that the reader knows.
-        reader_writer: nnU-Net's reader of the image.
+        reader: Of the image's dataset.
         image_properties: As the reader gave them.
         array_shape: (Z, Y, X) that the reader gave the image.
 
@@ -119,7 +121,7 @@ def read_mask(file: Path, reader_writer: Any, image_properties: Mapping[str, Any
     if damages:
         raise PromptError(f"mask {'; '.join(damages)}")
     try:
-        values, properties = reader_writer.read_seg(str(file))
+        values, properties = reader.read_seg(file)
     except Exception as error:  # each reader raises its own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise PromptError(f"mask {file} cannot be read ({reason}); write it in the format of the images") from error

@@ -6,6 +6,7 @@ The format is that of Slicer's markups schema, versions 1.0.0 to 1.0.4.
 import logging
 import re
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ NEGATIVE_MARK = "-"
 NEGATIVE_WORD = re.compile(r"\bnegative\b", re.IGNORECASE)
 # Slicer writes the name; files of its old versions and of other programs have its number.
 _SPACES: dict[Any, Space] = {"LPS": "LPS", "RAS": "RAS", "1": "LPS", "0": "RAS"}
+_LPS_FROM_RAS = (-1.0, -1.0, 1.0)
 _POINT_LISTS = ("Fiducial", "PointList")
 _REGION = "ROI"
 _CASE_SEPARATORS = "_-. "
@@ -54,7 +56,19 @@ def read_markups(
     markups = content["markups"]
     if not isinstance(markups, list):
         raise Source(file, case).error('"markups" is no list; save the markups again in 3D Slicer')
-    return [stated for number, markup in enumerate(markups, start=1) for stated in _read_markup(names, markup, number)]
+    found = [one for number, markup in enumerate(markups, start=1) for one in _read_markup(names, markup, number)]
+    return [_as_itk_sees(stated) for stated in found]
+
+
+def _as_itk_sees(stated: StatedPrompts) -> StatedPrompts:
+    """Bring coordinates to LPS: Slicer reads images by ITK, in whatever system it writes down what was marked."""
+    if stated.space == "LPS":
+        return stated
+    mirrored = [
+        replace(point, at=as_coordinates(np.multiply(point.at, _LPS_FROM_RAS), "a point")) for point in stated.points
+    ]
+    boxes = [tuple(as_coordinates(np.multiply(at, _LPS_FROM_RAS), "a corner") for at in box) for box in stated.boxes]
+    return replace(stated, space="LPS", points=tuple(mirrored), boxes=tuple(boxes))
 
 
 def _case_of(file: Path, case_names: Collection[str]) -> tuple[str, str]:

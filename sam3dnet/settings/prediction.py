@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from sam3dnet.errors import PromptError
+from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OfPlan, OnDevice
 
 STEP_SIZE, FAST_STEP_SIZE = 0.5, 0.75
@@ -36,9 +36,12 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
+        num_parts: How many processes share the images, each started with a --part-id of its own, as with nnU-Net's.
+        part_id: Which share of the images to predict, from 0.
         scheduler: Address of a Dask scheduler, whose workers then predict; see docs/cluster.md.
 
     Raises:
+        DatasetError: If there is no such part.
         PromptError: If an option is given without the one that it belongs to.
     """
 
@@ -57,6 +60,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     instance: bool = False
     text: str | None = None
     clip_weights: str | None = None
+    num_parts: int = 1
+    part_id: int = 0
     scheduler: str | None = None
 
     @property
@@ -70,6 +75,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         return not (self.no_mirroring or self.fast)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.part_id < self.num_parts:
+            raise DatasetError(f"part {self.part_id} of {self.num_parts}: expected a number from 0 below --num-parts")
         if self.instance and self.prompts is None:
             raise PromptError("--instance keeps only what prompts name, but there are none; add --prompts FILE")
         if self.text is not None and self.clip_weights is None:

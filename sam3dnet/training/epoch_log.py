@@ -1,14 +1,23 @@
 """training_log.jsonl: what a training says of each epoch, a line of JSON each."""
 
 import json
+import math
 from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BeforeValidator, ValidationError
 
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.preprocessing.schemas import Part
 
 LOG_FILE = "training_log.jsonl"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Number = Annotated[float | None, BeforeValidator(_finite)]  # JSON knows no NaN
 
 
 class Epoch(Part):
@@ -21,8 +30,8 @@ class Epoch(Part):
         learning_rate: Of its last step, of the parameters that learn fastest.
         train_loss: Mean over its steps.
         val_loss: Mean over its validation patches.
-        pseudo_dice: Of each class on validation patches, without prompts.
-        prompted_dice: With prompts; None where the network answers none.
+        pseudo_dice: Of each class on validation patches, without prompts; None of one that none of them has.
+        prompted_dice: With prompts, None of a class that was not asked about; None where the network answers none.
         reach_tokens: How far its answers to clicks reach from then on, see `sam3dnet.network.reach`; None for no limit.
     """
 
@@ -31,9 +40,9 @@ class Epoch(Part):
     seconds: float
     learning_rate: float
     train_loss: float
-    val_loss: float
-    pseudo_dice: tuple[float, ...]
-    prompted_dice: tuple[float, ...] | None = None
+    val_loss: Number
+    pseudo_dice: tuple[Number, ...]
+    prompted_dice: tuple[Number, ...] | None = None
     reach_tokens: tuple[float | None, ...] | None = None
 
 
@@ -67,4 +76,4 @@ def keep_epochs_before(number: int, file: Path) -> None:
 
 
 def _line(epoch: Epoch) -> str:
-    return json.dumps(epoch.model_dump()) + "\n"
+    return json.dumps(epoch.model_dump(), allow_nan=False) + "\n"

@@ -5,6 +5,7 @@ Clicks that agree with the network are among them; a query that has nothing else
 Axes in names: B batch, K logits, Q queries (one class of one image each), z y x voxels of the patch.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -215,5 +216,5 @@ def prompted_counts(answers: Sequence[PromptAnswer], class_indices: Sequence[int
 
 
 def dice_of_counts(counts: npt.NDArray[np.int64]) -> list[float]:
-    """Give the Dice of each class from what `prompted_counts` counted, 0 where no answer was about it."""
-    return [float(overlap) / max(int(size), 1) for overlap, size in counts]
+    """Give the Dice of each class from what `prompted_counts` counted, NaN where no answer was about it."""
+    return [float(overlap) / int(size) if size else math.nan for overlap, size in counts]

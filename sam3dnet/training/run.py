@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,22 @@ import torch
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
+from sam3dnet.planning.plan import load_plan
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
-from sam3dnet.preprocessing.splits import read_splits, splits_file
+from sam3dnet.preprocessing.problems import shorten
+from sam3dnet.preprocessing.records import RECORDS_FOLDER, made_otherwise, settings_digest
+from sam3dnet.preprocessing.splits import (
+    REMEDY,
+    Split,
+    fold_of,
+    make_splits,
+    read_splits,
+    require_fold,
+    splits_file,
+    update_splits,
+)
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -40,6 +53,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged.
     """
     asked = _Asked.of(settings, folders)
+    _check_cases(asked, settings.configuration, folders)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
@@ -138,7 +152,8 @@ class _Asked:
         name, fold = find_dataset_name(settings.dataset, folders), parse_fold(settings.fold)
         plans, dataset_json = _read_plan(name, folders, settings.plans)
         _check_configuration(plans, settings.configuration, name, folders)
-        _check_fold(fold, name, folders)
+        if fold != "all":
+            _splits_with(fold, name, folders, _stored_in(plans, settings.configuration))
         _share_cores(device.type, settings.num_processes)
         model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
         return cls(fold, plans, dataset_json, device, folders.results / name / model)
@@ -183,6 +198,8 @@ def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[di
             f"{folder / f'{plans_name}.json'}: expected a plan of {dataset_name} whose names lead to no other folder; "
             f"it is of {plans.get('dataset_name')} and has {', '.join(map(str, names))}; plan again"
         )
+    if "sam3d" in plans:
+        load_plan(folder / f"{plans_name}.json")  # what was changed by hand may not fit together
     return plans, dataset_json
 
 
@@ -190,12 +207,44 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
     if configuration not in plans["configurations"]:
         known = ", ".join(plans["configurations"])
         raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
-    identifier = plans["configurations"][configuration].get("data_identifier")
-    if identifier and not any((folders.preprocessed / dataset_name / identifier).glob("*.pkl")):
+    stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
+    if not any(stored.glob("*.pkl")):
         raise DatasetError(
-            f"{folders.preprocessed / dataset_name / identifier} holds no preprocessed case; "
-            f"run sam3d_plan_and_preprocess -d {dataset_name} first"
+            f"{stored} holds no preprocessed case; run sam3d_plan_and_preprocess -d {dataset_name} first"
         )
+
+
+def _check_cases(asked: _Asked, configuration: str, folders: Folders) -> None:
+    """See that the cases of a fold are there, made by this very plan as far as that is recorded: nnU-Net does not."""
+    plans, dataset_name = asked.plans, asked.plans["dataset_name"]
+    stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
+    if asked.fold != "all":
+        splits = _splits_with(asked.fold, dataset_name, folders, stored.name)
+        fold_of(splits, asked.fold, _stored_cases(stored), splits_file(dataset_name, folders))
+    if not (stored / RECORDS_FOLDER).is_dir():
+        return
+
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    content = PlansManager(plans).get_configuration(configuration).configuration
+    others = made_otherwise(stored, settings_digest(plans, content, asked.dataset_json))
+    if others:
+        raise DatasetError(
+            f"{stored}: {len(others)} cases were preprocessed by another plan, or for another dataset.json, than "
+            f"there is now: {shorten(others)}; run sam3d_plan_and_preprocess -d {dataset_name}, which keeps what was "
+            "changed by hand in the plan"
+        )
+
+
+def _stored_cases(stored: Path) -> list[str]:
+    return [path.stem for path in stored.glob("*.pkl")]
+
+
+def _stored_in(plans: dict[str, Any], configuration: str) -> str:
+    """Name the folder of a configuration's preprocessed cases."""
+    content = plans["configurations"][configuration]
+    parent = plans["configurations"].get(content.get("inherits_from"), {})
+    return str(content.get("data_identifier", parent.get("data_identifier", f"{plans['plans_name']}_{configuration}")))
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:
@@ -209,15 +258,15 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
         check_named_file(arch_kwargs["encoder"], sam_checkpoint)
 
 
-def _check_fold(fold: int | Literal["all"], dataset_name: str, folders: Folders) -> None:
-    if fold == "all":
-        return
+def _splits_with(fold: int, dataset_name: str, folders: Folders, stored_in: str) -> Sequence[Split]:
+    """Read the splits, or make them, and see that a fold is among them."""
     file = splits_file(dataset_name, folders)
-    number_of_folds = len(read_splits(file, PlanError, "correct it, or delete the file")) if file.is_file() else 5
-    if not (isinstance(fold, int) and 0 <= fold < number_of_folds):
-        raise PlanError(
-            f'fold {fold}: {dataset_name} has the folds 0 to {number_of_folds - 1}, or "all" to train on every case'
-        )
+    cases = _stored_cases(file.parent / stored_in)
+    splits = read_splits(file, PlanError, REMEDY) if file.is_file() else make_splits(cases)
+    require_fold(splits, fold)
+    if not file.is_file():
+        update_splits(file, cases, cases)
+    return splits
 
 
 def _share_cores(device: str, num_processes: int | None) -> None:
@@ -227,7 +276,7 @@ def _share_cores(device: str, num_processes: int | None) -> None:
     """
     if num_processes is not None:
         os.environ.update(nnUNet_n_proc_DA=str(num_processes), nnUNet_def_n_proc=str(max(1, num_processes)))
-    cores = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, of this machine
+    cores = max(1, cores_of_job() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))  # torchrun's, of this machine
     # On two cores a loader of its own takes from torch what it gives: 0.31 s a step, 0.26 s with the loader in turn.
     loaders = 0 if device == "cpu" and cores <= 2 else min(12, max(1, cores - 1))
     os.environ.setdefault("nnUNet_n_proc_DA", str(loaders))

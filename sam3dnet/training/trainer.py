@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from math import isfinite
@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
@@ -23,6 +24,7 @@ from sam3dnet.network.compiling import compile_network
 from sam3dnet.network.reach import KEY, with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
+from sam3dnet.planning.sides import mirrored_sides
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -37,6 +39,7 @@ from sam3dnet.training.drawing import QuestionDrawer, finest
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
+from sam3dnet.training.mirroring import with_sides
 from sam3dnet.training.optimizer import (
     LEARNING_RATE_NEW,
     WEIGHT_DECAY,
@@ -183,8 +186,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Return nnU-Net's settings with the plan's mirror axes, in training and at prediction."""
         rotation, dummy_2d, patch_size, stock = super().configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         axes = tuple(self.plans_manager.plans.get("sam3d", {}).get("mirror_axes", stock))
-        self.inference_allowed_mirroring_axes = axes or None  # an empty tuple ends nnU-Net's predictor
+        sides = mirrored_sides(self.plans_manager.plans, self.dataset_json)
+        for_nnunet = tuple(axis for axis in axes if sides is None or axis != sides.axis)
+        self.inference_allowed_mirroring_axes = for_nnunet or None  # an empty tuple ends nnU-Net's predictor
         return rotation, dummy_2d, patch_size, axes
+
+    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Return nnU-Net's transforms, of which mirroring swaps the classes that become each other."""
+        composed = super().get_training_transforms(*args, **kwargs)
+        sides = mirrored_sides(self.plans_manager.plans, self.dataset_json)
+        return composed if sides is None else with_sides(composed, sides)
 
     def get_dataloaders(self) -> tuple:
         """Return nnU-Net's loaders, which draw prompts too where the network answers them."""
@@ -279,6 +290,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 if self._classes is not None:
                     answers.append(self._answer_prompts(batch, iteration))
             self.on_validation_epoch_end(outputs)
+            _carry_on(self.logger.get_value("ema_fg_dice", step=None), self.logger.get_value("mean_fg_dice", step=-1))
         if self._classes is not None:
             counts = gathered(prompted_counts([answer for answer, _ in answers], self._classes.indices))
             self._prompted_dice = dice_of_counts(np.sum(counts, 0))
@@ -365,7 +377,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._report_epoch(epoch)
         self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
         moving_dice = float(self.logger.get_value("ema_fg_dice", step=-1))
-        if self._best_ema is None or moving_dice > self._best_ema:
+        if self._best_ema is None or not isfinite(self._best_ema) or moving_dice > self._best_ema:
             self._best_ema = moving_dice
             self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
         self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
@@ -410,13 +422,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         }
         line = Epoch.model_validate(plain(values))
         append_epoch(self._epoch_log, line)
-        dice = ", ".join(f"{score:.3f}" for score in line.pseudo_dice)
+        dice = _in_words(line.pseudo_dice)
         if line.prompted_dice is not None:
-            dice += f", with prompts {', '.join(f'{score:.3f}' for score in line.prompted_dice)}"
+            dice += f", with prompts {_in_words(line.prompted_dice)}"
         left = format_seconds(self.budget.seconds_left(epoch + 1))
         self.print_to_log_file(
             f"epoch {epoch}: {self.iterations_done} iterations, loss {line.train_loss:.4f}, validation loss "
-            f"{line.val_loss:.4f}, Dice on validation patches {dice}, training ends in {left}"
+            f"{_in_words([line.val_loss], 4)}, Dice on validation patches {dice}, training ends in {left}"
         )
 
     def save_checkpoint(self, filename: str) -> None:
@@ -479,5 +491,19 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
             self._reach_counts = np.array(self._resume.get("reach_counts", 0.0))
-            good_masks = self._resume.get("good_masks", {})
-            self._seen_masks = SeenMasks({int(index): share for index, share in good_masks.items()})
+
+
+def _in_words(scores: Sequence[float | None], digits: int = 3) -> str:
+    return ", ".join("nothing to score" if score is None else f"{score:.{digits}f}" for score in scores)
+
+
+def _carry_on(moving: list[float], mean: float) -> None:
+    """Keep an epoch whose patches held no object from the moving average, in which nnU-Net's NaN would stay for ever.
+
+    Args:
+        moving: The averages of all epochs; the last one is mended.
+        mean: Of the last epoch.
+    """
+    before = moving[-2] if len(moving) > 1 and isfinite(moving[-2]) else mean
+    if not isfinite(moving[-1]):
+        moving[-1] = mean if isfinite(mean) else before

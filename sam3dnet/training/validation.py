@@ -6,7 +6,6 @@ is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what i
 
 import logging
 import math
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +26,10 @@ from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
-from sam3dnet.inference.models import LoadedModel, as_axes, load_model, trained_folds
-from sam3dnet.inference.writing import TEMPORARY_FOLDER, write_label_map
-from sam3dnet.preprocessing.checks_case import read_grid
+from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
+from sam3dnet.inference.writing import write_label_map
+from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 
@@ -59,7 +59,9 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
         configuration=trainer.configuration_manager,
         labels=trainer.label_manager,
         dataset_json=trainer.dataset_json,
-        mirror_axes=as_axes(trainer.inference_allowed_mirroring_axes),
+        mirror_axes=mirrored_axes(
+            trainer.inference_allowed_mirroring_axes, trainer.plans_manager.plans, trainer.dataset_json
+        ),
         trained_in=half_type(trainer.device),
     )
     with _room_of_training_given_back(trainer.optimizer):
@@ -125,10 +127,9 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
     if is_first_process():
         _clear(output, trainer.dataset_json["file_ending"])
     failed = _predict_share(_Validation(trainer, model, output), sorted(names))
-    if is_first_process():
-        shutil.rmtree(output / TEMPORARY_FOLDER, ignore_errors=True)
-        if len(failed) < len(names):
-            _score(trainer, output, scoring_processes(output.glob(f"*{trainer.dataset_json['file_ending']}")))
+    if is_first_process() and len(failed) < len(names):
+        label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
+        _score(trainer, output, scoring_processes(label_maps, model.reader))
     _tell_failed(failed, len(names), output)
 
 
@@ -172,7 +173,6 @@ class _Validation:
         self._automatic = AutomaticSegmentation(model)
         self._ending = trainer.dataset_json["file_ending"]
         self._truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
-        self._reader_writer = model.plans.image_reader_writer_class()
         folder = trainer.preprocessed_dataset_folder
         self._dataset = infer_dataset_class(folder)(folder)
 
@@ -183,7 +183,8 @@ class _Validation:
         return predict_cases(cases, steps, 1, is_first_process(), "validating").failed
 
     def _bytes_of(self, case: Case) -> int:
-        return len(self._model.dataset_json["channel_names"]) * image_bytes(case, self._model.configuration.spacing)
+        model = self._model
+        return len(channel_names(model.dataset_json)) * image_bytes(case, model.reader, model.configuration.spacing)
 
     def _read(self, case: Case) -> Preprocessed:
         data, _, _, properties = self._dataset.load_case(case.name)
@@ -195,12 +196,12 @@ class _Validation:
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
         """Write a label map with the geometry of the true one, which is the image's."""
         path = self._output / f"{case.name}{self._ending}"
-        write_label_map(labels, path, case.files[0], properties, self._reader_writer)
+        write_label_map(labels, path, case.files[0], properties, self._model.reader)
 
 
-def scoring_processes(label_maps: Iterable[Path]) -> int:
+def scoring_processes(label_maps: Iterable[Path], reader: DatasetReader) -> int:
     """Choose as many processes as nnU-Net would, but no more than such large label maps leave memory for."""
-    sizes = (math.prod(grid.shape) for file in label_maps if (grid := read_grid(file.name, file)[0]))
+    sizes = (math.prod(grid.shape) for file in label_maps if (grid := reader.read_grid(file.name, file, True)[0]))
     largest = max(sizes, default=1)  # of formats whose headers it cannot read, nothing is known
     return max(1, min(default_num_processes, BYTES_OF_SCORING // (BYTES_A_SCORED_VOXEL * largest)))
 

@@ -1,0 +1,96 @@
+"""A dataset that is planned again: what a user changed stays, folds follow the cases, stale cases are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import train_fold
+from phantoms import make_raw_dataset
+
+from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.network.cost import training_cost
+from sam3dnet.planning.planner import plan_dataset
+from sam3dnet.preprocessing.folders import Folders, activate_folders
+from sam3dnet.preprocessing.pipeline import preprocess_dataset
+
+DATASET = "Dataset908_Again"
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Folders:
+    return activate_folders(tmp_path)
+
+
+def plan(folders: Folders, preprocess: bool = True) -> Path:
+    file = plan_dataset(DATASET, folders, cost=training_cost, encoder="tiny", progress=False)
+    if preprocess:
+        preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
+    return file
+
+
+def edit(file: Path, spacing: list[float], mirror_axes: list[int]) -> None:
+    content = json.loads(file.read_text())
+    content["configurations"]["3d_fullres"]["spacing"] = spacing
+    content["sam3d"]["mirror_axes"] = mirror_axes
+    file.write_text(json.dumps(content))
+
+
+def test_changes_by_hand_stay_and_cases_follow_them(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    make_raw_dataset(folders.raw / DATASET, num_cases=2)
+    file = plan(folders)
+    edit(file, [6.0, 2.0, 2.0], [0, 1])
+    with pytest.raises(DatasetError, match=f"2 cases were preprocessed by another plan.* -d {DATASET}"):
+        train_fold(DATASET, 0, folders, device="cpu", epochs=1, iterations_per_epoch=1)
+    plan(folders)
+    content = json.loads(file.read_text())
+    assert content["configurations"]["3d_fullres"]["spacing"] == [6.0, 2.0, 2.0]
+    assert content["sam3d"]["mirror_axes"] == [0, 1]
+    assert "sam3d.mirror_axes of SAM3DPlans.json is kept as changed by hand: [0, 1]" in caplog.text
+    train_fold(DATASET, 0, folders, device="cpu", epochs=1, iterations_per_epoch=1)
+
+
+def test_a_crop_that_does_not_fit_the_tokens_is_a_sentence(folders: Folders) -> None:
+    make_raw_dataset(folders.raw / DATASET, num_cases=2)
+    file = plan(folders)
+    content = json.loads(file.read_text())
+    content["configurations"]["3d_fullres"]["patch_size"] = [11, 17, 23]
+    file.write_text(json.dumps(content))
+    with pytest.raises(PlanError, match="patch_size that is a multiple of the token stride"):
+        train_fold(DATASET, 0, folders, device="cpu")
+
+
+def test_folds_follow_the_cases(folders: Folders, caplog: pytest.LogCaptureFixture) -> None:
+    raw = make_raw_dataset(folders.raw / DATASET, num_cases=3)
+    plan(folders)
+    splits = folders.preprocessed / DATASET / "splits_final.json"
+    assert [fold["val"] for fold in json.loads(splits.read_text())] == [["case_0"], ["case_1"], ["case_2"]]
+    make_raw_dataset(raw, num_cases=4)
+    plan(folders)
+    assert all("case_3" in fold["train"] for fold in json.loads(splits.read_text()))
+    assert "1 new cases join the training part of each fold: case_3" in caplog.text
+    for file in (*raw.glob("imagesTr/case_0_*"), *raw.glob("labelsTr/case_0.*")):
+        file.unlink()
+    plan(folders)
+    assert not any("case_0" in fold["train"] for fold in json.loads(splits.read_text()))
+    assert sorted(path.name for path in (splits.parent / "gt_segmentations").iterdir()) == [
+        f"case_{n}.nii.gz" for n in (1, 2, 3)
+    ]
+    with pytest.raises(DatasetError, match=r"\[0\].val is empty; expected .* delete the file"):
+        train_fold(DATASET, 0, folders, device="cpu")
+
+
+def test_one_case_trains_as_all(folders: Folders) -> None:
+    make_raw_dataset(folders.raw / DATASET, num_cases=1)
+    plan(folders)
+    with pytest.raises(PlanError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
+        train_fold(DATASET, 0, folders, device="cpu")
+    train_fold(DATASET, "all", folders, device="cpu", epochs=1, iterations_per_epoch=1)
+
+
+def test_a_dataset_of_stock_nnunet_without_splits_gets_some(folders: Folders) -> None:
+    make_raw_dataset(folders.raw / DATASET, num_cases=2)
+    plan(folders)
+    (folders.preprocessed / DATASET / "splits_final.json").unlink()
+    shutil.rmtree(next((folders.preprocessed / DATASET).rglob("sam3d_records")))  # nor records
+    train_fold(DATASET, 1, folders, device="cpu", epochs=1, iterations_per_epoch=1)

@@ -1,0 +1,119 @@
+"""Several processes at one folder, and the cores that a job has."""
+
+import logging
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.inference.writing import SECONDS_TO_WRITE, UNFINISHED, remove_abandoned
+from sam3dnet.preprocessing import cores
+from sam3dnet.preprocessing.locking import only_one
+from sam3dnet.settings.prediction import PredictionSettings
+
+
+def hold(folder: Path, log: Path) -> None:
+    with only_one(folder):
+        log.write_text("begun")
+        while log.read_text() != "end":
+            time.sleep(0.01)
+
+
+def test_the_second_waits_for_the_first_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "log"
+    log.write_text("")
+    process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path / "dataset", log))
+    process.start()
+    while log.read_text() != "begun":
+        time.sleep(0.01)
+        assert process.is_alive()
+
+    class Ending(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "another process works at" in record.getMessage():
+                log.write_text("end")
+
+    handler = Ending()
+    logging.getLogger("sam3dnet.preprocessing.locking").addHandler(handler)
+    try:
+        with only_one(tmp_path / "dataset"):
+            assert log.read_text() == "end"
+    finally:
+        logging.getLogger("sam3dnet.preprocessing.locking").removeHandler(handler)
+    process.join()
+    assert "waiting until it has ended" in caplog.text
+
+
+def test_a_lock_that_nobody_holds_is_taken_at_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(2):
+        with only_one(tmp_path):
+            pass
+    assert not caplog.text
+
+
+def test_what_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:
+    ours = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}"
+    new, old, elsewhere = (tmp_path / name for name in (f"{ours}-new", f"{ours}-old", f"{UNFINISHED}other-host-1-x"))
+    for folder in (new, old, elsewhere):
+        folder.mkdir()
+        (folder / "a.nii.gz").write_bytes(b"")
+    os.utime(old, (time.time() - SECONDS_TO_WRITE - 60,) * 2)
+    remove_abandoned(tmp_path)
+    assert [folder.exists() for folder in (new, old, elsewhere)] == [True, False, True]
+
+
+def test_parts_share_the_images_as_nnunets(predict, tmp_path: Path) -> None:
+    written = [predict(num_parts=2, part_id=part).written for part in (0, 1)]
+    assert written == [["a", "c"], ["b"]]
+    with pytest.raises(DatasetError, match="part 2 of 2: expected a number from 0 below --num-parts"):
+        PredictionSettings(input_folder="i", output_folder="o", num_parts=2, part_id=2)
+
+
+def test_threads_follow_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cores, "cores_of_job", lambda: 1)
+    monkeypatch.setattr(cores, "_affinity", lambda: {0, 1, 2})
+    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
+        monkeypatch.delenv(name, raising=False)
+    cores.limit_threads()
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_THREAD_LIMIT"]) == ("1", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    cores.limit_threads()
+    assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_cores_are_those_of_the_job() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(before)})
+        assert cores.cores_of_job() == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "quota"),
+    [
+        ("0::/job", {"cpu.max": "max 100000", "job/cpu.max": "250000 100000"}, 2.5),
+        ("0::/job/step", {"job/cpu.max": "100000 100000", "job/step/cpu.max": "400000 100000"}, 1.0),
+        ("3:cpu,cpuacct:/job", {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "100000"}, 1.5),
+        ("3:cpu:/job", {"cpu/job/cpu.cfs_quota_us": "-1", "cpu/job/cpu.cfs_period_us": "100000"}, None),
+        ("0::/", {"cpu.max": "nonsense"}, None),
+    ],
+)
+def test_the_quota_of_a_group_and_of_those_that_hold_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], quota: float | None
+) -> None:
+    (tmp_path / "membership").write_text(f"7:memory:/x\n{membership}\n")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    monkeypatch.setattr(cores, "GROUPS", tmp_path)
+    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
+    assert cores._quota() == quota
+    monkeypatch.setattr(cores, "_affinity", lambda: set(range(64)))
+    assert cores.cores_of_job() == (64 if quota is None else -int(-quota // 1))
