@@ -17,6 +17,7 @@ from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, first_
 from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
 
 MOST_VOXELS_APART = 0.1
+NO_READER = "no reader"
 
 __all__ = ["Problem", "require_sound", "verify_dataset"]
 
@@ -62,7 +63,7 @@ def verify_dataset(
     problems += _find_two_places(reports)
     problems += _find_duplicates(reports)
     problems += _find_absent_classes(training, description)
-    problems = [_accepted(problem, description) for problem in problems]
+    problems = [_accepted(problem, description) for problem in problems if not _is_told_better(problem, problems)]
     return sorted(problems, key=lambda problem: (problem.case != DATASET, problem.case))
 
 
@@ -78,7 +79,17 @@ def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[
     try:
         return dataset_reader(dataset_json, example), []
     except DatasetError as problem:
-        return reader_by_ending(dataset_json), [error(DATASET, "no reader", str(problem))]
+        return reader_by_ending(dataset_json), [error(DATASET, NO_READER, str(problem))]
+
+
+def _is_told_better(problem: Problem, problems: Sequence[Problem]) -> bool:
+    """Tell whether nnU-Net has no reader because something is wrong with a file that has been found too."""
+    if problem.check != NO_READER:
+        return False
+    file = problem.message.split(": ")[0]
+    return any(
+        other.severity == "error" and other.message.startswith(f"{file}: ") for other in problems if other != problem
+    )
 
 
 def require_sound(problems: Sequence[Problem]) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,17 +54,37 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL"
 LOCAL = {"dashboard_address": ":0", "silence_logs": logging.CRITICAL}  # any free port
 
 
-@pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+@contextmanager
+def two_workers() -> Iterator[str]:
     """A scheduler with two workers, each a process that is started again when it dies."""
     with distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1, **LOCAL) as local:
         yield local.scheduler_address
 
 
-@pytest.fixture
-def cluster(address: str) -> Iterator[DaskCluster]:
+@contextmanager
+def opened_when_complete(address: str) -> Iterator[DaskCluster]:
     with open_cluster(address) as opened:
         opened._client.wait_for_workers(2, timeout=SECONDS_TO_GIVE_UP_AFTER)
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with two_workers() as found:
+        yield found
+
+
+@pytest.fixture
+def cluster(address: str) -> Iterator[DaskCluster]:
+    """Two workers that all tests share, which leave them alive."""
+    with opened_when_complete(address) as opened:
+        yield opened
+
+
+@pytest.fixture
+def mortal_cluster() -> Iterator[DaskCluster]:
+    """Two workers of a test's own, to kill: how soon others take their places is not for other tests to wait for."""
+    with two_workers() as address, opened_when_complete(address) as opened:
         yield opened
 
 
@@ -75,8 +96,8 @@ def test_an_item_that_fails_costs_itself_alone_and_order_is_kept(cluster: DaskCl
     assert str(outcomes[1].error) == "cannot square 3"
 
 
-def test_a_worker_that_dies_while_it_holds_a_case_loses_nothing(cluster: DaskCluster, tmp_path: Path) -> None:
-    run = cluster.run(partial(hold_the_first_time, tmp_path), list(range(6)))
+def test_a_worker_that_dies_while_it_holds_a_case_loses_nothing(mortal_cluster: DaskCluster, tmp_path: Path) -> None:
+    run = mortal_cluster.run(partial(hold_the_first_time, tmp_path), list(range(6)))
     done = [next(run)]
     wait_for(tmp_path / "held")
     killed = int((tmp_path / "held").read_text())
@@ -88,11 +109,11 @@ def test_a_worker_that_dies_while_it_holds_a_case_loses_nothing(cluster: DaskClu
     assert None not in processes.values()
 
 
-def test_an_item_that_always_kills_its_worker_costs_itself_alone(cluster: DaskCluster) -> None:
-    (outcome,) = map_cases(partial(square_or_die, 1), [1], cluster, "square", progress=False)
+def test_an_item_that_always_kills_its_worker_costs_itself_alone(mortal_cluster: DaskCluster) -> None:
+    (outcome,) = map_cases(partial(square_or_die, 1), [1], mortal_cluster, "square", progress=False)
     assert isinstance(outcome.error, DatasetError)
     assert "several workers died one after the other" in str(outcome.error)
-    assert map_cases(partial(square_or_die, 1), [2], cluster, "square", progress=False) == [Outcome(2, 4, None)]
+    assert map_cases(partial(square_or_die, 1), [2], mortal_cluster, "square", progress=False) == [Outcome(2, 4, None)]
 
 
 @pytest.fixture
@@ -272,12 +293,12 @@ def test_each_worker_loads_the_model_once_and_forgets_it(cluster: DaskCluster, p
     assert set(cluster._client.run(loaded_models).values()) == {0}
 
 
-def test_prediction_loses_nothing_when_a_worker_dies(cluster: DaskCluster, predict: Any, tmp_path: Path) -> None:
+def test_prediction_loses_nothing_when_a_worker_dies(mortal_cluster: DaskCluster, predict: Any, tmp_path: Path) -> None:
     predict()
     expected = label_maps(tmp_path / "out")
     shutil.rmtree(tmp_path / "out")
-    cluster._client.run(die_at_the_first_export, tmp_path / "died")
-    assert predict(cluster=cluster).written == ["a", "b", "c"]
+    mortal_cluster._client.run(die_at_the_first_export, tmp_path / "died")
+    assert predict(cluster=mortal_cluster).written == ["a", "b", "c"]
     assert (tmp_path / "died").exists()
     assert label_maps(tmp_path / "out") == expected
 
@@ -367,10 +388,10 @@ def test_prediction_from_the_command_line(
     assert label_maps(tmp_path / "spread") == label_maps(tmp_path / "out")
 
 
-def test_a_worker_without_the_package_is_named(cluster: DaskCluster) -> None:
+def test_a_worker_without_the_package_is_named(mortal_cluster: DaskCluster) -> None:
     """The last that uses these workers, one of which is then of no more use."""
-    (first, *_) = cluster._client.nthreads()
-    cluster._client.run(hide_the_package, workers=[first])
+    (first, *_) = mortal_cluster._client.nthreads()
+    mortal_cluster._client.run(hide_the_package, workers=[first])
     message = r"cannot do the work:\n  worker \S+: cannot run sam3dnet \(.*ModuleNotFoundError.*install version"
     with pytest.raises(DatasetError, match=message):
-        map_cases(square, [1], cluster, "square", progress=False)
+        map_cases(square, [1], mortal_cluster, "square", progress=False)

@@ -92,7 +92,9 @@ def test_four_dimensions_are_refused_by_the_reader_that_does_not_take_them(tmp_p
     first = sorted((folder / "imagesTr").iterdir())[0]
     image = nibabel.load(first)
     nibabel.Nifti1Image(np.array(np.asarray(image.dataobj))[..., None], image.affine).to_filename(first)
-    assert "drop the axes of length 1" in found(folder)["dimension"]
+    problems = found(folder)
+    assert "drop the axes of length 1" in problems["dimension"]
+    assert "no reader" not in problems
 
 
 def test_a_file_that_itk_cannot_open_names_the_reader_that_can(tmp_path):

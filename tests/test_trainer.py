@@ -20,8 +20,9 @@ from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
+from sam3dnet.training.epoch_log import carry_on
 from sam3dnet.training.run import without_pretrained_weights
-from sam3dnet.training.trainer import _carry_on, nnUNetTrainerSAM3D
+from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -305,5 +306,5 @@ def test_stock_nnunet_trains_our_plan(planned):
     ],
 )
 def test_an_epoch_without_objects_does_not_stay_in_the_moving_average(moving, mean, expected):
-    _carry_on(moving, mean)
+    carry_on(moving, mean)
     np.testing.assert_equal(moving[-1], expected)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,6 +51,33 @@ def append_epoch(file: Path, epoch: Epoch) -> None:
     """Add a line to a log."""
     with file.open("a", encoding="utf-8") as log:
         log.write(_line(epoch))
+
+
+def in_words(epoch: Epoch) -> str:
+    """Say in a line how an epoch went."""
+    dice = _scores(epoch.pseudo_dice)
+    if epoch.prompted_dice is not None:
+        dice += f", with prompts {_scores(epoch.prompted_dice)}"
+    return (
+        f"epoch {epoch.epoch}: {epoch.iterations} iterations, loss {epoch.train_loss:.4f}, validation loss "
+        f"{_scores([epoch.val_loss], 4)}, Dice on validation patches {dice}"
+    )
+
+
+def _scores(scores: Sequence[float | None], digits: int = 3) -> str:
+    return ", ".join("nothing to score" if score is None else f"{score:.{digits}f}" for score in scores)
+
+
+def carry_on(moving: list[float], mean: float) -> None:
+    """Keep an epoch whose patches held no object from the moving average, in which nnU-Net's NaN would stay for ever.
+
+    Args:
+        moving: The averages of all epochs; the last one is mended.
+        mean: Of the last epoch.
+    """
+    before = moving[-2] if len(moving) > 1 and math.isfinite(moving[-2]) else mean
+    if not math.isfinite(moving[-1]):
+        moving[-1] = mean if math.isfinite(mean) else before
 
 
 def read_log(file: Path) -> list[Epoch]:

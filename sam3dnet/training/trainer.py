@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from math import isfinite
@@ -36,7 +36,7 @@ from sam3dnet.training.distributed import (
     wrapped,
 )
 from sam3dnet.training.drawing import QuestionDrawer, finest
-from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, keep_epochs_before
+from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, carry_on, in_words, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
 from sam3dnet.training.mirroring import with_sides
@@ -290,7 +290,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 if self._classes is not None:
                     answers.append(self._answer_prompts(batch, iteration))
             self.on_validation_epoch_end(outputs)
-            _carry_on(self.logger.get_value("ema_fg_dice", step=None), self.logger.get_value("mean_fg_dice", step=-1))
+            carry_on(self.logger.get_value("ema_fg_dice", step=None), self.logger.get_value("mean_fg_dice", step=-1))
         if self._classes is not None:
             counts = gathered(prompted_counts([answer for answer, _ in answers], self._classes.indices))
             self._prompted_dice = dice_of_counts(np.sum(counts, 0))
@@ -422,14 +422,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         }
         line = Epoch.model_validate(plain(values))
         append_epoch(self._epoch_log, line)
-        dice = _in_words(line.pseudo_dice)
-        if line.prompted_dice is not None:
-            dice += f", with prompts {_in_words(line.prompted_dice)}"
         left = format_seconds(self.budget.seconds_left(epoch + 1))
-        self.print_to_log_file(
-            f"epoch {epoch}: {self.iterations_done} iterations, loss {line.train_loss:.4f}, validation loss "
-            f"{_in_words([line.val_loss], 4)}, Dice on validation patches {dice}, training ends in {left}"
-        )
+        self.print_to_log_file(f"{in_words(line)}, training ends in {left}")
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint with nnU-Net's keys and ours, whole or not at all, loadable with weights_only=True."""
@@ -491,19 +485,3 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
             self._reach_counts = np.array(self._resume.get("reach_counts", 0.0))
-
-
-def _in_words(scores: Sequence[float | None], digits: int = 3) -> str:
-    return ", ".join("nothing to score" if score is None else f"{score:.{digits}f}" for score in scores)
-
-
-def _carry_on(moving: list[float], mean: float) -> None:
-    """Keep an epoch whose patches held no object from the moving average, in which nnU-Net's NaN would stay for ever.
-
-    Args:
-        moving: The averages of all epochs; the last one is mended.
-        mean: Of the last epoch.
-    """
-    before = moving[-2] if len(moving) > 1 and isfinite(moving[-2]) else mean
-    if not isfinite(moving[-1]):
-        moving[-1] = mean if isfinite(mean) else before
