@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.errors import DatasetError
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.preprocessing.checks_description import DATASET_JSON, load_dataset_json, require_usable
 from sam3dnet.preprocessing.folders import is_plain_name
-from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.names import entries, faulty_cases
 
 CHANNEL_SUFFIX_LENGTH = len("_0000")
@@ -24,17 +24,19 @@ class TrainingCase:
     label: Path
 
 
-def read_dataset_json(dataset_folder: Path) -> dict[str, Any]:
-    """Read dataset.json.
+def read_dataset_json(folder: Path, error: type[Sam3dError] = DatasetError, missing: str = "") -> dict[str, Any]:
+    """Read the dataset.json of a dataset or model, which all that asks for its classes and channels relies upon.
+
+    Args:
+        folder: That it is in.
+        error: Raised if it is of no use.
+        missing: What to do where there is none.
 
     Raises:
-        DatasetError: If it is missing, cannot be read, or does not hold a JSON object.
+        Sam3dError: `error`, if it is missing, cannot be read, or does not say what it must.
     """
-    path = dataset_folder / "dataset.json"
-    missing = "every dataset in nnU-Net's raw format has one"
-    content: dict[str, Any] = read_json(
-        path, DatasetError, "correct it in a text editor", missing=missing, nnunet_reads_it=True
-    )
+    content = load_dataset_json(folder / DATASET_JSON, error, missing)
+    require_usable(content, folder / DATASET_JSON, error)
     return content
 
 
@@ -76,15 +78,12 @@ def list_training_cases(dataset_folder: Path, dataset_json: Mapping[str, Any]) -
     The cases are those of imagesTr, or those of the key "dataset" of dataset.json where it has one.
 
     Raises:
-        DatasetError: If dataset.json has no "file_ending", or names a file outside of the dataset, or a case has a name
-            that it cannot have.
+        DatasetError: If dataset.json names a file or an ending that leads elsewhere, or a case has a name that it
+            cannot have.
     """
-    if "file_ending" not in dataset_json:
-        raise DatasetError(f'{dataset_folder / "dataset.json"}: has no "file_ending"; add one, such as ".nii.gz"')
-    if not is_plain_name(dataset_json["file_ending"]):
-        came = dataset_json["file_ending"]
-        raise DatasetError(f'{dataset_folder / "dataset.json"}: "file_ending" is {came!r}; expected such as ".nii.gz"')
     ending = str(dataset_json["file_ending"])
+    if not is_plain_name(ending):
+        raise DatasetError(f'{dataset_folder / DATASET_JSON}: "file_ending" is {ending!r}; expected such as ".nii.gz"')
     if "dataset" in dataset_json:
         cases = _listed_in_json(dataset_folder, dataset_json["dataset"])
     else:

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.preprocessing.folders import is_plain_name
+from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import DATASET, Problem, error
 
+DATASET_JSON = "dataset.json"
+NUM_TRAINING = "numTraining"
 REQUIRED_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 SUPPORTED_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl", ".tif", ".tiff")
 # Names of checks that a dataset.json accepts, and that are warnings then.
@@ -51,9 +54,36 @@ def check_description(dataset_folder: Path) -> tuple[Description, list[Problem]]
         What can be understood of it, and the problems.
     """
     try:
-        content = read_dataset_json(dataset_folder)
+        content = load_dataset_json(dataset_folder / DATASET_JSON)
     except DatasetError as problem:
-        return Description(), [error(DATASET, "dataset.json", str(problem))]
+        return Description(), [error(DATASET, DATASET_JSON, str(problem))]
+    return describe(content)
+
+
+def load_dataset_json(file: Path, error: type[Sam3dError] = DatasetError, missing: str = "") -> dict[str, Any]:
+    """Read a dataset.json as it is, whatever it says.
+
+    Args:
+        file: Its place.
+        error: Raised if it cannot be read.
+        missing: What to do where there is none.
+
+    Raises:
+        Sam3dError: `error`, if it is missing, cannot be read, or does not hold a JSON object.
+    """
+    missing = missing or "every dataset in nnU-Net's raw format has one"
+    content: dict[str, Any] = read_json(
+        file, error, "correct it in a text editor", missing=missing, nnunet_reads_it=True
+    )
+    return content
+
+
+def describe(content: Mapping[str, Any]) -> tuple[Description, list[Problem]]:
+    """Understand what dataset.json says.
+
+    Returns:
+        What can be understood of it, and the problems.
+    """
     problems = _check_keys(content)
     ending, more = _read_ending(content)
     problems += more
@@ -72,13 +102,47 @@ def check_description(dataset_folder: Path) -> tuple[Description, list[Problem]]
     return Description(ending, num_channels, labels, ignore, num_training, listed, frozenset(accepted)), problems
 
 
+def require_usable(content: Mapping[str, Any], file: Path, error: type[Sam3dError] = DatasetError) -> None:
+    """See that networks can be planned, trained and used with what a dataset.json says, but for what it accepts.
+
+    The number of training cases is left out: a model does not need it.
+
+    Raises:
+        Sam3dError: `error`, with the first thing that is wrong.
+    """
+    description, problems = describe({"numTraining": 0, **content})
+    for problem in problems:
+        if problem.check not in (NUM_TRAINING, *description.accepted):
+            raise error(_in_file(problem, file))
+
+
+def require_labels(content: Mapping[str, Any], file: Path) -> None:
+    """See that label maps can be scored with what a dataset.json says: it names the ending, and values of the classes.
+
+    Raises:
+        DatasetError: With the first thing that is wrong.
+    """
+    missing = [key for key in ("labels", "file_ending") if key not in content]
+    if missing:
+        raise DatasetError(f"{file}: has no {' and no '.join(missing)}; give nnU-Net's dataset.json")
+    if not is_plain_name(content["file_ending"]):
+        raise DatasetError(f'{file}: "file_ending" is {content["file_ending"]!r}; expected such as ".nii.gz"')
+    _, problems = _read_values(content["labels"])
+    if problems:
+        raise DatasetError(_in_file(problems[0], file))
+
+
+def _in_file(problem: Problem, file: Path) -> str:
+    return f"{file}: {problem.message.removeprefix(f'{DATASET_JSON}: ')}"
+
+
 def accepted_checks(dataset_json: Mapping[str, Any]) -> frozenset[str]:
     """Give the names of the checks whose errors a dataset accepts."""
     return frozenset(dataset_json.get(ACCEPT_KEY, ()))
 
 
-def _error(message: str, check: str = "dataset.json") -> Problem:
-    return error(DATASET, check, f"dataset.json: {message}")
+def _error(message: str, check: str = DATASET_JSON) -> Problem:
+    return error(DATASET, check, f"{DATASET_JSON}: {message}")
 
 
 def _check_keys(content: Mapping[str, Any]) -> list[Problem]:
@@ -125,7 +189,7 @@ def _read_num_training(content: Mapping[str, Any]) -> tuple[int | None, list[Pro
     number = content["numTraining"]
     if isinstance(number, int) and not isinstance(number, bool):
         return number, []
-    return None, [_error(f'"numTraining" is {number!r}; expected a whole number', "numTraining")]
+    return None, [_error(f'"numTraining" is {number!r}; expected a whole number', NUM_TRAINING)]
 
 
 def _read_labels(
@@ -135,21 +199,29 @@ def _read_labels(
     if "labels" not in content:
         return None, None, []
     labels = content["labels"]
-    if not isinstance(labels, dict) or not labels:
-        message = f'"labels" is {labels!r}; expected values by name, such as {{"background": 0, "liver": 1}}'
-        return None, None, [_error(message, "labels")]
-    if all(key.isdecimal() and isinstance(value, str) for key, value in labels.items()):
-        message = '"labels" gives names by value; expected values by name, such as {"background": 0, "liver": 1}'
-        return None, None, [_error(message + "; swap them", "labels")]
-    values = {name: _whole_numbers(value) for name, value in labels.items()}
-    broken = [f"{name}: {labels[name]!r}" for name, found in values.items() if not found]
-    if broken:
-        message = f'"labels" has {", ".join(broken)}; expected a whole number from 0 up, or a list of them (a region)'
-        return None, None, [_error(message, "labels")]
+    values, problems = _read_values(labels)
+    if problems:
+        return None, None, problems
     classes = {name: found for name, found in values.items() if name != "ignore"}
     ignore = values["ignore"][0] if "ignore" in values else None
     problems = _check_background(labels) + _check_ignore(labels, classes) + _check_consecutive(classes)
     return classes, ignore, problems + _check_regions(content, classes)
+
+
+def _read_values(labels: Any) -> tuple[dict[str, tuple[int, ...]], list[Problem]]:
+    """Read the values of each entry of "labels"."""
+    if not isinstance(labels, dict) or not labels:
+        message = f'"labels" is {labels!r}; expected values by name, such as {{"background": 0, "liver": 1}}'
+        return {}, [_error(message, "labels")]
+    if all(key.isdecimal() and isinstance(value, str) for key, value in labels.items()):
+        message = '"labels" gives names by value; expected values by name, such as {"background": 0, "liver": 1}'
+        return {}, [_error(message + "; swap them", "labels")]
+    values = {name: _whole_numbers(value) for name, value in labels.items()}
+    broken = [f"{name}: {labels[name]!r}" for name, found in values.items() if not found]
+    if broken:
+        message = f'"labels" has {", ".join(broken)}; expected a whole number from 0 up, or a list of them (a region)'
+        return {}, [_error(message, "labels")]
+    return values, []
 
 
 def _whole_numbers(value: Any) -> tuple[int, ...]:

@@ -60,9 +60,10 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
     Raises:
         Sam3dError: `error`, with the remedy, if they are missing, damaged, or a case's name leads elsewhere.
     """
-    return checked(
-        Splits, {"folds": read_json(file, error, remedy, holds=list, nnunet_reads_it=True)}, file, error, remedy
-    ).folds
+    folds = read_json(file, error, remedy, holds=list, nnunet_reads_it=True)
+    if not folds:
+        raise error(f"{file}: is an empty list; expected a fold at least; {remedy}")
+    return checked(Splits, {"folds": folds}, file, error, remedy).folds
 
 
 def make_splits(cases: Collection[str]) -> tuple[Split, ...]:
@@ -148,7 +149,7 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
     require_fold(splits, fold)
     chosen = splits[fold]
     for part in ("train", "val"):
-        _check_part(getattr(chosen, part), f"{file}: [{fold}].{part}", cases)
+        _check_part(getattr(chosen, part), f"{file}: folds[{fold}].{part}", cases)
     unused = sorted(set(cases) - {*chosen.train, *chosen.val})
     if unused:
         logger.warning(
@@ -163,9 +164,12 @@ def require_fold(splits: Sequence[Split], fold: int) -> None:
     Raises:
         PlanError: Else.
     """
+    if not splits:
+        raise PlanError(f'fold {fold}: the dataset has one case, and so no folds; train on it with "all"')
     if not 0 <= fold < len(splits):
-        there_are = f"the folds 0 to {len(splits) - 1}" if splits else "no folds, since it has one case"
-        raise PlanError(f'fold {fold}: the dataset has {there_are}; choose one, or "all" to train on every case')
+        raise PlanError(
+            f'fold {fold}: the dataset has the folds 0 to {len(splits) - 1}; choose one, or "all" to train on all cases'
+        )
 
 
 def _check_part(names: Sequence[str], place: str, cases: Collection[str]) -> None:

@@ -7,9 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.checks_case import CaseReport, check_case
-from sam3dnet.preprocessing.checks_description import Description, check_description
+from sam3dnet.preprocessing.checks_description import (
+    DATASET_JSON,
+    Description,
+    check_description,
+    load_dataset_json,
+)
 from sam3dnet.preprocessing.checks_files import CaseFiles, check_files, guess_ending
 from sam3dnet.preprocessing.checks_geometry import compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
@@ -70,7 +74,7 @@ def verify_dataset(
 def _find_reader(raw_dataset_folder: Path, cases: Sequence[CaseFiles]) -> tuple[DatasetReader, list[Problem]]:
     """Find the reader of a dataset, and if there is none the one with which to look what is wrong with its files."""
     try:
-        dataset_json = read_dataset_json(raw_dataset_folder)
+        dataset_json = load_dataset_json(raw_dataset_folder / DATASET_JSON)
     except DatasetError:
         return DatasetReader("SimpleITKIO"), []  # dataset.json has been reported
     if not isinstance(dataset_json.get("file_ending"), str):

@@ -76,14 +76,14 @@ def test_folds_follow_the_cases(folders: Folders, caplog: pytest.LogCaptureFixtu
     assert sorted(path.name for path in (splits.parent / "gt_segmentations").iterdir()) == [
         f"case_{n}.nii.gz" for n in (1, 2, 3)
     ]
-    with pytest.raises(DatasetError, match=r"\[0\].val is empty; expected .* delete the file"):
+    with pytest.raises(DatasetError, match=r"folds\[0\].val is empty; expected .* delete the file"):
         train_fold(DATASET, 0, folders, device="cpu")
 
 
 def test_one_case_trains_as_all(folders: Folders) -> None:
     make_raw_dataset(folders.raw / DATASET, num_cases=1)
     plan(folders)
-    with pytest.raises(PlanError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
+    with pytest.raises(PlanError, match=r'fold 0: the dataset has one case, and so no folds; .*"all"'):
         train_fold(DATASET, 0, folders, device="cpu")
     train_fold(DATASET, "all", folders, device="cpu", epochs=1, iterations_per_epoch=1)
 

@@ -37,7 +37,7 @@ def test_one_case_has_no_folds(tmp_path, caplog):
     update_splits(file, ["only"], ["only"])
     assert not file.exists()
     assert 'train on it with "all"' in caplog.text
-    with pytest.raises(PlanError, match=r'fold 0: the dataset has no folds, since it has one case; .*"all"'):
+    with pytest.raises(PlanError, match=r'fold 0: the dataset has one case, and so no folds; .*"all"'):
         fold_of((), 0, ["only"], file)
 
 
@@ -72,8 +72,8 @@ def test_cases_in_no_part_of_a_fold_are_told(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("train", "val", "message"),
     [
-        (["case_0"], [], r"\[0\].val is empty"),
-        ([], ["case_0"], r"\[0\].train is empty"),
+        (["case_0"], [], r"folds\[0\].val is empty"),
+        ([], ["case_0"], r"folds\[0\].train is empty"),
         (["case_0", "case_0"], ["case_1"], r"\[0\].train names case_0 twice"),
         (["case_0_0000"], ["case_1"], r"names case_0_0000, which the dataset does not have \(is case_0 meant\?\)"),
         (["case_0"], ["case_1.nii.gz"], r"\[0\].val names case_1.nii.gz, .* without channel and ending"),

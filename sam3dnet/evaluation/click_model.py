@@ -12,7 +12,7 @@ from sam3dnet.evaluation.cases import Scoring, make_scoring, mask_of
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, cases_of_folders, read_volume, validation_cases
 from sam3dnet.evaluation.clicks import Mask, Session
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
-from sam3dnet.inference.models import find_model, read_model_json, trained_folds
+from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import Folders, parse_fold
@@ -99,14 +99,14 @@ def open_model(settings: EvaluationSettings, folders: Folders) -> ClickedModel:
     folder = find_model(
         folders.results, settings.dataset, plans_name=settings.plans, configuration=settings.configuration
     )
-    dataset_json = read_model_json(folder / "dataset.json")
+    dataset_json = read_model_dataset(folder)
     chosen = trained_folds(folder)[0] if settings.fold is None else parse_fold(settings.fold)
     failed: dict[str, str] = {}
     if settings.images is None or settings.labels is None:
         cases = validation_cases(folder.parent.name, folders, chosen)
     else:
         cases, failed = cases_of_folders(Path(settings.images), Path(settings.labels), dataset_json)
-    plans = PlansManager(read_model_json(folder / "plans.json"))
+    plans = PlansManager(read_model_plans(folder))
     configuration = plans.get_configuration(settings.configuration)
     tolerance = choose_tolerance([folder.parent.name], settings.tolerance, configuration.spacing)
     return ClickedModel(

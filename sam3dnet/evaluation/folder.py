@@ -13,6 +13,7 @@ from sam3dnet.evaluation.cases import CaseResult, LabelPair, Scoring, evaluate_c
 from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
+from sam3dnet.preprocessing.checks_description import require_labels
 from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, reader_named
 from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
@@ -139,9 +140,7 @@ def read_description(dataset_json_file: Path) -> dict[str, Any]:
         DatasetError: If it is no such file.
     """
     content: dict[str, Any] = read_json(dataset_json_file, DatasetError, "give nnU-Net's dataset.json")
-    missing = [key for key in ("labels", "file_ending") if key not in content]
-    if missing:
-        raise DatasetError(f"{dataset_json_file}: has no {' and no '.join(missing)}; give nnU-Net's dataset.json")
+    require_labels(content, dataset_json_file)
     return content
 
 

@@ -13,9 +13,9 @@ from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, picture, table
 from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
-from sam3dnet.inference.models import find_model, read_model_json, trained_folds
+from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.planning.plan import Plan, format_value, load_plan
-from sam3dnet.preprocessing.cases import output_names, read_dataset_json
+from sam3dnet.preprocessing.cases import output_names
 from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.settings.evaluation import ScoringSettings
@@ -49,8 +49,8 @@ class ReportedFold:
     @property
     def reader(self) -> DatasetReader:
         """Reads the files of the cases."""
-        plans = read_model_json(self.model / "plans.json")
-        return reader_named(str(plans["image_reader_writer"]), read_dataset_json(self.model))
+        plans = read_model_plans(self.model)
+        return reader_named(str(plans["image_reader_writer"]), read_model_dataset(self.model))
 
 
 def write_report(settings: ReportSettings, folders: Folders) -> Path:
@@ -106,7 +106,7 @@ def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResu
 def _evaluate(model: Path, fold: int | str, cases: dict[str, ClickCase], settings: ReportSettings) -> Evaluation | None:
     """Score the predictions that validation at the end of training left, where it did."""
     predictions = model / f"fold_{fold}" / "validation"
-    ending = str(read_dataset_json(model)["file_ending"])
+    ending = str(read_model_dataset(model)["file_ending"])
     if not any((predictions / f"{name}{ending}").is_file() for name in cases):
         return None
     scoring = ScoringSettings(
@@ -141,7 +141,7 @@ def _training(reported: ReportedFold) -> str:
         return paragraph(f"There is no {LOG_FILE} in this fold.")
     last = reported.log[-1]
     text = f"{len(reported.log)} epochs, {last.iterations} iterations, {last.seconds / 60:.0f} minutes"
-    classes = [name for name in output_names(read_dataset_json(reported.model)) if name != "background"]
+    classes = [name for name in output_names(read_model_dataset(reported.model)) if name != "background"]
     return picture(training_curves(reported.log, classes), f"Training curves: {text}")
 
 

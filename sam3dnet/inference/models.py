@@ -18,11 +18,13 @@ from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.network.reach import with_reach
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
+from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
 logger = logging.getLogger(__name__)
 
+_COPY_IT = "copy it from where the model was trained"
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 OUR_PLANS = "SAM3DPlans"
 Weights = Mapping[str, Tensor]
@@ -161,14 +163,23 @@ def _listing(models: Iterable[TrainedModel]) -> str:
     return f"trained are {', '.join(lines)}"
 
 
-def read_model_json(path: Path) -> dict[str, Any]:
-    """Read plans.json or dataset.json of a model folder.
+def read_model_plans(model_folder: Path) -> dict[str, Any]:
+    """Read plans.json of a model folder.
 
     Raises:
-        PlanError: If the file is missing or damaged.
+        PlanError: If it is missing or damaged.
     """
-    content: dict[str, Any] = read_json(path, PlanError, "copy it from where the model was trained")
+    content: dict[str, Any] = read_json(model_folder / "plans.json", PlanError, _COPY_IT)
     return content
+
+
+def read_model_dataset(model_folder: Path) -> dict[str, Any]:
+    """Read dataset.json of a model folder.
+
+    Raises:
+        PlanError: If it is missing or damaged.
+    """
+    return read_dataset_json(model_folder, PlanError, _COPY_IT)
 
 
 def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:
@@ -250,8 +261,8 @@ def load_model(
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    plans = PlansManager(read_model_json(model_folder / "plans.json"))
-    dataset_json = read_model_json(model_folder / "dataset.json")
+    plans = PlansManager(read_model_plans(model_folder))
+    dataset_json = read_model_dataset(model_folder)
     opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]
     first = opened[0][1]
     configuration = plans.get_configuration(first["init_args"]["configuration"])

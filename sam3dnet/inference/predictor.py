@@ -16,7 +16,7 @@ from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
-from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_json
+from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_dataset
 from sam3dnet.inference.text import ask_for_text
 from sam3dnet.inference.writing import is_finished, remove_abandoned, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
@@ -92,7 +92,7 @@ def _predict_folder(
     inputs, output, model_path = (
         Path(str(folder)) for folder in (settings.input_folder, settings.output_folder, settings.model_folder)
     )
-    dataset_json = read_model_json(model_path / "dataset.json")
+    dataset_json = read_model_dataset(model_path)
     ending = dataset_json["file_ending"]
     cases, failed = find_cases(inputs, ending, len(channel_names(dataset_json)))
     cases = cases[settings.part_id :: settings.num_parts]

@@ -13,6 +13,7 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.planning.plan import load_plan
+from sam3dnet.preprocessing.cases import read_dataset_json
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
@@ -188,10 +189,8 @@ def without_pretrained_weights(plans: dict[str, Any]) -> dict[str, Any]:
 def _read_plan(dataset_name: str, folders: Folders, plans_name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     folder = folders.preprocessed / dataset_name
     missing = f"{dataset_name} has not been planned; run sam3d_plan_and_preprocess -d {dataset_name} first"
-    plans, dataset_json = (
-        read_json(folder / name, PlanError, "delete it and plan again", missing=missing)
-        for name in (f"{plans_name}.json", "dataset.json")
-    )
+    plans = read_json(folder / f"{plans_name}.json", PlanError, "delete it and plan again", missing=missing)
+    dataset_json = read_dataset_json(folder, PlanError, missing)
     names = [plans.get("plans_name"), *(c.get("data_identifier", "-") for c in plans["configurations"].values())]
     if plans.get("dataset_name") != dataset_name or not all(map(is_plain_name, names)):
         raise PlanError(
