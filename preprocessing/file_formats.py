@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json
@@ -148,7 +148,8 @@ class TiffFormat:
     def companions(self, file: Path, is_label: bool) -> tuple[Path, ...]:
         """See `FileFormat`."""
         name = file.name.removesuffix(file.suffix)
-        places = [file.with_name(f"{name if is_label else name[:-CHANNEL_SUFFIX_LENGTH]}.json")]
+        has_channel = not is_label and channel_of(file, file.suffix) is not None
+        places = [file.with_name(f"{name[:-CHANNEL_SUFFIX_LENGTH] if has_channel else name}.json")]
         if is_label and file.parent.name.startswith("labels"):
             places.append(file.parent.parent / file.parent.name.replace("labels", "images", 1) / f"{name}.json")
         return tuple(place for place in places if place.is_file())[:1]

@@ -93,13 +93,30 @@ def preprocess_dataset(
     for recipe in recipes:
         _run_recipe(recipe, cases, workers, progress)
     ending, truth = dataset_json["file_ending"], preprocessed_folder / "gt_segmentations"
-    known = {file.name.removesuffix(ending): file for file in image_files(truth, ending)}
     names = [case.name for case in cases]
+    known = [file.name.removesuffix(ending) for file in image_files(truth, ending)]
     update_splits(preprocessed_folder / SPLITS_FILE, names, known or names)
+    keep_labels(cases, truth, ending, recipes[0].reader)
+
+
+def keep_labels(cases: Sequence[TrainingCase], folder: Path, ending: str, reader: DatasetReader) -> None:
+    """Make a folder hold the labels of these cases, and of no others, each with the files that belong to it.
+
+    Args:
+        cases: Whose labels are copied, under the cases' names.
+        folder: Such as gt_segmentations.
+        ending: Of the labels' names.
+        reader: Of the dataset.
+    """
     for case in cases:
-        _copy_if_changed(case.label, truth / f"{case.name}{ending}")
-    for name in known.keys() - set(names):
-        known[name].unlink()
+        _copy_if_changed(case.label, folder / f"{case.name}{ending}")
+        for companion in reader.format.companions(case.label, is_label=True):
+            _copy_if_changed(companion, folder / f"{case.name}{companion.suffix}")
+    names = {f"{case.name}{ending}" for case in cases}
+    for file in image_files(folder, ending):
+        if file.name not in names:
+            for lost in (*reader.format.companions(file, is_label=True), file):
+                lost.unlink()
 
 
 def _read_plans(path: Path) -> dict[str, Any]:

@@ -11,8 +11,10 @@ import SimpleITK as sitk
 import tifffile
 
 from sam3dnet.inference.writing import write_label_map
+from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.geometry import case_geometry
 from sam3dnet.preprocessing.nifti_labels import GEOMETRY
+from sam3dnet.preprocessing.pipeline import keep_labels
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import WORLD
 
@@ -156,6 +158,25 @@ def test_the_spacing_of_tiff_lies_beside(tmp_path: Path, ending: str) -> None:
     np.testing.assert_array_equal(tifffile.imread(output), LABELS_ZYX)
     np.testing.assert_array_equal(reader.read_seg(output)[0][0], LABELS_ZYX)
     assert properties_are(reader.read_seg(output)[1], spacing=[4, 0.5, 0.25])
+
+
+@pytest.mark.parametrize("beside", ["labelsTr", "imagesTr"])
+def test_the_kept_labels_of_tiff_keep_their_spacing(tmp_path: Path, beside: str) -> None:
+    """A validation writes its label maps in the place of the kept labels."""
+    label, kept = tmp_path / "labelsTr" / "a.tif", tmp_path / "gt_segmentations"
+    for folder in (label.parent, tmp_path / "imagesTr", kept):
+        folder.mkdir()
+    tifffile.imwrite(label, LABELS_ZYX.astype(np.uint8), photometric="minisblack")
+    (tmp_path / beside / "a.json").write_text('{"spacing": [4.0, 0.5, 0.7]}')
+    (kept / "b.tif").write_bytes(label.read_bytes())
+    (kept / "b.json").write_text('{"spacing": [1, 1, 1]}')
+    reader = DatasetReader("Tiff3DIO")
+    keep_labels([TrainingCase("a", (), label)], kept, ".tif", reader)
+    assert sorted(file.name for file in kept.iterdir()) == ["a.json", "a.tif"]
+    properties = reader.read_seg(kept / "a.tif")[1]
+    write_label_map(LABELS_ZYX, tmp_path / "a.tif", kept / "a.tif", properties, reader)
+    grid, _ = reader.read_grid("a", tmp_path / "a.tif", is_label=True)
+    assert grid is not None and grid.spacing_mm == (4.0, 0.5, 0.7)
 
 
 def properties_are(properties: Mapping[str, Any], **expected: Any) -> bool:
