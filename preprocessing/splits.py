@@ -115,7 +115,12 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
     if removed:
         logger.warning("Warning: %d cases are gone, and leave their folds: %s", len(removed), shorten(removed))
     if added or removed:
-        _write(file, [_without(fold, removed, added) for fold in splits])
+        changed = [_without(fold, removed, added) for fold in splits]
+        _write(file, changed)
+        for number, fold in enumerate(changed):
+            if not (fold.train and fold.val):
+                part = "validation" if fold.train else "training"
+                logger.warning("Warning: fold %d has no %s case any more; delete %s for new folds", number, part, file)
 
 
 def _few(count: int) -> str:

@@ -54,6 +54,15 @@ def test_new_cases_join_the_training_and_lost_ones_leave(tmp_path, caplog):
         assert set(new.val) == set(old.val) - {lost}
     assert "1 new cases join the training part of each fold: case_6" in caplog.text
     assert f"1 cases are gone, and leave their folds: {lost}" in caplog.text
+    assert "any more" not in caplog.text
+
+
+def test_a_fold_that_loses_its_last_validation_case_is_told(tmp_path, caplog):
+    file = tmp_path / "splits_final.json"
+    update_splits(file, CASES[:6], CASES[:6])
+    (number, lost), *_ = [(n, fold.val[0]) for n, fold in enumerate(make_splits(CASES[:6])) if len(fold.val) == 1]
+    update_splits(file, [name for name in CASES[:6] if name != lost], CASES[:6])
+    assert f"fold {number} has no validation case any more; delete {file} for new folds" in caplog.text
 
 
 def test_a_split_that_leaves_out_cases_on_purpose_stays(tmp_path):
