@@ -27,7 +27,13 @@ from sam3dnet.planning.orientation import left_right_axis, orientations, read_gr
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
-from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions, output_channels
+from sam3dnet.preprocessing.cases import (
+    channel_names,
+    foreground_classes,
+    has_regions,
+    list_training_cases,
+    output_channels,
+)
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
@@ -70,6 +76,8 @@ class SAM3DPlanner(ExperimentPlanner):
         choice: MethodChoice | None = None,
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
+        cases = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)  # nnU-Net also lists "._" files
+        self.dataset = {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
         limits, budget_decision = budget
         self.encoder = encoder
         self.find_weights = find_weights

@@ -76,6 +76,20 @@ def test_every_case_and_class_is_scored(dataset: Path, predictions: Path) -> Non
     assert (evaluation.failed, evaluation.surplus) == ({}, [])
 
 
+@pytest.mark.parametrize("missing_as_empty", [False, True])
+def test_what_is_no_file_is_named_for_what_it_is(dataset: Path, predictions: Path, missing_as_empty: bool) -> None:
+    link, folder = dataset / "labelsTs" / "d.nii.gz", predictions / "c.nii.gz"
+    link.symlink_to("nowhere")
+    folder.unlink()
+    folder.mkdir()
+    evaluation = evaluate(dataset, predictions, missing_as_empty=missing_as_empty)
+    assert list(evaluation.cases) == ["a", "b"]
+    assert evaluation.failed == {
+        "c": f"{folder}: is a folder; expected a label map",
+        "d": f"{link}: is a link to nowhere, where there is no file; expected a label map",
+    }
+
+
 def test_processes_give_the_same(dataset: Path, predictions: Path) -> None:
     here = evaluate(dataset, predictions).estimates()
     assert evaluate(dataset, predictions, num_processes=1).estimates() == here

@@ -301,6 +301,17 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
     assert all(decision["reason"] and decision["source"] for decision in content["sam3d"]["decisions"])
 
 
+def test_companions_of_macos_are_no_cases(folders, tiny_dataset):
+    images = folders.raw / tiny_dataset / "imagesTr"
+    first = min(file.name for file in images.iterdir())
+    companion = images / f"._{first}"
+    companion.write_bytes(b"Mac OS X")
+    try:
+        assert plan_tiny(folders, tiny_dataset).is_file()
+    finally:
+        companion.unlink()
+
+
 def test_nnunet_reads_the_plan(folders, tiny_dataset):
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

@@ -314,6 +314,9 @@ def test_a_poor_mask_is_mended_and_a_good_one_left():
     assert 0 < poor[2, 5, 3] < poor[3, 6, 4] <= 5
     Mending(5.0, -2.0).apply(large, truth)
     assert torch.equal(large, poor)
+    one_slice = torch.full(SHAPE, -8.0)[3:4]
+    Mending(5.0, -2.0).apply(one_slice, truth[3:4])
+    assert torch.equal(one_slice > 0, torch.from_numpy(truth[3:4]))
 
 
 def test_masks_are_mended_until_half_of_those_that_are_clicked_are_good():

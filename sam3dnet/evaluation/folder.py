@@ -15,6 +15,7 @@ from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_rat
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
 from sam3dnet.preprocessing.checks_description import require_labels
 from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
+from sam3dnet.preprocessing.names import not_a_file
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, reader_named
 from sam3dnet.preprocessing.workers import Workers, default_num_processes, map_cases
 from sam3dnet.settings.evaluation import ScoringSettings
@@ -104,7 +105,8 @@ def evaluate_folder(
     names = dataset_names(labels, dataset_json_file, description)
     tolerance = choose_tolerance(names, settings.tolerance, _spacing_of(pairs, reader))
     scoring = make_scoring(description, tolerance.mm, settings.lesion_iou)
-    failed = {} if missing_as_empty else {pair.name: _missing(predictions) for pair in pairs if not pair.prediction}
+    reasons = {pair.name: _what_is_missing(pair, predictions, missing_as_empty) for pair in pairs}
+    failed = {name: reason for name, reason in reasons.items() if reason is not None}
     to_score = [pair for pair in pairs if pair.name not in failed]
     processes = min(default_num_processes() if num_processes is None else num_processes, len(to_score))
     score = partial(evaluate_case, scoring=scoring, reader=reader)
@@ -194,8 +196,14 @@ def _check_options(tolerance_mm: float | None, lesion_iou: float) -> None:
         raise DatasetError(f"lesion IoU {lesion_iou}: expected a share from 0 to 1")
 
 
-def _missing(predictions: Path) -> str:
-    return f"no prediction in {predictions}; predict it, or count it as empty with --missing-as-empty"
+def _what_is_missing(pair: LabelPair, predictions: Path, missing_as_empty: bool) -> str | None:
+    """Say why a case cannot be scored, as far as its files' names tell."""
+    for file in (pair.truth, pair.prediction):
+        if file is not None and (what := not_a_file(file)) is not None:
+            return f"{file}: is {what}; expected a label map"
+    if pair.prediction is None and not missing_as_empty:
+        return f"no prediction in {predictions}; predict it, or count it as empty with --missing-as-empty"
+    return None
 
 
 def _reason(error: Exception | None) -> str:

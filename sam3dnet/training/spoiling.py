@@ -134,7 +134,8 @@ class Mending:
     def apply(self, margin_zyx: Tensor, truth_zyx: Mask) -> None:
         """Make the margin right, in place."""
         truth = torch.from_numpy(truth_zyx).to(margin_zyx.device)
-        share = F.avg_pool3d(truth.to(margin_zyx.dtype)[None, None], OUTLINE, 1, OUTLINE // 2)[0, 0]
+        padded = F.pad(truth.to(margin_zyx.dtype), (OUTLINE // 2,) * 6)  # pooling's own padding wants three slices
+        share = F.avg_pool3d(padded[None, None], OUTLINE, 1)[0, 0]
         mended = self.outside + (self.inside - self.outside) * share
         margin_zyx.copy_(torch.where(truth, mended.clamp(min=LEAST), mended.clamp(max=-LEAST)))
 
