@@ -4,6 +4,7 @@ Everything here reads the file as a stream, in blocks, and never trusts a reader
 """
 
 import gzip
+import math
 import re
 import struct
 import zlib
@@ -34,11 +35,16 @@ _DAMAGED = "get the file anew from where it came from, or leave the case out"
 
 @dataclass(frozen=True)
 class NiftiLayout:
-    """Where the voxels of a NIfTI file lie, and what they are."""
+    """Where the voxels of a NIfTI file lie, and what they are.
+
+    Attributes:
+        lacks_spacing: Whether the header says 0, or no number, for the size of a voxel along x, y or z.
+    """
 
     first_voxel_byte: int
     voxel_bytes: int
     float_type: np.dtype | None
+    lacks_spacing: bool
 
     @property
     def total_bytes(self) -> int:
@@ -88,7 +94,10 @@ def _check(case: str, file: Path) -> list[Problem]:
         )
         problems.append(warning(case, "not compressed", message))
     with open_uncompressed(file) as stream:
-        num_non_finite = _read_nifti(stream)
+        layout, num_non_finite = _read_nifti(stream)
+    if layout.lacks_spacing:
+        message = f"{file}: its header says 0 for the size of a voxel, which programs read as 1 mm; write the right one"
+        problems.append(warning(case, "implausible spacing", message))
     if num_non_finite:
         message = (
             f"{file}: {num_non_finite} voxels are NaN or infinite; expected finite numbers; replace them by a value "
@@ -122,11 +131,11 @@ def open_uncompressed(file: Path) -> Iterator[BinaryIO]:
         yield cast(BinaryIO, stream)
 
 
-def _read_nifti(stream: BinaryIO) -> int:
+def _read_nifti(stream: BinaryIO) -> tuple[NiftiLayout, int]:
     """Read a NIfTI file to its end, which makes gzip compare its checksum.
 
     Returns:
-        The number of voxels that are NaN or infinite.
+        What the header says, and the number of voxels that are NaN or infinite.
 
     Raises:
         _BrokenFileError: If the header is no NIfTI header, or promises more bytes than there are.
@@ -150,7 +159,7 @@ def _read_nifti(stream: BinaryIO) -> int:
             "truncated file",
             f"is incomplete: its header promises {layout.total_bytes} bytes (uncompressed), there are {came}",
         )
-    return num_non_finite
+    return layout, num_non_finite
 
 
 def _parse_header(header: bytes) -> NiftiLayout:
@@ -163,12 +172,14 @@ def _parse_header(header: bytes) -> NiftiLayout:
         dimensions = struct.unpack(f"{order}8h", header[40:56])
         datatype, bits = struct.unpack(f"{order}2h", header[70:74])
         first_voxel_byte = int(struct.unpack(f"{order}f", header[108:112])[0])
+        voxel_size = struct.unpack(f"{order}3f", header[80:92])
     else:
         if len(header) < 540:
             raise _BrokenFileError("truncated file", f"has {len(header)} bytes, fewer than a NIfTI-2 header")
         datatype, bits = struct.unpack(f"{order}2h", header[12:16])
         dimensions = struct.unpack(f"{order}8q", header[16:80])
         first_voxel_byte = struct.unpack(f"{order}q", header[168:176])[0]
+        voxel_size = struct.unpack(f"{order}3d", header[112:136])
     number, sizes = dimensions[0], dimensions[1:]
     if not 1 <= number <= 7 or min(sizes[:number]) < 1:
         raise _BrokenFileError(
@@ -178,7 +189,8 @@ def _parse_header(header: bytes) -> NiftiLayout:
     float_type = np.dtype(f"{order}{_FLOAT_TYPES[datatype]}") if datatype in _FLOAT_TYPES else None
     # Offsets that point into the header itself are taken for its end, as readers do.
     first_voxel_byte = max(first_voxel_byte, struct.unpack(f"{order}i", header[:4])[0])
-    return NiftiLayout(first_voxel_byte, (voxels * bits + 7) // 8, float_type)
+    lacks_spacing = any(size == 0 or not math.isfinite(size) for size in voxel_size[: min(number, 3)])
+    return NiftiLayout(first_voxel_byte, (voxels * bits + 7) // 8, float_type, lacks_spacing)
 
 
 def _skip(stream: BinaryIO, count: int) -> int:

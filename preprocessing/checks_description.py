@@ -31,12 +31,17 @@ class Description:
     """
 
     file_ending: str | None = None
-    num_channels: int | None = None
+    channel_names: tuple[str, ...] | None = None
     labels: dict[str, tuple[int, ...]] | None = None
     ignore: int | None = None
     num_training: int | None = None
     listed: dict[str, Any] | None = None
     accepted: frozenset[str] = frozenset()
+
+    @property
+    def num_channels(self) -> int | None:
+        """How many files an image has."""
+        return None if self.channel_names is None else len(self.channel_names)
 
     @property
     def allowed_values(self) -> set[int] | None:
@@ -87,7 +92,7 @@ def describe(content: Mapping[str, Any]) -> tuple[Description, list[Problem]]:
     problems = _check_keys(content)
     ending, more = _read_ending(content)
     problems += more
-    num_channels, more = _read_channels(content)
+    channels, more = _read_channels(content)
     problems += more
     num_training, more = _read_num_training(content)
     problems += more
@@ -99,7 +104,7 @@ def describe(content: Mapping[str, Any]) -> tuple[Description, list[Problem]]:
     if not isinstance(accepted, list) or not all(isinstance(name, str) for name in accepted):
         problems.append(_error(f'"{ACCEPT_KEY}" is {accepted!r}; expected a list of names of checks'))
         accepted = []
-    return Description(ending, num_channels, labels, ignore, num_training, listed, frozenset(accepted)), problems
+    return Description(ending, channels, labels, ignore, num_training, listed, frozenset(accepted)), problems
 
 
 def require_usable(content: Mapping[str, Any], file: Path, error: type[Sam3dError] = DatasetError) -> None:
@@ -169,18 +174,19 @@ def _read_ending(content: Mapping[str, Any]) -> tuple[str | None, list[Problem]]
     return (ending if isinstance(ending, str) and ending else None), [problem]
 
 
-def _read_channels(content: Mapping[str, Any]) -> tuple[int | None, list[Problem]]:
+def _read_channels(content: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, list[Problem]]:
     key = "channel_names" if "channel_names" in content else "modality"
     if key not in content:
         return None, []
     channels = content[key]
     if not isinstance(channels, dict) or not channels:
         return None, [_error(f'"{key}" is {channels!r}; expected names by number, such as {{"0": "CT"}}')]
+    names = tuple(map(str, channels.values()))
     expected = [str(index) for index in range(len(channels))]
     if sorted(channels, key=lambda name: (len(name), name)) != expected:
         message = f'"{key}" has the numbers {", ".join(channels)}; expected {", ".join(expected)}, none left out'
-        return len(channels), [_error(message)]
-    return len(channels), []
+        return names, [_error(message)]
+    return names, []
 
 
 def _read_num_training(content: Mapping[str, Any]) -> tuple[int | None, list[Problem]]:

@@ -1,7 +1,8 @@
 """Check that the files of a case lie on one grid, and that the cases of a dataset resemble each other."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ _SPACING_TOLERANCE = 1e-5
 _DRIFT_VOXELS = 0.1
 _DIRECTION_TOLERANCE = 1e-3
 _OUTLYING_FACTOR = 3.0
+# What the longest side of an image may measure.
+_SMALLEST_PATIENT_MM, _SMALLEST_MM, _LARGEST_MM = 5.0, 1e-3, 3000.0
+_PATIENTS = re.compile(r"(?<![a-z0-9])(ct|cta|cbct|mri?|pet|spect|us|t1|t2|flair|dwi|adc)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,29 @@ def _same_spacing(expected: Grid, came: Grid, is_label: bool) -> bool:
 def compare_cases(grids: Mapping[str, Grid], reader_reorients: bool = False) -> list[Problem]:
     """Look for cases that are oriented or spaced unlike the others; most of nnU-Net's readers take them as they are."""
     return ([] if reader_reorients else _check_orientations(grids)) + _check_spacings(grids)
+
+
+def check_extents(grids: Iterable[Grid], channel_names: Iterable[str]) -> list[Problem]:
+    """Look whether images are as large as what they show: headers in micrometres or metres are read as millimetres.
+
+    Args:
+        grids: Of the training images.
+        channel_names: Tell what made the images, as they tell nnU-Net how to normalise them.
+    """
+    extents = [np.multiply(grid.shape, grid.spacing_mm) for grid in grids if grid.is_spaced]
+    if not extents:
+        return []
+    of_patients = any(_PATIENTS.search(name) for name in channel_names)
+    smallest = _SMALLEST_PATIENT_MM if of_patients else _SMALLEST_MM
+    median = np.median(extents, axis=0)
+    if smallest <= median.max() <= _LARGEST_MM:
+        return []
+    size = " x ".join(f"{mm:.3g}" for mm in median)
+    message = (
+        f"the images are {size} mm large (z, y, x, median), by the spacing in their headers; if they are not, write "
+        "it there in mm: distances and volumes are measured by it, and the network's resolution is chosen by it"
+    )
+    return [warning(DATASET, "implausible spacing", message)]
 
 
 def _check_orientations(grids: Mapping[str, Grid]) -> list[Problem]:

@@ -15,7 +15,7 @@ from sam3dnet.preprocessing.checks_description import (
     load_dataset_json,
 )
 from sam3dnet.preprocessing.checks_files import CaseFiles, check_files, guess_ending
-from sam3dnet.preprocessing.checks_geometry import compare_cases
+from sam3dnet.preprocessing.checks_geometry import check_extents, compare_cases
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader, first_file, reader_by_ending
 from sam3dnet.preprocessing.workers import Outcome, Workers, map_cases
@@ -63,6 +63,7 @@ def verify_dataset(
     training = [report for report in reports if not report.case.is_test]
     grids = {report.case.name: report.grid for report in training if report.grid is not None}
     problems += compare_cases(grids, reader.reorients)
+    problems += check_extents(grids.values(), description.channel_names or ())
     problems += _find_other_orientations(reports, reader)
     problems += _find_two_places(reports)
     problems += _find_duplicates(reports)

@@ -52,6 +52,18 @@ def test_truncated_without_loss_of_compressed_data_is_still_found(tmp_path: Path
     assert found(folder) == {("error", "case_1", "truncated file")}
 
 
+@pytest.mark.parametrize("size", [0.0, float("nan")])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_header_without_the_size_of_voxels(tmp_path: Path, kind: str, size: float) -> None:
+    folder = make(tmp_path, file_ending=".nii")
+    file = image_of(folder, 1) if kind == "image" else label_of(folder, 1)
+    content = bytearray(file.read_bytes())
+    content[88:92] = struct.pack("<f", size)
+    file.write_bytes(content)
+    assert ("warning", "case_1", "implausible spacing") in found(folder)
+    assert "says 0 for the size of a voxel, which programs read as 1 mm" in message_of(folder, "implausible spacing")
+
+
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
 def test_flipped_bit_in_compressed_data(tmp_path: Path, ending: str) -> None:
     folder = make(tmp_path, file_ending=ending)

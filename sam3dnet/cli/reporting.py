@@ -35,7 +35,9 @@ def reporting(prog: str, *, quiet: bool = False, verbose: bool = False, log_file
     lowest = logging.DEBUG if verbose else RESULT if quiet else logging.INFO
     handlers = [_messages(lowest), _errors(prog), *([_file(log_file)] if log_file else [])]
     logger = logging.getLogger("sam3dnet")
-    level_before, propagated_before = logger.level, logger.propagate
+    of_nibabel = logging.getLogger("nibabel.global")  # says of headers what our checks say with the file's name
+    level_before, propagated_before, nibabels_before = logger.level, logger.propagate, of_nibabel.level
+    of_nibabel.setLevel(logging.ERROR)
     logger.setLevel(logging.DEBUG if log_file else lowest)
     logger.propagate = False  # libraries give the root logger a handler, and all would be shown twice
     for handler in handlers:
@@ -47,6 +49,7 @@ def reporting(prog: str, *, quiet: bool = False, verbose: bool = False, log_file
     finally:
         hide_bars(False)
         logger.setLevel(level_before)
+        of_nibabel.setLevel(nibabels_before)
         logger.propagate = propagated_before
         for handler in handlers:
             logger.removeHandler(handler)

@@ -37,19 +37,25 @@ def choose_tolerance(
     """
     if given_mm is not None:
         return Tolerance(given_mm, "as given")
+    spacing_mm = spacing_mm or (DEFAULT_MM,)
     for name in names:
-        if any(task in name.lower() for task in _TUMOUR_TASKS):
+        if any(task in name.lower() for task in _TUMOUR_TASKS) and not _is_fine(spacing_mm, _TUMOUR_TASKS_MM):
             return Tolerance(_TUMOUR_TASKS_MM, f"{_TUMOUR_TASKS_SOURCE}, told from the name {name}")
-    return _default(spacing_mm or (DEFAULT_MM,))
+    return _default(spacing_mm)
 
 
 def _default(spacing_mm: Sequence[float]) -> Tolerance:
     finest, middle = min(spacing_mm), sorted(spacing_mm)[len(spacing_mm) // 2]
-    if MOST_VOXELS * middle < DEFAULT_MM:
+    if _is_fine(spacing_mm, DEFAULT_MM):
         return Tolerance(FINE_VOXELS * middle, f"{FINE_VOXELS} voxels, since 2 mm are more than {MOST_VOXELS} of them")
     if finest / FINE_VOXELS > DEFAULT_MM:
         return Tolerance(finest, "a voxel, since 2 mm are less than half of one")
     return Tolerance(DEFAULT_MM, "default")
+
+
+def _is_fine(spacing_mm: Sequence[float], tolerance_mm: float) -> bool:
+    """Tell whether an image's voxels are so small that nearly any surface is within the tolerance of any other."""
+    return MOST_VOXELS * sorted(spacing_mm)[len(spacing_mm) // 2] < tolerance_mm
 
 
 def dataset_names(labels_folder: Path, dataset_json_file: Path, dataset_json: dict[str, object]) -> list[str]:
