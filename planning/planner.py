@@ -76,8 +76,8 @@ class SAM3DPlanner(ExperimentPlanner):
         choice: MethodChoice | None = None,
     ) -> None:
         super().__init__(dataset_name, plans_name=plans_name)
-        cases = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)  # nnU-Net also lists "._" files
-        self.dataset = {case.name: {"images": list(map(str, case.images)), "label": str(case.label)} for case in cases}
+        listed = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)
+        self.cases = {case.name: case for case in listed}  # `dataset`, nnU-Net's, has files that begin with "._" too
         limits, budget_decision = budget
         self.encoder = encoder
         self.find_weights = find_weights
@@ -174,7 +174,7 @@ class SAM3DPlanner(ExperimentPlanner):
     @cached_property
     def reader(self) -> DatasetReader:
         """What reads the dataset."""
-        return dataset_reader(self.dataset_json, Path(next(iter(self.dataset.values()))["images"][0]))
+        return dataset_reader(self.dataset_json, next(iter(self.cases.values())).images[0])
 
     def encoder_choice(self, grid: Grid, dataset_voxels: float) -> EncoderChoice:
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
@@ -222,7 +222,7 @@ class SAM3DPlanner(ExperimentPlanner):
         schemes, _ = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         self.decisions.append(normalization_decision(schemes))
         configurations = self.plan_configurations(spacing[forward].tolist(), np.median(shapes, 0)[forward].tolist())
-        grids = read_grids((case["images"][0] for case in self.dataset.values()), self.reader)
+        grids = read_grids((case.images[0] for case in self.cases.values()), self.reader)
         left_right = left_right_axis(grids, self.reader)
         sides = Sides() if left_right is None else self.find_sides(left_right)
         mirror_axes = rules.choose_mirror_axes(left_right, forward, sides.unlike)
@@ -267,7 +267,7 @@ class SAM3DPlanner(ExperimentPlanner):
         values = foreground_classes(self.dataset_json)
 
         def read_masks(case: str) -> dict[str, Any]:
-            labels_ZYX = self.reader.read_seg(self.dataset[case]["label"])[0][0]
+            labels_ZYX = self.reader.read_seg(self.cases[case].label)[0][0]
             return {name: np.isin(labels_ZYX, of_class) for name, of_class in values.items()}
 
         found = find_sides(self.block["classes"], left_right, read_masks)
@@ -281,7 +281,7 @@ class SAM3DPlanner(ExperimentPlanner):
 
     def plan_configurations(self, spacing: list[float], median_shape: list[float]) -> dict[str, Any]:
         """Plan full resolution, and low resolution with cascade where nnU-Net would."""
-        cases = len(self.dataset)
+        cases = len(self.cases)
         fullres = self.get_plans_for_configuration(
             spacing, median_shape, self.generate_data_identifier(FULLRES), math.prod(median_shape) * cases, {}
         )

@@ -112,8 +112,8 @@ def evaluate_folder(
     score = partial(evaluate_case, scoring=scoring, reader=reader)
     cases = _evaluate(to_score, score, failed, cluster or processes, progress)
     if not cases:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
-        raise DatasetError(f"{predictions}: none of {len(failed)} cases can be evaluated: {reasons}")
+        first = "; ".join(f"{name}: {reason}" for name, reason in list(failed.items())[:3])
+        raise DatasetError(f"{predictions}: none of {len(failed)} cases can be evaluated: {first}")
     return Evaluation(
         predictions, labels, scoring, tolerance, cases, dict(sorted(failed.items())), surplus, missing_as_empty
     )
