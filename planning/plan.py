@@ -16,7 +16,8 @@ from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.schemas import Count, Length, Part, checked
 
 PLAN_VERSION = 1
-REMEDY = "plan again with sam3d_plan_and_preprocess"
+PLAN_AGAIN = "plan again with sam3d_plan_and_preprocess"
+REMEDY = f"correct it, or delete the file and {PLAN_AGAIN}"
 REASON_WIDTH = 68
 VALUE_WIDTH = 30
 
@@ -139,9 +140,11 @@ def load_plan(path: Path | str) -> Plan:
             names file, key and remedy.
     """
     path = Path(path)
-    content: dict[str, Any] = read_json(path, PlanError, REMEDY, nnunet_reads_it=True)
+    content: dict[str, Any] = read_json(path, PlanError, REMEDY, missing=PLAN_AGAIN, nnunet_reads_it=True)
     if "sam3d" not in content:
-        raise PlanError(f"{path} has no block 'sam3d': another planner made it; {REMEDY}, which writes SAM3DPlans.json")
+        raise PlanError(
+            f"{path} has no block 'sam3d': another planner made it; {PLAN_AGAIN}, which writes SAM3DPlans.json"
+        )
     given: Any = content.get("configurations")
     if isinstance(given, Mapping):
         given = {name: _inherit(path, given, name) for name in given}

@@ -61,6 +61,8 @@ def first_problem(problem: ValidationError) -> str:
     if first["type"] == "missing":
         return f"{where} is missing"
     expected = _IN_WORDS.get(first["type"], first["msg"].removeprefix("Value error, ").removeprefix("Input should be "))
+    if ", not " in expected:  # it says what came
+        return f"{where} must be {expected}"
     return f"{where} must be {expected}, not {first['input']!r:.80}"
 
 

@@ -415,7 +415,7 @@ ARCHITECTURE = ("configurations", "3d_fullres", "architecture")
     [
         (("sam3d",), KeyError, "no block 'sam3d': another planner made it; plan again"),
         (("sam3d", "version"), 99, "sam3d.version must be at most 1 .or update sam3dnet., not 99"),
-        (("dataset_name",), KeyError, "dataset_name is missing; plan again"),
+        (("dataset_name",), KeyError, "dataset_name is missing; .*plan again"),
         (("configurations",), {}, "configurations must be something that is not empty, not {}"),
         (("configurations", "3d_fullres"), 3, "configurations.3d_fullres must be an object, not 3"),
         (
