@@ -54,6 +54,11 @@ def check_description(dataset_folder: Path) -> tuple[Description, list[Problem]]
         content = read_dataset_json(dataset_folder)
     except DatasetError as problem:
         return Description(), [error(DATASET, "dataset.json", str(problem))]
+    return check_content(content)
+
+
+def check_content(content: Mapping[str, Any]) -> tuple[Description, list[Problem]]:
+    """Check what dataset.json holds; see `check_description`."""
     problems = _check_keys(content)
     ending, more = _read_ending(content)
     problems += more
