@@ -45,7 +45,7 @@ def assert_same_place_and_voxels(source: Path, converted: Path, channel: int | N
     raw_before = np.asarray(before.dataobj.get_unscaled())[pick]
     np.testing.assert_array_equal(after.dataobj.get_unscaled(), raw_before)
     assert type(after) is type(before)
-    assert after.ndim == 3
+    assert list(after.header["dim"]) == [3, *before.shape[:3], 1, 1, 1, 1]
     assert after.get_data_dtype() == before.get_data_dtype()
     assert (after.dataobj.slope, after.dataobj.inter) == (before.dataobj.slope, before.dataobj.inter)
     np.testing.assert_array_equal(after.affine, before.affine)
@@ -231,7 +231,12 @@ def labels_called_otherwise(task: Path) -> None:
     edit(task, training=listing)
 
 
-@pytest.mark.parametrize("arrange", [without_listing, labels_called_otherwise])
+def with_companions(task: Path) -> None:
+    listing = json.loads((task / "dataset.json").read_text())["training"]
+    edit(task, training=[*listing, {"image": "./imagesTr/._p_00.nii.gz", "label": "./labelsTr/._p_00.nii.gz"}])
+
+
+@pytest.mark.parametrize("arrange", [without_listing, labels_called_otherwise, with_companions])
 def test_other_listings(tmp_path: Path, root: Path, convert: Convert, arrange: Any) -> None:
     arrange(task := make_decathlon(tmp_path / "Task05_X"))
     assert convert(task) == 0

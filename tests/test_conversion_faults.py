@@ -1,5 +1,6 @@
 """sam3d_convert refuses what is no sound task in a sentence, before anything is written, and overwrites nothing."""
 
+import gzip
 import os
 import re
 from collections.abc import Callable
@@ -35,8 +36,18 @@ def entry(name: str) -> dict[str, str]:
     return {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
 
 
-def truncate(file: Path, keep: int) -> None:
-    os.truncate(file, file.stat().st_size - keep)
+def truncate(file: Path, lost: int) -> None:
+    os.truncate(file, file.stat().st_size - lost)
+
+
+def spoil_checksum(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-8] ^= 1
+    file.write_bytes(content)
+
+
+def shorten_before_packing(file: Path) -> None:
+    file.write_bytes(gzip.compress(gzip.decompress(file.read_bytes())[:-1]))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -77,6 +88,14 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "empty": (lambda task: (task / "imagesTr" / "p_00.nii.gz").write_bytes(b""), "p_00.nii.gz: is no NIfTI image"),
     "truncated": (lambda task: truncate(task / "imagesTr" / "p_00.nii.gz", 100), "damaged or end too early"),
+    "a flipped bit": (
+        lambda task: spoil_checksum(task / "imagesTr" / "p_00.nii.gz"),
+        "1 files could not be converted; nothing is left behind: ",
+    ),
+    "one byte too few": (
+        lambda task: shorten_before_packing(task / "imagesTr" / "p_00.nii.gz"),
+        "p_00.nii.gz: is incomplete; get it anew",
+    ),
     "another ending": (
         lambda task: write_nifti(task / "imagesTs" / "q.nii", 0, 2),
         "q.nii: expected the ending .nii.gz, as the others have",
