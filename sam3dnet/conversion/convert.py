@@ -168,6 +168,10 @@ def _transfer(link: bool, transfer: _Transfer) -> None:
 
 
 def _require_done(outcomes: Sequence[Outcome[_Transfer, None]]) -> None:
-    failed = [f"{outcome.item.source}: {outcome.error}" for outcome in outcomes if outcome.error is not None]
+    failed = [_failure(outcome.item.source, outcome.error) for outcome in outcomes if outcome.error is not None]
     if failed:
         raise DatasetError(f"{len(failed)} files could not be converted; nothing is left behind: {shorten(failed, 4)}")
+
+
+def _failure(source: Path, problem: Exception) -> str:
+    return str(problem) if str(source) in str(problem) else f"{source}: {problem}"
