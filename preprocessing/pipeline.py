@@ -96,10 +96,12 @@ def preprocess_dataset(
     known = {file.name.removesuffix(ending): file for file in image_files(truth, ending)}
     names = [case.name for case in cases]
     update_splits(preprocessed_folder / SPLITS_FILE, names, known or names)
+    reader = reader_named(str(plans["image_reader_writer"]), dataset_json)
     for case in cases:
-        _copy_if_changed(case.label, truth / f"{case.name}{ending}")
+        _copy_truth(case, truth / f"{case.name}{ending}", reader)
     for name in known.keys() - set(names):
-        known[name].unlink()
+        for file in (*reader.format.companions(known[name], is_label=True), known[name]):
+            file.unlink()
 
 
 def _read_plans(path: Path) -> dict[str, Any]:
@@ -209,6 +211,13 @@ def _require_success(outcomes: Sequence[Outcome[TrainingCase, bool]]) -> None:
         f"{len(failed)} of {len(outcomes)} cases could not be preprocessed:\n{lines}\n"
         "The others are written; correct these and run again."
     ) from failed[0].error
+
+
+def _copy_truth(case: TrainingCase, target: Path, reader: DatasetReader) -> None:
+    """Copy a label map, and what belongs to it, such as the spacing that stands beside the image."""
+    for companion in reader.format.companions(case.label, is_label=True):
+        _copy_if_changed(companion, target.with_name(f"{case.name}{companion.suffix}"))
+    _copy_if_changed(case.label, target)
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

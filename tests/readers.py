@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel
@@ -14,8 +15,12 @@ from fake_prompts import make_model_of_bright_objects
 from scipy.spatial.transform import Rotation
 from tiny_models import LABELS
 
+from sam3dnet.inference.models import load_model
 from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.folders import Folders
+from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
+from sam3dnet.training.validation import _Validation
 
 SHAPE_IJK = (7, 10, 8)
 ZOOMS_IJK = (0.8, 1.1, 2.5)
@@ -180,11 +185,38 @@ def cases_of(folder: Path) -> tuple[list[TrainingCase], DatasetReader]:
     return cases, reader_of_cases(content, cases)
 
 
-def make_model(kind: Kind, results: Path) -> Path:
+def make_model(kind: Kind, results: Path, **options: Any) -> Path:
     """Make a model of bright objects for a kind of dataset, with a spacing that is none of the images'."""
-    folder = make_model_of_bright_objects(results, ending=kind.ending)
+    folder = make_model_of_bright_objects(results, ending=kind.ending, **options)
     plans = json.loads((folder / "plans.json").read_text())
     plans["image_reader_writer"] = kind.reader
     plans["configurations"]["3d_fullres"] |= {"spacing": [0.7, 0.9, 0.6], "patch_size": [12, 16, 12]}
     (folder / "plans.json").write_text(json.dumps(plans))
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {READER_KEY: kind.reader}))
     return folder
+
+
+def make_fold(kind: Kind, raw: Path, root: Path) -> tuple[Folders, Path]:
+    """Preprocess a dataset and validate a fold with all of its cases by a model that nobody trained.
+
+    Returns:
+        The three folders, and that of the fold.
+    """
+    folders = Folders(raw.parent, root / "preprocessed", root / "results")
+    preprocessed = folders.preprocessed / raw.name
+    preprocessed.mkdir(parents=True)
+    model = make_model(kind, folders.results, dataset=raw.name)
+    (preprocessed / "SAM3DPlans.json").write_bytes((model / "plans.json").read_bytes())
+    preprocess_dataset(raw.name, folders, num_processes=0, progress=False)
+    names = [case.name for case in cases_of(raw)[0]]
+    (preprocessed / "splits_final.json").write_text(json.dumps([{"train": [], "val": names}]))
+    output = model / "fold_0" / "validation"
+    output.mkdir()
+    trainer: Any = SimpleNamespace(
+        dataset_json=read_dataset_json(raw),
+        preprocessed_dataset_folder_base=str(preprocessed),
+        preprocessed_dataset_folder=str(preprocessed / "SAM3DPlans_3d_fullres"),
+    )
+    assert _Validation(trainer, load_model(model, [0], None, "cpu"), output).predict(names) == {}
+    return folders, output.parent

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import tifffile
-from commands import evaluate_folder, predict_folder
+from commands import evaluate_folder, predict_folder, write_report
 from fake_prompts import write_prompts
 from readers import (
     HEADERS,
@@ -25,12 +25,15 @@ from readers import (
     cases_of,
     kinds,
     make_dataset,
+    make_fold,
     make_model,
     read,
     write,
     write_sidecar,
 )
 
+from sam3dnet.evaluation import report
+from sam3dnet.evaluation.sam_points import write_point_predictions
 from sam3dnet.planning.fingerprint import files_record, measure_case
 from sam3dnet.preprocessing.cases import foreground_classes, read_dataset_json
 from sam3dnet.preprocessing.pipeline import RECORDS_FOLDER, Recipe, preprocess_case
@@ -104,7 +107,7 @@ def test_preprocessed_voxels_land_where_they_should(datasets: Any, kind: Kind, t
 
 def assert_same_place(kind: Kind, image: Path, mask: Path) -> None:
     if kind.ending == ".tif":
-        assert json.loads((mask.parent / "d.json").read_text()) == {"spacing": list(ZOOMS_IJK[::-1])}
+        assert json.loads((mask.parent / f"{mask.stem}.json").read_text()) == {"spacing": list(ZOOMS_IJK[::-1])}
         return
     one, other = (sitk.ReadImage(str(file)) for file in (image, mask))
     for where in ((0, 0, 0), (3, 7, 2)):
@@ -205,7 +208,12 @@ def change_place(kind: Kind, file: Path) -> None:
         sitk.WriteImage(image, str(file))
 
 
-@pytest.mark.parametrize("kind", [*{(kind.reader, kind.ending): kind for kind in kinds()}.values()], ids=str)
+every_reader = pytest.mark.parametrize(
+    "kind", [*{(kind.reader, kind.ending): kind for kind in kinds()}.values()], ids=str
+)
+
+
+@every_reader
 def test_what_was_made_of_another_place_is_stale(kind: Kind, tmp_path: Path) -> None:
     folder = make_dataset(kind, tmp_path / "Dataset911_Matrix")
     recipe = recipe_of(kind, folder, tmp_path / "preprocessed")
@@ -226,8 +234,68 @@ def test_what_was_made_of_another_place_is_stale(kind: Kind, tmp_path: Path) -> 
     if kind.ending == ".tif":
         assert json.loads((output / "a.json").read_text()) == {"spacing": list(CHANGED_IJK[::-1])}
     else:
-        grid, _ = reader.read_grid("a", mask, is_label=True)
-        assert grid is not None and grid.spacing_mm == pytest.approx(CHANGED_IJK[::-1])
+        assert reader.format.grid(mask, is_label=True).spacing_mm == pytest.approx(CHANGED_IJK[::-1])
+
+
+def give_report_a_plan(model: Path) -> None:
+    """Put a network into the plan of a model that is in no need of it any more."""
+    plans = json.loads((model / "plans.json").read_text())
+    arch_kwargs = {"strides": [[1, 1, 1], [1, 2, 2]], "token_stride": [1, 2, 2], "encoder": "tiny", "pretrained": False}
+    architecture = {"network_class_name": "sam3dnet.network.sam3d.SAM3D", "arch_kwargs": arch_kwargs}
+    plans["configurations"]["3d_fullres"] |= {
+        "architecture": {**architecture, "_kw_requires_import": []},
+        "median_image_size_in_voxels": [5, 12, 9],
+    }
+    plans["sam3d"] = {"version": 1, "decisions": []}
+    (model / "plans.json").write_text(json.dumps(plans))
+
+
+@every_reader
+def test_validation_is_prediction_and_the_report_shows_the_same_voxels(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = make_dataset(kind, tmp_path / "raw" / "Dataset911_Matrix")
+    folders, fold = make_fold(kind, raw, tmp_path)
+    predict_folder(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")
+    for file in (fold / "validation").iterdir():
+        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    assert len(list((fold / "validation").iterdir())) == (6 if kind.ending == ".tif" else 3)
+    give_report_a_plan(fold.parent)
+    shown = []
+    monkeypatch.setattr(report, "three_planes", lambda *drawn: shown.append(drawn) or b"")
+    html = write_report(folders, dataset=911, num_processes=0).read_text()
+    assert "Without result" not in html
+    for image, truth, prediction, spacing_mm in shown[3:]:  # of the lesion, that of the organ comes before
+        assert image[truth].min() > 14 > image[~truth].max()
+        assert 2 * (truth & prediction).sum() / (truth.sum() + prediction.sum()) > 0.8
+        lengths = np.ptp(np.argwhere(truth), axis=0) + 1
+        expected = [(part.stop - part.start) * mm for part, mm in zip(LESION, ZOOMS_IJK, strict=True)]
+        assert sorted(lengths * spacing_mm) == pytest.approx(sorted(expected))
+    assert len(shown) == 6
+
+
+class Everywhere:
+    """Stands for SAM: whatever is clicked, the mask is the whole slice."""
+
+    def set_image(self, image_YX3: Any) -> None:
+        self.shape = image_YX3.shape[:2]
+
+    def predict(self, *_: Any, **__: Any) -> Any:
+        return np.ones((1, *self.shape), bool), None, None
+
+
+@every_reader
+def test_sam_with_points_marks_the_slices_of_the_array(datasets: Any, kind: Kind, tmp_path: Path) -> None:
+    folder = datasets(kind)
+    cases, reader = cases_of(folder)
+    files = {"a": (list(cases[0].images), cases[0].label)}
+    options = {"reader": reader, "file_ending": kind.ending}
+    (written,) = write_point_predictions(files, tmp_path, {"lesion": (2,)}, Everywhere(), **options)
+    found, expected = read(written), np.zeros(SHAPE_IJK, bool)
+    slices = int(np.flatnonzero(kind.orientation[:, 0] == 2)[0])  # the axis of the file that the array has first
+    expected[tuple(LESION[slices] if axis == slices else slice(None) for axis in range(3))] = True
+    np.testing.assert_array_equal(found == 2, expected)
+    assert_same_place(kind, cases[0].images[0], written)
 
 
 def test_the_matrix_is_what_the_libraries_see(datasets: Any) -> None:
