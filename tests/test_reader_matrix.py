@@ -259,6 +259,8 @@ def test_validation_is_prediction_and_the_report_shows_the_same_voxels(
     predict_folder(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")
     for file in (fold / "validation").iterdir():
         assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+    truth = folders.preprocessed / raw.name / "gt_segmentations"
+    assert (truth / "a.json").is_file() == (kind.ending == ".tif")
     assert len(list((fold / "validation").iterdir())) == (6 if kind.ending == ".tif" else 3)
     give_report_a_plan(fold.parent)
     shown = []
