@@ -184,10 +184,15 @@ def format_value(value: Any) -> str:
         return ", ".join(f"{key}={format_value(entry)}" for key, entry in value.items())
     if isinstance(value, (list, tuple)):
         separator = " x " if all(_is_number(entry) for entry in value) else ", "
-        return separator.join(format_value(entry).replace(" ", "") for entry in value)
+        return separator.join(_without_spaces(entry) for entry in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return "none" if value is None else str(value)
+
+
+def _without_spaces(entry: Any) -> str:
+    """Format an entry of a list; lists inside of lists are written close, 1x2x2."""
+    return format_value(entry).replace(" ", "") if isinstance(entry, (list, tuple)) else format_value(entry)
 
 
 def _row(name: str, value: list[str], reason: list[str], width: int) -> str:

@@ -446,4 +446,4 @@ def plan_dataset(
 def sides_decision(pairs: Sequence[tuple[str, str]]) -> Decision:
     """Say which classes are swapped in mirrored images."""
     reason = "each is the mirror image of the other, so that mirrored images have their labels swapped"
-    return Decision("sides", [" and ".join(pair) for pair in pairs], reason, "ours")
+    return Decision("sides", [" and ".join(pair) for pair in pairs], reason, "sam3dnet")

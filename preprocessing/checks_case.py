@@ -43,8 +43,7 @@ def check_case(description: Description, reader: DatasetReader, case: CaseFiles)
         if reference is None:
             reference = (file.name, grid)
             report.grid = grid
-            world = reader.world_of(file)
-            report.voxels_apart = 0.0 if world is None else world.voxels_apart(grid.shape[::-1])
+            report.voxels_apart = reader.voxels_apart(file)
         else:
             report.problems += compare_grids(case.name, reference, (file.name, grid), is_label=False)
     if case.label is not None:

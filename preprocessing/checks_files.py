@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,7 @@ def check_files(dataset_folder: Path, description: Description) -> tuple[list[Ca
     else:
         cases, problems = _check_training(dataset_folder, ending, description)
     problems += _check_count(cases, dataset_folder, ending, description)
-    problems += _check_names(cases, ending)
-    problems += _check_names_by_case(cases)
+    problems += check_names([case.name for case in cases], ending)
     test_cases, more = _check_channels_of_folder(dataset_folder / "imagesTs", ending, description.num_channels)
     tests = [CaseFiles(name, tuple(images), None, True) for name, images in test_cases.items()]
     return cases + tests, problems + [warning(p.case, p.check, p.message) for p in more]
@@ -219,16 +218,18 @@ def _check_count(
     return [error(DATASET, "numTraining", message)]
 
 
-def _check_names(cases: Iterable[CaseFiles], ending: str) -> list[Problem]:
-    faults = faulty_cases((case.name for case in cases), ending)
-    return [error(name, "case name", f"{name}: {fault}") for name, fault in faults.items()]
+def check_names(cases: Sequence[str], ending: str) -> list[Problem]:
+    """Check what training cases are called: names that mean something else, and those that would be one file."""
+    faults = faulty_cases(cases, ending)
+    problems = [error(name, "case name", f"{name}: {fault}") for name, fault in faults.items()]
+    return problems + _check_names_by_case(cases)
 
 
-def _check_names_by_case(cases: Iterable[CaseFiles]) -> list[Problem]:
+def _check_names_by_case(cases: Sequence[str]) -> list[Problem]:
     """Names that differ only in upper and lower case are one file on many computers."""
     alike: dict[str, list[str]] = defaultdict(list)
-    for case in cases:
-        alike[os.path.normcase(case.name).casefold()].append(case.name)
+    for name in cases:
+        alike[os.path.normcase(name).casefold()].append(name)
     return [
         error(
             names[0],

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH, channel_of
+from sam3dnet.preprocessing.cases import CHANNEL_SUFFIX_LENGTH
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json
@@ -39,8 +39,8 @@ class FileFormat(Protocol):
     def companions(self, file: Path, is_label: bool) -> tuple[Path, ...]:
         """Give the files that belong to a file."""
 
-    def write(self, labels_ZYX: Array, file: Path, image: Path) -> None:
-        """Write a label map, axes as stored, in the place of an image."""
+    def write(self, labels_ZYX: Array, file: Path, image: Path, spacing_mm: Sequence[float]) -> None:
+        """Write a label map, axes as stored, in the place of an image; formats without a place take its spacing."""
 
 
 class ItkFormat:
@@ -71,7 +71,7 @@ class ItkFormat:
         """See `FileFormat`."""
         return ()
 
-    def write(self, labels_ZYX: Array, file: Path, image: Path) -> None:
+    def write(self, labels_ZYX: Array, file: Path, image: Path, spacing_mm: Sequence[float]) -> None:
         """See `FileFormat`."""
         import SimpleITK as sitk
 
@@ -114,7 +114,7 @@ class NibabelFormat:
         """See `FileFormat`."""
         return ()
 
-    def write(self, labels_ZYX: Array, file: Path, image: Path) -> None:
+    def write(self, labels_ZYX: Array, file: Path, image: Path, spacing_mm: Sequence[float]) -> None:
         """See `FileFormat`."""
         write_nifti_labels(labels_ZYX, file, image)
 
@@ -148,18 +148,17 @@ class TiffFormat:
     def companions(self, file: Path, is_label: bool) -> tuple[Path, ...]:
         """See `FileFormat`."""
         name = file.name.removesuffix(file.suffix)
-        has_channel = not is_label and channel_of(file, file.suffix) is not None
-        places = [file.with_name(f"{name[:-CHANNEL_SUFFIX_LENGTH] if has_channel else name}.json")]
+        places = [file.with_name(f"{name if is_label else name[:-CHANNEL_SUFFIX_LENGTH]}.json")]
         if is_label and file.parent.name.startswith("labels"):
             places.append(file.parent.parent / file.parent.name.replace("labels", "images", 1) / f"{name}.json")
         return tuple(place for place in places if place.is_file())[:1]
 
-    def write(self, labels_ZYX: Array, file: Path, image: Path) -> None:
+    def write(self, labels_ZYX: Array, file: Path, image: Path, spacing_mm: Sequence[float]) -> None:
         """See `FileFormat`; the spacing is written beside it, where nnU-Net looks for it."""
         import tifffile
 
-        spacing_mm = self.grid(image, is_label=False).spacing_mm
-        write_json(file.with_name(f"{file.name.removesuffix(file.suffix)}.json"), {"spacing": spacing_mm})
+        spacing = [float(mm) for mm in spacing_mm]
+        write_json(file.with_name(f"{file.name.removesuffix(file.suffix)}.json"), {"spacing": spacing})
         tifffile.imwrite(file, labels_ZYX, compression="zlib", photometric="minisblack")
 
 

@@ -62,7 +62,7 @@ def find_dataset_name(identifier: int | str, folders: Folders) -> str:
     text = str(identifier).strip()
     if text in names:
         return text
-    found = [name for name in names if text.isdecimal() and _dataset_number(name) == int(text)]
+    found = [name for name in names if text.isdecimal() and dataset_number(name) == int(text)]
     if len(found) == 1:
         return found[0]
     listed = ", ".join(found or names) or "none"
@@ -94,6 +94,12 @@ def list_dataset_names(folders: Folders) -> list[str]:
     present = (Path(folder) for folder in astuple(folders) if Path(folder).is_dir())
     names = {child.name for folder in present for child in folder.iterdir() if child.is_dir()}
     return sorted(name for name in names if _DATASET_NAME.fullmatch(name))
+
+
+def dataset_number(name: str) -> int:
+    """Give the number in a dataset's name; -1 of other names."""
+    match = _DATASET_NAME.fullmatch(name)
+    return int(match.group(1)) if match else -1
 
 
 def is_plain_name(name: object) -> bool:
@@ -159,11 +165,6 @@ def _folders_of_environment() -> Folders:
             f"own folders\n{lines}\nor give --root DIR, a folder that holds these three."
         )
     return Folders(*(Path(os.environ[variable]).expanduser().absolute() for variable in VARIABLES))
-
-
-def _dataset_number(name: str) -> int:
-    match = _DATASET_NAME.fullmatch(name)
-    return int(match.group(1)) if match else -1
 
 
 def _umask() -> int:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.preprocessing.along_world import grid_along_world, voxels_along_world
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import NON_FINITE, accepted_checks
 from sam3dnet.preprocessing.checks_geometry import Grid
@@ -87,6 +88,8 @@ class DatasetReader:
         image_CZYX, properties = self._quietly(self.nnunet.read_images, [str(file) for file in files])
         if self.zeroes_non_finite:
             np.nan_to_num(image_CZYX, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        if len(files) > 1 and "original_orientation" in properties.get("sitk_stuff", {}):
+            properties["sitk_stuff"]["original_orientation"] = orientation_by_itk(Path(files[0]))
         return image_CZYX, properties
 
     def read_seg(self, file: str | Path) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
@@ -99,7 +102,10 @@ class DatasetReader:
         return labels_1ZYX, properties
 
     def read_grid(self, case: str, file: Path, is_label: bool = False) -> tuple[Grid | None, list[Problem]]:
-        """Read where the voxels lie from a file's header; None and the reason where it is no volume."""
+        """Read where the voxels lie from a file's header; None and the reason where it is no volume.
+
+        Axes are as the file stores them, or along the world's where the reader reorients.
+        """
         if (what := not_a_file(file)) is not None:
             return None, [error(case, "unreadable file", f"{file}: is {what}; expected an image's file")]
         try:
@@ -115,18 +121,26 @@ class DatasetReader:
             came = f"has spacing {grid.spacing_mm} mm (z, y, x)"
             message = f"{file}: {came}; expected numbers above 0; correct the header"
             return None, [error(case, "impossible spacing", message)]
-        return grid, []
+        return grid_along_world(grid) if self.reorients else grid, []
 
     def read_voxels(self, case: str, file: Path) -> tuple[Array | None, list[Problem]]:
-        """Read the voxels (Z, Y, X), axes and type as stored; None and the reason where that is impossible."""
+        """Read the voxels (Z, Y, X), type as stored, axes as of `read_grid`; None and the reason if it cannot."""
         try:
-            return self.format.voxels(file), []
+            voxels = self.format.voxels(file)
+            if self.reorients:
+                voxels = voxels_along_world(voxels, self.format.grid(file, is_label=False))
+            return voxels, []
         except Exception as problem:  # each library raises its own
             return None, [unreadable(case, file, problem)]
 
     def world_of(self, file: Path) -> World | None:
         """Say where a file lies in the world; None of formats that do not say, such as TIFF."""
         return None if isinstance(self.format, TiffFormat) else world_of(file)
+
+    def voxels_apart(self, file: Path) -> float:
+        """Say how far apart the two places are that a file's header says, see `World`; 0 where it says one at most."""
+        world = self.world_of(file)
+        return 0.0 if world is None else world.voxels_apart(self.format.grid(file, is_label=False).shape[::-1])
 
     def files_of(self, files: Sequence[Path], label: Path | None = None) -> list[Path]:
         """List the files of a case with those that belong to them: whatever it must be made anew for."""
@@ -224,3 +238,14 @@ def _nibabel_reads(file: Path) -> bool:
         return NibabelFormat().grid(file, is_label=False) is not None
     except Exception:  # it cannot, for whatever reason
         return False
+
+
+def orientation_by_itk(file: Path) -> str:
+    """Name the orientation in which a file is stored, as the reader that reorients with ITK does.
+
+    Of several channels nnU-Net keeps that of the last one, beside the place of the first, whose header masks have.
+    """
+    import SimpleITK as sitk
+
+    direction = ItkFormat().grid(file, is_label=False).direction
+    return str(sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(direction))

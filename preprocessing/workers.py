@@ -113,6 +113,7 @@ def map_cases(
     description: str,
     progress: bool = True,
     folders: Sequence[Path] = (),
+    unit: str = "cases",
 ) -> list[Outcome[Item, Result]]:
     """Call a function for each item; an item that fails costs itself alone.
 
@@ -123,6 +124,7 @@ def map_cases(
         description: Stands before the progress bar.
         progress: Show a progress bar.
         folders: Which the function reads or writes; all workers must see them.
+        unit: What an item is called, in the plural.
 
     Returns:
         The outcomes, in the order of the items.
@@ -134,7 +136,10 @@ def map_cases(
         return []
     pool = LocalPool(workers) if isinstance(workers, int) else workers
     outcomes: dict[int, Outcome[Item, Result]] = {}
-    with Progress(len(items), description, show=progress) as bar, closing(pool.run(function, items, folders)) as run:
+    with (
+        Progress(len(items), description, unit, show=progress) as bar,
+        closing(pool.run(function, items, folders)) as run,
+    ):
         for index, outcome in run:
             outcomes[index] = outcome
             bar.update()

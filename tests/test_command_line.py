@@ -9,12 +9,25 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import sam3dnet
-from sam3dnet.cli import check, compare, demo, evaluate, info, plan_and_preprocess, predict, report, train, verify
+from sam3dnet.cli import (
+    check,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    info,
+    plan_and_preprocess,
+    predict,
+    report,
+    train,
+    verify,
+)
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import parse_fold
 
 WORKERS = {
+    "sam3d_convert": convert.convert,
     "sam3d_plan_and_preprocess": plan_and_preprocess.plan_and_preprocess,
     "sam3d_train": train.train,
     "sam3d_predict": predict.predict,

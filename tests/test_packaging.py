@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGED = ("sam3dnet", "planning", "preprocessing")
 SOURCES = (*PACKAGED, "setup.py", "pyproject.toml", "README.md", "LICENSE", "NOTICE")
 COMMANDS = (
+    "sam3d_convert",
     "sam3d_plan_and_preprocess",
     "sam3d_train",
     "sam3d_predict",

@@ -9,6 +9,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.evaluation.sam_points import draw_clicks, load_sam, segment_with_points, write_point_predictions
+from sam3dnet.preprocessing.reading import DatasetReader
 
 SHAPE = (4, 6, 7)
 CLASSES = {"organ": (1,), "lesion": (2,), "absent": (3,)}
@@ -86,7 +87,7 @@ def test_the_official_predictor_gives_a_mask_on_the_image_s_grid(image_and_truth
         volume.SetSpacing((0.7, 1.1, 3.0))
         sitk.WriteImage(volume, str(file))
     cases = {"a": ([files[0]], files[1])}
-    options = {"file_ending": ".nii.gz", "points": 2}
+    options = {"reader": DatasetReader("SimpleITKIO"), "file_ending": ".nii.gz", "points": 2}
     predictor = SamPredictor(tiny_sam().eval())
     (written,) = write_point_predictions(cases, tmp_path / "out", CLASSES, predictor, **options)
     found = sitk.ReadImage(str(written))

@@ -11,6 +11,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from sam3dnet.inference.windows import predict_mirrored
 from sam3dnet.planning.objects import measure_class
+from sam3dnet.planning.plan import format_value
 from sam3dnet.planning.sides import (
     MirroredSides,
     find_sides,
@@ -162,3 +163,8 @@ def test_prediction_swaps_the_channels_back():
     assert torch.equal(predict_mirrored(network, windows, (2,), sides), network(windows))
     assert torch.equal(predict_mirrored(network, windows, (0, 2), sides), network(windows))
     assert not torch.equal(predict_mirrored(network, windows, (2,)), network(windows))
+
+
+def test_the_table_names_the_sides_as_they_are_called() -> None:
+    assert format_value(["left kidney and right kidney", "a and b"]) == "left kidney and right kidney, a and b"
+    assert format_value([[1, 2, 2], [2, 2, 2]]) == "1x2x2, 2x2x2"

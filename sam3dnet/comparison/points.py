@@ -24,10 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from sam3dnet.evaluation.sam_points import load_sam, write_point_predictions
     from sam3dnet.preprocessing.cases import foreground_classes, list_training_cases, read_dataset_json
+    from sam3dnet.preprocessing.reading import reader_of_cases
 
     names = validation_names(a.preprocessed, a.fold)
     dataset_json = read_dataset_json(a.raw)
-    cases = {c.name: (list(c.images), c.label) for c in list_training_cases(a.raw, dataset_json) if c.name in names}
+    there = list_training_cases(a.raw, dataset_json)
+    cases = {case.name: (list(case.images), case.label) for case in there if case.name in names}
     predictor = load_sam(a.checkpoint, ENCODER, a.device)
     start = time.perf_counter()
     write_point_predictions(
@@ -35,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         a.output,
         foreground_classes(dataset_json),
         predictor,
+        reader=reader_of_cases(dataset_json, there),
         file_ending=dataset_json["file_ending"],
         points=a.points,
         seed=a.seed,

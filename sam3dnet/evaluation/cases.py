@@ -125,7 +125,7 @@ def read_labels(case: str, file: Path, reader: DatasetReader) -> tuple[np.ndarra
     """Read a label map that is whole and holds whole numbers.
 
     Returns:
-        Labels (Z, Y, X) as integers, axes as the file stores them, and where they lie.
+        Labels (Z, Y, X) as integers, axes as of the reader's `read_grid`, and where they lie.
 
     Raises:
         DatasetError: If that is not so.

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.errors import CheckpointError
+from sam3dnet.preprocessing.reading import DatasetReader
 
 SLICE_PERCENTILES = (0.5, 99.5)  # of a volume's grey values, that become black and white
 
@@ -101,6 +102,7 @@ def write_point_predictions(
     classes: Mapping[str, tuple[int, ...]],
     predictor: Any,
     *,
+    reader: DatasetReader,
     file_ending: str,
     points: int = 1,
     seed: int = 0,
@@ -112,6 +114,7 @@ def write_point_predictions(
         output: Folder for the label maps.
         classes: Label values of each class by name.
         predictor: A `SamPredictor`.
+        reader: Of the dataset.
         file_ending: Of the label maps, such as ".nii.gz".
         points: Clicks a slice.
         seed: Of the clicks; every case has its own, whatever order it comes in.
@@ -119,24 +122,21 @@ def write_point_predictions(
     Returns:
         The files.
     """
-    from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
-
-    from sam3dnet.preprocessing.folders import whole_or_nothing
+    from sam3dnet.inference.writing import write_label_map
 
     output.mkdir(parents=True, exist_ok=True)
-    reader, files = SimpleITKIO(), []
+    files = []
     for name, (images, label) in cases.items():
         file = output / f"{name}{file_ending}"
         files.append(file)
         if file.is_file():
             continue
-        image_CZYX, properties = reader.read_images([str(path) for path in images])
-        truth_CZYX, _ = reader.read_seg(str(label))
+        image_CZYX, properties = reader.read_images(images)
+        truth_CZYX, _ = reader.read_seg(label)
         own_seed = seed + sum(name.encode())
         found = segment_with_points(
             image_CZYX[0], truth_CZYX[0].astype(np.int64), classes, predictor, points=points, seed=own_seed
         )
-        with whole_or_nothing(file) as temporary:
-            reader.write_seg(found, str(temporary), properties)
+        write_label_map(found, file, images[0], properties, reader)
         logger.info("%s: %d points a slice", name, points)
     return files

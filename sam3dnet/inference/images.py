@@ -291,18 +291,19 @@ def as_spacing(spacing_mm: Sequence[float] | None) -> list[float]:
     return found
 
 
-def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float]) -> int:
+def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float], is_label: bool = False) -> int:
     """Estimate from the header what an image takes in memory, in float32, on the finer of its own grid and the plan's.
 
     Args:
         case: The image.
         reader: Of its dataset.
         spacing_mm: Of the plan, in any order.
+        is_label: Whether the file is the image's label map.
 
     Returns:
         The bytes; 0 if the header cannot be read.
     """
-    grid = reader.read_grid(case.name, case.files[0])[0]
+    grid = reader.read_grid(case.name, case.files[0], is_label)[0]
     if grid is None:
         return 0
     voxels = math.prod(grid.shape)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +40,18 @@ def write_label_map(
     """
     owner = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}-"
     with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as name:
-        _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, reader)
+        _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, properties["spacing"], reader)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished
             os.replace(file, path.parent / file.name)
 
 
-def _write(label_map_ZYX: np.ndarray, path: Path, image: Path, reader: DatasetReader) -> None:
+def _write(
+    label_map_ZYX: np.ndarray, path: Path, image: Path, spacing_mm: Sequence[float], reader: DatasetReader
+) -> None:
     smallest = np.uint8 if label_map_ZYX.max() < LARGEST_BYTE else np.uint16  # as nnU-Net's writers
     try:
-        reader.format.write(label_map_ZYX.astype(smallest), path, image)
+        reader.format.write(label_map_ZYX.astype(smallest), path, image, spacing_mm)
     except OSError as error:
         raise _not_whole(path) from error
     if is_damaged(path):  # on a full disk ITK's writers may end in silence and leave half a file

@@ -184,7 +184,8 @@ class _Validation:
 
     def _bytes_of(self, case: Case) -> int:
         model = self._model
-        return len(channel_names(model.dataset_json)) * image_bytes(case, model.reader, model.configuration.spacing)
+        bytes_of_one = image_bytes(case, model.reader, model.configuration.spacing, is_label=True)
+        return len(channel_names(model.dataset_json)) * bytes_of_one
 
     def _read(self, case: Case) -> Preprocessed:
         data, _, _, properties = self._dataset.load_case(case.name)
@@ -194,9 +195,11 @@ class _Validation:
         return self._automatic.label_map(*preprocessed, on_progress)
 
     def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
-        """Write a label map with the geometry of the true one, which is the image's."""
-        path = self._output / f"{case.name}{self._ending}"
-        write_label_map(labels, path, case.files[0], properties, self._model.reader)
+        """Write a label map with the geometry of the true one, which is the image's, and along its axes."""
+        path, reader = self._output / f"{case.name}{self._ending}", self._model.reader
+        if reader.reorients:  # the true one may be stored along other axes than the image
+            properties = reader.read_seg(case.files[0])[1]
+        write_label_map(labels, path, case.files[0], properties, reader)
 
 
 def scoring_processes(label_maps: Iterable[Path], reader: DatasetReader) -> int:
