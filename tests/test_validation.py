@@ -220,7 +220,7 @@ def loaded_trainer(name, folders, output):
     return loaded
 
 
-def test_stock_nnunets_val_gives_the_same_and_its_npz_the_probabilities(fold):
+def test_stock_nnunets_val_gives_the_same_and_its_npz_our_probabilities(fold, monkeypatch):
     name, folders, output = fold
     label_maps = files_of(output / "validation")
     loaded = loaded_trainer(name, folders, output)
@@ -229,11 +229,19 @@ def test_stock_nnunets_val_gives_the_same_and_its_npz_the_probabilities(fold):
     assert files_of(output / "validation") == label_maps
     assert loaded.network.decoder.deep_supervision
     loaded.perform_actual_validation(save_probabilities=True)
+    assert files_of(output / "validation") == label_maps
     (case,) = validation_cases(folders, name)
-    probabilities = np.load(output / "validation" / f"{case}.npz")["probabilities"]
+    with np.load(output / "validation" / f"{case}.npz") as content:
+        probabilities = content["probabilities"]
     labels = labels_of(output / "validation" / f"{case}.nii.gz")
-    assert probabilities.shape == (3, *labels.shape)
+    np.testing.assert_array_equal(probabilities.argmax(0), labels)
     assert (output / "validation" / f"{case}.pkl").is_file()
+    monkeypatch.setattr(nnUNetTrainerSAM3D, "initialize", lambda *_: pytest.fail("it was trained"))
+    validate_fold(name, 0, folders, device="cpu")
+    assert {file.suffix for file in (output / "validation").iterdir()} == {".gz", ".json"}
+    validate_fold(name, 0, folders, device="cpu", save_probabilities=True)
+    with np.load(output / "validation" / f"{case}.npz") as content:
+        np.testing.assert_array_equal(content["probabilities"], probabilities)
 
 
 def test_gradients_make_room_and_the_optimizer_is_as_before(fold):

@@ -27,6 +27,8 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             number of cores.
         tensorboard: Write the training's curves for TensorBoard, into the folder "tensorboard" of the fold.
         wandb: Log to Weights & Biases, as nnU-Net does; nnUNet_wandb_project and nnUNet_wandb_mode are read.
+        save_probabilities: Write the probabilities of the validation cases too, CASE.npz and CASE.pkl, which
+            sam3d_find_best needs for ensembles.
         validate_only: Train nothing; predict and score the validation cases of a trained fold anew.
         checkpoint: What to validate with --validate-only: final, best or latest; without it the first of these that
             there is.
@@ -48,6 +50,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     num_processes: NumProcesses = None
     tensorboard: bool = False
     wandb: bool = False
+    save_probabilities: Annotated[bool, "--npz"] = False
     validate_only: bool = False
     checkpoint: str | None = None
 

@@ -391,15 +391,18 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the fold's validation cases as `sam3d_predict` does, and score them.
 
-        Cascades and 2D configurations are left to nnU-Net, and so are probabilities, which are those of whole volumes.
+        Cascades and 2D configurations are left to nnU-Net.
+
+        Args:
+            save_probabilities: Whether to write probabilities too, for ensembles.
 
         Raises:
             FailedCasesError: If some could not be predicted; the others are scored.
         """
-        if save_probabilities or not is_ours_to_validate(self.configuration_manager):
-            super().perform_actual_validation(save_probabilities)
+        if is_ours_to_validate(self.configuration_manager):
+            validate_trained(self, self._bare_network(), save_probabilities)
         else:
-            validate_trained(self, self._bare_network())
+            super().perform_actual_validation(save_probabilities)
 
     def _plot(self, at_most_every_seconds: float) -> None:
         if self.local_rank or time.monotonic() - self._last_plot < at_most_every_seconds:
