@@ -210,11 +210,13 @@ class _Validation:
         write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._model.reader, more)
 
 
-def scoring_processes(label_maps: Iterable[Path], reader: DatasetReader) -> int:
+def scoring_processes(
+    label_maps: Iterable[Path], reader: DatasetReader, bytes_a_voxel: int = BYTES_A_SCORED_VOXEL
+) -> int:
     """Choose as many processes as nnU-Net would, but no more than such large label maps leave memory for."""
     sizes = (math.prod(grid.shape) for file in label_maps if (grid := reader.read_grid(file.name, file, True)[0]))
     largest = max(sizes, default=1)  # of formats whose headers it cannot read, nothing is known
-    return max(1, min(default_num_processes, BYTES_OF_SCORING // (BYTES_A_SCORED_VOXEL * largest)))
+    return max(1, min(default_num_processes, BYTES_OF_SCORING // (bytes_a_voxel * largest)))
 
 
 def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
