@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import sam3dnet
-from sam3dnet.cli import check, compare, demo, evaluate, info, plan_and_preprocess, predict, report, train, verify
+from sam3dnet.cli import check, compare, demo, evaluate, find_best, info, plan_and_preprocess, predict, report, train, verify
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import parse_fold
@@ -20,6 +20,7 @@ WORKERS = {
     "sam3d_predict": predict.predict,
     "sam3d_evaluate": evaluate.evaluate,
     "sam3d_report": report.report,
+    "sam3d_find_best": find_best.find_best,
     "sam3d_compare": compare.compare,
     "sam3d_verify": verify.verify,
     "sam3d_info": info.info,

@@ -13,11 +13,12 @@ from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.evaluation.crossvalidation import CrossValidation, Scored, faults_of, lacks_probabilities
 from sam3dnet.evaluation.inference_instructions import inference_information, instructions
 from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
+from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.splits import REMEDY, read_splits, require_fold, splits_file
 from sam3dnet.settings.find_best import OUR_TRAINER, FindBestSettings
-from sam3dnet.training.validation import SUMMARY, scoring_processes
+from sam3dnet.training.validation import BYTES_A_SCORED_VOXEL, SUMMARY, scoring_processes
 
 INFORMATION, INSTRUCTIONS = "inference_information.json", "inference_instructions.txt"  # nnU-Net's names
 FOREGROUND = "foreground_mean"
@@ -194,13 +195,12 @@ def _score_ensemble(pair: tuple[CrossValidation, CrossValidation], truth: Path, 
 
 
 def _processes(model: CrossValidation, asked: int | None, channels: int = 0) -> int:
+    """Choose processes for scoring, or for averaging probabilities of so many channels: each takes seconds to start."""
     if asked is not None:
         return max(1, asked)
     label_maps = list(model.all_label_maps())
-    fewest = scoring_processes(label_maps, model.reader)
-    return (
-        min(fewest, scoring_processes(label_maps, model.reader, BYTES_A_PROBABILITY * channels)) if channels else fewest
-    )
+    bytes_a_voxel = max(BYTES_A_SCORED_VOXEL, BYTES_A_PROBABILITY * channels)
+    return min(cores_of_job(), len(label_maps), scoring_processes(label_maps, model.reader, bytes_a_voxel))
 
 
 def _dice(folder: Path) -> float:
@@ -218,6 +218,7 @@ def _decide(one: Scored, truth: Path, num_processes: int | None, keep_files: boo
     from nnunetv2.postprocessing.remove_connected_components import determine_postprocessing
 
     first = one.members[0]
+    logger.info("post-processing of %s:", one.name)
     functions, arguments = determine_postprocessing(
         str(one.folder),
         str(truth),

@@ -230,7 +230,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Do nothing: nnU-Net's plot may hang on a network that is not its own."""
 
     def run_training(self) -> None:
-        """Train until the budget is spent."""
+        """Train until the budget is spent; a training that had ended goes on where the budget is a longer one now."""
+        if self._had_ended():
+            length = (
+                f"{self.current_epoch} epochs" if self.minutes is None else f"{self._seconds_before / 60:.1f} minutes"
+            )
+            self.print_to_log_file(f"the training is done already, after {length}; --epochs or --minutes beyond go on")
+            return
         self.on_train_start()
         for _ in count():
             if self._fraction_done(self.current_epoch) >= 1:
@@ -240,6 +246,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._validate_epoch()
             self.on_epoch_end()
         self.on_train_end()
+
+    def _had_ended(self) -> bool:
+        """Tell whether a training that is continued had come to its end, and had written its final checkpoint."""
+        budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
+        if self._resume is None or budget.fraction(self.current_epoch) < 1:
+            return False
+        names = {path.name for path in Path(self.output_folder).glob("checkpoint_*.pth")}
+        return "checkpoint_final.pth" in names and "checkpoint_latest.pth" not in names
 
     def _fraction_done(self, epochs_done: float) -> float:
         """Return the part of the training that is done; by the clock it is the first process's for all."""
