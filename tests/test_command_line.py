@@ -9,7 +9,19 @@ from typing import Annotated, Any, Literal
 import pytest
 
 import sam3dnet
-from sam3dnet.cli import check, compare, demo, evaluate, find_best, info, plan_and_preprocess, predict, report, train, verify
+from sam3dnet.cli import (
+    check,
+    compare,
+    demo,
+    evaluate,
+    find_best,
+    info,
+    plan_and_preprocess,
+    predict,
+    report,
+    train,
+    verify,
+)
 from sam3dnet.cli.command import SHARED_OPTIONS, make_parser, run_command
 from sam3dnet.errors import FailedCasesError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import parse_fold

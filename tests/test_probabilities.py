@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import shutil
+from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from faults import disk_that_ends_after
 from test_label_slabs import TARGETS, make_logits, make_properties
 from tiny_models import LABELS, REGIONS, labels_of, make_model, truncate
 
+from sam3dnet.evaluation.plain_pickles import holds_plain_values
 from sam3dnet.inference import label_slabs, probabilities, windows
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import load_model
@@ -87,7 +89,7 @@ def test_a_label_map_and_its_probabilities_are_made_together(predict, images, tm
     np.testing.assert_array_equal(values.argmax(0), labels)
     assert len(np.unique(labels)) == 3
     assert (values[0, 0] == 1).all()  # the slice of air that nnU-Net crops away
-    assert "sam3dnet" not in (tmp_path / "out" / "a.pkl").read_bytes().decode("latin1")  # stock nnU-Net loads it
+    assert holds_plain_values(tmp_path / "out" / "a.pkl")  # stock nnU-Net loads it where there is no sam3dnet
     assert predict(save_probabilities=True).written == []
     assert predict().written == []
     assert (tmp_path / "out" / "a.npz").is_file()
@@ -183,8 +185,6 @@ def test_corrected_logits_are_those_that_labels_are_decided_by(predict, tmp_path
 
 def test_an_ensemble_with_a_stock_prediction_is_nnunets(predict, images, tmp_path, monkeypatch):
     """nnUNetv2_ensemble averages ours and those that nnU-Net's predictor writes."""
-    from multiprocessing.pool import ThreadPool
-
     from nnunetv2.ensembling.ensemble import ensemble_folders
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
@@ -204,6 +204,24 @@ def test_an_ensemble_with_a_stock_prediction_is_nnunets(predict, images, tmp_pat
         mean = sum(probabilities_of(tmp_path / folder / f"{name}.npz") for folder in ("out", "stock")) / 2
         np.testing.assert_array_equal(labels_of(tmp_path / "both" / f"{name}.nii.gz"), mean.argmax(0))
     assert json.loads((tmp_path / "both" / "dataset.json").read_text())["labels"] == LABELS
+
+
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIO", "NibabelIOWithReorient"])
+def test_nnunet_writes_our_label_maps_from_them_in_whatever_axes_its_readers_give(
+    predict, model, tmp_path, monkeypatch, reader
+):
+    from nnunetv2.ensembling.ensemble import ensemble_folders
+
+    monkeypatch.setattr("multiprocessing.get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
+    plans = json.loads((model / "plans.json").read_text()) | {"image_reader_writer": reader}
+    (model / "plans.json").write_text(json.dumps(plans))
+    assert predict(save_probabilities=True).failed == {}
+    ensemble_folders([str(tmp_path / "out")], str(tmp_path / "alone"), num_processes=1)
+    for name in "abc":
+        ours, theirs = (tmp_path / folder / f"{name}.nii.gz" for folder in ("out", "alone"))
+        assert len(np.unique(labels_of(ours))) == 3
+        np.testing.assert_array_equal(labels_of(theirs), labels_of(ours))
+    assert predict(save_probabilities=True).written == []
 
 
 def test_no_more_than_a_few_planes_are_held(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.models import choose_checkpoint, load_model
+from sam3dnet.inference.writing import UNFINISHED
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
@@ -130,12 +131,16 @@ def test_a_validation_alone_gives_the_same_and_leaves_the_training_alone(fold, m
     before = {file.name: file.read_bytes() for file in output.glob("checkpoint_*.pth")}
     label_maps, summary = files_of(output / "validation"), (output / "validation" / "summary.json").read_text()
     (output / "validation" / "of_another_split.nii.gz").write_bytes(b"which would be scored")
+    left = output / "validation" / f"{UNFINISHED}another_host-1-x"
+    left.mkdir()
+    os.utime(left, (0, 0))
     for method in ("initialize", "get_dataloaders", "save_checkpoint"):
         monkeypatch.setattr(nnUNetTrainerSAM3D, method, lambda *a, m=method: pytest.fail(f"{m} was called"))
     assert validate_fold(name, 0, folders, device="cpu") == output
     assert {file.name: file.read_bytes() for file in output.glob("checkpoint_*.pth")} == before
     assert files_of(output / "validation") == label_maps
     assert (output / "validation" / "summary.json").read_text() == summary
+    assert not left.exists()
 
 
 def test_the_checkpoint_asked_for_is_validated_and_named(fold):

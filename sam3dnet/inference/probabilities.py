@@ -24,6 +24,7 @@ from sam3dnet.inference.windows import planes_at_a_time
 from sam3dnet.preprocessing.world import WORLD
 
 ENDINGS = (".npz", ".pkl")  # nnU-Net's: probabilities, and what its readers and its preprocessor say about the image
+COPIES = 4  # of the planes that are made probabilities: logits, softmax, its parts, nnU-Net's decision
 WHOLE = (slice(None),) * 3
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _ZEROS = bytes(1 << 20)
@@ -78,7 +79,7 @@ class ProbabilityVolume:
         Raises:
             OSError: If writing fails.
         """
-        for planes in planes_at_a_time(self._values_KZYX.shape[1], self._values_KZYX[:, 0].size):
+        for planes in planes_at_a_time(self._values_KZYX.shape[1], COPIES * self._values_KZYX[:, 0].size):
             values_KZYX = self._probabilities_of(planes)
             agree(values_KZYX, labels_ZYX[planes], self._labels)
             self._values_KZYX[:, planes] = values_KZYX

@@ -29,7 +29,7 @@ from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_case
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
 from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, remove_probabilities
-from sam3dnet.inference.writing import unfinished_folder, write_label_map
+from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import settings_digest
@@ -150,6 +150,7 @@ def _tell_failed(failed: Mapping[str, str], num_cases: int, output: Path) -> Non
 def _clear(output: Path, file_ending: str) -> None:
     """Remove what an earlier validation wrote, perhaps of other cases and by other weights."""
     output.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output)
     for file in (output / SUMMARY, *output.glob(f"*{file_ending}")):
         file.unlink(missing_ok=True)
     for file in output.glob("*.npz"):
