@@ -113,7 +113,8 @@ def test_probabilities_of_another_label_map_do_not_stay(predict, images, tmp_pat
     os.utime(images / "b_0000.nii.gz", (later, later))
     assert predict().written == ["b"]
     assert {file.name for file in (tmp_path / "out").glob("*.npz")} == {"a.npz", "c.npz"}
-    predict(step_size=0.9)
+    truncate(images / "c_0000.nii.gz")
+    assert predict(step_size=0.9).written == ["a", "b"]  # those of c are not averaged with others either
     assert not [*(tmp_path / "out").glob("*.npz"), *(tmp_path / "out").glob("*.pkl")]
 
 

@@ -163,10 +163,13 @@ def test_a_training_that_is_done_is_not_trained_again(planned, monkeypatch, caps
     done = "2 epochs" if "minutes" not in length else "0."
     assert f"the training is done already, after {done}" in capsys.readouterr().out
     assert {file.name: file.read_bytes() for file in folder.glob("checkpoint_*.pth")} == before
-    (folder / "checkpoint_final.pth").rename(folder / "checkpoint_latest.pth")  # as when it was killed at its very end
+    shutil.copy(
+        folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+    )  # as when it was killed at its very end
+    (folder / "checkpoint_final.pth").write_bytes(b"of a shorter training before")
     train(planned, **length, continue_training=True)
     assert epochs_of(folder) == log
-    assert (folder / "checkpoint_final.pth").is_file() and not (folder / "checkpoint_latest.pth").exists()
+    assert load_safely(folder / "checkpoint_final.pth") and not (folder / "checkpoint_latest.pth").exists()
 
 
 def test_a_longer_budget_goes_on_from_the_end_where_its_schedule_is_by_then(planned):

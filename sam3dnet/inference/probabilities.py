@@ -8,9 +8,7 @@ Axes in names: K classes or regions, n voxels, Z Y X voxels.
 
 import errno
 import os
-import pickle
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from torch import Tensor
 
 from sam3dnet.inference.windows import planes_at_a_time
@@ -85,8 +84,7 @@ class ProbabilityVolume:
             self._values_KZYX[:, planes] = values_KZYX
         npz, pkl = _files(stem)
         np.savez_compressed(npz, probabilities=self._values_KZYX)
-        with pkl.open("wb") as file:  # without what only sam3dnet could load
-            pickle.dump({key: value for key, value in self._properties.items() if key != WORLD}, file)
+        save_pickle({key: value for key, value in self._properties.items() if key != WORLD}, str(pkl))  # of nnU-Net
 
     def _probabilities_of(self, planes: slice) -> Floats:
         """Apply nnU-Net's softmax or sigmoid; what the crop left out is background for sure."""
@@ -202,12 +200,13 @@ def _files(stem: Path) -> tuple[Path, Path]:
 
 def shape_of(npz: Path) -> tuple[int, ...] | None:
     """Read the shape of probabilities, (K, Z, Y, X); None where the file is missing or not whole."""
+    if not npz.is_file():
+        return None
     try:
-        with zipfile.ZipFile(npz) as archive, archive.open("probabilities.npy") as member:
-            if np.lib.format.read_magic(member) != (1, 0):
-                return None
+        with npz.open("rb") as file, np.load(file) as content, content.zip.open("probabilities.npy") as member:
+            np.lib.format.read_magic(member)
             shape, _, _ = np.lib.format.read_array_header_1_0(member)
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises whatever its bytes stand for
         return None
     return tuple(shape)
 
