@@ -19,6 +19,8 @@ from tiny_models import labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
+from sam3dnet.evaluation.crossvalidation import lacks_probabilities
+from sam3dnet.evaluation.find_best import find_best
 from sam3dnet.inference.models import choose_checkpoint, load_model
 from sam3dnet.inference.writing import UNFINISHED
 from sam3dnet.network.cost import training_cost
@@ -26,6 +28,7 @@ from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.settings.find_best import FindBestSettings
 from sam3dnet.training import run, trainer, validation
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -247,6 +250,10 @@ def test_stock_nnunets_val_gives_the_same_and_its_npz_our_probabilities(fold, mo
     validate_fold(name, 0, folders, device="cpu", save_probabilities=True)
     with np.load(output / "validation" / f"{case}.npz") as content:
         np.testing.assert_array_equal(content["probabilities"], probabilities)
+    found = find_best(FindBestSettings(name, folds=[0], num_processes=1), folders)
+    summary = json.loads((output / "validation" / "summary.json").read_text())
+    assert found.best.dice == pytest.approx(summary["foreground_mean"]["Dice"])
+    assert lacks_probabilities(*found.best.members) == []
 
 
 def test_gradients_make_room_and_the_optimizer_is_as_before(fold):

@@ -104,20 +104,20 @@ def _whole_models(
     settings: FindBestSettings, results: Path, cases_of_fold: Mapping[int, tuple[str, ...]], truth: Path
 ) -> list[CrossValidation]:
     """List the models that were validated on all folds; say what the others lack."""
-    whole, left_out = [], []
+    whole, lacking = [], []
     for model in _models(settings, results, tuple(cases_of_fold)):
         faults = faults_of(model, cases_of_fold, truth)
-        if faults:
-            left_out.append(f"{model.folder.name}: {'. '.join(faults)}")
-        else:
+        lacking += [f"{model.folder.name}: {fault}" for fault in faults]
+        if not faults:
             whole.append(model)
     if not whole:
-        listed = " ".join(map(str, cases_of_fold))
-        what = ". ".join(left_out)
+        folds = " ".join(map(str, cases_of_fold))
+        lines = "\n".join(f"    {fault}" for fault in lacking)
         raise DatasetError(
-            f"no model of {results.name} was validated on all of the folds {listed}: {what}. -f takes fewer"
+            f"no model of {results.name} was validated on all of the folds {folds}; type what is missing, or choose "
+            f"fewer folds with -f\n{lines}"
         )
-    for fault in left_out:
+    for fault in lacking:
         logger.warning("Warning: left out %s", fault)
     return whole
 
