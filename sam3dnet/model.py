@@ -16,6 +16,7 @@ from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.images import ImageInput, ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
 from sam3dnet.inference.models import load_model as load_folder
+from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
 
@@ -47,7 +48,7 @@ class Model:
         self._automatic = AutomaticSegmentation(loaded, **self.options)
 
     def segment(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
-        """Segment an image as `sam3d_predict` does.
+        """Segment an image as `sam3d_predict` does, with the post-processing that was chosen for the model.
 
         Args:
             image: A file, of which further channels lie beside the first (CASE_0000, CASE_0001, ...); the files of all
@@ -60,7 +61,8 @@ class Model:
         Raises:
             DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
         """
-        return self._automatic.label_map(*self._input.take(image, spacing_mm))
+        labels_ZYX = self._automatic.label_map(*self._input.take(image, spacing_mm))
+        return self.loaded.postprocessing.applied_to(labels_ZYX)
 
     def session(self, *, instance: bool = False) -> "PromptSession":
         """Begin to answer prompts on one image after the other.
@@ -84,6 +86,7 @@ def load_model(
     checkpoint: str | None = None,
     step_size: float = 0.5,
     mirror: bool = True,
+    postprocessing: bool = True,
     root: Path | str | None = None,
     configuration: str = "3d_fullres",
     plans: str = OUR_PLANS,
@@ -99,6 +102,8 @@ def load_model(
             latest.
         step_size: Step between windows as a share of the window.
         mirror: Whether to average over mirrored windows: several times as slow, slightly more accurate.
+        postprocessing: Whether to do what `sam3d_find_best` chose for the model; for sessions too, where objects that
+            a prompt names stay.
         root: For a dataset: folder that holds nnUNet_results, in place of the variable of this name.
         configuration: For a dataset or a zip file: the configuration of the plan.
         plans: For a dataset or a zip file: the name of the plan.
@@ -112,12 +117,25 @@ def load_model(
     if path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
             found = find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
-            loaded = load_folder(found, folds, checkpoint, chosen)
+            loaded = _load(found, folds, checkpoint, chosen, postprocessing)
     else:
         is_folder = (path / PLANS_FILE).is_file()
         folder = path if is_folder else _of_dataset(source, root, plans, configuration)
-        loaded = load_folder(folder, folds, checkpoint, chosen)
+        loaded = _load(folder, folds, checkpoint, chosen, postprocessing)
     return Model(loaded, step_size=step_size, mirror=mirror)
+
+
+def _load(
+    folder: Path,
+    folds: Sequence[int | str] | None,
+    checkpoint: str | None,
+    device: torch.device | str,
+    postprocessing: bool,
+) -> LoadedModel:
+    loaded = load_folder(folder, folds, checkpoint, device)
+    if postprocessing:
+        loaded.postprocessing = read_postprocessing(folder, loaded.dataset_json)
+    return loaded
 
 
 def _of_dataset(source: Path | str | int, root: Path | str | None, plans: str, configuration: str) -> Path:

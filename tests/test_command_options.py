@@ -38,7 +38,7 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(run, "train_fold", recorder := Recorder())
     line = "501 fold3 --root r --configuration 3d_lowres --epochs 7 --minutes 0.5 --iterations-per-epoch 11 --continue"
-    more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb -p Other"
+    more = "--device cpu --sam-checkpoint w.pth --from-scratch --workers 0 --tensorboard --wandb -p Other --npz"
     assert train.main([*line.split(), *more.split()]) == 0
     assert folders.activate_folders.calls == [((Path("r"),), {})]
     expected = TrainingSettings(
@@ -57,6 +57,7 @@ def test_options_of_train_reach_the_training(places: Any, monkeypatch: pytest.Mo
         num_processes=0,
         tensorboard=True,
         wandb=True,
+        save_probabilities=True,
     )
     assert recorder.calls == [((expected, places), {})]
 
@@ -66,9 +67,10 @@ def test_validate_only_reaches_the_validation_with_its_checkpoint(places: Any, m
 
     monkeypatch.setattr(run, "train_fold", lambda *a, **k: pytest.fail("it was trained"))
     monkeypatch.setattr(run, "validate_fold", recorder := Recorder())
-    line = "907 fold1 --validate-only --checkpoint best --configuration C -p P --device cpu --workers 0"
+    line = "907 fold1 --validate-only --checkpoint best --save-probabilities -c C -p P --device cpu --workers 0"
     assert train.main([*line.split(), "--root", "R"]) == 0
     options = {"configuration": "C", "plans": "P", "checkpoint": "best", "device": "cpu", "num_processes": 0}
+    options["save_probabilities"] = True
     expected = TrainingSettings("907", "fold1", root=Path("R"), validate_only=True, **options)
     assert recorder.calls == [((expected, places), {})]
 
@@ -94,9 +96,10 @@ def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(run_prompts, "prompt_reader", lambda *given: given)
     monkeypatch.setattr(predictor, "predict_folder", recorder := Recorder(predictor.PredictionReport()))
-    line = "-i in -o out -d 501 -f 0 fold2 --configuration 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
+    line = "-i in -o out -d 501 -f 0 fold2 -c 3d_lowres --device cpu --step-size 0.75 --no-mirroring"
     more = "--checkpoint checkpoint_best.pth --workers 0 --prompts p.json --instance -p Other --text liver -m folder"
-    assert predict.main([*line.split(), *more.split(), "--clip-weights", "c.pt"]) == 0
+    last = ["--clip-weights", "c.pt", "--save-probabilities", "--no-postprocessing"]
+    assert predict.main([*line.split(), *more.split(), *last]) == 0
     expected = PredictionSettings(
         input_folder=Path("in"),
         output_folder=Path("out"),
@@ -114,6 +117,8 @@ def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch
         instance=True,
         text="liver",
         clip_weights="c.pt",
+        save_probabilities=True,
+        no_postprocessing=True,
     )
     assert recorder.calls == [((expected, (Path("p.json"), True)), {})]
 

@@ -21,7 +21,9 @@ from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.epoch_log import carry_on
+from sam3dnet.training.optimizer import LEARNING_RATE_NEW
 from sam3dnet.training.run import without_pretrained_weights
+from sam3dnet.training.schedule import learning_rate_factor
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
@@ -91,6 +93,10 @@ def fold_folder(planned):
     return folders.results / dataset / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_0"
 
 
+def rate_at(fraction):
+    return LEARNING_RATE_NEW * learning_rate_factor(fraction)
+
+
 class Interrupted(Exception):
     pass
 
@@ -137,6 +143,56 @@ def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypa
     assert resumed["sam3d"]["iterations"] == 6
     log = fold_folder(planned) / "training_log.jsonl"
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2]
+
+
+def epochs_of(folder):
+    return [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("length", [{"epochs": 2}, {"epochs": None, "minutes": 1e-3}])
+def test_a_training_that_is_done_is_not_trained_again(planned, monkeypatch, capsys, length):
+    folder = train(planned, **length)
+    before = {file.name: file.read_bytes() for file in folder.glob("checkpoint_*.pth")}
+    log = epochs_of(folder)
+    capsys.readouterr()
+    validated = []
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerSAM3D, "get_dataloaders", lambda _: pytest.fail("it was trained"))
+        patch.setattr(nnUNetTrainerSAM3D, "perform_actual_validation", lambda self, npz: validated.append(npz))
+        train(planned, **length, continue_training=True, validate=True)
+    assert validated == [False]
+    done = "2 epochs" if "minutes" not in length else "0."
+    assert f"the training is done already, after {done}" in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in folder.glob("checkpoint_*.pth")} == before
+    shutil.copy(
+        folder / "checkpoint_final.pth", folder / "checkpoint_latest.pth"
+    )  # as when it was killed at its very end
+    (folder / "checkpoint_final.pth").write_bytes(b"of a shorter training before")
+    train(planned, **length, continue_training=True)
+    assert epochs_of(folder) == log
+    assert load_safely(folder / "checkpoint_final.pth") and not (folder / "checkpoint_latest.pth").exists()
+
+
+def test_a_longer_budget_goes_on_from_the_end_where_its_schedule_is_by_then(planned):
+    log = epochs_of(train(planned))
+    assert [line["learning_rate"] for line in log] == pytest.approx([rate_at(0), rate_at(1 / 2)])
+    folder = train(planned, epochs=5, continue_training=True)
+    longer = epochs_of(folder)
+    assert longer[:2] == log
+    assert [line["epoch"] for line in longer] == [0, 1, 2, 3, 4]
+    assert [line["iterations"] for line in longer] == [2, 4, 6, 8, 10]
+    assert longer[2]["seconds"] > log[1]["seconds"]
+    assert load_safely(folder / "checkpoint_final.pth")["current_epoch"] == 5
+    rates = [line["learning_rate"] for line in longer[2:]]
+    assert rates == pytest.approx([rate_at(epoch / 5) for epoch in (2, 3, 4)])
+
+
+def test_more_minutes_go_on_from_the_end(planned):
+    folder = train(planned, epochs=None, minutes=1e-3)
+    before = load_safely(folder / "checkpoint_final.pth")["sam3d"]
+    train(planned, epochs=None, minutes=before["seconds"] / 60 + 1e-3, continue_training=True)
+    after = load_safely(folder / "checkpoint_final.pth")["sam3d"]
+    assert after["seconds"] > before["seconds"] and after["iterations"] > before["iterations"]
 
 
 def test_continuing_without_a_checkpoint_is_an_error(planned):

@@ -19,12 +19,16 @@ from tiny_models import labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
+from sam3dnet.evaluation.crossvalidation import lacks_probabilities
+from sam3dnet.evaluation.find_best import find_best
 from sam3dnet.inference.models import choose_checkpoint, load_model
+from sam3dnet.inference.writing import UNFINISHED
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.settings.find_best import FindBestSettings
 from sam3dnet.training import run, trainer, validation
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -130,12 +134,16 @@ def test_a_validation_alone_gives_the_same_and_leaves_the_training_alone(fold, m
     before = {file.name: file.read_bytes() for file in output.glob("checkpoint_*.pth")}
     label_maps, summary = files_of(output / "validation"), (output / "validation" / "summary.json").read_text()
     (output / "validation" / "of_another_split.nii.gz").write_bytes(b"which would be scored")
+    left = output / "validation" / f"{UNFINISHED}another_host-1-x"
+    left.mkdir()
+    os.utime(left, (0, 0))
     for method in ("initialize", "get_dataloaders", "save_checkpoint"):
         monkeypatch.setattr(nnUNetTrainerSAM3D, method, lambda *a, m=method: pytest.fail(f"{m} was called"))
     assert validate_fold(name, 0, folders, device="cpu") == output
     assert {file.name: file.read_bytes() for file in output.glob("checkpoint_*.pth")} == before
     assert files_of(output / "validation") == label_maps
     assert (output / "validation" / "summary.json").read_text() == summary
+    assert not left.exists()
 
 
 def test_the_checkpoint_asked_for_is_validated_and_named(fold):
@@ -220,7 +228,7 @@ def loaded_trainer(name, folders, output):
     return loaded
 
 
-def test_stock_nnunets_val_gives_the_same_and_its_npz_the_probabilities(fold):
+def test_stock_nnunets_val_gives_the_same_and_its_npz_our_probabilities(fold, monkeypatch):
     name, folders, output = fold
     label_maps = files_of(output / "validation")
     loaded = loaded_trainer(name, folders, output)
@@ -229,11 +237,23 @@ def test_stock_nnunets_val_gives_the_same_and_its_npz_the_probabilities(fold):
     assert files_of(output / "validation") == label_maps
     assert loaded.network.decoder.deep_supervision
     loaded.perform_actual_validation(save_probabilities=True)
+    assert files_of(output / "validation") == label_maps
     (case,) = validation_cases(folders, name)
-    probabilities = np.load(output / "validation" / f"{case}.npz")["probabilities"]
+    with np.load(output / "validation" / f"{case}.npz") as content:
+        probabilities = content["probabilities"]
     labels = labels_of(output / "validation" / f"{case}.nii.gz")
-    assert probabilities.shape == (3, *labels.shape)
+    np.testing.assert_array_equal(probabilities.argmax(0), labels)
     assert (output / "validation" / f"{case}.pkl").is_file()
+    monkeypatch.setattr(nnUNetTrainerSAM3D, "initialize", lambda *_: pytest.fail("it was trained"))
+    validate_fold(name, 0, folders, device="cpu")
+    assert {file.suffix for file in (output / "validation").iterdir()} == {".gz", ".json"}
+    validate_fold(name, 0, folders, device="cpu", save_probabilities=True)
+    with np.load(output / "validation" / f"{case}.npz") as content:
+        np.testing.assert_array_equal(content["probabilities"], probabilities)
+    found = find_best(FindBestSettings(name, folds=[0], num_processes=1), folders)
+    summary = json.loads((output / "validation" / "summary.json").read_text())
+    assert found.best.dice == pytest.approx(summary["foreground_mean"]["Dice"])
+    assert lacks_probabilities(*found.best.members) == []
 
 
 def test_gradients_make_room_and_the_optimizer_is_as_before(fold):

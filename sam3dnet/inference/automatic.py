@@ -12,6 +12,7 @@ from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.windows import background_logits, predict_slabs
 
 BYTES_A_LOGIT = 4  # of a running sum
@@ -41,6 +42,7 @@ class AutomaticSegmentation:
         properties: Mapping[str, Any],
         on_progress: Callable[[float], None] | None = None,
         keep: Tensor | None = None,
+        probabilities: ProbabilityVolume | None = None,
     ) -> np.ndarray:
         """Segment; where the device's memory is exhausted anew, with less of it, see `Economy`.
 
@@ -49,6 +51,7 @@ class AutomaticSegmentation:
             properties: What nnU-Net's preprocessor says about it.
             on_progress: Called with the share that is done.
             keep: Gets the logits (K, Z, Y, X), from `room_for_logits`; None where only labels are wanted.
+            probabilities: Gets the logits on the image's grid; None where only labels are wanted.
 
         Returns:
             Labels on the grid of the image as its reader gave it.
@@ -56,7 +59,7 @@ class AutomaticSegmentation:
         Raises:
             Sam3dError: If the network's output is not finite.
         """
-        work = partial(self._label_map, image_CZYX, properties, on_progress, keep)
+        work = partial(self._label_map, image_CZYX, properties, on_progress, keep, probabilities)
         return self._model.economy.attempt(self._demand(image_CZYX), work)
 
     def _demand(self, image_CZYX: Tensor) -> Demand:
@@ -78,10 +81,12 @@ class AutomaticSegmentation:
         properties: Mapping[str, Any],
         on_progress: Callable[[float], None] | None,
         keep: Tensor | None,
+        probabilities: ProbabilityVolume | None,
         setting: Setting,
     ) -> np.ndarray:
         model = self._model
-        labels = start_label_map(image_CZYX.shape[1:], properties, model.plans, model.configuration, model.labels)
+        plan = (model.plans, model.configuration, model.labels)
+        labels = start_label_map(image_CZYX.shape[1:], properties, *plan, probabilities)
         done = 0
         for logits in self._slabs(image_CZYX, on_progress, setting):
             if not torch.isfinite(logits).all():

@@ -7,18 +7,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.economy import is_out_of_memory
 from sam3dnet.inference.images import Case, Preprocessed, read_ahead
+from sam3dnet.inference.probabilities import Segmentation
 from sam3dnet.preprocessing.progress import Progress
 
 logger = logging.getLogger(__name__)
 
 OnProgress = Callable[[float], None]
-Segmented = tuple[np.ndarray, dict[str, Any]]
+Segmented = tuple[Segmentation, dict[str, Any]]
 Writing = tuple[Case, Future[bool]]
 Result = TypeVar("Result")
 
@@ -39,14 +39,14 @@ class CaseSteps:
     Attributes:
         read: Gives the preprocessed image, and what nnU-Net's preprocessor says about it; called in a thread.
         bytes_of: What an image takes in memory once it is read.
-        segment: Gives the label map on the grid of the image as its reader gave it; tells the share that is done.
-        write: Writes the label map, given the image's properties; called in a thread.
+        segment: Gives what is written; tells the share that is done.
+        write: Writes it, given the image's properties; called in a thread.
     """
 
     read: Callable[[Case], Preprocessed]
     bytes_of: Callable[[Case], int]
-    segment: Callable[[Case, Preprocessed, OnProgress], np.ndarray]
-    write: Callable[[Case, np.ndarray, Mapping[str, Any]], None]
+    segment: Callable[[Case, Preprocessed, OnProgress], Segmentation]
+    write: Callable[[Case, Segmentation, Mapping[str, Any]], None]
 
 
 def predict_cases(
@@ -91,8 +91,12 @@ class _Pipeline:
         preprocessed = reading.result()
         return self._steps.segment(case, preprocessed, part.reach), preprocessed[1]
 
-    def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> bool:
-        self._steps.write(case, labels, properties)
+    def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> bool:
+        try:
+            self._steps.write(case, segmentation, properties)
+        finally:
+            if segmentation.probabilities is not None:
+                segmentation.probabilities.close()
         return True
 
     def _settle(self, writing: Writing | None) -> None:

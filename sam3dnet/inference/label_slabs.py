@@ -6,7 +6,7 @@ need all logits these are kept, and resampled by the function itself, one class 
 Axes in names: K classes or regions, n p planes, Z Y X voxels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sam3dnet.inference.deciding import decide, smallest_type
+from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume
 from sam3dnet.inference.resampling import (
     AxisMode,
     axis_modes,
@@ -36,7 +37,12 @@ class GrowingLabelMap(Protocol):
 
 
 def start_label_map(
-    shape_ZYX: Sequence[int], properties: Mapping[str, Any], plans: Any, configuration: Any, labels: Any
+    shape_ZYX: Sequence[int],
+    properties: Mapping[str, Any],
+    plans: Any,
+    configuration: Any,
+    labels: Any,
+    probabilities: ProbabilityVolume | None = None,
 ) -> GrowingLabelMap:
     """Begin a label map for logits that will come slab by slab.
 
@@ -46,6 +52,7 @@ def start_label_map(
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
         labels: nnU-Net's LabelManager.
+        probabilities: Gets the logits on the image's grid; None where only labels are wanted.
     """
     target_shape = tuple(properties["shape_after_cropping_and_before_resampling"])
     spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
@@ -53,12 +60,17 @@ def start_label_map(
     if tuple(shape_ZYX) != target_shape:
         modes = axis_modes(configuration.resampling_fn_probabilities, configuration.spacing, spacing_mm)
     if modes is None:
-        return _KeptLogits(shape_ZYX, properties, plans, configuration, labels)
-    return _Slabs(shape_ZYX, target_shape, modes, properties, plans, labels)
+        return _KeptLogits(shape_ZYX, properties, plans, configuration, labels, probabilities)
+    return _Slabs(shape_ZYX, target_shape, modes, properties, plans, labels, probabilities)
 
 
 def label_map(
-    logits_KZYX: Tensor, properties: Mapping[str, Any], plans: Any, configuration: Any, labels: Any
+    logits_KZYX: Tensor,
+    properties: Mapping[str, Any],
+    plans: Any,
+    configuration: Any,
+    labels: Any,
+    probabilities: ProbabilityVolume | None = None,
 ) -> np.ndarray:
     """Resample logits to the image's grid and decide on a label for each voxel.
 
@@ -71,22 +83,39 @@ def label_map(
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
         labels: nnU-Net's LabelManager.
+        probabilities: Gets the logits on the image's grid; None where only labels are wanted.
 
     Returns:
         Labels on the grid of the image as its reader gave it, in the smallest unsigned type that holds all labels.
     """
     rest = (properties, plans, configuration)
-    channels = (resample_to_image(logits_KZYX[k : k + 1], *rest) for k in range(len(logits_KZYX)))
+    channels: Iterable[Tensor] = (resample_to_image(logits_KZYX[k : k + 1], *rest) for k in range(len(logits_KZYX)))
+    if probabilities is not None:
+        channels = _passed_on(channels, probabilities)
     return put_into_image(decide(channels, labels), properties, plans)
+
+
+def _passed_on(channels: Iterable[Tensor], probabilities: ProbabilityVolume) -> Iterator[Tensor]:
+    for channel, logits_ZYX in enumerate(channels):
+        probabilities.put(channel, WHOLE, logits_ZYX)
+        yield logits_ZYX
 
 
 class _KeptLogits:
     """Keeps all logits in half precision, for resampling functions that need them all."""
 
-    def __init__(self, shape_ZYX: Sequence[int], properties: Any, plans: Any, configuration: Any, labels: Any):
+    def __init__(
+        self,
+        shape_ZYX: Sequence[int],
+        properties: Any,
+        plans: Any,
+        configuration: Any,
+        labels: Any,
+        probabilities: ProbabilityVolume | None,
+    ):
         self._logits = torch.empty((labels.num_segmentation_heads, *shape_ZYX), dtype=torch.half)
         self._came = 0
-        self._rest = (properties, plans, configuration, labels)
+        self._rest = (properties, plans, configuration, labels, probabilities)
 
     def add(self, logits_KpYX: Tensor) -> None:
         self._logits[:, self._came : self._came + logits_KpYX.shape[1]] = logits_KpYX
@@ -107,7 +136,9 @@ class _Slabs:
         properties: Mapping[str, Any],
         plans: Any,
         labels: Any,
+        probabilities: ProbabilityVolume | None,
     ):
+        self._probabilities = probabilities
         self._modes, self._properties, self._plans, self._label_manager = modes, properties, plans, labels
         self._labels_ZYX = np.zeros(target_shape_ZYX, smallest_type(labels))
         self._below, self._above, self._share_above = neighbours(shape_ZYX[0], target_shape_ZYX[0], modes[0])
@@ -129,7 +160,10 @@ class _Slabs:
         complete = int(np.searchsorted(self._above, self._came))
         for few in planes_at_a_time(complete - self._decided, held[:, 0].numel()):
             planes = slice(self._decided + few.start, self._decided + few.stop)
-            self._labels_ZYX[planes] = decide(self._between(held, first, planes), self._label_manager)
+            logits_KnYX = self._between(held, first, planes)
+            self._labels_ZYX[planes] = decide(logits_KnYX, self._label_manager)
+            if self._probabilities is not None:
+                self._probabilities.put(slice(None), (planes, slice(None), slice(None)), logits_KnYX)
         self._decided = max(self._decided, complete)
         self._last = came[:, -1:].clone()
 

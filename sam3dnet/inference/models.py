@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
+from sam3dnet.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from sam3dnet.network.reach import with_reach
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
 from sam3dnet.preprocessing.cases import read_dataset_json
@@ -63,6 +64,7 @@ class LoadedModel:
     Attributes:
         trained_in: Type of the training's matrix products, of all folds; None for float32, or where folds differ.
         economy: How images that exhaust the device's memory are predicted.
+        postprocessing: What users' label maps go through; a validation's do not.
     """
 
     network: nn.Module
@@ -75,6 +77,7 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
     trained_in: torch.dtype | None = None
     economy: Economy = field(default_factory=Economy)
+    postprocessing: Postprocessing = NO_POSTPROCESSING
 
     @property
     def device(self) -> torch.device:

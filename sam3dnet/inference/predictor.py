@@ -17,8 +17,11 @@ from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_dataset
+from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
+from sam3dnet.inference.postprocessing import read_postprocessing
+from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, are_whole, remove_probabilities
 from sam3dnet.inference.text import ask_for_text
-from sam3dnet.inference.writing import is_finished, remove_abandoned, write_label_map
+from sam3dnet.inference.writing import is_finished, remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.cluster import cluster_at
 from sam3dnet.preprocessing.folders import activate_folders, parse_fold, write_json
@@ -38,7 +41,9 @@ SETTINGS_FILE = "sam3d_prediction.json"
 class PromptedSegmentation(Protocol):
     """Segments cases under their prompts, see `interactive.run_prompts`."""
 
-    def label_map(self, name: str, case: Preprocessed, on_progress: OnProgress) -> np.ndarray:
+    def label_map(
+        self, name: str, case: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None = None
+    ) -> np.ndarray:
         """Segment a case."""
 
 
@@ -98,6 +103,7 @@ def _predict_folder(
     cases = cases[settings.part_id :: settings.num_parts]
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)
+    _tell_postprocessing(settings, model)
     names = [case.name for case in cases]
     said = None if prompts is None else prompts([*names, *failed], model.labels)
     before = _read_record(output)
@@ -105,7 +111,8 @@ def _predict_folder(
     record["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
     for name in _outdated(output, before, record, names):
         (output / f"{name}{ending}").unlink(missing_ok=True)
-    skipped = [case.name for case in cases if is_finished(output / f"{case.name}{ending}", case, model.reader)]
+        remove_probabilities(output / name)
+    skipped = [case.name for case in cases if _is_finished(output, case, model, settings.save_probabilities)]
     _write_companions(output, record, model)
     to_do = [case for case in cases if case.name not in set(skipped)]
     if cluster is None:
@@ -158,13 +165,25 @@ def prepare_output_folder(output: Path, inputs: Path) -> None:
 def _open_model(settings: PredictionSettings, device: str | None) -> LoadedModel:
     folds = [parse_fold(fold) for fold in settings.folds or ()]
     model = load_model(Path(str(settings.model_folder)), folds, settings.checkpoint, choose_device(device))
+    if settings.postprocess:
+        model.postprocessing = read_postprocessing(Path(str(settings.model_folder)), model.dataset_json)
     if settings.text is None or settings.clip_weights is None:
         return model
     return ask_for_text(model, settings.text, settings.clip_weights)
 
 
+def _tell_postprocessing(settings: PredictionSettings, model: LoadedModel) -> None:
+    if model.postprocessing.keep_largest:
+        what = model.postprocessing.in_words(model.dataset_json)
+        logger.info("post-processing: %s; --no-postprocessing leaves it out", what)
+    elif settings.save_probabilities and (Path(str(settings.model_folder)) / POSTPROCESSING_FILE).is_file():
+        logger.info("post-processing is left out: with probabilities it belongs after the ensemble")
+
+
 def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
     """Return what a prediction depends on besides the image."""
+    steps = [list(step) for step in model.postprocessing.keep_largest]
+    only_where_asked = {"text": settings.text, "postprocessing": steps}
     return {
         "model": str(Path(str(settings.model_folder)).resolve()),
         "checkpoints": [
@@ -173,7 +192,7 @@ def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
         ],
         "step_size": settings.step,
         "mirror": settings.mirror,
-    } | ({} if settings.text is None else {"text": settings.text})
+    } | {key: value for key, value in only_where_asked.items() if value}
 
 
 def _read_record(output: Path) -> dict[str, Any] | None:
@@ -202,6 +221,15 @@ def _outdated(output: Path, before: dict[str, Any] | None, now: dict[str, Any], 
     return [name for name in names if now["prompts"].get(name) != prompts_before.get(name)]
 
 
+def _is_finished(output: Path, case: Case, model: LoadedModel, with_probabilities: bool) -> bool:
+    label_map = output / f"{case.name}{model.dataset_json['file_ending']}"
+    if not is_finished(label_map, case, model.reader):
+        return False
+    grid, _ = model.reader.read_grid(case.name, label_map, is_label=True)
+    channels = model.labels.num_segmentation_heads
+    return not with_probabilities or (grid is not None and are_whole(output / case.name, grid.shape, channels))
+
+
 def _write_companions(output: Path, record: dict[str, Any], model: LoadedModel) -> None:
     """Write the settings, and the two files that nnU-Net's tools want beside predictions."""
     contents = {SETTINGS_FILE: record, "dataset.json": model.dataset_json, "plans.json": model.plans.plans}
@@ -215,6 +243,7 @@ class _Run:
     def __init__(self, settings: PredictionSettings, model: LoadedModel, prompts: Prompts | None) -> None:
         self._model = model
         self._output = Path(settings.output_folder)
+        self._with_probabilities = settings.save_probabilities
         self._input = ImageInput(model)
         self._automatic = AutomaticSegmentation(model, step_size=settings.step, mirror=settings.mirror)
         self._prompts = prompts
@@ -226,14 +255,26 @@ class _Run:
         steps = CaseSteps(self._input.read, bytes_of, self._segment, self._write)
         return predict_cases(cases, steps, ahead, progress)
 
-    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
-        if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
-            return self._automatic.label_map(*preprocessed, on_progress)
-        return self._prompted.label_map(case.name, preprocessed, on_progress)
+    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
+        probabilities = self._room_for_probabilities(preprocessed[1]) if self._with_probabilities else None
+        return Segmentation.of(probabilities, lambda: self._label_map(case, preprocessed, on_progress, probabilities))
 
-    def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
+    def _room_for_probabilities(self, properties: Mapping[str, Any]) -> ProbabilityVolume:
+        return ProbabilityVolume(unfinished_folder(self._output), properties, self._model.plans, self._model.labels)
+
+    def _label_map(
+        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None
+    ) -> np.ndarray:
+        if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
+            labels_ZYX = self._automatic.label_map(*preprocessed, on_progress, probabilities=probabilities)
+            return self._model.postprocessing.applied_to(labels_ZYX)
+        return self._prompted.label_map(case.name, preprocessed, on_progress, probabilities)
+
+    def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
-        write_label_map(labels, path, case.files[0], properties, self._input.reader)
+        remove_probabilities(self._output / case.name)
+        more = segmentation.writer_of_probabilities(case.name)
+        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._input.reader, more)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,18 @@ SECONDS_TO_WRITE = 3600.0  # a label map at most; a folder that is older was lef
 LARGEST_BYTE = 255
 
 
+def unfinished_folder(output: Path) -> tempfile.TemporaryDirectory:
+    """Make a folder for what is not finished; one that a run leaves when it is killed is removed by the next run."""
+    return tempfile.TemporaryDirectory(prefix=f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}-", dir=output)
+
+
 def write_label_map(
-    label_map_ZYX: np.ndarray, path: Path, image: Path, properties: Mapping[str, Any], reader: DatasetReader
+    label_map_ZYX: np.ndarray,
+    path: Path,
+    image: Path,
+    properties: Mapping[str, Any],
+    reader: DatasetReader,
+    write_more: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a label map that lies wherever the image lies, in whatever opens the image; under a temporary name first.
 
@@ -34,12 +44,14 @@ def write_label_map(
         image: The image's file; what its header says of its place is taken over.
         properties: That the reader gave.
         reader: Of the model's dataset.
+        write_more: Writes further files of the case, which appear with the label map, into the folder that it is given.
 
     Raises:
         OSError, RuntimeError: If writing fails; nothing is left under the final name then.
     """
-    owner = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}-"
-    with tempfile.TemporaryDirectory(prefix=owner, dir=path.parent) as name:
+    with unfinished_folder(path.parent) as name:
+        if write_more is not None:
+            write_more(Path(name))
         _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, properties["spacing"], reader)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
         for file in written:  # the label map last: it says that the case is finished

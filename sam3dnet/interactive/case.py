@@ -12,8 +12,9 @@ from sam3dnet.inference.models import LoadedModel, networks_of_folds
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.conversation import Act, Conversation, together
 from sam3dnet.interactive.feature_cache import FeatureCache
-from sam3dnet.interactive.label_map import PromptedExport
+from sam3dnet.interactive.label_map import PromptedExport, TakeLogits
 from sam3dnet.interactive.objects import only_named_objects, without_unnamed_objects
+from sam3dnet.interactive.taken_out import TakenOut
 from sam3dnet.interactive.volume import Promptable, PromptedVolume
 
 
@@ -78,11 +79,14 @@ class PromptedCase:
             precision=model.precision,
             cache=cache,
         )
-        export = PromptedExport(logits, labels, properties, model.plans, model.configuration, model.labels)
+        self._export = export = PromptedExport(
+            logits, labels, properties, model.plans, model.configuration, model.labels
+        )
         self._classes = {one.index: one for one in prompt_classes(model.labels).values()}
         exclusive = not model.labels.has_regions
         self._conversation = Conversation(labels, volume.correction, export.label_map, self._classes, exclusive)
         self._instance = instance
+        self._taken_out = TakenOut.by(model.postprocessing, labels, self._classes)
 
     def label_map(self, acts: Sequence[Act]) -> np.ndarray:
         """Segment under prompts.
@@ -92,16 +96,21 @@ class PromptedCase:
 
         Returns:
             Labels on the grid of the image as its reader gave it, not to be changed; without prompts those of
-            `sam3d_predict`. Only named objects are left of what is wanted so; clicks are still judged by the others.
+            `sam3d_predict`. What post-processing takes out there is taken out here, but for objects that prompts name.
+            Only named objects are left of what is wanted so; clicks are still judged by the others.
         """
-        labels_ZYX = self._conversation.after(acts)
-        numbers = {number for act in acts for number, placed in act.items() if placed.instance}
-        if not self._instance and not numbers:
-            return labels_ZYX
         said = {
             number: together(*(act[number].on_image for act in acts if number in act))
             for number in {number for act in acts for number in act}
         }
+        labels_ZYX = self._taken_out.without(self._conversation.after(acts), said)
+        numbers = {number for act in acts for number, placed in act.items() if placed.instance}
+        if not self._instance and not numbers:
+            return labels_ZYX
         if self._instance:
             return only_named_objects(labels_ZYX, said, self._classes)
         return without_unnamed_objects(labels_ZYX, said, self._classes, numbers)
+
+    def give_logits(self, take: TakeLogits) -> None:
+        """Give the logits under all that was said last, corrected, on the image's grid; see `PromptedExport`."""
+        self._export.give_logits(self._conversation.corrections, take)

@@ -74,6 +74,11 @@ class Conversation:
             self._states.append(self._next(self._states[-1], act))
         return self._labels_of(self._states[-1])
 
+    @property
+    def corrections(self) -> Mapping[int, Correction]:
+        """By channel of the logits, after the acts that were asked about last."""
+        return self._states[-1].corrections
+
     def _labels_of(self, state: State) -> np.ndarray:
         """Give the label map of a state, anew where it is not the one that was shown last."""
         if state is not self._shown[0]:

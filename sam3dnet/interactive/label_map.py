@@ -3,7 +3,7 @@
 Axes in names: K classes or regions, Z Y X voxels; boxes are of the transposed and cropped image, as the logits are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from torch import Tensor
 
 from sam3dnet.inference.deciding import decide
 from sam3dnet.inference.resampling import axis_modes, neighbours, resample_to_image
+from sam3dnet.inference.windows import planes_at_a_time
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
 
 Corrections = Mapping[int, Correction]
+TakeLogits = Callable[[int, Slices, Tensor], None]  # of a channel, in a box
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,20 @@ class PromptedExport:
                 self._logits_at(at, corrections), said, self._classes, self._labels.has_regions
             )
         return result
+
+    def give_logits(self, corrections: Corrections, take: TakeLogits) -> None:
+        """Give the corrected logits of every channel at every voxel of the transposed and cropped image, in parts.
+
+        Args:
+            corrections: By channel of the logits.
+            take: Called with the channel, a box and the logits in it.
+        """
+        depth, height, width = (stop - start for start, stop in self._crop)
+        whole = self._taps is None  # then the plan's function resamples all at once
+        for planes in [slice(0, depth)] if whole else planes_at_a_time(depth, height * width):
+            box = (planes, slice(0, height), slice(0, width))
+            for channel, logits_ZYX in enumerate(self._channels(box, corrections)):
+                take(channel, box, logits_ZYX)
 
     def _find_taps(self) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]] | None:
         """Find between which voxels of the logits each voxel of the image lies; None where that is not all."""

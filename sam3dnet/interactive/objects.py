@@ -73,7 +73,7 @@ def only_named_objects(labels_ZYX: np.ndarray, said: Said, classes: Classes) -> 
         return labels_ZYX
     result = np.zeros_like(labels_ZYX)
     for number, prompts in naming.items():
-        found = _find(labels_ZYX, prompts, classes[number])
+        found = find_named(labels_ZYX, prompts, classes[number])
         if found is not None:
             np.copyto(result[found.box], labels_ZYX[found.box], where=found.named_zyx)
     return result
@@ -97,7 +97,7 @@ def without_unnamed_objects(
         The label map that is left.
     """
     naming = {number: prompts for number, prompts in said.items() if names_something(prompts)}
-    found = {number: _find(labels_ZYX, prompts, classes[number]) for number, prompts in naming.items()}
+    found = {number: find_named(labels_ZYX, prompts, classes[number]) for number, prompts in naming.items()}
     result, kept_ZYX = labels_ZYX.copy(), np.zeros(labels_ZYX.shape, bool)
     for one in found.values():
         if one is not None:
@@ -118,7 +118,7 @@ def names_something(prompts: ClassPrompts) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class _Found:
+class Found:
     """What there is of a class in its bounding box, and what of it is named."""
 
     box: Slices
@@ -126,8 +126,8 @@ class _Found:
     named_zyx: Mask
 
 
-def _find(labels_ZYX: np.ndarray, prompts: ClassPrompts, wanted: PromptClass) -> _Found | None:
-    """Find the named objects of a class; None where the label map has none of the class."""
+def find_named(labels_ZYX: np.ndarray, prompts: ClassPrompts, wanted: PromptClass) -> Found | None:
+    """Find the objects of a class that prompts name; None where the label map has none of the class."""
     mask_ZYX = wanted.mask(labels_ZYX)
     if not mask_ZYX.any():
         return None
@@ -143,7 +143,7 @@ def _find(labels_ZYX: np.ndarray, prompts: ClassPrompts, wanted: PromptClass) ->
     if prompts.mask is not None:
         named[objects_zyx[prompts.mask[box]]] = True
     named[0] = False
-    return _Found(box, mask_zyx, named[objects_zyx])
+    return Found(box, mask_zyx, named[objects_zyx])
 
 
 def _clicked(prompts: ClassPrompts) -> list[Voxel]:

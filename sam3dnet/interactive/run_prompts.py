@@ -10,6 +10,7 @@ import numpy as np
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.preprocessing.geometry import case_geometry
@@ -103,13 +104,20 @@ class PromptedSegmentation:
         self._networks = promptable_networks(model)
         self._options: dict[str, Any] = {"step_size": step_size, "mirror": mirror, "instance": prompts.instance}
 
-    def label_map(self, name: str, case: Preprocessed, on_progress: Callable[[float], None]) -> np.ndarray:
+    def label_map(
+        self,
+        name: str,
+        case: Preprocessed,
+        on_progress: Callable[[float], None],
+        probabilities: ProbabilityVolume | None = None,
+    ) -> np.ndarray:
         """Segment a case.
 
         Args:
             name: Of the case.
             case: The preprocessed image, and what nnU-Net's preprocessor says about it.
             on_progress: Called with the share that is done.
+            probabilities: Gets the corrected logits on the image's grid; None where only labels are wanted.
 
         Returns:
             Labels on the grid of the image as its reader gave it.
@@ -119,7 +127,11 @@ class PromptedSegmentation:
         """
         placed = self._prompts.place(name, case, self._model)
         options = self._options | {"on_progress": on_progress}
-        return PromptedCase(self._model, self._networks, case, **options).label_map([placed])
+        prompted = PromptedCase(self._model, self._networks, case, **options)
+        labels_ZYX = prompted.label_map([placed])
+        if probabilities is not None:
+            prompted.give_logits(probabilities.put)
+        return labels_ZYX
 
 
 def prompt_reader(

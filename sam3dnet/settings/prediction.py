@@ -33,6 +33,10 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
             docs/prompts.md. Classes and images that they do not name are segmented automatically.
         instance: Of images with prompts keep only the objects that these name, and make all else background: for
             measuring one lesion at a time.
+        no_postprocessing: Leave out the post-processing that sam3d_find_best chose for the model: taking out all but
+            the largest component of a class.
+        save_probabilities: Write the probabilities of all classes beside each label map, for nnUNetv2_ensemble, as
+            nnU-Net does: CASE.npz and CASE.pkl. Post-processing is left out then: it belongs after the ensemble.
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
@@ -58,6 +62,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     num_processes: NumProcesses = None
     prompts: str | Path | None = None
     instance: bool = False
+    no_postprocessing: bool = False
+    save_probabilities: Annotated[bool, "--save_probabilities"] = False
     text: str | None = None
     clip_weights: str | None = None
     num_parts: int = 1
@@ -73,6 +79,11 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     def mirror(self) -> bool:
         """Whether to average over mirrored windows."""
         return not (self.no_mirroring or self.fast)
+
+    @property
+    def postprocess(self) -> bool:
+        """Whether to do what was chosen for the model; it is of the model's own classes, and not for probabilities."""
+        return not self.no_postprocessing and not self.save_probabilities and self.text is None
 
     def __post_init__(self) -> None:
         if not 0 <= self.part_id < self.num_parts:

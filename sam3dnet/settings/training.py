@@ -16,10 +16,11 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     Attributes:
         dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus.
         fold: fold0 to fold4, also written 0 to 4, to validate on that fifth of the cases; all to train on every case.
-        epochs: Number of epochs; without it the trainer's own.
-        minutes: Time to train for, in place of a number of epochs; the schedule follows the clock.
+        epochs: Number of epochs; without it the trainer's own. With --continue those from before count.
+        minutes: Time to train for, in place of a number of epochs; the schedule follows the clock. With --continue the
+            time before counts.
         iterations_per_epoch: Training steps in an epoch; without it the trainer's own.
-        continue_training: Go on from the newest whole checkpoint.
+        continue_training: Go on from the newest whole checkpoint; also after the end, with more --epochs or --minutes.
         sam_checkpoint: SAM's weights to start from: sam, medsam, or a file in SAM's format; without it those that the
             plan was made for.
         from_scratch: Train the whole network without SAM's weights, whatever the plan says.
@@ -27,9 +28,12 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             number of cores.
         tensorboard: Write the training's curves for TensorBoard, into the folder "tensorboard" of the fold.
         wandb: Log to Weights & Biases, as nnU-Net does; nnUNet_wandb_project and nnUNet_wandb_mode are read.
+        save_probabilities: Write the probabilities of the validation cases too, CASE.npz and CASE.pkl, which
+            sam3d_find_best needs for ensembles.
         validate_only: Train nothing; predict and score the validation cases of a trained fold anew.
         checkpoint: What to validate with --validate-only: final, best or latest; without it the first of these that
-            there is.
+            there is. Its results take the place of those that are there, in the folder "validation" that
+            sam3d_find_best reads, as with nnU-Net's --val_best.
 
     Raises:
         Sam3dError: If options of training and of validation alone are mixed.
@@ -48,6 +52,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     num_processes: NumProcesses = None
     tensorboard: bool = False
     wandb: bool = False
+    save_probabilities: Annotated[bool, "--npz"] = False
     validate_only: bool = False
     checkpoint: str | None = None
 

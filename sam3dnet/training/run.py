@@ -88,7 +88,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
             trainer.logger.loggers.append(board)
         trainer.run_training()
         if validate:
-            trainer.perform_actual_validation()
+            trainer.perform_actual_validation(settings.save_probabilities)
     return output
 
 
@@ -125,7 +125,7 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
         plans["continue_training"] = True  # the record of the training at Weights & Biases goes on
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, dataset_json, place)
         trainer.print_to_log_file(f"validating {model.checkpoint_files[0]}")
-        validate(trainer, model)
+        validate(trainer, model, settings.save_probabilities)
     return Path(trainer.output_folder)
 
 

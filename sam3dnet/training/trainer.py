@@ -230,7 +230,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Do nothing: nnU-Net's plot may hang on a network that is not its own."""
 
     def run_training(self) -> None:
-        """Train until the budget is spent."""
+        """Train until the budget is spent; a training that had ended goes on where the budget is a longer one now."""
+        if self._had_ended():
+            length = (
+                f"{self.current_epoch} epochs" if self.minutes is None else f"{self._seconds_before / 60:.1f} minutes"
+            )
+            self.print_to_log_file(f"the training is done already, after {length}; --epochs or --minutes beyond go on")
+            return
         self.on_train_start()
         for _ in count():
             if self._fraction_done(self.current_epoch) >= 1:
@@ -240,6 +246,14 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self._validate_epoch()
             self.on_epoch_end()
         self.on_train_end()
+
+    def _had_ended(self) -> bool:
+        """Tell whether a training that is continued had come to its end, and had written its final checkpoint."""
+        budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
+        if self._resume is None or budget.fraction(self.current_epoch) < 1:
+            return False
+        names = {path.name for path in Path(self.output_folder).glob("checkpoint_*.pth")}
+        return "checkpoint_final.pth" in names and "checkpoint_latest.pth" not in names
 
     def _fraction_done(self, epochs_done: float) -> float:
         """Return the part of the training that is done; by the clock it is the first process's for all."""
@@ -391,15 +405,18 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the fold's validation cases as `sam3d_predict` does, and score them.
 
-        Cascades and 2D configurations are left to nnU-Net, and so are probabilities, which are those of whole volumes.
+        Cascades and 2D configurations are left to nnU-Net.
+
+        Args:
+            save_probabilities: Whether to write probabilities too, for ensembles.
 
         Raises:
             FailedCasesError: If some could not be predicted; the others are scored.
         """
-        if save_probabilities or not is_ours_to_validate(self.configuration_manager):
-            super().perform_actual_validation(save_probabilities)
+        if is_ours_to_validate(self.configuration_manager):
+            validate_trained(self, self._bare_network(), save_probabilities)
         else:
-            validate_trained(self, self._bare_network())
+            super().perform_actual_validation(save_probabilities)
 
     def _plot(self, at_most_every_seconds: float) -> None:
         if self.local_rank or time.monotonic() - self._last_plot < at_most_every_seconds:

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
 from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
-from sam3dnet.inference.writing import write_label_map
+from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, remove_probabilities
+from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import settings_digest
@@ -48,7 +50,7 @@ def is_ours_to_validate(configuration: Any) -> bool:
     return is_3d and configuration.previous_stage_name is None and configuration.next_stage_names is None
 
 
-def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
+def validate_trained(trainer: nnUNetTrainer, network: nn.Module, save_probabilities: bool = False) -> None:
     """Validate a trainer's network as it is now, without what wraps it; see `validate`."""
     trainer.set_deep_supervision_enabled(False)
     model = LoadedModel(
@@ -65,7 +67,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
         trained_in=half_type(trainer.device),
     )
     with _room_of_training_given_back(trainer.optimizer):
-        validate(trainer, model)
+        validate(trainer, model, save_probabilities)
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
 
 
@@ -108,7 +110,7 @@ def load_trained(
     return model
 
 
-def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
+def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: bool = False) -> None:
     """Predict the validation cases of a trainer's fold and score them, into its folder "validation".
 
     What an earlier validation left there is removed. Several processes share the cases.
@@ -116,6 +118,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
     Args:
         trainer: Says which cases, and where they are; its own network is not used.
         model: What predicts.
+        save_probabilities: Whether to write probabilities too, for ensembles.
 
     Raises:
         FailedCasesError: If some could not be predicted; the others are scored.
@@ -126,7 +129,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel) -> None:
         trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
     if is_first_process():
         _clear(output, trainer.dataset_json["file_ending"])
-    failed = _predict_share(_Validation(trainer, model, output), sorted(names))
+    failed = _predict_share(_Validation(trainer, model, output, save_probabilities), sorted(names))
     if is_first_process() and len(failed) < len(names):
         label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
         _score(trainer, output, scoring_processes(label_maps, model.reader))
@@ -147,8 +150,11 @@ def _tell_failed(failed: Mapping[str, str], num_cases: int, output: Path) -> Non
 def _clear(output: Path, file_ending: str) -> None:
     """Remove what an earlier validation wrote, perhaps of other cases and by other weights."""
     output.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(output)
     for file in (output / SUMMARY, *output.glob(f"*{file_ending}")):
         file.unlink(missing_ok=True)
+    for file in output.glob("*.npz"):
+        remove_probabilities(file.with_name(file.name.removesuffix(".npz")))
 
 
 def _predict_share(validation: "_Validation", names: Sequence[str]) -> dict[str, str]:
@@ -168,8 +174,8 @@ def _predict_share(validation: "_Validation", names: Sequence[str]) -> dict[str,
 class _Validation:
     """Predicts preprocessed cases of a trainer."""
 
-    def __init__(self, trainer: nnUNetTrainer, model: LoadedModel, output: Path):
-        self._model, self._output = model, output
+    def __init__(self, trainer: nnUNetTrainer, model: LoadedModel, output: Path, save_probabilities: bool):
+        self._model, self._output, self._with_probabilities = model, output, save_probabilities
         self._automatic = AutomaticSegmentation(model)
         self._ending = trainer.dataset_json["file_ending"]
         self._truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
@@ -191,22 +197,30 @@ class _Validation:
         data, _, _, properties = self._dataset.load_case(case.name)
         return as_tensor(np.require(data[:], np.float32, ["WRITEABLE"])), properties
 
-    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> np.ndarray:
-        return self._automatic.label_map(*preprocessed, on_progress)
+    def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
+        volume: ProbabilityVolume | None = None
+        if self._with_probabilities:
+            places = unfinished_folder(self._output), preprocessed[1]
+            volume = ProbabilityVolume(*places, self._model.plans, self._model.labels)
+        work = partial(self._automatic.label_map, *preprocessed, on_progress, probabilities=volume)
+        return Segmentation.of(volume, work)
 
-    def _write(self, case: Case, labels: np.ndarray, properties: Mapping[str, Any]) -> None:
+    def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         """Write a label map with the geometry of the true one, which is the image's, and along its axes."""
         path, reader = self._output / f"{case.name}{self._ending}", self._model.reader
+        more = segmentation.writer_of_probabilities(case.name)
         if reader.reorients:  # the true one may be stored along other axes than the image
             properties = reader.read_seg(case.files[0])[1]
-        write_label_map(labels, path, case.files[0], properties, reader)
+        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, reader, more)
 
 
-def scoring_processes(label_maps: Iterable[Path], reader: DatasetReader) -> int:
+def scoring_processes(
+    label_maps: Iterable[Path], reader: DatasetReader, bytes_a_voxel: int = BYTES_A_SCORED_VOXEL
+) -> int:
     """Choose as many processes as nnU-Net would, but no more than such large label maps leave memory for."""
     sizes = (math.prod(grid.shape) for file in label_maps if (grid := reader.read_grid(file.name, file, True)[0]))
     largest = max(sizes, default=1)  # of formats whose headers it cannot read, nothing is known
-    return max(1, min(default_num_processes, BYTES_OF_SCORING // (BYTES_A_SCORED_VOXEL * largest)))
+    return max(1, min(default_num_processes, BYTES_OF_SCORING // (bytes_a_voxel * largest)))
 
 
 def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
