@@ -18,6 +18,7 @@ from sam3dnet.preprocessing.cases import (
 from sam3dnet.preprocessing.checks_description import SUPPORTED_ENDINGS, Description
 from sam3dnet.preprocessing.names import SIDECAR_ENDINGS, entries, faulty_cases, has_ending_in_other_case
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
+from sam3dnet.preprocessing.world import is_nifti
 
 
 @dataclass(frozen=True)
@@ -183,9 +184,17 @@ def _check_listed(dataset_folder: Path, ending: str, description: Description) -
         for file, check in (*((image, "missing channel") for image in case.images), (case.label, "missing label")):
             if not file.is_file():
                 problems.append(error(case.name, check, f"{file}: not found; add it, or correct dataset.json"))
+        if not _is_kept_as(case.label, ending):
+            message = f"{case.label}: expected the ending {ending}, that of the dataset; convert it"
+            problems.append(error(case.name, "file name", message))
         images = tuple(image for image in case.images if image.is_file())
         cases.append(CaseFiles(case.name, images, case.label if case.label.is_file() else None))
     return cases, problems
+
+
+def _is_kept_as(label: Path, ending: str) -> bool:
+    """Tell whether a label can be kept under a name with the dataset's ending; NIfTI is packed or unpacked for it."""
+    return label.name.endswith(ending) or (is_nifti(label) and ending in (".nii", ".nii.gz"))
 
 
 def _without_outsiders(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from sam3dnet.errors import DatasetError, did_you_mean
 
+LABELS_FOLDER = "gt_segmentations"  # of a preprocessed dataset: what validation is scored against
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 _PARTIAL = ".partial-"
 _DATASET_NAME = re.compile(r"Dataset(\d{3,})_.+")

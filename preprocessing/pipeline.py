@@ -1,5 +1,6 @@
 """Preprocess a dataset as nnU-Net does, each case whole or not at all, and only what is missing or stale."""
 
+import gzip
 import logging
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.cases import TrainingCase, image_files, list_training_cases, read_dataset_json
-from sam3dnet.preprocessing.folders import Folders, is_plain_name, whole_or_nothing
+from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, is_plain_name, whole_or_nothing
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.preprocessing.records import (
@@ -92,7 +93,7 @@ def preprocess_dataset(
         read_splits(preprocessed_folder / SPLITS_FILE, DatasetError, REMEDY)  # a damaged one is told before the work
     for recipe in recipes:
         _run_recipe(recipe, cases, workers, progress)
-    ending, truth = dataset_json["file_ending"], preprocessed_folder / "gt_segmentations"
+    ending, truth = dataset_json["file_ending"], preprocessed_folder / LABELS_FOLDER
     names = [case.name for case in cases]
     known = [file.name.removesuffix(ending) for file in image_files(truth, ending)]
     update_splits(preprocessed_folder / SPLITS_FILE, names, known or names)
@@ -109,7 +110,7 @@ def keep_labels(cases: Sequence[TrainingCase], folder: Path, ending: str, reader
         reader: Of the dataset.
     """
     for case in cases:
-        _copy_if_changed(case.label, folder / f"{case.name}{ending}")
+        _keep_label(case.label, folder / f"{case.name}{ending}")
         for companion in reader.format.companions(case.label, is_label=True):
             _copy_if_changed(companion, folder / f"{case.name}{companion.suffix}")
     names = {f"{case.name}{ending}" for case in cases}
@@ -226,6 +227,19 @@ def _require_success(outcomes: Sequence[Outcome[TrainingCase, bool]]) -> None:
         f"{len(failed)} of {len(outcomes)} cases could not be preprocessed:\n{lines}\n"
         "The others are written; correct these and run again."
     ) from failed[0].error
+
+
+def _keep_label(source: Path, target: Path) -> None:
+    """Copy a label; one of NIfTI is packed or unpacked where the two names say so."""
+    packed = source.name.endswith(".gz")
+    if packed == target.name.endswith(".gz"):
+        _copy_if_changed(source, target)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        repacked = Path(folder) / target.name
+        content = source.read_bytes()
+        repacked.write_bytes(gzip.decompress(content) if packed else gzip.compress(content, mtime=0))
+        _copy_if_changed(repacked, target)
 
 
 def _copy_if_changed(source: Path, target: Path) -> None:

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 NUM_FOLDS = 5
 NNUNET_SEED = 12345
 REMEDY = "correct it, or delete the file, and new folds are made"
+OF_PLANNING = "planning writes it, for two cases or more; plan again"  # the remedy where nothing is trained
 FILE = "splits_final.json"
 
 

@@ -105,7 +105,8 @@ def make_folders(root: Path) -> Folders:
     raw = found.raw / DATASET
     fold = found.results / DATASET / "nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres" / "fold_0"
     validation = fold / "validation"
-    for folder in (raw / "imagesTr", raw / "labelsTr", found.preprocessed / DATASET, validation):
+    kept = found.preprocessed / DATASET / "gt_segmentations"
+    for folder in (raw / "imagesTr", raw / "labelsTr", kept, validation):
         folder.mkdir(parents=True)
     description = json.dumps({"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"})
     for place in (raw, fold.parent):
@@ -117,7 +118,8 @@ def make_folders(root: Path) -> Folders:
         truth = make_labels(4)
         image = (100 * truth + rng.normal(0, 5, SHAPE)).astype(np.int16)
         write_volume(image, raw / "imagesTr" / f"{name}_0000.nii.gz", SPACING_MM)
-        write_volume(truth, raw / "labelsTr" / f"{name}.nii.gz", SPACING_MM)
+        for place in (raw / "labelsTr", kept):
+            write_volume(truth, place / f"{name}.nii.gz", SPACING_MM)
         if width:
             write_volume(make_labels(width), validation / f"{name}.nii.gz", SPACING_MM)
     splits = [{"train": ["in_training"], "val": ["a", "b", "c", "d"]}]

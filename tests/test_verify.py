@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from faults import (
     ENDINGS,
     check,
@@ -82,6 +83,19 @@ def test_cases_listed_in_dataset_json_are_sound(tmp_path: Path) -> None:
     assert expected <= found(folder)
     edit_json(folder, dataset={**listed, "c4": {"images": "one.nii.gz"}})
     assert '"dataset": c4: expected {"images": [one a channel], "label": file}' in message_of(folder, "dataset.json")
+
+
+@pytest.mark.parametrize(("stored", "is_right"), [(".nii", True), (".nrrd", False)])
+def test_listed_labels_in_another_format_than_the_dataset(tmp_path: Path, stored: str, is_right: bool) -> None:
+    folder = make(tmp_path, num_cases=2)
+    listed = {}
+    for case in range(2):
+        label = label_of(folder, case)
+        sitk.WriteImage(sitk.ReadImage(str(label)), str(folder / "labelsTr" / f"case_{case}{stored}"))
+        label.unlink()
+        listed[f"case_{case}"] = {"images": [str(image_of(folder, case))], "label": f"labelsTr/case_{case}{stored}"}
+    edit_json(folder, dataset=listed)
+    assert found(folder) == (set() if is_right else {("error", f"case_{case}", "file name") for case in range(2)})
 
 
 def test_no_fault_hides_another(tmp_path: Path) -> None:

@@ -160,6 +160,16 @@ def test_the_spacing_of_tiff_lies_beside(tmp_path: Path, ending: str) -> None:
     assert properties_are(reader.read_seg(output)[1], spacing=[4, 0.5, 0.25])
 
 
+@pytest.mark.parametrize(("stored", "kept"), [(".nii", ".nii.gz"), (".nii.gz", ".nii"), (".nii.gz", ".nii.gz")])
+def test_kept_labels_are_what_their_names_say(tmp_path: Path, stored: str, kept: str) -> None:
+    label, folder = tmp_path / f"of_a{stored}", tmp_path / "gt_segmentations"
+    write_nifti(label, HEADERS["both"])
+    for _ in range(2):
+        keep_labels([TrainingCase("a", (), label)], folder, kept, DatasetReader("SimpleITKIO"))
+        assert ((folder / f"a{kept}").read_bytes()[:2] == b"\x1f\x8b") == kept.endswith(".gz")
+        np.testing.assert_array_equal(np.asarray(nibabel.load(folder / f"a{kept}").dataobj).T, LABELS_ZYX)
+
+
 @pytest.mark.parametrize("beside", ["labelsTr", "imagesTr"])
 def test_the_kept_labels_of_tiff_keep_their_spacing(tmp_path: Path, beside: str) -> None:
     """A validation writes its label maps in the place of the kept labels."""

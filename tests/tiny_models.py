@@ -60,7 +60,7 @@ def make_plans(resampling, num_channels):
 
 def make_dataset_json(num_channels, labels, ending=".nii.gz"):
     content = {"channel_names": {str(c): "MRI" for c in range(num_channels)}, "labels": labels, "file_ending": ending}
-    return content | ({"regions_class_order": [1, 700]} if labels is REGIONS else {})
+    return content | ({"regions_class_order": [1, 700], "sam3d_accept": ["labels"]} if labels is REGIONS else {})
 
 
 def make_weights(seed, num_channels=1, num_heads=3):

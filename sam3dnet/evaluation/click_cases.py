@@ -14,7 +14,7 @@ from sam3dnet.preprocessing.cases import channel_names, list_training_cases, rea
 from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.reading import DatasetReader
-from sam3dnet.preprocessing.splits import read_splits, splits_file
+from sam3dnet.preprocessing.splits import OF_PLANNING, read_splits, splits_file
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def validation_cases(dataset_name: str, folders: Folders, fold: int | str) -> li
         DatasetError: If the splits, the fold or a case are not there.
     """
     file = splits_file(dataset_name, folders)
-    splits = read_splits(file, DatasetError, "planning writes it, for two cases or more; plan again")
+    splits = read_splits(file, DatasetError, OF_PLANNING)
     if not isinstance(fold, int) or fold >= len(splits):
         raise DatasetError(
             f"fold {fold} has no validation cases, {file} has the folds 0 to {len(splits) - 1}; "

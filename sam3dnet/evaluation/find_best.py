@@ -14,9 +14,9 @@ from sam3dnet.evaluation.crossvalidation import CrossValidation, Scored, faults_
 from sam3dnet.evaluation.inference_instructions import inference_information, instructions
 from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
 from sam3dnet.preprocessing.cores import cores_of_job
-from sam3dnet.preprocessing.folders import Folders, find_dataset_name, parse_fold, write_json
+from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, find_dataset_name, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
-from sam3dnet.preprocessing.splits import REMEDY, read_splits, require_fold, splits_file
+from sam3dnet.preprocessing.splits import OF_PLANNING, read_splits, require_fold, splits_file
 from sam3dnet.settings.find_best import OUR_TRAINER, FindBestSettings
 from sam3dnet.training.validation import BYTES_A_SCORED_VOXEL, SUMMARY, scoring_processes
 
@@ -74,11 +74,8 @@ def find_best(settings: FindBestSettings, folders: Folders) -> Found:
 
 
 def _cases_of_fold(name: str, folders: Folders, asked: Sequence[str | int] | None) -> Mapping[int, tuple[str, ...]]:
-    file = splits_file(name, folders)
-    splits = read_splits(file, PlanError, REMEDY)
+    splits = read_splits(splits_file(name, folders), PlanError, OF_PLANNING)
     folds = list(range(len(splits))) if asked is None else sorted({_number(fold) for fold in asked})
-    if not folds:
-        raise PlanError(f"{file}: there are no folds; cross-validation needs two cases or more")
     for fold in folds:
         require_fold(splits, fold)
     return {fold: splits[fold].val for fold in folds}
@@ -93,7 +90,7 @@ def _number(fold: str | int) -> int:
 
 def _truth(name: str, folders: Folders) -> Path:
     """Find the true label maps, where nnU-Net looks for them."""
-    places = folders.preprocessed / name / "gt_segmentations", folders.raw / name / "labelsTr"
+    places = folders.preprocessed / name / LABELS_FOLDER, folders.raw / name / "labelsTr"
     for place in places:
         if place.is_dir():
             return place

@@ -16,7 +16,7 @@ from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_
 from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.planning.plan import Plan, format_value, load_plan
 from sam3dnet.preprocessing.cases import output_names
-from sam3dnet.preprocessing.folders import Folders, parse_fold, whole_or_nothing
+from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, parse_fold, whole_or_nothing
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.settings.evaluation import ScoringSettings
 from sam3dnet.settings.report import ReportSettings
@@ -70,18 +70,19 @@ def write_report(settings: ReportSettings, folders: Folders) -> Path:
         folders.results, settings.dataset, plans_name=settings.plans, configuration=settings.configuration
     )
     chosen = trained_folds(model)[0] if settings.fold is None else parse_fold(settings.fold)
-    cases = {} if chosen == "all" else {c.image.name: c for c in validation_cases(model.parent.name, folders, chosen)}
+    dataset = model.parent.name
+    cases = {} if chosen == "all" else {c.image.name: c for c in validation_cases(dataset, folders, chosen)}
     reported = ReportedFold(
         model=model,
         fold=chosen,
         plan=load_plan(model / "plans.json"),
         log=read_log(model / f"fold_{chosen}" / LOG_FILE),
         cases=cases,
-        evaluation=_evaluate(model, chosen, cases, settings),
+        evaluation=_evaluate(model, chosen, cases, folders.preprocessed / dataset / LABELS_FOLDER, settings),
     )
     file = model / f"fold_{chosen}" / REPORT_FILE if settings.output is None else Path(settings.output)
     file.parent.mkdir(parents=True, exist_ok=True)
-    html = page(f"{model.parent.name}, fold {chosen}", _sections(reported))
+    html = page(f"{dataset}, fold {chosen}", _sections(reported))
     with whole_or_nothing(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return file
@@ -103,8 +104,10 @@ def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResu
     return chosen
 
 
-def _evaluate(model: Path, fold: int | str, cases: dict[str, ClickCase], settings: ReportSettings) -> Evaluation | None:
-    """Score the predictions that validation at the end of training left, where it did."""
+def _evaluate(
+    model: Path, fold: int | str, cases: dict[str, ClickCase], labels: Path, settings: ReportSettings
+) -> Evaluation | None:
+    """Score the predictions that validation at the end of training left, where it did, as it did."""
     predictions = model / f"fold_{fold}" / "validation"
     ending = str(read_model_dataset(model)["file_ending"])
     if not any((predictions / f"{name}{ending}").is_file() for name in cases):
@@ -112,7 +115,7 @@ def _evaluate(model: Path, fold: int | str, cases: dict[str, ClickCase], setting
     scoring = ScoringSettings(
         dataset_json=model / "dataset.json", tolerance=settings.tolerance, num_processes=settings.num_processes
     )
-    return evaluate_folder(predictions, next(iter(cases.values())).label.parent, scoring, only=cases.keys())
+    return evaluate_folder(predictions, labels, scoring, only=cases.keys())
 
 
 def _sections(reported: ReportedFold) -> Iterator[str]:

@@ -31,6 +31,7 @@ from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, tr
 from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
@@ -178,7 +179,7 @@ class _Validation:
         self._model, self._output, self._with_probabilities = model, output, save_probabilities
         self._automatic = AutomaticSegmentation(model)
         self._ending = trainer.dataset_json["file_ending"]
-        self._truth = Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"
+        self._truth = Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
         folder = trainer.preprocessed_dataset_folder
         self._dataset = infer_dataset_class(folder)(folder)
 
@@ -227,7 +228,7 @@ def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
     """Write nnU-Net's summary.json, and say what nnU-Net says."""
     labels = trainer.label_manager
     metrics = compute_metrics_on_folder(
-        str(Path(trainer.preprocessed_dataset_folder_base) / "gt_segmentations"),
+        str(Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER),
         str(output),
         str(output / SUMMARY),
         trainer.plans_manager.image_reader_writer_class(),
