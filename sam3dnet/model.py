@@ -13,9 +13,9 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.images import ImageInput, ImageSource
+from sam3dnet.inference.cascade import load_stages, make_input
+from sam3dnet.inference.images import ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
-from sam3dnet.inference.models import load_model as load_folder
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
 
@@ -36,6 +36,7 @@ class Model:
     Attributes:
         class_names: Of the classes or regions, without background.
         labels: Value of each class in label maps; of a region the one that it is drawn with.
+        input: Reads and preprocesses images.
     """
 
     def __init__(self, loaded: LoadedModel, *, step_size: float = 0.5, mirror: bool = True):
@@ -43,7 +44,7 @@ class Model:
         self.options: dict[str, Any] = {"step_size": step_size, "mirror": mirror}
         self.labels = {name: one.label for name, one in prompt_classes(loaded.labels).items()}
         self.class_names = tuple(self.labels)
-        self._input = ImageInput(loaded)
+        self.input = make_input(loaded, **self.options)
         self._automatic = AutomaticSegmentation(loaded, **self.options)
 
     def segment(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
@@ -60,7 +61,7 @@ class Model:
         Raises:
             DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
         """
-        return self._automatic.label_map(*self._input.take(image, spacing_mm))
+        return self._automatic.label_map(*self.input.take(image, spacing_mm))
 
     def session(self, *, instance: bool = False) -> "PromptSession":
         """Begin to answer prompts on one image after the other.
@@ -88,7 +89,7 @@ def load_model(
     configuration: str = "3d_fullres",
     plans: str = OUR_PLANS,
 ) -> Model:
-    """Load a trained model.
+    """Load a trained model, of a cascade's second stage with the first, which is predicted on the way.
 
     Args:
         source: A model folder of nnUNet_results, a zip file from nnUNetv2_export_model_to_zip, or a dataset by number
@@ -112,11 +113,11 @@ def load_model(
     if path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
             found = find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
-            loaded = load_folder(found, folds, checkpoint, chosen)
+            loaded = load_stages(found, folds, checkpoint, chosen)
     else:
         is_folder = (path / PLANS_FILE).is_file()
         folder = path if is_folder else _of_dataset(source, root, plans, configuration)
-        loaded = load_folder(folder, folds, checkpoint, chosen)
+        loaded = load_stages(folder, folds, checkpoint, chosen)
     return Model(loaded, step_size=step_size, mirror=mirror)
 
 

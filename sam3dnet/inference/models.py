@@ -18,6 +18,7 @@ from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.network.reach import with_reach
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
+from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
@@ -61,6 +62,7 @@ class LoadedModel:
     Attributes:
         trained_in: Type of the training's matrix products, of all folds; None for float32, or where folds differ.
         economy: How images that exhaust the device's memory are predicted.
+        previous: Of a cascade's second stage, the first, whose label maps are part of its input; see `cascade.py`.
     """
 
     network: nn.Module
@@ -73,6 +75,7 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
     trained_in: torch.dtype | None = None
     economy: Economy = field(default_factory=Economy)
+    previous: "LoadedModel | None" = None
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +95,19 @@ class LoadedModel:
     @cached_property
     def sides(self) -> MirroredSides | None:
         """Which classes become each other in the mirror."""
-        return mirrored_sides(self.plans.plans, self.dataset_json)
+        sides = mirrored_sides(self.plans.plans, self.dataset_json)
+        return sides.with_input(self.num_images, self.input_labels) if sides and self.input_labels else sides
+
+    @property
+    def num_images(self) -> int:
+        """Channels of an image, which come first in the network's input."""
+        return len(channel_names(self.dataset_json))
+
+    @property
+    def input_labels(self) -> tuple[int, ...]:
+        """Labels of the previous stage that have a channel each in the network's input; none without such a stage."""
+        is_second = self.configuration.previous_stage_name is not None
+        return tuple(self.labels.foreground_labels) if is_second else ()
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:
@@ -246,7 +261,7 @@ def load_model(
 
     Raises:
         CheckpointError: If a fold or its checkpoint is missing, damaged, or of another network.
-        PlanError: If the plan cannot be read, or its network class cannot be found, or it is a cascade's second stage.
+        PlanError: If the plan cannot be read, or its network class cannot be found, or it is a 2D one.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -255,7 +270,7 @@ def load_model(
     opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]
     first = opened[0][1]
     configuration = plans.get_configuration(first["init_args"]["configuration"])
-    _require_3d_single_stage(model_folder, configuration)
+    _require_3d(model_folder, configuration)
     labels = plans.get_label_manager(dataset_json)
     network = build_network(plans, configuration, labels, dataset_json)
     weights = [with_reach(unwrapped(content["network_weights"]), network.state_dict()) for _, content in opened]
@@ -316,14 +331,9 @@ def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequ
     return folds
 
 
-def _require_3d_single_stage(model_folder: Path, configuration: Any) -> None:
+def _require_3d(model_folder: Path, configuration: Any) -> None:
     if len(configuration.patch_size) != 3:
         raise PlanError(f"{model_folder.name}: a 2D configuration; sam3dnet predicts 3D ones, use nnUNetv2_predict")
-    if configuration.previous_stage_name is not None:
-        raise PlanError(
-            f"{model_folder.name}: the second stage of a cascade needs the label maps of its first stage; "
-            "use nnUNetv2_predict with -prev_stage_predictions"
-        )
 
 
 def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dict[str, Any]) -> nn.Module:

@@ -42,7 +42,7 @@ class OfPlan:
         plans: Name of the plan; those of --method have a name of their own.
     """
 
-    configuration: str = "3d_fullres"
+    configuration: Annotated[str, "-c"] = "3d_fullres"
     plans: str = "SAM3DPlans"
 
 

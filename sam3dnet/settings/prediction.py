@@ -38,6 +38,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
         num_parts: How many processes share the images, each started with a --part-id of its own, as with nnU-Net's.
         part_id: Which share of the images to predict, from 0.
+        prev_stage_predictions: For a cascade's second stage: folder with the first stage's label maps, named as the
+            images are, without the channel; without it the first stage beside the model predicts them on the way.
         scheduler: Address of a Dask scheduler, whose workers then predict; see docs/cluster.md.
 
     Raises:
@@ -62,6 +64,7 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     clip_weights: str | None = None
     num_parts: int = 1
     part_id: int = 0
+    prev_stage_predictions: Annotated[str | Path | None, "-prev_stage_predictions"] = None
     scheduler: str | None = None
 
     @property
