@@ -229,7 +229,8 @@ class _Run:
         self._model = model
         self._output = Path(settings.output_folder)
         self._turn = Lock()  # of the networks: a cascade's first stage is asked where images are read
-        stored, options = settings.prev_stage_predictions, {"step_size": settings.step, "mirror": settings.mirror}
+        stored = settings.prev_stage_predictions
+        options: dict[str, Any] = {"step_size": settings.step, "mirror": settings.mirror}
         self._input = make_input(model, self._turn, stored, **options)
         self._automatic = AutomaticSegmentation(model, **options)
         self._prompts = prompts

@@ -29,7 +29,7 @@ from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
 from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.reading import DatasetReader
-from sam3dnet.preprocessing.records import settings_digest
+from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 from sam3dnet.training.next_stage import next_stages
 
@@ -96,7 +96,7 @@ def load_trained(
         raise CheckpointError(f"{folder}: no checkpoint to validate; train the fold first, without --validate-only")
     model = load_model(model_folder, [fold], checkpoint, device)
     settings = (
-        settings_digest(of.plans, of.get_configuration(name).configuration, described)
+        settings_digest(of.plans, configuration_of_cases(of.plans, name), described)
         for of, described in ((plans, dataset_json), (model.plans, model.dataset_json))
     )
     if len(set(settings)) > 1:
