@@ -89,7 +89,7 @@ def test_the_first_stage_leaves_the_label_maps_of_nnunets_trainer(cascade):
 
 
 def test_the_second_stage_has_a_channel_for_each_label(cascade):
-    name, folders, first, second = cascade
+    name, folders, _, second = cascade
     trainer = trainer_of(name, folders, CASCADE, 0, second)
     images = len(trainer.dataset_json["channel_names"])
     assert trainer.num_input_channels == images + 2
