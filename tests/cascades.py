@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from phantoms import make_raw_dataset
-from tiny_models import LABELS, make_checkpoint, make_dataset_json, make_plans, make_weights
+from tiny_models import LABELS, REGIONS, make_checkpoint, make_dataset_json, make_plans, make_weights
 
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning.planner import plan_dataset
@@ -52,11 +52,11 @@ def make_cascade_model(results: Path, folds: Any = (0,), first_folds: Any = (0,)
     coarse = {"data_identifier": "low", "spacing": [2.0, 4.0, 1.5], "patch_size": [4, 6, 4], "next_stage": CASCADE}
     configurations[LOWRES] = configurations[FULLRES] | coarse
     configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
-    for stage, channels, of_stage in ((LOWRES, 1, first_folds), (CASCADE, 1 + len(labels) - 1, folds)):
+    for stage, channels, of_stage in ((LOWRES, 1, first_folds), (CASCADE, 3, folds)):
         folder = results / "Dataset901_Tiny" / f"nnUNetTrainerSAM3D__SAM3DPlans__{stage}"
         for fold in of_stage:
             (folder / f"fold_{fold}").mkdir(parents=True)
-            weights = make_weights(9 if fold == "all" else fold, channels, len(labels))
+            weights = make_weights(9 if fold == "all" else fold, channels, 2 if labels is REGIONS else 3)
             checkpoint = make_checkpoint(weights, init_args={"configuration": stage})
             torch.save(checkpoint, folder / f"fold_{fold}" / "checkpoint_final.pth")
         if of_stage:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from cascades import CASCADE, LOWRES, make_cascade_model
 from commands import predict_folder
-from tiny_models import labels_of, make_checkpoint, make_model, make_weights
+from tiny_models import LABELS, REGIONS, labels_of, make_checkpoint, make_model, make_weights
 
 import sam3dnet
 from sam3dnet.errors import CheckpointError, DatasetError
-from sam3dnet.inference.cascade import load_stages
+from sam3dnet.inference.cascade import load_stages, make_input
 from sam3dnet.inference.images import with_labels
 from sam3dnet.inference.predictor import SETTINGS_FILE
 from sam3dnet.inference.windows import predict_mirrored
@@ -88,6 +88,28 @@ def test_a_label_map_of_another_grid_costs_its_case(second, images, tmp_path):
     report = predict_folder(images, tmp_path / "out", second, **stored)
     assert report.written == ["a", "c"]
     assert "shape" in report.failed["b"]
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+def test_the_input_is_nnunets_to_the_last_bit(tmp_path, images, labels):
+    """nnU-Net's prediction of a second stage, with the first stage's label maps in files; a plan with swapped axes."""
+    from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+    second = make_cascade_model(tmp_path, labels=labels)
+    predict_folder(images, tmp_path / "first", first_of(second), device="cpu")
+    model = load_stages(second)
+    image = images / "b_0000.nii.gz"
+    stored = tmp_path / "first" / "b.nii.gz"
+    assert np.unique(labels_of(stored)).size > 1
+    data, seg, expected = model.configuration.preprocessor_class(verbose=False).run_case(
+        [str(image)], str(stored), model.plans, model.configuration, model.dataset_json
+    )
+    expected_CZYX = np.vstack((data, convert_labelmap_to_one_hot(seg[0], model.labels.foreground_labels, data.dtype)))
+    given, properties = make_input(model).take(image)
+    np.testing.assert_array_equal(given.numpy(), expected_CZYX)
+    assert len(given) == 3 and given[1:].any()
+    assert properties["bbox_used_for_cropping"] == expected["bbox_used_for_cropping"]
+    assert "class_locations" not in properties
 
 
 def test_only_a_second_stage_takes_them(tmp_path, images):

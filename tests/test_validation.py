@@ -173,6 +173,8 @@ def test_what_cannot_be_validated_is_told_and_nothing_is_written(fold):
             ({"patch_size": [16, 16]}, "is 2D; validate it with nnUNetv2_train --val"),
         ):
             plans["configurations"]["3d_fullres"] = configuration | change
+            if len(change.get("patch_size", [1] * 3)) == 2:
+                del plans["sam3d"]  # ours are all 3D
             plans_file.write_text(json.dumps(plans))
             with pytest.raises(PlanError, match=message):
                 validate_fold(name, 0, folders, device="cpu")

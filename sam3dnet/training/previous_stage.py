@@ -34,13 +34,13 @@ class LabelMaps:
         Raises:
             DatasetError: If some have none; says which folds of the first stage to train or validate.
         """
-        found = {name: self._fault(name) for name in names}
+        found = {name: self._fault(name) for name in sorted(set(names))}
         faulty = {name: fault for name, fault in found.items() if fault is not None}
         if faulty:
             name, fault = next(iter(faulty.items()))
             raise DatasetError(
                 f"{self.folder}: {len(faulty)} of {len(found)} cases have no label map of the first stage to go on "
-                f"from: {shorten(sorted(faulty))} ({name}: {fault}); its validation writes them: "
+                f"from: {shorten(list(faulty))} ({name}: {fault}); its validation writes them: "
                 f"{self._lines(faulty.keys())}"
             )
 
