@@ -62,9 +62,9 @@ def count_loads(folder: Path) -> None:
 
     real = predictor.load_stages
 
-    def load(*arguments: Any) -> Any:
+    def load(*arguments: Any, **options: Any) -> Any:
         (folder / f"{os.getpid()}_{time.monotonic_ns()}").touch()
-        return real(*arguments)
+        return real(*arguments, **options)
 
     load.real = real  # type: ignore[attr-defined]
     predictor.load_stages = load
