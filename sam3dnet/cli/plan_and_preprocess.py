@@ -55,7 +55,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
                 plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
                 print(format_decisions(load_plan(plan_files[-1])), flush=True)
                 chosen = choose_configurations(load_plan(plan_files[-1]), settings.configurations)
-                preprocess_dataset(name, folders, choice.plans_name, chosen, processes, cluster=cluster)
+                preprocess_dataset(name, folders, choice.plans_name, chosen, num_processes=processes, cluster=cluster)
                 tell_stale(load_plan(plan_files[-1]), chosen)
                 tell_vanished(plan_files[-1])
     return plan_files

@@ -62,7 +62,9 @@ class LoadedModel:
     Attributes:
         trained_in: Type of the training's matrix products, of all folds; None for float32, or where folds differ.
         economy: How images that exhaust the device's memory are predicted.
-        previous: Of a cascade's second stage, the first, whose label maps are part of its input; see `cascade.py`.
+        input_labels: Of the previous stage that have a channel each in the network's input, after the image's; none
+            without such a stage.
+        previous: Of a cascade's second stage, the first; see `cascade.py`.
     """
 
     network: nn.Module
@@ -75,6 +77,7 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
     trained_in: torch.dtype | None = None
     economy: Economy = field(default_factory=Economy)
+    input_labels: tuple[int, ...] = ()
     previous: "LoadedModel | None" = None
 
     @property
@@ -102,12 +105,6 @@ class LoadedModel:
     def num_images(self) -> int:
         """Channels of an image, which come first in the network's input."""
         return len(channel_names(self.dataset_json))
-
-    @property
-    def input_labels(self) -> tuple[int, ...]:
-        """Labels of the previous stage that have a channel each in the network's input; none without such a stage."""
-        is_second = self.configuration.previous_stage_name is not None
-        return tuple(self.labels.foreground_labels) if is_second else ()
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:
@@ -161,9 +158,12 @@ def find_model(
     if len(chosen) == 1:
         return chosen[0].folder
     wanted = "a trained model" if dataset is None else f"a trained model for dataset {dataset}"
+    option = "" if configuration == "3d_fullres" else f" -c {configuration}"
     if not chosen:
         there = _listing(trained) if trained else "there is none"
-        raise CheckpointError(f"{results}: expected {wanted}; {there}; train one first: sam3d_train DATASET fold0")
+        raise CheckpointError(
+            f"{results}: expected {wanted}{option}; {there}; train one first: sam3d_train DATASET fold0{option}"
+        )
     raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose one with -d")
 
 
@@ -287,7 +287,13 @@ def load_model(
         dataset_json=dataset_json,
         mirror_axes=mirrored_axes(first.get("inference_allowed_mirroring_axes"), plans.plans, dataset_json),
         trained_in=trained_in(content for _, content in opened),
+        input_labels=input_labels(configuration, labels),
     )
+
+
+def input_labels(configuration: Any, labels: Any) -> tuple[int, ...]:
+    """Give the labels that a cascade's second stage sees of the first; none for other configurations."""
+    return () if configuration.previous_stage_name is None else tuple(labels.foreground_labels)
 
 
 def mirrored_axes(

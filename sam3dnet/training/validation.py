@@ -26,7 +26,7 @@ from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
-from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
+from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
@@ -62,6 +62,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module) -> None:
             trainer.inference_allowed_mirroring_axes, trainer.plans_manager.plans, trainer.dataset_json
         ),
         trained_in=half_type(trainer.device),
+        input_labels=input_labels(trainer.configuration_manager, trainer.label_manager),
     )
     with _room_of_training_given_back(trainer.optimizer):
         validate(trainer, model)
