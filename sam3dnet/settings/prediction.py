@@ -20,7 +20,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz, a file a channel.
         output_folder: Folder for the label maps; made where it is missing.
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
-        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
+        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one. Of a cascade's
+            first stage the same ones are taken, as far as they are trained.
         model_folder: Model folder, in place of one below nnUNet_results.
         step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
