@@ -28,9 +28,20 @@ def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def changes_by_hand(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """Find what differs in a plan from what its planner wrote; nothing in a plan that does not say what that was."""
+    """Find what differs in a plan from what its planner wrote; nothing in a plan that does not say what that was.
+
+    Where a configuration inherits, as a cascade's second stage does, what is added to it differs from that.
+    """
     planned = plans.get("sam3d", {}).get(AS_PLANNED, {})
-    return {path: value for path, value in editable_values(plans).items() if path in planned and planned[path] != value}
+    return {
+        path: value
+        for path, value in editable_values(plans).items()
+        if planned.get(path, value) != value or (path not in planned and _inherits(path, planned))
+    }
+
+
+def _inherits(path: str, planned: Mapping[str, Any]) -> bool:
+    return f"{'.'.join(path.split('.')[:2])}.inherits_from" in planned
 
 
 def with_changes(plans: Mapping[str, Any], changes: Mapping[str, Any], file_name: str) -> dict[str, Any]:
@@ -48,12 +59,13 @@ def with_changes(plans: Mapping[str, Any], changes: Mapping[str, Any], file_name
     planned = editable_values(plans)
     changed["sam3d"][AS_PLANNED] = planned
     for path, value in changes.items():
-        if path in planned and planned[path] != value:
+        if planned.get(path, value) != value or (path not in planned and _inherits(path, planned)):
             *parents, key = path.split(".")
             place = changed
             for parent in parents:
-                place = place[parent]
+                place = place.setdefault(parent, {})
             place[key] = value
-            reason = f"{_EDITED} in {file_name}, planned was {planned[path]}; delete the file to have all planned anew"
+            was = f"planned was {planned[path]}" if path in planned else f"planned was what {parents[1]} inherits"
+            reason = f"{_EDITED} in {file_name}, {was}; delete the file to have all planned anew"
             changed["sam3d"]["decisions"].append(vars(Decision(path, value, reason, "user")))
     return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,12 @@ class CropFitter:
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
+
+    def with_channels(self, input_channels: int) -> CropFitter:
+        """Give the same for another number of input channels."""
+        other = copy.copy(self)
+        other.input_channels, other._measured = input_channels, {}
+        return other
 
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
         """Find the finest affordable tokens, else the coarsest that fit; None if none do.

@@ -6,7 +6,7 @@ import logging
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
+from sam3dnet.planning.second_stage import SecondStage
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
+from sam3dnet.planning.target_spacing import ASKED_SPACING, spacing_decision, without_the_spacing
 from sam3dnet.preprocessing.cases import (
     channel_names,
     foreground_classes,
@@ -61,6 +63,7 @@ class SAM3DPlanner(ExperimentPlanner):
             by which a CPU may go on with a small encoder; None compares none.
         plans_name: Name of the plans file.
         choice: The method, and how it is tuned.
+        target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
     """
 
     def __init__(
@@ -74,8 +77,10 @@ class SAM3DPlanner(ExperimentPlanner):
         operations: Cost | None = None,
         plans_name: str = DEFAULT_PLANS_NAME,
         choice: MethodChoice | None = None,
+        target_spacing_mm: Sequence[float] | None = None,
     ) -> None:
-        super().__init__(dataset_name, plans_name=plans_name)
+        overwrite = None if target_spacing_mm is None else [float(mm) for mm in target_spacing_mm]
+        super().__init__(dataset_name, plans_name=plans_name, overwrite_target_spacing=overwrite)
         listed = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)
         self.cases = {case.name: case for case in listed}  # `dataset`, nnU-Net's, has files that begin with "._" too
         limits, budget_decision = budget
@@ -212,7 +217,7 @@ class SAM3DPlanner(ExperimentPlanner):
         """Plan all 3D configurations and write the plans file; no 2D one is ever planned."""
         forward, backward = self.determine_transpose()
         spacing = np.asarray(self.determine_fullres_target_spacing(), dtype=float)
-        self.decisions.append(spacing_decision(spacing, self.dataset_fingerprint))
+        self.decisions.append(spacing_decision(spacing, self.dataset_fingerprint, self.overwrite_target_spacing))
         shapes = [
             compute_new_shape(shape, original, spacing)
             for original, shape in zip(
@@ -258,6 +263,7 @@ class SAM3DPlanner(ExperimentPlanner):
             if sides.pairs
             else None,
             "decisions": [asdict(decision) for decision in self.decisions],
+            **({} if self.overwrite_target_spacing is None else {ASKED_SPACING: self.overwrite_target_spacing}),
         }
         self.plans = self.save_plans(plans)
         return self.plans
@@ -301,11 +307,14 @@ class SAM3DPlanner(ExperimentPlanner):
         lowres = self.get_plans_for_configuration(
             decision.value, shape, self.generate_data_identifier(LOWRES), math.prod(shape) * cases, {}
         )
-        return {
-            LOWRES: {**lowres, "next_stage": CASCADE},
-            FULLRES: fullres,
-            CASCADE: {"inherits_from": FULLRES, "previous_stage": LOWRES},
-        }
+        stage = SecondStage(self.fitter, self.dataset_json, self.block).of(
+            fullres, self.determine_transpose()[0], self.choice.name
+        )
+        self.decisions += [replace(one, name=f"{one.name} ({CASCADE})") for one in stage.decisions(memory_decision)]
+        if stage.changes is None:
+            return {LOWRES: lowres, FULLRES: fullres}
+        second = {"inherits_from": FULLRES, "previous_stage": LOWRES, **stage.changes}
+        return {LOWRES: {**lowres, "next_stage": CASCADE}, FULLRES: fullres, CASCADE: second}
 
     def intensity_properties(self, schemes: Sequence[str]) -> dict[str, dict[str, float]]:
         """Write the chosen window of each CT channel over nnU-Net's foreground properties."""
@@ -333,7 +342,7 @@ class SAM3DPlanner(ExperimentPlanner):
         folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         plans_file = folder / f"{self.plans_identifier}.json"
         before = read_json_if_whole(plans_file) or {}
-        changes = changes_by_hand(before)
+        changes = without_the_spacing(changes_by_hand(before), before, plans, plans_file.name)
         plans = with_changes(plans, changes, plans_file.name)
         for path, value in changes.items():
             logger.warning("Warning: %s of %s is kept as changed by hand: %s", path, plans_file.name, value)
@@ -349,16 +358,6 @@ class SAM3DPlanner(ExperimentPlanner):
 def torch_resampling_options() -> dict[str, Any]:
     """Give the options of nnU-Net's torch resampling: thick slices are resampled apart, as in its default."""
     return {"force_separate_z": None, "memefficient_seg_resampling": False}
-
-
-def spacing_decision(spacing: np.ndarray, fingerprint: Mapping[str, Any]) -> Decision:
-    """Say how nnU-Net came to its target spacing."""
-    median = np.median(np.asarray(fingerprint["spacings"], dtype=float), 0)
-    if np.allclose(median, spacing):
-        reason = "median over the cases"
-    else:
-        reason = "median over the cases; the anisotropic axis at the 10th percentile"
-    return Decision("spacing", [float(mm) for mm in spacing], reason, rules.NNUNET)
 
 
 def normalization_decision(schemes: Sequence[str]) -> Decision:
@@ -398,6 +397,7 @@ def plan_dataset(
     num_processes: int = 1,
     progress: bool = True,
     choice: MethodChoice | None = None,
+    target_spacing_mm: Sequence[float] | None = None,
     cluster: Workers | None = None,
 ) -> Path:
     """Plan a dataset and write its plans file.
@@ -416,6 +416,7 @@ def plan_dataset(
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
         choice: The method, and how it is tuned; None: the default.
+        target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images; None: nnU-Net's.
         cluster: Reads the cases in place of processes of this machine.
 
     Returns:
@@ -438,6 +439,7 @@ def plan_dataset(
         operations=operations,
         plans_name=plans_name,
         choice=choice,
+        target_spacing_mm=target_spacing_mm,
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"

@@ -7,7 +7,7 @@ mirrored from left to right.
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -130,11 +130,18 @@ class MirroredSides:
         axis: Spatial axis (0 to 2) of the planned grid, from left to right.
         values: Label value -> what it becomes; others stay.
         channels: For each channel of the logits the one that holds its mirror image.
+        input_channels: The same of the network's input; none where all stay.
     """
 
     axis: int
     values: Mapping[int, int]
     channels: tuple[int, ...]
+    input_channels: tuple[int, ...] = ()
+
+    def with_input(self, num_images: int, labels: Sequence[int]) -> "MirroredSides":
+        """Give the same for an input of images, and after them a channel for each of these labels, as in a cascade."""
+        mirrored = [labels.index(self.values.get(label, label)) for label in labels]
+        return replace(self, input_channels=(*range(num_images), *(num_images + index for index in mirrored)))
 
 
 def mirrored_sides(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> MirroredSides | None:

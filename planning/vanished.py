@@ -18,7 +18,8 @@ def tell_vanished(plan_file: Path) -> None:
     """Tell the classes that vanish in any configuration of a plan whose cases are preprocessed."""
     fingerprint = read_json(plan_file.with_name(FINGERPRINT_FILE), DatasetError, "plan again")
     for folder in sorted({one.data_identifier for one in load_plan(plan_file).configurations.values()}):
-        find_vanished(plan_file.parent / folder, fingerprint[BLOCK]["classes"])
+        if any((plan_file.parent / folder).glob("*.pkl")):
+            find_vanished(plan_file.parent / folder, fingerprint[BLOCK]["classes"])
 
 
 def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:

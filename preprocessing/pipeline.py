@@ -18,10 +18,12 @@ from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
+    configuration_of_cases,
     file_digest,
     is_current,
     list_stored_names,
     make_record,
+    maker_of_cases,
     remove_case,
     settings_digest,
     store_record,
@@ -152,8 +154,9 @@ def _make_recipes(
         if not is_plain_name(folder):
             raise PlanError(f'configuration {name}: "data_identifier" is {folder!r}, not a folder\'s name; plan again')
         if folder not in recipes:
-            settings = settings_digest(plans, configuration.configuration, dataset_json)
-            recipes[folder] = Recipe(plans, name, dataset_json, settings, preprocessed_folder / folder)
+            maker = maker_of_cases(plans, folder) or name
+            settings = settings_digest(plans, configuration_of_cases(plans, maker), dataset_json)
+            recipes[folder] = Recipe(plans, maker, dataset_json, settings, preprocessed_folder / folder)
     return list(recipes.values())
 
 

@@ -61,6 +61,37 @@ def settings_digest(plans: Mapping[str, Any], configuration: Mapping[str, Any], 
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
+def configuration_of_cases(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Give a configuration with what it inherits, as its cases are preprocessed.
+
+    Cases are laid out in blocks for the crop of the configuration that they are made for; others that share them, as a
+    cascade's second stage does, may have another crop.
+
+    Args:
+        plans: The plan.
+        name: Of the configuration.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(dict(plans))
+    of_name = manager.get_configuration(name)
+    maker = maker_of_cases(plans, of_name.data_identifier) or name
+    return {**of_name.configuration, "patch_size": manager.get_configuration(maker).configuration.get("patch_size")}
+
+
+def maker_of_cases(plans: Mapping[str, Any], folder: str) -> str | None:
+    """Name the configuration that the cases of a folder are made for: the first that inherits nothing, else the first.
+
+    Returns:
+        None if no configuration has its cases there.
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager, configurations = PlansManager(dict(plans)), plans["configurations"]
+    sharing = [name for name in configurations if manager.get_configuration(name).data_identifier == folder]
+    return min(sharing, key=lambda name: "inherits_from" in configurations[name], default=None)
+
+
 def make_record(case: TrainingCase, settings: str, reader: DatasetReader) -> dict[str, Any]:
     """Say what a case is made from: the settings, and its files by content, with those that belong to them."""
     return {

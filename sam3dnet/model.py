@@ -13,9 +13,9 @@ import torch
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.images import ImageInput, ImageSource
+from sam3dnet.inference.cascade import load_stages, make_input
+from sam3dnet.inference.images import ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
-from sam3dnet.inference.models import load_model as load_folder
 from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
@@ -37,6 +37,7 @@ class Model:
     Attributes:
         class_names: Of the classes or regions, without background.
         labels: Value of each class in label maps; of a region the one that it is drawn with.
+        input: Reads and preprocesses images.
     """
 
     def __init__(self, loaded: LoadedModel, *, step_size: float = 0.5, mirror: bool = True):
@@ -44,7 +45,7 @@ class Model:
         self.options: dict[str, Any] = {"step_size": step_size, "mirror": mirror}
         self.labels = {name: one.label for name, one in prompt_classes(loaded.labels).items()}
         self.class_names = tuple(self.labels)
-        self._input = ImageInput(loaded)
+        self.input = make_input(loaded, **self.options)
         self._automatic = AutomaticSegmentation(loaded, **self.options)
 
     def segment(self, image: ImageSource, spacing_mm: Sequence[float] | None = None) -> np.ndarray:
@@ -61,7 +62,7 @@ class Model:
         Raises:
             DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
         """
-        labels_ZYX = self._automatic.label_map(*self._input.take(image, spacing_mm))
+        labels_ZYX = self._automatic.label_map(*self.input.take(image, spacing_mm))
         return self.loaded.postprocessing.applied_to(labels_ZYX)
 
     def session(self, *, instance: bool = False) -> "PromptSession":
@@ -91,7 +92,7 @@ def load_model(
     configuration: str = "3d_fullres",
     plans: str = OUR_PLANS,
 ) -> Model:
-    """Load a trained model.
+    """Load a trained model, of a cascade's second stage with the first, which is predicted on the way.
 
     Args:
         source: A model folder of nnUNet_results, a zip file from nnUNetv2_export_model_to_zip, or a dataset by number
@@ -132,7 +133,7 @@ def _load(
     device: torch.device | str,
     postprocessing: bool,
 ) -> LoadedModel:
-    loaded = load_folder(folder, folds, checkpoint, device)
+    loaded = load_stages(folder, folds, checkpoint, device)
     if postprocessing:
         loaded.postprocessing = read_postprocessing(folder, loaded.dataset_json)
     return loaded

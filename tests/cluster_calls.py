@@ -60,20 +60,20 @@ def count_loads(folder: Path) -> None:
     """Leave a file for each model that this process loads from now on."""
     from sam3dnet.inference import predictor
 
-    real = predictor.load_model
+    real = predictor.load_stages
 
-    def load(*arguments: Any) -> Any:
+    def load(*arguments: Any, **options: Any) -> Any:
         (folder / f"{os.getpid()}_{time.monotonic_ns()}").touch()
-        return real(*arguments)
+        return real(*arguments, **options)
 
     load.real = real  # type: ignore[attr-defined]
-    predictor.load_model = load
+    predictor.load_stages = load
 
 
 def count_loads_no_longer() -> None:
     from sam3dnet.inference import predictor
 
-    predictor.load_model = predictor.load_model.real
+    predictor.load_stages = predictor.load_stages.real
 
 
 def die_at_the_first_export(mark: Path) -> None:

@@ -218,5 +218,5 @@ def make_fold(kind: Kind, raw: Path, root: Path) -> tuple[Folders, Path]:
         preprocessed_dataset_folder_base=str(preprocessed),
         preprocessed_dataset_folder=str(preprocessed / "SAM3DPlans_3d_fullres"),
     )
-    assert _Validation(trainer, load_model(model, [0], None, "cpu"), output).predict(names) == {}
+    assert _Validation(trainer, load_model(model, [0], None, "cpu"), output, False).predict(names) == {}
     return folders, output.parent

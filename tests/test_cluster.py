@@ -221,7 +221,7 @@ def test_the_fingerprint_equals_the_serial_one(cluster: DaskCluster, tmp_path: P
 def test_every_step_of_planning_is_given_the_cluster(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sam3dnet.planning import plan, planner, vanished
+    from sam3dnet.planning import asked, plan, planner, vanished
     from sam3dnet.preprocessing import pipeline, verify
 
     given = []
@@ -236,6 +236,8 @@ def test_every_step_of_planning_is_given_the_cluster(
     monkeypatch.setattr(plan, "load_plan", lambda _path: None)
     monkeypatch.setattr(vanished, "tell_vanished", lambda _path: None)
     monkeypatch.setattr(plan, "format_decisions", lambda _plan: "")
+    monkeypatch.setattr(asked, "choose_configurations", lambda _plan, _asked: ["3d_fullres"])
+    monkeypatch.setattr(asked, "tell_stale", lambda _plan, _chosen: None)
     (tmp_path / "nnUNet_raw" / NAME).mkdir(parents=True)
     line = ["-d", "902", "--root", str(tmp_path), "--encoder", "tiny", "--device", "cpu", "--scheduler", address]
     assert plan_command.main(line) == 0

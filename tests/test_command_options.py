@@ -158,7 +158,7 @@ def test_failed_cases_are_the_last_lines_and_the_status_is_1(
 def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder]:
     """Replace the steps of planning."""
     from sam3dnet.network import weights_file
-    from sam3dnet.planning import plan, planner, vanished
+    from sam3dnet.planning import asked, plan, planner, vanished
     from sam3dnet.planning.encoder import SamWeights
     from sam3dnet.preprocessing import pipeline, verify
 
@@ -167,13 +167,16 @@ def planning(places: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Recorder
         "plan_dataset": Recorder(Path("SAM3DPlans.json")),
         "load_plan": Recorder(),
         "format_decisions": Recorder("the table"),
+        "require_plannable": Recorder(),
+        "choose_configurations": Recorder(["3d_lowres"]),
         "preprocess_dataset": Recorder(),
+        "tell_stale": Recorder(),
         "tell_vanished": Recorder(),
         "weights_for_plan": Recorder(SamWeights({"name": "w.pth"})),
         "check_named_file": Recorder(),
     }
     for name, recorder in recorders.items():
-        for module in (weights_file, plan, planner, vanished, pipeline, verify):
+        for module in (weights_file, asked, plan, planner, vanished, pipeline, verify):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, recorder)
     return recorders
@@ -187,6 +190,7 @@ def test_options_of_planning_reach_its_steps(
     line = "-d 501 502 -gpu_memory_target 7.5 --encoder vit_b --sam-checkpoint w.pth --num-processes 0 --device cpu"
     choice = MethodChoice("3dsam-adapter", "as-published", "lora", prompts=False)
     line += " --method 3dsam-adapter --fidelity as-published --tuning lora --no-prompts"
+    line += " -c 3d_lowres 3d_fullres -overwrite_target_spacing 3 1 1.5"
     assert plan_and_preprocess.main(line.split()) == 0
     names = ["Dataset501_X", "Dataset502_X"]
     assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 0) for name in names]
@@ -201,9 +205,17 @@ def test_options_of_planning_reach_its_steps(
             "encoder": "vit_b",
             "device": "cpu",
             "num_processes": 0,
+            "target_spacing_mm": [3.0, 1.0, 1.5],
             "cluster": None,
         }
-    preprocessed = [((name, places, choice.plans_name), {"num_processes": 0, "cluster": None}) for name in names]
+    asked_for = ["3d_lowres", "3d_fullres"]
+    files = [places.preprocessed / name / f"{choice.plans_name}.json" for name in names]
+    assert planning["require_plannable"].calls == [((asked_for, file), {}) for file in files]
+    assert planning["choose_configurations"].calls == [((None, asked_for), {})] * 2
+    chosen = ["3d_lowres"]
+    preprocessed = [
+        ((name, places, choice.plans_name, chosen), {"num_processes": 0, "cluster": None}) for name in names
+    ]
     assert planning["preprocess_dataset"].calls == preprocessed
     assert planning["weights_for_plan"].calls == [(("vit_b", True), {"named": "w.pth"})]
     assert planning["check_named_file"].calls == [(("vit_b", "w.pth"), {})]

@@ -120,7 +120,6 @@ def test_damaged_and_foreign_plans_are_refused(tmp_path):
             "architecture": configuration["architecture"] | {"network_class_name": "torch.nn.Identity9"}
         },
         "a 2D configuration": {"patch_size": [8, 8]},
-        "second stage of a cascade": {"previous_stage": "3d_lowres"},
     }
     for message, change in changes.items():
         plans["configurations"]["3d_fullres"] = configuration | change

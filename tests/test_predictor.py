@@ -122,7 +122,7 @@ def test_folders_that_are_not_there_or_hold_nothing(tmp_path, model):
 
 def test_an_output_folder_that_cannot_be_written_stops_before_any_work(tmp_path, images, model, monkeypatch):
     (tmp_path / "file").write_text("a file, not a folder")
-    monkeypatch.setattr(predictor, "load_model", lambda *a: pytest.fail("work was begun"))
+    monkeypatch.setattr(predictor, "load_stages", lambda *a, **k: pytest.fail("work was begun"))
     with pytest.raises(DatasetError, match=r"cannot be written to .* choose another one with -o"):
         predict_folder(images, tmp_path / "file" / "out", model, device="cpu")
     with pytest.raises(DatasetError, match="is the input folder"):

@@ -178,9 +178,11 @@ def test_what_cannot_be_validated_is_told_and_nothing_is_written(fold):
     try:
         for change, message in (
             ({"spacing": [3.0, 1.0, 1.0]}, "preprocessed by another plan than SAM3DPlans is now; train again"),
-            ({"next_stage": "3d_cascade_fullres"}, "part of a cascade; validate it with nnUNetv2_train --val"),
+            ({"patch_size": [16, 16]}, "is 2D; validate it with nnUNetv2_train --val"),
         ):
             plans["configurations"]["3d_fullres"] = configuration | change
+            if len(change.get("patch_size", [1] * 3)) == 2:
+                del plans["sam3d"]  # ours are all 3D
             plans_file.write_text(json.dumps(plans))
             with pytest.raises(PlanError, match=message):
                 validate_fold(name, 0, folders, device="cpu")
@@ -268,11 +270,10 @@ def test_gradients_make_room_and_the_optimizer_is_as_before(fold):
     assert all(torch.equal(after[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("change", [{"next_stage": ["x"]}, {"previous_stage": "x"}, {"patch_size": [16, 16]}])
-def test_cascades_and_2d_are_left_to_nnunet(fold, change, monkeypatch):
+def test_2d_is_left_to_nnunet(fold, monkeypatch):
     name, folders, output = fold
     loaded = loaded_trainer(name, folders, output)
-    loaded.configuration_manager.configuration.update(change)
+    loaded.configuration_manager.configuration.update({"patch_size": [16, 16]})
     asked = []
     monkeypatch.setattr(trainer.nnUNetTrainer, "perform_actual_validation", lambda self, npz: asked.append(npz))
     loaded.perform_actual_validation()

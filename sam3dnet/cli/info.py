@@ -6,12 +6,15 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sam3dnet.cli.command import run_command
 from sam3dnet.cli.completion import completion_script
 from sam3dnet.errors import CheckpointError
 from sam3dnet.settings.choices import EncoderName, FidelityName, MethodName, TuningName
+
+if TYPE_CHECKING:
+    from sam3dnet.inference.models import TrainedModel
 
 _PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "monai", "SimpleITK", "numpy", "scipy")
 _VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -129,7 +132,22 @@ def _models(results: Path | str | None) -> dict[str, str]:
     from sam3dnet.inference.models import list_models
 
     models = list_models(Path(results)) if results else []
-    return {f"{model.dataset_name}/{model.folder.name}": f"folds {' '.join(map(str, model.folds))}" for model in models}
+    return {f"{model.dataset_name}/{model.folder.name}": _folds(model, models) for model in models}
+
+
+def _folds(model: "TrainedModel", models: Sequence["TrainedModel"]) -> str:
+    """Say which folds are trained, and in a cascade which of the first stage."""
+    from sam3dnet.inference.cascade import previous_model_folder
+    from sam3dnet.preprocessing.json_files import read_json_if_whole
+
+    folds = f"folds {' '.join(map(str, model.folds))}"
+    plan = read_json_if_whole(model.folder / "plans.json") or {}
+    stage = plan.get("configurations", {}).get(model.configuration, {}).get("previous_stage")
+    if stage is None:
+        return folds
+    before = [m for m in models if m.folder.absolute() == previous_model_folder(model.folder, stage)]
+    first = f"folds {' '.join(map(str, before[0].folds))} of {stage}" if before else f"no {stage}, which it needs"
+    return f"{folds}, after {first}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -33,6 +33,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     )
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
 
+    from sam3dnet.planning.asked import choose_configurations, require_plannable, tell_stale
     from sam3dnet.planning.plan import format_decisions, load_plan
     from sam3dnet.planning.vanished import tell_vanished
     from sam3dnet.preprocessing.cluster import cluster_at
@@ -43,6 +44,8 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     processes = default_num_processes() if settings.num_processes is None else settings.num_processes
     plan = _planner(settings, folders, choice, encoder, processes)
     plan_files = []
+    for name in names:
+        require_plannable(settings.configurations, folders.preprocessed / name / f"{choice.plans_name}.json")
     with cluster_at(settings.scheduler, settings.num_processes) as cluster:
         for name in names:
             if not settings.skip_verification:
@@ -51,7 +54,9 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
             with only_one(folders.preprocessed / name):
                 plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
                 print(format_decisions(load_plan(plan_files[-1])), flush=True)
-                preprocess_dataset(name, folders, choice.plans_name, num_processes=processes, cluster=cluster)
+                chosen = choose_configurations(load_plan(plan_files[-1]), settings.configurations)
+                preprocess_dataset(name, folders, choice.plans_name, chosen, num_processes=processes, cluster=cluster)
+                tell_stale(load_plan(plan_files[-1]), chosen)
                 tell_vanished(plan_files[-1])
     return plan_files
 
@@ -79,6 +84,7 @@ def _planner(
         encoder=encoder,
         find_weights=cache(partial(weights_for_plan, named=settings.sam_checkpoint)),  # once for all datasets
         operations=partial(training_operations, network_class=network_class),
+        target_spacing_mm=settings.overwrite_target_spacing,
         device=str(device),
         num_processes=processes,
     )

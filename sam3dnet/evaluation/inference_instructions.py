@@ -42,11 +42,11 @@ def _prediction(model: CrossValidation, output: str, probabilities: bool) -> str
 
 
 def _is_ours_to_predict(model: CrossValidation) -> bool:
-    """Tell whether `sam3d_predict` predicts with a model: it is 3D, and not the second stage of a cascade."""
+    """Tell whether `sam3d_predict` predicts with a model: it is 3D."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     configuration = PlansManager(model.plans).get_configuration(model.configuration)
-    return len(configuration.patch_size) == 3 and configuration.previous_stage_name is None
+    return len(configuration.patch_size) == 3
 
 
 def _named(model: CrossValidation) -> list[str]:

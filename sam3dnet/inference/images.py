@@ -44,6 +44,9 @@ class Case:
     files: tuple[Path, ...]
 
 
+PreviousLabels = Callable[[Case | None, np.ndarray, Mapping[str, Any]], np.ndarray]
+
+
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
     """Group the files of a folder into cases, named CASE_0000, CASE_0001 and so on before the ending.
 
@@ -150,13 +153,16 @@ class ImageInput:
 
     Args:
         model: Whose plan says how.
+        previous: (case, image as its reader gave it, properties) -> label map (Z, Y, X) of the first stage, for a
+            cascade's second stage; see `cascade.make_input`.
 
     Attributes:
         reader: Of the model's dataset.
     """
 
-    def __init__(self, model: LoadedModel):
-        self._model = model
+    def __init__(self, model: LoadedModel, previous: PreviousLabels | None = None):
+        assert (previous is not None) == bool(model.input_labels), "a second stage needs the first stage's label maps"
+        self._model, self._previous = model, previous
         self.reader = model.reader
         self._preprocessor = model.configuration.preprocessor_class(verbose=False)
 
@@ -197,7 +203,7 @@ class ImageInput:
         self._compare_orientation(case)
         image, properties = self.reader.read_images(case.files)
         world = self.reader.world_of(case.files[0])
-        return self.preprocess(image, properties if world is None else {**properties, WORLD: world})
+        return self.preprocess(image, properties if world is None else {**properties, WORLD: world}, case)
 
     def _compare_orientation(self, case: Case) -> None:
         """Warn of an image that is stored in another orientation than all that the model was trained on."""
@@ -210,15 +216,19 @@ class ImageInput:
                 *(case.files[0], grid.orientation, ", ".join(known)),
             )
 
-    def preprocess(self, image_CZYX: np.ndarray, properties: Mapping[str, Any]) -> Preprocessed:
+    def preprocess(
+        self, image_CZYX: np.ndarray, properties: Mapping[str, Any], case: Case | None = None
+    ) -> Preprocessed:
         """Preprocess an image.
 
         Args:
             image_CZYX: Float32, a channel a file of the dataset.
             properties: Of nnU-Net's reader; "spacing" in mm (Z, Y, X) is enough.
+            case: Whose files it is from, if it is from files.
 
         Returns:
-            The preprocessed image (C, Z, Y, X), and the properties, completed by where it was cropped.
+            The preprocessed image (C, Z, Y, X), in a cascade with a channel for each label of the first stage, and the
+            properties, completed by where it was cropped.
 
         Raises:
             DatasetError: If the number of channels is another one, or the image is not finite.
@@ -230,10 +240,14 @@ class ImageInput:
             raise DatasetError(
                 f"the files hold {len(image_CZYX)} channels, the model wants {expected}; leave the others out"
             )
-        image, _, completed = self._preprocessor.run_case_npy(
-            image_CZYX, None, dict(properties), model.plans, model.configuration, model.dataset_json
+        before = None
+        if self._previous is not None:
+            before = self._previous(case, image_CZYX, properties)[None].astype(np.float32)  # as a reader gives it
+        image, labels, completed = self._preprocessor.run_case_npy(
+            image_CZYX, before, dict(properties), model.plans, model.configuration, model.dataset_json
         )
-        return as_tensor(image), completed
+        completed.pop("class_locations", None)
+        return as_tensor(image if before is None else with_labels(image, labels[0], model.input_labels)), completed
 
     def _finite(self, image_CZYX: np.ndarray) -> np.ndarray:
         """See that all voxels are finite, or make those 0 that are not where the model's dataset accepts them."""
@@ -291,13 +305,16 @@ def as_spacing(spacing_mm: Sequence[float] | None) -> list[float]:
     return found
 
 
-def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float], is_label: bool = False) -> int:
+def image_bytes(
+    case: Case, reader: DatasetReader, spacing_mm: Sequence[float], label_channels: int = 0, is_label: bool = False
+) -> int:
     """Estimate from the header what an image takes in memory, in float32, on the finer of its own grid and the plan's.
 
     Args:
         case: The image.
         reader: Of its dataset.
         spacing_mm: Of the plan, in any order.
+        label_channels: Beside the image's, in a cascade.
         is_label: Whether the file is the image's label map.
 
     Returns:
@@ -308,7 +325,7 @@ def image_bytes(case: Case, reader: DatasetReader, spacing_mm: Sequence[float], 
         return 0
     voxels = math.prod(grid.shape)
     resampled = voxels * math.prod(grid.spacing_mm) / math.prod(spacing_mm)
-    return int(len(case.files) * BYTES_A_VALUE * max(voxels, resampled))
+    return int((len(case.files) + label_channels) * BYTES_A_VALUE * max(voxels, resampled))
 
 
 def read_ahead(
@@ -357,6 +374,13 @@ def _read_now(read: Callable[[Case], Preprocessed], case: Case) -> Future[Prepro
     except Exception as error:  # as a thread of a pool does
         reading.set_exception(error)
     return reading
+
+
+def with_labels(image_CZYX: np.ndarray, labels_ZYX: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Add a channel for each of these labels, 1 where a label map has it, as nnU-Net does for a second stage."""
+    from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+
+    return np.vstack((image_CZYX, convert_labelmap_to_one_hot(labels_ZYX, list(values), image_CZYX.dtype)))
 
 
 def as_tensor(image_CZYX: np.ndarray) -> Tensor:

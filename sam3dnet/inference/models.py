@@ -19,7 +19,7 @@ from sam3dnet.inference.economy import Economy
 from sam3dnet.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from sam3dnet.network.reach import with_reach
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
-from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.preprocessing.cases import channel_names, read_dataset_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
@@ -64,6 +64,9 @@ class LoadedModel:
     Attributes:
         trained_in: Type of the training's matrix products, of all folds; None for float32, or where folds differ.
         economy: How images that exhaust the device's memory are predicted.
+        input_labels: Of the previous stage that have a channel each in the network's input, after the image's; none
+            without such a stage.
+        previous: Of a cascade's second stage, the first; see `cascade.py`.
         postprocessing: What users' label maps go through; a validation's do not.
     """
 
@@ -77,6 +80,8 @@ class LoadedModel:
     mirror_axes: tuple[int, ...]
     trained_in: torch.dtype | None = None
     economy: Economy = field(default_factory=Economy)
+    input_labels: tuple[int, ...] = ()
+    previous: "LoadedModel | None" = None
     postprocessing: Postprocessing = NO_POSTPROCESSING
 
     @property
@@ -97,7 +102,13 @@ class LoadedModel:
     @cached_property
     def sides(self) -> MirroredSides | None:
         """Which classes become each other in the mirror."""
-        return mirrored_sides(self.plans.plans, self.dataset_json)
+        sides = mirrored_sides(self.plans.plans, self.dataset_json)
+        return sides.with_input(self.num_images, self.input_labels) if sides and self.input_labels else sides
+
+    @property
+    def num_images(self) -> int:
+        """Channels of an image, which come first in the network's input."""
+        return len(channel_names(self.dataset_json))
 
     @cached_property
     def names_that_differ(self) -> frozenset[str]:
@@ -151,9 +162,12 @@ def find_model(
     if len(chosen) == 1:
         return chosen[0].folder
     wanted = "a trained model" if dataset is None else f"a trained model for dataset {dataset}"
+    option = "" if configuration == "3d_fullres" else f" -c {configuration}"
     if not chosen:
         there = _listing(trained) if trained else "there is none"
-        raise CheckpointError(f"{results}: expected {wanted}; {there}; train one first: sam3d_train DATASET fold0")
+        raise CheckpointError(
+            f"{results}: expected {wanted}{option}; {there}; train one first: sam3d_train DATASET fold0{option}"
+        )
     raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose one with -d")
 
 
@@ -260,7 +274,7 @@ def load_model(
 
     Raises:
         CheckpointError: If a fold or its checkpoint is missing, damaged, or of another network.
-        PlanError: If the plan cannot be read, or its network class cannot be found, or it is a cascade's second stage.
+        PlanError: If the plan cannot be read, or its network class cannot be found, or it is a 2D one.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -269,7 +283,7 @@ def load_model(
     opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]
     first = opened[0][1]
     configuration = plans.get_configuration(first["init_args"]["configuration"])
-    _require_3d_single_stage(model_folder, configuration)
+    _require_3d(model_folder, configuration)
     labels = plans.get_label_manager(dataset_json)
     network = build_network(plans, configuration, labels, dataset_json)
     weights = [with_reach(unwrapped(content["network_weights"]), network.state_dict()) for _, content in opened]
@@ -286,7 +300,13 @@ def load_model(
         dataset_json=dataset_json,
         mirror_axes=mirrored_axes(first.get("inference_allowed_mirroring_axes"), plans.plans, dataset_json),
         trained_in=trained_in(content for _, content in opened),
+        input_labels=input_labels(configuration, labels),
     )
+
+
+def input_labels(configuration: Any, labels: Any) -> tuple[int, ...]:
+    """Give the labels that a cascade's second stage sees of the first; none for other configurations."""
+    return () if configuration.previous_stage_name is None else tuple(labels.foreground_labels)
 
 
 def mirrored_axes(
@@ -330,14 +350,9 @@ def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequ
     return folds
 
 
-def _require_3d_single_stage(model_folder: Path, configuration: Any) -> None:
+def _require_3d(model_folder: Path, configuration: Any) -> None:
     if len(configuration.patch_size) != 3:
         raise PlanError(f"{model_folder.name}: a 2D configuration; sam3dnet predicts 3D ones, use nnUNetv2_predict")
-    if configuration.previous_stage_name is not None:
-        raise PlanError(
-            f"{model_folder.name}: the second stage of a cascade needs the label maps of its first stage; "
-            "use nnUNetv2_predict with -prev_stage_predictions"
-        )
 
 
 def build_network(plans: Any, configuration: Any, labels: Any, dataset_json: dict[str, Any]) -> nn.Module:

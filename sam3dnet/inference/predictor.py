@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
@@ -14,9 +15,10 @@ import numpy as np
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.cascade import load_stages, make_input, stored_stage
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
-from sam3dnet.inference.images import Case, ImageInput, Preprocessed, find_cases, image_bytes
-from sam3dnet.inference.models import LoadedModel, find_model, load_model, read_model_dataset
+from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
+from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, are_whole, remove_probabilities
@@ -109,7 +111,9 @@ def _predict_folder(
     before = _read_record(output)
     record = _record(settings, model)
     record["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
-    for name in _outdated(output, before, record, names):
+    stored = stored_stage(model, settings.prev_stage_predictions)
+    newer = [] if stored is None else [name for name in names if stored.is_newer(name, output / f"{name}{ending}")]
+    for name in {*_outdated(output, before, record, names), *newer}:
         (output / f"{name}{ending}").unlink(missing_ok=True)
         remove_probabilities(output / name)
     skipped = [case.name for case in cases if _is_finished(output, case, model, settings.save_probabilities)]
@@ -126,13 +130,14 @@ def _predict_folder(
 
 def _with_whole_paths(settings: PredictionSettings) -> PredictionSettings:
     """Name all places so that a process in another folder finds them, and the model by its folder."""
-    weights = settings.clip_weights
+    weights, stored = settings.clip_weights, settings.prev_stage_predictions
     return replace(
         settings,
         input_folder=Path(settings.input_folder).absolute(),
         output_folder=Path(settings.output_folder).absolute(),
         model_folder=_model_folder(settings).absolute(),
         clip_weights=str(Path(weights).absolute()) if weights and Path(weights).is_file() else weights,
+        prev_stage_predictions=None if stored is None else Path(stored).absolute(),
     )
 
 
@@ -164,9 +169,12 @@ def prepare_output_folder(output: Path, inputs: Path) -> None:
 
 def _open_model(settings: PredictionSettings, device: str | None) -> LoadedModel:
     folds = [parse_fold(fold) for fold in settings.folds or ()]
-    model = load_model(Path(str(settings.model_folder)), folds, settings.checkpoint, choose_device(device))
+    folder, stored = Path(str(settings.model_folder)), settings.prev_stage_predictions
+    model = load_stages(folder, folds, settings.checkpoint, choose_device(device), previous=stored is None)
+    if stored is not None and not model.input_labels:
+        raise DatasetError(f"{folder.name} is no second stage of a cascade; leave out --prev-stage-predictions")
     if settings.postprocess:
-        model.postprocessing = read_postprocessing(Path(str(settings.model_folder)), model.dataset_json)
+        model.postprocessing = read_postprocessing(folder, model.dataset_json)
     if settings.text is None or settings.clip_weights is None:
         return model
     return ask_for_text(model, settings.text, settings.clip_weights)
@@ -186,13 +194,17 @@ def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
     only_where_asked = {"text": settings.text, "postprocessing": steps}
     return {
         "model": str(Path(str(settings.model_folder)).resolve()),
-        "checkpoints": [
-            [file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns]
-            for file in model.checkpoint_files
-        ],
+        "checkpoints": _checkpoints(model),
         "step_size": settings.step,
         "mirror": settings.mirror,
+        **({} if model.previous is None else {"previous_stage": _checkpoints(model.previous)}),
+        **({} if settings.prev_stage_predictions is None else {"previous_stage": str(settings.prev_stage_predictions)}),
     } | {key: value for key, value in only_where_asked.items() if value}
+
+
+def _checkpoints(model: LoadedModel) -> list[list[Any]]:
+    files = model.checkpoint_files
+    return [[file.parent.name, file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
 def _read_record(output: Path) -> dict[str, Any] | None:
@@ -244,20 +256,30 @@ class _Run:
         self._model = model
         self._output = Path(settings.output_folder)
         self._with_probabilities = settings.save_probabilities
-        self._input = ImageInput(model)
-        self._automatic = AutomaticSegmentation(model, step_size=settings.step, mirror=settings.mirror)
+        self._turn = Lock()  # of the networks: a cascade's first stage is asked where images are read
+        stored = settings.prev_stage_predictions
+        options: dict[str, Any] = {"step_size": settings.step, "mirror": settings.mirror}
+        self._input = make_input(model, self._turn, stored, **options)
+        self._automatic = AutomaticSegmentation(model, **options)
         self._prompts = prompts
         self._prompted = None if prompts is None else prompts.answered_by(model, settings.step, settings.mirror)
 
     def predict(self, cases: Sequence[Case], ahead: int, progress: bool = True) -> PredictionReport:
         """Predict the cases and report how each went."""
-        bytes_of = partial(image_bytes, reader=self._model.reader, spacing_mm=self._model.configuration.spacing)
+        bytes_of = partial(
+            image_bytes,
+            reader=self._model.reader,
+            spacing_mm=self._model.configuration.spacing,
+            label_channels=len(self._model.input_labels),
+        )
         steps = CaseSteps(self._input.read, bytes_of, self._segment, self._write)
         return predict_cases(cases, steps, ahead, progress)
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
         probabilities = self._room_for_probabilities(preprocessed[1]) if self._with_probabilities else None
-        return Segmentation.of(probabilities, lambda: self._label_map(case, preprocessed, on_progress, probabilities))
+        with self._turn:
+            work = partial(self._label_map, case, preprocessed, on_progress, probabilities)
+            return Segmentation.of(probabilities, work)
 
     def _room_for_probabilities(self, properties: Mapping[str, Any]) -> ProbabilityVolume:
         return ProbabilityVolume(unfinished_folder(self._output), properties, self._model.plans, self._model.labels)

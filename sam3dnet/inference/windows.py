@@ -109,11 +109,13 @@ def predict_mirrored(
     flips = mirror_combinations(mirror_axes)
     total: Tensor | None = None
     for axes in flips:
-        logits = network(windows_BCZYX.flip(axes) if axes else windows_BCZYX)
+        swapped = sides if sides is not None and sides.axis + 2 in axes else None
+        flipped = windows_BCZYX.flip(axes) if axes else windows_BCZYX
+        logits = network(flipped[:, list(swapped.input_channels)] if swapped and swapped.input_channels else flipped)
         logits = logits[0] if isinstance(logits, list | tuple) else logits  # the finest of deep supervision
         logits = (logits.flip(axes) if axes else logits).float()
-        if sides is not None and sides.axis + 2 in axes:
-            logits = logits[:, list(sides.channels)]
+        if swapped is not None:
+            logits = logits[:, list(swapped.channels)]
         total = logits if total is None else total + logits
     assert total is not None
     return total / len(flips)

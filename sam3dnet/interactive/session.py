@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.images import ImageInput, ImageSource
+from sam3dnet.inference.images import ImageSource
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
 from sam3dnet.interactive.classes import find_class, prompt_classes
 from sam3dnet.interactive.conversation import Act
@@ -66,7 +66,7 @@ class PromptSession:
         model = model if isinstance(model, Model) else load_model(model)
         self._model = model.loaded
         self._networks = promptable_networks(self._model)
-        self._input = ImageInput(self._model)
+        self._input = model.input
         self._classes = prompt_classes(self._model.labels)
         self.class_names = tuple(self._classes)
         self._options: dict[str, Any] = {**model.options, "instance": instance}

@@ -67,6 +67,17 @@ class SegmentationNetwork(nn.Module):
             self.register_buffer(KEY, torch.full((num_classes,), UNLIMITED))
         order_kernels(self)
 
+    @torch.no_grad()
+    def start_from_images(self, num_images: int) -> None:
+        """Let the patch embedding mix no more than the first channels to SAM's three at first, the images.
+
+        Further ones, of a cascade's first stage, would drown what SAM knows to read; training mixes them in.
+        """
+        mix = getattr(self.image_encoder.patch_embed, "channel_mix", None)
+        if mix is not None:
+            mix.zero_()
+            mix[:, :num_images] = 1 / num_images
+
     def reach(self, class_index: int) -> tuple[float, ...]:
         """Give how far answers about a class reach around clicks, along (z, y, x) in voxels; see `nearness`."""
         tokens = float(self.reach_K[class_index])

@@ -38,7 +38,7 @@ class OfPlan:
     """For what works with one configuration of a plan.
 
     Attributes:
-        configuration: Configuration of the plan.
+        configuration: Configuration of the plan: 3d_fullres, or of a cascade 3d_lowres, then 3d_cascade_fullres.
         plans: Name of the plan; those of --method have a name of their own.
     """
 

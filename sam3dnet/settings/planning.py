@@ -1,9 +1,11 @@
 """What can be asked of a planning."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from sam3dnet.errors import PlanError
 from sam3dnet.settings.choices import FidelityName, PlannedMethodName, TuningName
 from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OnDevice, OnSam
 
@@ -30,6 +32,10 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
         clip_model: CLIP model that the weights belong to, by open_clip's name.
         phrases: JSON file with a phrase for each class, in place of "phrases" in dataset.json or "perform liver
             segmentation".
+        configurations: Configurations whose cases are preprocessed, such as 3d_lowres 3d_fullres; without it
+            3d_fullres, and those that have been preprocessed before, so that none becomes stale. All are planned.
+        overwrite_target_spacing: Spacing of 3d_fullres and 3d_cascade_fullres in mm, Z Y X as the reader gives images,
+            in place of the planned one, and for this planning alone.
         scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
             docs/cluster.md.
 
@@ -39,7 +45,8 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
     Raises:
         DatasetError: If a dataset is not found or not sound.
         CheckpointError: If the encoder wants SAM's weights and there are none to be had.
-        PlanError: If the method does not have the fidelity, or no network fits the memory.
+        PlanError: If the method does not have the fidelity, or no network fits the memory, or a configuration is not
+            planned.
     """
 
     datasets: Annotated[list[DatasetName], "-d"]
@@ -52,4 +59,12 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
     clip_weights: str | None = None
     clip_model: str = "ViT-B-16"
     phrases: str | Path | None = None
+    configurations: Annotated[list[str] | None, "-c"] = None
+    overwrite_target_spacing: Annotated[list[float] | None, "-overwrite_target_spacing"] = None
     scheduler: str | None = None
+
+    def __post_init__(self) -> None:
+        spacing_mm = self.overwrite_target_spacing
+        if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm)):
+            given = " ".join(map(str, spacing_mm))
+            raise PlanError(f"--overwrite-target-spacing {given}: expected three millimetres above 0, Z Y X")

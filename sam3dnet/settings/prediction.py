@@ -20,7 +20,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz, a file a channel.
         output_folder: Folder for the label maps; made where it is missing.
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
-        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one.
+        folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one. Of a cascade's
+            first stage the same ones are taken, as far as they are trained.
         model_folder: Model folder, in place of one below nnUNet_results.
         step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
@@ -42,6 +43,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
         num_parts: How many processes share the images, each started with a --part-id of its own, as with nnU-Net's.
         part_id: Which share of the images to predict, from 0.
+        prev_stage_predictions: For a cascade's second stage: folder with the first stage's label maps, named as the
+            images are, without the channel; without it the first stage beside the model predicts them on the way.
         scheduler: Address of a Dask scheduler, whose workers then predict; see docs/cluster.md.
 
     Raises:
@@ -68,6 +71,7 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     clip_weights: str | None = None
     num_parts: int = 1
     part_id: int = 0
+    prev_stage_predictions: Annotated[str | Path | None, "-prev_stage_predictions"] = None
     scheduler: str | None = None
 
     @property

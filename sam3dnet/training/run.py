@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,13 @@ from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
-from sam3dnet.preprocessing.records import RECORDS_FOLDER, made_otherwise, settings_digest
+from sam3dnet.preprocessing.records import (
+    RECORDS_FOLDER,
+    configuration_of_cases,
+    made_otherwise,
+    maker_of_cases,
+    settings_digest,
+)
 from sam3dnet.preprocessing.splits import (
     REMEDY,
     Split,
@@ -29,6 +35,7 @@ from sam3dnet.preprocessing.splits import (
     splits_file,
     update_splits,
 )
+from sam3dnet.settings.common import OfPlan
 from sam3dnet.settings.training import TrainingSettings
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -55,6 +62,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     """
     asked = _Asked.of(settings, folders)
     _check_cases(asked, settings.configuration, folders)
+    _check_previous_stage(asked, settings, folders)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
@@ -111,6 +119,7 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
         FailedCasesError: If some cases could not be predicted; the others are scored.
     """
     asked = _Asked.of(settings, folders)
+    _check_previous_stage(asked, settings, folders)
 
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -208,9 +217,14 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
         raise PlanError(f"configuration {configuration!r}: the plan of {dataset_name} has {known}; choose one of these")
     stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
     if not any(stored.glob("*.pkl")):
-        raise DatasetError(
-            f"{stored} holds no preprocessed case; run sam3d_plan_and_preprocess -d {dataset_name} first"
-        )
+        raise DatasetError(f"{stored} holds no preprocessed case; run {_line(plans, configuration)} first")
+
+
+def _line(plans: dict[str, Any], configuration: str) -> str:
+    """Say what to type for the cases of a configuration."""
+    maker = maker_of_cases(plans, _stored_in(plans, configuration)) or configuration
+    option = "" if maker == OfPlan.configuration else f" -c {maker}"
+    return f"sam3d_plan_and_preprocess -d {plans['dataset_name']}{option}"
 
 
 def _check_cases(asked: _Asked, configuration: str, folders: Folders) -> None:
@@ -223,16 +237,40 @@ def _check_cases(asked: _Asked, configuration: str, folders: Folders) -> None:
     if not (stored / RECORDS_FOLDER).is_dir():
         return
 
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
-    content = PlansManager(plans).get_configuration(configuration).configuration
+    content = configuration_of_cases(plans, configuration)
     others = made_otherwise(stored, settings_digest(plans, content, asked.dataset_json))
     if others:
         raise DatasetError(
             f"{stored}: {len(others)} cases were preprocessed by another plan, or for another dataset.json, than "
-            f"there is now: {shorten(others)}; run sam3d_plan_and_preprocess -d {dataset_name}, which keeps what was "
-            "changed by hand in the plan"
+            f"there is now: {shorten(others)}; run {_line(plans, configuration)}, which keeps what was changed by hand "
+            "in the plan"
         )
+
+
+def _check_previous_stage(asked: _Asked, settings: TrainingSettings, folders: Folders) -> None:
+    """See that the cases of a cascade's second stage have the label maps of the first."""
+    plans, name = asked.plans, asked.plans["dataset_name"]
+    stage = plans["configurations"][settings.configuration].get("previous_stage")
+    if stage is None:
+        return
+    from sam3dnet.training.next_stage import FOLDER
+    from sam3dnet.training.previous_stage import LabelMaps
+
+    file = splits_file(name, folders)
+    splits = read_splits(file, PlanError, REMEDY) if file.is_file() else ()
+    stored = folders.preprocessed / name / _stored_in(plans, settings.configuration)
+    names: Collection[str] = _stored_cases(stored)
+    if asked.fold != "all":
+        validated = splits[asked.fold].val
+        names = validated if settings.validate_only else (*splits[asked.fold].train, *validated)
+    other_plan = "" if settings.plans == OfPlan.plans else f" -p {settings.plans}"
+    model = f"{TRAINER}__{plans['plans_name']}__{stage}"
+    LabelMaps(
+        folders.results / name / model / FOLDER / settings.configuration,
+        stored,
+        f"sam3d_train {name} FOLD -c {stage}{other_plan}",
+        splits,
+    ).require(names)
 
 
 def _stored_cases(stored: Path) -> list[str]:

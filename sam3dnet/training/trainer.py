@@ -25,6 +25,7 @@ from sam3dnet.network.reach import KEY, with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
+from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -159,6 +160,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._arch_kwargs().get("prompts"):
             stride = self._arch_kwargs()["token_stride"]
             self._classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
+        if self.is_cascaded and isinstance(self.network, SegmentationNetwork):
+            self.network.start_from_images(len(channel_names(self.dataset_json)))
         if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
             from sam3dnet.network.sam_weights import load_sam_weights
             from sam3dnet.network.weights_file import require_sam_weights
@@ -405,7 +408,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Predict the fold's validation cases as `sam3d_predict` does, and score them.
 
-        Cascades and 2D configurations are left to nnU-Net.
+        2D configurations are left to nnU-Net.
 
         Args:
             save_probabilities: Whether to write probabilities too, for ensembles.

@@ -26,15 +26,15 @@ from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
-from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes
-from sam3dnet.inference.models import LoadedModel, load_model, mirrored_axes, trained_folds
+from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
+from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
-from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import DatasetReader
-from sam3dnet.preprocessing.records import settings_digest
+from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
+from sam3dnet.training.next_stage import next_stages
 
 FOLDER = "validation"
 SUMMARY = "summary.json"
@@ -46,9 +46,8 @@ logger = logging.getLogger(__name__)
 
 
 def is_ours_to_validate(configuration: Any) -> bool:
-    """Tell whether `sam3d_predict` predicts one of nnU-Net's configurations: it is 3D, and not part of a cascade."""
-    is_3d = len(configuration.patch_size) == 3
-    return is_3d and configuration.previous_stage_name is None and configuration.next_stage_names is None
+    """Tell whether `sam3d_predict` predicts one of nnU-Net's configurations: it is 3D."""
+    return len(configuration.patch_size) == 3
 
 
 def validate_trained(trainer: nnUNetTrainer, network: nn.Module, save_probabilities: bool = False) -> None:
@@ -66,6 +65,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module, save_probabilit
             trainer.inference_allowed_mirroring_axes, trainer.plans_manager.plans, trainer.dataset_json
         ),
         trained_in=half_type(trainer.device),
+        input_labels=input_labels(trainer.configuration_manager, trainer.label_manager),
     )
     with _room_of_training_given_back(trainer.optimizer):
         validate(trainer, model, save_probabilities)
@@ -94,13 +94,13 @@ def load_trained(
     """
     plans, name, dataset_json = preprocessed_by
     if not is_ours_to_validate(plans.get_configuration(name)):
-        raise PlanError(f"configuration {name} is 2D or part of a cascade; validate it with nnUNetv2_train --val")
+        raise PlanError(f"configuration {name} is 2D; validate it with nnUNetv2_train --val")
     if fold not in trained_folds(model_folder):
         folder = model_folder / f"fold_{fold}"
         raise CheckpointError(f"{folder}: no checkpoint to validate; train the fold first, without --validate-only")
     model = load_model(model_folder, [fold], checkpoint, device)
     settings = (
-        settings_digest(of.plans, of.get_configuration(name).configuration, described)
+        settings_digest(of.plans, configuration_of_cases(of.plans, name), described)
         for of, described in ((plans, dataset_json), (model.plans, model.dataset_json))
     )
     if len(set(settings)) > 1:
@@ -180,8 +180,9 @@ class _Validation:
         self._automatic = AutomaticSegmentation(model)
         self._ending = trainer.dataset_json["file_ending"]
         self._truth = Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
-        folder = trainer.preprocessed_dataset_folder
-        self._dataset = infer_dataset_class(folder)(folder)
+        folder, previous = trainer.preprocessed_dataset_folder, trainer.folder_with_segs_from_previous_stage
+        self._dataset = infer_dataset_class(folder)(folder, folder_with_segs_from_previous_stage=previous)
+        self._next_stages = next_stages(trainer)
 
     def predict(self, names: Sequence[str]) -> dict[str, str]:
         """Write the label maps of these cases; give those that failed and why."""
@@ -191,20 +192,33 @@ class _Validation:
 
     def _bytes_of(self, case: Case) -> int:
         model = self._model
-        bytes_of_one = image_bytes(case, model.reader, model.configuration.spacing, is_label=True)
-        return len(channel_names(model.dataset_json)) * bytes_of_one
+        channels = model.num_images + len(model.input_labels)
+        return channels * image_bytes(case, model.reader, model.configuration.spacing, is_label=True)
 
     def _read(self, case: Case) -> Preprocessed:
-        data, _, _, properties = self._dataset.load_case(case.name)
-        return as_tensor(np.require(data[:], np.float32, ["WRITEABLE"])), properties
+        data, _, previous, properties = self._dataset.load_case(case.name)
+        image = np.require(data[:], np.float32, ["WRITEABLE"])
+        if previous is not None:
+            image = with_labels(image, previous[:], self._model.input_labels)
+        return as_tensor(image), properties
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
         volume: ProbabilityVolume | None = None
         if self._with_probabilities:
             places = unfinished_folder(self._output), preprocessed[1]
             volume = ProbabilityVolume(*places, self._model.plans, self._model.labels)
-        work = partial(self._automatic.label_map, *preprocessed, on_progress, probabilities=volume)
-        return Segmentation.of(volume, work)
+        return Segmentation.of(volume, partial(self._label_map, case, preprocessed, on_progress, volume))
+
+    def _label_map(
+        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None
+    ) -> np.ndarray:
+        """Segment a case, and leave what the next stage of a cascade is trained on."""
+        logits = self._automatic.room_for_logits(preprocessed[0]) if self._next_stages else None
+        labels = self._automatic.label_map(*preprocessed, on_progress, logits, probabilities=probabilities)
+        for stage in self._next_stages:
+            assert logits is not None
+            stage.write(case.name, logits, preprocessed[1], self._model)
+        return labels
 
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         """Write a label map with the geometry of the true one, which is the image's, and along its axes."""
