@@ -230,7 +230,9 @@ class SAM3DPlanner(ExperimentPlanner):
         grids = read_grids((case.images[0] for case in self.cases.values()), self.reader)
         left_right = left_right_axis(grids, self.reader)
         sides = Sides() if left_right is None else self.find_sides(left_right)
-        mirror_axes = rules.choose_mirror_axes(left_right, forward, sides.unlike)
+        mirror_axes = rules.choose_mirror_axes(
+            left_right, forward, sides.unlike, channel_names(self.dataset_json).values()
+        )
         self.decisions.append(mirror_axes)
         if sides.pairs:
             self.decisions.append(sides_decision(sides.pairs))

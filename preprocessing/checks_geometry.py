@@ -1,12 +1,12 @@
 """Check that the files of a case lie on one grid, and that the cases of a dataset resemble each other."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sam3dnet.preprocessing.modalities import shows_microscopy
 from sam3dnet.preprocessing.problems import DATASET, Problem, error, shorten, warning
 
 # nnU-Net refuses channels whose spacings differ by more than this.
@@ -17,7 +17,6 @@ _DIRECTION_TOLERANCE = 1e-3
 _OUTLYING_FACTOR = 3.0
 # What the longest side of an image may measure.
 _SMALLEST_PATIENT_MM, _SMALLEST_MM, _LARGEST_MM = 5.0, 1e-3, 3000.0
-_PATIENTS = re.compile(r"(?<![a-z0-9])(ct|cta|cbct|mri?|pet|spect|us|t1|t2|flair|dwi|adc)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,12 @@ def check_extents(grids: Iterable[Grid], channel_names: Iterable[str]) -> list[P
 
     Args:
         grids: Of the training images.
-        channel_names: Tell what made the images, as they tell nnU-Net how to normalise them.
+        channel_names: Tell what made the images.
     """
     extents = [np.multiply(grid.shape, grid.spacing_mm) for grid in grids if grid.is_spaced]
     if not extents:
         return []
-    of_patients = any(_PATIENTS.search(name) for name in channel_names)
-    smallest = _SMALLEST_PATIENT_MM if of_patients else _SMALLEST_MM
+    smallest = _SMALLEST_MM if shows_microscopy(channel_names) else _SMALLEST_PATIENT_MM
     median = np.median(extents, axis=0)
     if smallest <= median.max() <= _LARGEST_MM:
         return []

@@ -65,6 +65,7 @@ class Progress:
         self._say = say or logger.info
         self._done = 0.0
         self._note = ""
+        self._seconds_left: float | None = None
         self._started = time.monotonic()
         self._next_line = self._started + SECONDS_BEFORE_FIRST_LINE
         self._lines = show and not stream.isatty()
@@ -73,9 +74,16 @@ class Progress:
             self._bar = tqdm(total=total, desc=description, bar_format=_BAR_FORMAT, file=stream, leave=leave)
             self._refresh()
 
-    def update(self, done: float = 1, note: str | None = None) -> None:
-        """Add what was done, parts of a unit too, and set the text at the end."""
+    def update(self, done: float = 1, note: str | None = None, seconds_left: float | None = None) -> None:
+        """Add what was done, parts of a unit too.
+
+        Args:
+            done: How much.
+            note: The text at the end; None leaves the one before.
+            seconds_left: After which all ends, done or not; None if it does not.
+        """
         self._done += done
+        self._seconds_left = seconds_left
         self._note = self._note if note is None else note
         if self._bar is not None:
             self._refresh()
@@ -112,5 +120,6 @@ class Progress:
         left = None
         if self._total and self._done:
             left = max(0.0, elapsed * (self._total - self._done) / self._done)
+            left = left if self._seconds_left is None else min(left, self._seconds_left)
         times = f"{format_seconds(elapsed)} passed, {format_seconds(left)} left"
         self._say(f"{self._description}: " + ", ".join(filter(None, (self._count(), self._note, times))))

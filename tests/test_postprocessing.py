@@ -15,7 +15,14 @@ from tiny_models import LABELS, REGIONS, labels_of, make_model
 import sam3dnet
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.models import load_model
-from sam3dnet.inference.postprocessing import FILE, Postprocessing, read_postprocessing, write_postprocessing
+from sam3dnet.inference.postprocessing import (
+    FILE,
+    NO_POSTPROCESSING,
+    Postprocessing,
+    forget_postprocessing,
+    read_postprocessing,
+    write_postprocessing,
+)
 
 STEPS = {"labels": ((1, 2), (2,)), "regions": ((1, 700), (700,))}  # all of the foreground, then the last class
 BOTH = pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
@@ -120,6 +127,17 @@ def test_a_damaged_file_is_told_and_can_be_passed_by(predict, model, content, me
 class Bomb:
     def __reduce__(self):
         return (pytest.fail, ("a pickle of a model folder was loaded",))
+
+
+def test_a_model_that_is_trained_on_has_none_any_more(model, caplog):
+    description = json.loads((model / "dataset.json").read_text())
+    write_postprocessing(model, Postprocessing(((1,),)), description, {})
+    forget_postprocessing(model)
+    assert read_postprocessing(model, description) == NO_POSTPROCESSING
+    assert "is removed: it was chosen for what the model was before; run sam3d_find_best again" in caplog.text
+    caplog.clear()
+    forget_postprocessing(model)
+    assert caplog.text == ""
 
 
 def test_nnunets_pickle_beside_a_model_is_not_opened(predict, model):

@@ -69,6 +69,16 @@ def test_elsewhere_there_are_lines_with_the_time_left(clock: Clock, caplog: pyte
     assert lines[-1].endswith(" 0:00:00 left")
 
 
+def test_what_ends_by_the_clock_has_no_more_time_left_than_that(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sam3dnet")
+    with Progress(1000, "epoch 0", stream=io.StringIO()) as bar:
+        for left in range(40, 0, -1):
+            bar.update(seconds_left=left)
+    first = lines_of(caplog)[0]
+    hours, minutes, seconds = first.removesuffix(" left").rpartition(", ")[2].split(":")
+    assert 3600 * int(hours) + 60 * int(minutes) + int(seconds) <= 40
+
+
 def test_what_is_soon_over_needs_no_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO), Progress(2, "verify", stream=io.StringIO()) as bar:
         bar.update(2)

@@ -20,7 +20,7 @@ from sam3dnet.cli import report as command
 from sam3dnet.evaluation.report import telling_cases
 from sam3dnet.evaluation.report_pictures import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.preprocessing.folders import Folders
-from sam3dnet.training.epoch_log import Epoch, append_epoch, keep_epochs_before, read_log
+from sam3dnet.training.epoch_log import Epoch, append_epoch, in_words, keep_epochs_before, read_log
 
 SHAPE, SPACING_MM = (5, 12, 9), (3.0, 0.7, 1.1)
 DATASET = "Dataset908_Report"
@@ -233,6 +233,15 @@ def test_log_of_an_interrupted_training(tmp_path: Path) -> None:
     assert kept.val_loss is None  # JSON knows no NaN
     json.loads(file.read_text(), parse_constant=pytest.fail)
     assert len(file.read_text().splitlines()) == 1
+
+
+def test_an_epoch_in_words_names_the_classes() -> None:
+    scores: dict[str, Any] = {"pseudo_dice": (0.25, None), "prompted_dice": (0.5, 0.75)}
+    epoch = Epoch(epoch=3, iterations=750, seconds=9, learning_rate=1e-3, train_loss=-0.5, val_loss=None, **scores)
+    assert in_words(epoch, ["liver", "tumour"]) == (
+        "epoch 3: 750 iterations, loss -0.5000, validation loss nothing to score, Dice on validation patches liver "
+        "0.250, tumour nothing to score; with prompts liver 0.500, tumour 0.750"
+    )
 
 
 def test_few_cases_are_shown_once(folders: Folders) -> None:

@@ -237,6 +237,17 @@ def test_mirroring_follows_left_and_right_through_the_transposition(left_right, 
     assert rules.choose_mirror_axes(left_right, axes).value == value
 
 
+@pytest.mark.parametrize("name", ["EM", "ssTEM", "fluorescence", "DAPI 405", "light-sheet"])
+def test_under_a_microscope_there_is_no_upper_side(name):
+    assert rules.choose_mirror_axes(2, channel_names=["green", name]).value == [0, 1, 2]
+    assert rules.choose_mirror_axes(2, unlike=[("left_lobe", "right_lobe")], channel_names=[name]).value == []
+
+
+@pytest.mark.parametrize("name", ["CT", "MR_T2SPIR", "PET", "system", "channel_0"])
+def test_patients_have_an_upper_side(name):
+    assert rules.choose_mirror_axes(2, channel_names=[name]).value == [2]
+
+
 def test_images_without_orientation_are_mirrored_as_nnunet_does():
     assert rules.choose_mirror_axes(None).value == [0, 1, 2]
 

@@ -4,6 +4,7 @@
 a pickle, which could run code.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from sam3dnet.errors import PlanError
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.schemas import Part, checked
+
+logger = logging.getLogger(__name__)
 
 FILE = "sam3d_postprocessing.json"
 REMEDY = "run sam3d_find_best again, or predict with --no-postprocessing"
@@ -88,6 +91,16 @@ def write_postprocessing(
     steps = [list(step) for step in decided.keep_largest]
     content = {"format": "sam3dnet-postprocessing/1", "keep_largest": steps, "labels": labels}
     write_json(model_folder / FILE, content | dict(why))
+
+
+def forget_postprocessing(model_folder: Path) -> None:
+    """Remove what was decided for a model that is trained on, and say so."""
+    file = model_folder / FILE
+    if file.is_file():
+        file.unlink()
+        logger.warning(
+            "Warning: %s is removed: it was chosen for what the model was before; run sam3d_find_best again", file
+        )
 
 
 def _name_of(labels: Sequence[int], names: Mapping[str, Any]) -> str:

@@ -53,19 +53,26 @@ def append_epoch(file: Path, epoch: Epoch) -> None:
         log.write(_line(epoch))
 
 
-def in_words(epoch: Epoch) -> str:
-    """Say in a line how an epoch went."""
-    dice = _scores(epoch.pseudo_dice)
+def in_words(epoch: Epoch, class_names: Sequence[str]) -> str:
+    """Say in a line how an epoch went.
+
+    Args:
+        epoch: Which.
+        class_names: In the order of its scores.
+    """
+    dice = _scores(epoch.pseudo_dice, class_names)
     if epoch.prompted_dice is not None:
-        dice += f", with prompts {_scores(epoch.prompted_dice)}"
+        dice += f"; with prompts {_scores(epoch.prompted_dice, class_names)}"
+    loss = "nothing to score" if epoch.val_loss is None else f"{epoch.val_loss:.4f}"
     return (
-        f"epoch {epoch.epoch}: {epoch.iterations} iterations, loss {epoch.train_loss:.4f}, validation loss "
-        f"{_scores([epoch.val_loss], 4)}, Dice on validation patches {dice}"
+        f"epoch {epoch.epoch}: {epoch.iterations} iterations, loss {epoch.train_loss:.4f}, validation loss {loss}, "
+        f"Dice on validation patches {dice}"
     )
 
 
-def _scores(scores: Sequence[float | None], digits: int = 3) -> str:
-    return ", ".join("nothing to score" if score is None else f"{score:.{digits}f}" for score in scores)
+def _scores(scores: Sequence[float | None], class_names: Sequence[str]) -> str:
+    named = zip(class_names, scores, strict=True)
+    return ", ".join(f"{name} {'nothing to score' if score is None else f'{score:.3f}'}" for name, score in named)
 
 
 def carry_on(moving: list[float], mean: float) -> None:

@@ -33,7 +33,7 @@ class EpochProgress:
         self._done += 1
         rate = self._done / max(time.monotonic() - self._started, 1e-9)
         note = f"loss {loss:.4f}, {rate:.2f} it/s, training ends in {format_seconds(seconds_left)}"
-        self._progress.update(note=note)
+        self._progress.update(note=note, seconds_left=seconds_left)
 
     def close(self) -> None:
         """Remove the bar."""

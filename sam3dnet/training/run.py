@@ -68,6 +68,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
+    from sam3dnet.inference.postprocessing import forget_postprocessing
     from sam3dnet.training.checkpoint import continue_from_newest
     from sam3dnet.training.distributed import is_first_process, joined_processes
     from sam3dnet.training.first_step import as_fitted_before
@@ -88,6 +89,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
+            forget_postprocessing(asked.model_folder)
         if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
         if settings.tensorboard and is_first_process():

@@ -25,7 +25,7 @@ from sam3dnet.network.reach import KEY, with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
-from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.preprocessing.cases import channel_names, output_names
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -443,7 +443,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         line = Epoch.model_validate(plain(values))
         append_epoch(self._epoch_log, line)
         left = format_seconds(self.budget.seconds_left(epoch + 1))
-        self.print_to_log_file(f"{in_words(line)}, training ends in {left}")
+        classes = [name for name in output_names(self.dataset_json) if name != "background"]
+        self.print_to_log_file(f"{in_words(line, classes)}; training ends in {left}")
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint with nnU-Net's keys and ours, whole or not at all, loadable with weights_only=True."""
