@@ -217,6 +217,10 @@ def make_fold(kind: Kind, raw: Path, root: Path) -> tuple[Folders, Path]:
         dataset_json=read_dataset_json(raw),
         preprocessed_dataset_folder_base=str(preprocessed),
         preprocessed_dataset_folder=str(preprocessed / "SAM3DPlans_3d_fullres"),
+        folder_with_segs_from_previous_stage=None,
+        configuration_manager=SimpleNamespace(next_stage_names=None),
+        plans_manager=None,
+        output_folder_base=str(model),
     )
     assert _Validation(trainer, load_model(model, [0], None, "cpu"), output, False).predict(names) == {}
     return folders, output.parent

@@ -148,7 +148,7 @@ def test_crop_holds_the_object_and_stays_inside(least: tuple[int, int, int], exp
     assert crop_around(mask(OBJECT), least) == tuple(slice(*side) for side in expected)
 
 
-LABELS: dict[str, Any] = {"background": 0, "organ": 1, "lesion": 2, "ignore": 9}
+LABELS: dict[str, Any] = {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}
 DATASET = "Dataset907_Clicks"
 
 
@@ -194,7 +194,7 @@ class FakeSession:
     def _obedient(self, name: str) -> Obedient:
         if name not in self._sessions:
             # Marks the ignored voxels and a false positive, value 5, too.
-            automatic = (self.labels == 9) | ((self.labels == 5) & (name == "lesion"))
+            automatic = (self.labels == 3) | ((self.labels == 5) & (name == "lesion"))
             self._sessions[name] = Obedient(automatic, self.labels == LABELS[name])
         return self._sessions[name]
 
@@ -204,7 +204,7 @@ def label_map(with_lesion: bool = True) -> np.ndarray:
     labels[OBJECT] = 1
     if with_lesion:
         labels[2:4, 2:5, 3:6] = 2
-    labels[:, 8, :5] = 9
+    labels[:, 8, :5] = 3
     return labels
 
 

@@ -326,12 +326,11 @@ def test_a_model_that_another_trainer_has_too_is_named_by_its_folder(folders):
     assert f"-m {model} -f 0 1" in find(folders).text
 
 
-@pytest.mark.parametrize(("key", "value"), [("patch_size", [8, 4]), ("previous_stage", "3d_lowres")])
-def test_what_only_nnunet_predicts_is_told_with_its_command(folders, key, value):
+def test_what_only_nnunet_predicts_is_told_with_its_command(folders):
     make_dataset(folders)
     model = make_crossvalidation(folders)
     plans = json.loads((model / "plans.json").read_text())
-    plans["configurations"]["3d_fullres"][key] = value
+    plans["configurations"]["3d_fullres"]["patch_size"] = [8, 4]
     (model / "plans.json").write_text(json.dumps(plans))
     lines = find(folders).text.splitlines()
     line = f"nnUNetv2_predict -d {NAME} -i INPUT_FOLDER -o OUTPUT_FOLDER -f 0 1 2 3 4 -tr {OURS}"
