@@ -182,12 +182,12 @@ def format_value(value: Any) -> str:
     """Format a decision's value: 40 x 56 x 40, 0.8 x 0.8, vit_b, key=value."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={format_value(entry)}" for key, entry in value.items())
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple)) and value:
         separator = " x " if all(_is_number(entry) for entry in value) else ", "
         return separator.join(_without_spaces(entry) for entry in value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    return "none" if value is None else str(value)
+    return "none" if value is None or value == [] else str(value)
 
 
 def _without_spaces(entry: Any) -> str:

@@ -168,3 +168,4 @@ def test_prediction_swaps_the_channels_back():
 def test_the_table_names_the_sides_as_they_are_called() -> None:
     assert format_value(["left kidney and right kidney", "a and b"]) == "left kidney and right kidney, a and b"
     assert format_value([[1, 2, 2], [2, 2, 2]]) == "1x2x2, 2x2x2"
+    assert format_value([]) == "none"  # no axis is mirrored
