@@ -235,7 +235,7 @@ def test_09_left_and_right_are_those_of_the_array(which: str, run_case: Any) -> 
     plan = run.json("SAM3DPlans.json", which)
     forward = plan["transpose_forward"]
     stored = 0 if which == "none_all" else 2  # ASR: left-right is the last file axis, the first of ITK's arrays
-    assert [forward[axis] for axis in plan["sam3d"]["mirror_axes"]] in ([stored], [])
+    assert [forward[axis] for axis in plan["sam3d"]["mirror_axes"]] == [stored]
 
 
 _DONE: dict[str, Run] = {}
@@ -256,7 +256,8 @@ def test_10_sizes_follow_the_spacing(run_case: Any) -> None:
         assert told == (variant != "mm")
     for variant in ("um1", "huge"):
         assert {step.status for step in run.steps if step.variant == variant} == {0}
-        assert "0.000 ml" not in run.of("evaluate", variant)[1].said
+        shifted = re.search(r"organ NSD (0\.\d+)", run.of("evaluate", variant)[1].said)
+        assert shifted is not None and float(shifted[1]) < 1  # by three voxels
     assert run.printed.count("voxel clicked has label 1") == 2
 
 
@@ -301,7 +302,7 @@ def test_17_what_is_no_file_is_named_as_failed(run_case: Any) -> None:
     first, only = run.of("predict")
     for name in ("b", "c", "e2"):
         assert f"case {name} failed" in first.said
-    assert first.status == 1 and "4 failed" not in first.said.split("written")[0]
+    assert first.status == 1 and "3 written, 0 there already, 3 failed" in first.said
     assert only.status in (1, 2) and "b_0000.nii.gz" in only.said
     assert "no prediction" not in run.of("evaluate")[0].said
 
@@ -365,7 +366,6 @@ def test_36_stored_types_are_right_or_refused(run_case: Any) -> None:
 
 def test_37_what_was_changed_by_hand_is_kept_or_asked_for(run_case: Any) -> None:
     run = run_case("case37")
-    assert "1 cases" not in run.printed
     stale = [step for step in run.of("train") if "were preprocessed by another plan" in step.said]
     assert len(stale) == 1 and stale[0].status == 2 and "run sam3d_plan_and_preprocess -d" in stale[0].said
     assert run.json("SAM3DPlans.json")["configurations"]["3d_fullres"]["spacing"] == [3.0, 1.5, 1.5]
