@@ -20,7 +20,7 @@ from sam3dnet.planning.sides import (
     named_as_sides,
     swapped_channels,
 )
-from sam3dnet.training.mirroring import MirrorWithSides, with_sides
+from sam3dnet.training.augmentation import MirrorWithSides, with_sides
 
 SHAPE = (10, 14, 24)
 SPACING_MM = (3.0, 1.0, 0.7)

@@ -26,6 +26,7 @@ from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
 from sam3dnet.preprocessing.cases import channel_names, output_names
+from sam3dnet.training.augmentation import SHORTEST_BLURRED, with_short_axes, with_sides
 from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
 from sam3dnet.training.distributed import (
     agreed,
@@ -40,7 +41,6 @@ from sam3dnet.training.drawing import QuestionDrawer, finest
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, carry_on, in_words, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
-from sam3dnet.training.mirroring import with_sides
 from sam3dnet.training.optimizer import (
     LEARNING_RATE_NEW,
     WEIGHT_DECAY,
@@ -194,9 +194,11 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.inference_allowed_mirroring_axes = for_nnunet or None  # an empty tuple ends nnU-Net's predictor
         return rotation, dummy_2d, patch_size, axes
 
-    def get_training_transforms(self, *args: Any, **kwargs: Any) -> ComposeTransforms:
-        """Return nnU-Net's transforms, of which mirroring swaps the classes that become each other."""
-        composed = super().get_training_transforms(*args, **kwargs)
+    def get_training_transforms(self, patch_size: Any, *args: Any, **kwargs: Any) -> ComposeTransforms:
+        """Return nnU-Net's transforms; mirroring swaps the sides, and thin patches are blurred within their planes."""
+        composed = super().get_training_transforms(patch_size, *args, **kwargs)
+        if min(patch_size) < SHORTEST_BLURRED:
+            composed = with_short_axes(composed)
         sides = mirrored_sides(self.plans_manager.plans, self.dataset_json)
         return composed if sides is None else with_sides(composed, sides)
 
