@@ -139,7 +139,9 @@ def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypa
         assert torch.equal(value, resumed["network_weights"][name]), name
     assert resumed["logging"]["train_losses"] == whole["logging"]["train_losses"]
     assert_same_state(resumed["optimizer_state"], whole["optimizer_state"])
-    assert_same_state(resumed["sam3d"]["random_state"], whole["sam3d"]["random_state"])
+    for kept in ("random_state", "reach_counts", "good_masks"):
+        assert_same_state(resumed["sam3d"][kept], whole["sam3d"][kept])
+    assert whole["sam3d"]["good_masks"]
     assert resumed["sam3d"]["iterations"] == 6
     log = fold_folder(planned) / "training_log.jsonl"
     assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2]

@@ -18,7 +18,7 @@ from sam3dnet.planning.rules import Decision
 from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
 from sam3dnet.training.distributed import gathered
 from sam3dnet.training.drawing import draw_questions, finest
-from sam3dnet.training.target_classes import Classes
+from sam3dnet.training.prompt_training import PromptTraining
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Steppable(Protocol):
     preprocessed_dataset_folder_base: str
     output_folder_base: str
     fold: int | str
-    _classes: Classes | None
+    prompts: PromptTraining | None
 
     def accumulate_gradients(self, batch: dict) -> Tensor:
         """Compute loss and gradients of a batch."""
@@ -161,8 +161,9 @@ def make_batch(trainer: Steppable) -> dict[str, Any]:
         "data": torch.zeros((batch_size, trainer.num_input_channels, *patch)),
         "target": targets if scales else targets[0],
     }
-    if trainer._classes is not None:
-        batch["questions"] = draw_questions(finest(batch["target"]), trainer._classes, np.random.default_rng(0))
+    if trainer.prompts is not None:
+        classes = trainer.prompts.classes
+        batch["questions"] = draw_questions(finest(batch["target"]), classes, np.random.default_rng(0))
     return batch
 
 

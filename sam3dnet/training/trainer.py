@@ -10,7 +10,6 @@ from os.path import join
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -21,7 +20,7 @@ from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
-from sam3dnet.network.reach import KEY, with_reach
+from sam3dnet.network.reach import with_reach
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
@@ -33,11 +32,10 @@ from sam3dnet.training.distributed import (
     are_joined,
     check_batch_size,
     first_process_first,
-    gathered,
     share_of_batch,
     wrapped,
 )
-from sam3dnet.training.drawing import QuestionDrawer, finest
+from sam3dnet.training.drawing import QuestionDrawer
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, carry_on, in_words, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
@@ -49,24 +47,14 @@ from sam3dnet.training.optimizer import (
     set_learning_rate,
 )
 from sam3dnet.training.progress import EpochProgress, format_seconds
-from sam3dnet.training.prompting import (
-    PromptAnswer,
-    TrainingPrompter,
-    dice_of_counts,
-    draw_corrections,
-    prompted_counts,
-)
+from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
 from sam3dnet.training.random_state import random_state, restore_random_state
-from sam3dnet.training.reaching import MEMORY, Counts, ReachJudge, choose_reach
 from sam3dnet.training.schedule import Budget, learning_rate_factor
-from sam3dnet.training.spoiling import SeenMasks
-from sam3dnet.training.target_classes import Classes, make_classes
+from sam3dnet.training.target_classes import make_classes
 from sam3dnet.training.validation import is_ours_to_validate, validate_trained
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
-TRAINING_SEED, VALIDATION_SEED = 501, 502  # of how often an answer is corrected
-REACH_SEED = 503  # of the clicks by which the reach of answers is judged
 
 
 class nnUNetTrainerSAM3D(nnUNetTrainer):
@@ -108,11 +96,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._resume: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._loading_own_weights = False
-        self._classes: Classes | None = None
-        self._prompted_dice: list[float] | None = None
-        self._reach_counts: Any = 0.0  # before the first epoch
-        self._seen_masks = SeenMasks()
-        self._reach_tokens: list[float | None] | None = None
+        self.prompts: PromptTraining | None = None  # made with the network
         self.iterations_done = 0
 
     def initialize(self) -> None:
@@ -159,7 +143,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     def _prepare_network(self) -> None:
         if self._arch_kwargs().get("prompts"):
             stride = self._arch_kwargs()["token_stride"]
-            self._classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
+            classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
+            heads = self.label_manager.num_segmentation_heads
+            self.prompts = PromptTraining(classes, heads, self.local_rank)
         if self.is_cascaded and isinstance(self.network, SegmentationNetwork):
             self.network.start_from_images(len(channel_names(self.dataset_json)))
         if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
@@ -204,18 +190,19 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def get_dataloaders(self) -> tuple:
         """Return nnU-Net's loaders, which draw prompts too where the network answers them."""
-        if self._classes is None:
+        if self.prompts is None:
             return tuple(super().get_dataloaders())
         with without_workers() as workers:
             training, validation = super().get_dataloaders()
         # Half of the images: all of every second batch. Under DDP half of every batch, since it wants every parameter
         # to be used in every step.
-        drawer = QuestionDrawer(self._classes, share=0.5 if self.is_ddp else 1.0)
+        classes = self.prompts.classes
+        drawer = QuestionDrawer(classes, share=0.5 if self.is_ddp else 1.0)
         fewer = min(workers, max(1, workers // 2))  # nnU-Net's numbers
         pin_memory = self.device.type == "cuda"
         return (
             transforming_loader(training, drawer, workers, max(6, workers // 2), pin_memory),
-            transforming_loader(validation, QuestionDrawer(self._classes), fewer, max(3, workers // 4), pin_memory),
+            transforming_loader(validation, QuestionDrawer(classes), fewer, max(3, workers // 4), pin_memory),
         )
 
     @property
@@ -306,40 +293,17 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             for iteration in range(self.num_val_iterations_per_epoch):
                 batch = next(self.dataloader_val)
                 outputs.append(self.validation_step(batch))
-                if self._classes is not None:
-                    answers.append(self._answer_prompts(batch, iteration))
+                if self.prompts is not None:
+                    answers.append(self._answer_prompts(batch, self.prompts.validating(batch, iteration)))
             self.on_validation_epoch_end(outputs)
             carry_on(self.logger.get_value("ema_fg_dice", step=None), self.logger.get_value("mean_fg_dice", step=-1))
-        if self._classes is not None:
-            counts = gathered(prompted_counts([answer for answer, _ in answers], self._classes.indices))
-            self._prompted_dice = dice_of_counts(np.sum(counts, 0))
-            self._limit_reach(np.sum(gathered(sum(judged for _, judged in answers)), 0))
+        if self.prompts is not None:
+            self.prompts.conclude_epoch(answers, self._bare_network())
 
-    def _answer_prompts(self, batch: dict, iteration: int) -> tuple[PromptAnswer, Counts]:
-        """Ask about a batch, and judge the reach of answers; what is drawn is the same in every epoch."""
-        assert self._classes is not None
-        prompter = self._prompter(batch, (VALIDATION_SEED, iteration))
-        rng = np.random.default_rng((REACH_SEED, iteration, self.local_rank))
-        heads = self.label_manager.num_segmentation_heads
-        judge = ReachJudge(finest(batch["target"]), self._classes, heads, rng)
+    def _answer_prompts(self, batch: dict, prompter: ValidationPrompter) -> Any:
         data = batch["data"].to(self.device, non_blocking=True)
         with autocast_on(self.device):
-            _, answers = self.network(data, lambda *asked: (prompter(*asked), judge(*asked)))
-        return answers
-
-    def _limit_reach(self, counts: Counts) -> None:
-        """Let answers to clicks reach as far as has served each class best in this epoch and, less so, before."""
-        self._reach_counts = counts + MEMORY * self._reach_counts
-        chosen, reach_K = choose_reach(self._reach_counts), self._bare_network().get_buffer(KEY)
-        reach_K.copy_(reach_K.new_tensor(chosen))
-        assert self._classes is not None
-        self._reach_tokens = [chosen[index] if isfinite(chosen[index]) else None for index in self._classes.indices]
-
-    def _prompter(self, batch: dict, seed: tuple[int, ...], seen: SeenMasks | None = None) -> TrainingPrompter:
-        assert self._classes is not None
-        rng = np.random.default_rng((*seed, self.local_rank))
-        corrections = draw_corrections(rng)
-        return TrainingPrompter(batch["questions"], finest(batch["target"]), self._classes, corrections, rng, seen)
+            return self.network(data, prompter)[1]
 
     def on_train_epoch_start(self) -> None:
         """Note the learning rate of the epoch; it moves with every iteration."""
@@ -375,10 +339,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         return loss.detach()
 
     def _loss(self, batch: dict, data: torch.Tensor, target: Any) -> torch.Tensor:
-        if self._classes is None or not (self.is_ddp or self.iterations_done % 2 == 0):
+        if self.prompts is None or not (self.is_ddp or self.iterations_done % 2 == 0):
             return self.loss(self.network(data), target)
-        prompter = self._prompter(batch, (TRAINING_SEED, self.iterations_done), self._seen_masks)
-        logits, answer = self.network(data, prompter)
+        logits, answer = self.network(data, self.prompts.asking(batch, self.iterations_done))
         return self.loss(logits, target) + PROMPT_LOSS_WEIGHT * answer.loss()
 
     def _to_device(self, target: Any) -> Any:
@@ -439,8 +402,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             "train_loss": value("train_losses", step=-1),
             "val_loss": value("val_losses", step=-1),
             "pseudo_dice": value("dice_per_class_or_region", step=-1),
-            "prompted_dice": self._prompted_dice,
-            "reach_tokens": self._reach_tokens,
+            "prompted_dice": self.prompts and self.prompts.dice,
+            "reach_tokens": self.prompts and self.prompts.reach_tokens,
         }
         line = Epoch.model_validate(plain(values))
         append_epoch(self._epoch_log, line)
@@ -466,9 +429,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 "seconds": self.budget.seconds(),
                 "iterations": self.iterations_done,
                 "random_state": random_state(),
-                "reach_counts": plain(self._reach_counts),
-                "good_masks": {str(index): share for index, share in self._seen_masks.good_shares.items()},
                 "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
+                **(self.prompts.state() if self.prompts is not None else {}),
             },
         }
         save_atomically(checkpoint, Path(filename))
@@ -507,4 +469,5 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
-            self._reach_counts = np.array(self._resume.get("reach_counts", 0.0))
+            if self.prompts is not None:
+                self.prompts.restore(self._resume)
