@@ -150,14 +150,19 @@ def test_prediction_is_that_of_nnunet_with_the_same_first_stage(cascade, tmp_pat
     images = folders.raw / name / "imagesTs"
     predict_folder(images, tmp_path / "first", first.parent, device="cpu")
     predict_with_nnunets_command(images, tmp_path / "stock", tmp_path / "first", name)
-    report = predict_folder(images, tmp_path / "ours", second.parent, device="cpu")
+    report = predict_folder(images, tmp_path / "ours", second.parent, device="cpu", save_probabilities=True)
     assert report.written == ["test_0"]
     stored = tmp_path / "stored"
     predict_folder(images, stored, second.parent, device="cpu", prev_stage_predictions=tmp_path / "first")
     stock, ours = (labels_of(tmp_path / folder / "test_0.nii.gz") for folder in ("stock", "ours"))
-    assert (
-        np.mean(ours == stock) > 0.99
-    )  # a hesitant network has many ties, which fall to either side in half precision
+    probabilities_KZYX = np.load(tmp_path / "ours" / "test_0.npz")["probabilities"].astype(np.float32)
+    *_, second_best, best = np.sort(probabilities_KZYX, 0)
+    is_regions = "regions_class_order" in DATASETS[name]
+    margin = np.abs(probabilities_KZYX - 0.5).min(0) if is_regions else best - second_best
+    assert margin.max() > 0.3
+    undecided = margin < 0.01  # nnU-Net adds up the logits of windows in half precision, we do not
+    assert undecided.mean() < 0.2
+    assert np.array_equal(ours[~undecided], stock[~undecided])
     assert np.array_equal(labels_of(stored / "test_0.nii.gz"), ours)
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -139,7 +139,7 @@ def test_resuming_equals_an_uninterrupted_training_bit_for_bit(planned, monkeypa
         assert torch.equal(value, resumed["network_weights"][name]), name
     assert resumed["logging"]["train_losses"] == whole["logging"]["train_losses"]
     assert_same_state(resumed["optimizer_state"], whole["optimizer_state"])
-    for kept in ("random_state", "reach_counts", "good_masks"):
+    for kept in ("random_state", "reach_counts", "good_masks", "class_shares"):
         assert_same_state(resumed["sam3d"][kept], whole["sam3d"][kept])
     assert whole["sam3d"]["good_masks"]
     assert resumed["sam3d"]["iterations"] == 6
@@ -319,6 +319,28 @@ def test_regions_and_ignore_label_train(number, options, nnunet_root):
     summary = json.loads((output / "validation" / "summary.json").read_text())
     assert len(summary["mean"]) == 2
     assert torch.isfinite(torch.tensor(load_safely(output / "checkpoint_final.pth")["logging"]["train_losses"])).all()
+
+
+def test_rare_classes_weigh_more_at_first_and_never_in_scores(planned, monkeypatch):
+    weights = {"train_step": [], "validation_step": []}
+
+    def note(step):
+        original = getattr(nnUNetTrainerSAM3D, step)
+
+        def noting(self, batch):
+            result = original(self, batch)
+            weights[step].append(self.loss.loss.ce.weight)
+            return result
+
+        monkeypatch.setattr(nnUNetTrainerSAM3D, step, noting)
+
+    note("train_step")
+    note("validation_step")
+    train(planned, epochs=2, iterations_per_epoch=4)
+    first, *_, last = weights["train_step"]
+    assert first[1:].min() > 1.5 * first[0]  # background is the most frequent
+    assert last.tolist() == [1.0, 1.0, 1.0]
+    assert weights["validation_step"] and all(one is None for one in weights["validation_step"])
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_cases(planned, monkeypatch):

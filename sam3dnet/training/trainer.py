@@ -35,7 +35,7 @@ from sam3dnet.training.distributed import (
     share_of_batch,
     wrapped,
 )
-from sam3dnet.training.drawing import QuestionDrawer
+from sam3dnet.training.drawing import QuestionDrawer, finest
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, carry_on, in_words, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
@@ -49,6 +49,7 @@ from sam3dnet.training.optimizer import (
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
 from sam3dnet.training.random_state import random_state, restore_random_state
+from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 from sam3dnet.training.target_classes import make_classes
 from sam3dnet.training.validation import is_ours_to_validate, validate_trained
@@ -97,6 +98,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._seconds_before = 0.0
         self._loading_own_weights = False
         self.prompts: PromptTraining | None = None  # made with the network
+        self._rare_classes: RareClasses | None = None  # made with the loss
         self.iterations_done = 0
 
     def initialize(self) -> None:
@@ -135,9 +137,12 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             super()._set_batch_size_and_oversample()
 
     def _build_loss(self) -> nn.Module:
-        """Return nnU-Net's loss; Dice over a batch is over that of all processes."""
+        """Return nnU-Net's loss; Dice over a batch is over that of all processes, rare classes weigh more at first."""
         with self._distributed(are_joined()):
             loss: nn.Module = super()._build_loss()
+        cross_entropy = getattr(getattr(loss, "loss", loss), "ce", None)  # within that of deep supervision
+        if isinstance(cross_entropy, nn.CrossEntropyLoss | nn.BCEWithLogitsLoss):
+            self._rare_classes = RareClasses(cross_entropy, self.label_manager.num_segmentation_heads)
         return loss
 
     def _prepare_network(self) -> None:
@@ -281,9 +286,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             if outputs and fraction >= 1:
                 break
             set_learning_rate(self.optimizer, learning_rate_factor(fraction))
+            if self._rare_classes is not None:
+                self._rare_classes.exponent = exponent_at(fraction)
             outputs.append(self.train_step(next(self.dataloader_train)))
             progress.update(float(outputs[-1]["loss"]), self.budget.seconds_left(done))
         progress.close()
+        if self._rare_classes is not None:
+            self._rare_classes.weigh_equally()
         self.on_train_epoch_end(outputs)
 
     def _validate_epoch(self) -> None:
@@ -331,6 +340,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Compute the loss of a batch and its gradients, as `train_step` takes them."""
         data = batch["data"].to(self.device, non_blocking=True)
         target = self._to_device(batch["target"])
+        if self._rare_classes is not None:
+            self._rare_classes.note(finest(target))
         self.optimizer.zero_grad(set_to_none=True)
         with autocast_on(self.device):
             loss = self._loss(batch, data, target)
@@ -431,6 +442,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 "random_state": random_state(),
                 "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
                 **(self.prompts.state() if self.prompts is not None else {}),
+                **(self._rare_classes.state() if self._rare_classes is not None else {}),
             },
         }
         save_atomically(checkpoint, Path(filename))
@@ -469,5 +481,6 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
-            if self.prompts is not None:
-                self.prompts.restore(self._resume)
+            for part in (self.prompts, self._rare_classes):
+                if part is not None:
+                    part.restore(self._resume)
