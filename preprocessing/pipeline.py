@@ -1,5 +1,6 @@
 """Preprocess a dataset as nnU-Net does, each case whole or not at all, and only what is missing or stale."""
 
+import filecmp
 import gzip
 import logging
 import shutil
@@ -19,11 +20,11 @@ from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
     configuration_of_cases,
-    file_digest,
     is_current,
     list_stored_names,
     make_record,
     maker_of_cases,
+    read_record,
     remove_case,
     settings_digest,
     store_record,
@@ -186,8 +187,11 @@ def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:
     Returns:
         Whether it had to be made.
     """
-    record = make_record(case, recipe.settings, recipe.reader)
+    stored = read_record(recipe.output_folder, case.name)
+    record = make_record(case, recipe.settings, recipe.reader, stored)
     if is_current(recipe.output_folder, case.name, record):
+        if stored and stored.get("seen") != record["seen"]:
+            store_record(recipe.output_folder, case.name, record)
         return False
     # A folder of its own: a cluster gives a case to another worker where it only believes that the first has died.
     with tempfile.TemporaryDirectory(dir=recipe.output_folder / _PARTIAL_FOLDER) as unfinished:
@@ -247,7 +251,7 @@ def _keep_label(source: Path, target: Path) -> None:
 
 def _copy_if_changed(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all, unless the same bytes lie there."""
-    if target.is_file() and file_digest(source) == file_digest(target):
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_or_nothing(target) as temporary:

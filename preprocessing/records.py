@@ -92,19 +92,39 @@ def maker_of_cases(plans: Mapping[str, Any], folder: str) -> str | None:
     return min(sharing, key=lambda name: "inherits_from" in configurations[name], default=None)
 
 
-def make_record(case: TrainingCase, settings: str, reader: DatasetReader) -> dict[str, Any]:
-    """Say what a case is made from: the settings, and its files by content, with those that belong to them."""
-    return {
-        "settings": settings,
-        "images": [file_digest(file) for file in reader.files_of(case.images)],
-        "label": file_digest(case.label),
-    }
+def make_record(
+    case: TrainingCase, settings: str, reader: DatasetReader, stored: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Say what a case is made from: the settings, and its files by content, with those that belong to them.
+
+    Args:
+        case: The case.
+        settings: From `settings_digest`.
+        reader: Of the dataset.
+        stored: An earlier record of the case. A file that has kept its size and times since is not read.
+
+    Returns:
+        The record, which also has the size and times of each file, as "seen".
+    """
+    files = [*reader.files_of(case.images), case.label]
+    seen = [_seen(file) for file in files]
+    before = stored or {}
+    digests_before = [*(before.get("images") or []), before.get("label")]
+    known = {tuple(kept): digest for kept, digest in zip(before.get("seen") or [], digests_before, strict=False)}
+    digests = [known.get(tuple(one)) or file_digest(file) for one, file in zip(seen, files, strict=True)]
+    return {"settings": settings, "images": digests[:-1], "label": digests[-1], "seen": seen}
+
+
+def read_record(output_folder: Path, name: str) -> dict[str, Any] | None:
+    """Read the record of a case; None if there is none that is whole."""
+    stored = read_json_if_whole(_record_file(output_folder, name))
+    return stored if isinstance(stored, dict) else None
 
 
 def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> bool:
     """Whether a preprocessed case lies there whole and was made from what `record` says."""
-    stored = read_json_if_whole(_record_file(output_folder, name))
-    return stored == {**record, "sizes": _sizes(output_folder, name)}
+    stored, now = read_record(output_folder, name), {**record, "sizes": _sizes(output_folder, name)}
+    return stored is not None and {**stored, "seen": None} == {**now, "seen": None}
 
 
 def made_otherwise(output_folder: Path, settings: str) -> list[str]:
@@ -142,6 +162,12 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _seen(file: Path) -> list[str | int]:
+    """Say by what a file is known again without being read: its path, its size in bytes, and its times."""
+    status = file.stat()
+    return [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _record_file(output_folder: Path, name: str) -> Path:

@@ -1,5 +1,6 @@
 """Preprocessing: stock nnU-Net's arrays, each case whole or not at all, and only what is missing or stale."""
 
+import json
 import os
 import pickle
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing import progress
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, write_json
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
-from sam3dnet.preprocessing.records import RECORDS_FOLDER
+from sam3dnet.preprocessing.records import RECORDS_FOLDER, file_digest
 
 SHAPE = (5, 9, 8)
 REGIONS = {"background": 0, "whole": [1, 2], "lesion": 2, "ignore": 3}
@@ -146,6 +147,40 @@ def test_a_rerun_writes_nothing(dataset: Dataset) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.preprocessed.rglob("*") if path.is_file()}
     dataset.preprocess()
     assert {path: path.stat().st_mtime_ns for path in dataset.preprocessed.rglob("*") if path.is_file()} == before
+
+
+def test_files_that_keep_size_and_times_are_not_read_again(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def noting(file: Path) -> str:
+        read.append(file.name)
+        return file_digest(file)
+
+    monkeypatch.setattr("sam3dnet.preprocessing.records.file_digest", noting)
+    dataset.preprocess()
+    assert len(read) == 6
+    touched = dataset.raw / "imagesTr" / "case_1_0000.nii"
+    os.utime(touched)
+    times = dataset.times()
+    for expected in ([touched.name], []):  # the second time its new times are known
+        read.clear()
+        dataset.preprocess()
+        assert read == expected
+    assert dataset.times() == times
+
+
+def test_records_of_before_files_were_known_by_their_times_are_good(dataset: Dataset) -> None:
+    dataset.preprocess()
+    times = dataset.times()
+    for file in (dataset.cases_folder / RECORDS_FOLDER).glob("*.json"):
+        record = json.loads(file.read_text())
+        del record["seen"]
+        file.write_text(json.dumps(record))
+    dataset.preprocess()
+    assert dataset.times() == times
+    assert all(
+        "seen" in json.loads(file.read_text()) for file in (dataset.cases_folder / RECORDS_FOLDER).glob("*.json")
+    )
 
 
 def replace_by_file_of_equal_size_and_time(path: Path) -> None:
