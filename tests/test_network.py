@@ -149,6 +149,26 @@ def test_bf16_stays_finite():
     assert torch.isfinite(logits).all()
 
 
+@pytest.mark.parametrize(("patch", "windows"), [((16, 12, 16), [(4, 3, 4)]), ((20, 24, 8), [(3, 3, 2)] * 4)])
+def test_windows_that_fit_hold_hardly_any_padding(monkeypatch, patch, windows):
+    attended = []
+    attend = attention.Attention3D.forward
+
+    def forward(self, tokens_BDHWE, *masks):
+        attended.append(tokens_BDHWE.shape[:4])
+        return attend(self, tokens_BDHWE, *masks)
+
+    monkeypatch.setattr(attention.Attention3D, "forward", forward)
+    fitted, before = (make(patch=patch, fitted_windows=fits).eval() for fits in (True, False))
+    assert before.load_state_dict(fitted.state_dict()) is not None
+    image = torch.randn(1, 1, *patch)
+    logits = fitted(image)[0]
+    assert attended[0] == (len(windows), *windows[0])  # of the first block, which attends within windows
+    assert attended[1] == (1, *(voxels // 4 for voxels in patch))
+    same = torch.allclose(logits, before(image)[0], atol=1e-5)
+    assert same == (len(windows) == 1)  # where all is in one window already
+
+
 def test_the_network_learns_one_case():
     torch.manual_seed(0)
     network = make(classes=2)

@@ -12,7 +12,7 @@ from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.prompt_decoder import class_margin
 from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
-from sam3dnet.network.published.encoder_parts import fitted_layout, interpolate_relative_table, published_layout
+from sam3dnet.network.published.encoder_parts import fitted_shifted_layout, interpolate_relative_table, published_layout
 from sam3dnet.network.published.medsam3d import MedSAM3D
 from sam3dnet.network.published.patch_embedding import UpsampledPatchEmbed
 from sam3dnet.network.published.refsam3d import RefSAM3D
@@ -317,7 +317,7 @@ def test_refsam3d_without_clip_learns_its_classes_and_knows_no_words():
 def test_corrected_windows_share_the_grid_evenly(grid, window):
     size = ENCODER_SIZES["vit_b"]
     for index in range(4):
-        layout, published = fitted_layout(size, index, grid), published_layout(size, index, grid)
+        layout, published = fitted_shifted_layout(size, index, grid), published_layout(size, index, grid)
         assert layout.window == window
         assert layout.shifted == published.shifted
         for tokens, side, largest in zip(grid, window, published.window, strict=True):

@@ -4,7 +4,7 @@ Axes in names: B batch, C channels, z y x voxels, D H W tokens, E token width.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -80,6 +80,25 @@ def sam_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) 
         return BlockLayout(size.window, size.window)
     side = size.global_table
     return BlockLayout(None, (token_grid[0], side, side) if side else token_grid)
+
+
+def fitted_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
+    """Lay a block out as SAM does, in windows that fit the token grid, see `fitted_window`."""
+    layout = sam_layout(size, index, token_grid)
+    return layout if layout.window is None else replace(layout, window=fitted_window(layout.window, token_grid))
+
+
+def fitted_window(window: tuple[int, int, int], token_grid: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Share the tokens of each axis evenly among as many windows as there must be, so that little padding is needed.
+
+    11 tokens give two windows of 6, and not of 8, which would be padded to 16.
+
+    Args:
+        window: The largest there may be, in tokens.
+        token_grid: Tokens to share.
+    """
+    depth, height, width = (-(-tokens // -(-tokens // side)) for tokens, side in zip(token_grid, window, strict=True))
+    return depth, height, width
 
 
 class TransformerBlock3D(nn.Module):

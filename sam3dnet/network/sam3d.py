@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sam3dnet.network.detail_stem import DetailStem
-from sam3dnet.network.image_encoder import EncoderParts
+from sam3dnet.network.image_encoder import EncoderParts, fitted_layout, sam_layout
 from sam3dnet.network.layers import Conv3d, triple
 from sam3dnet.network.mask_decoder import MaskDecoder3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, PromptDecoder
@@ -46,6 +46,8 @@ class SAM3D(SegmentationNetwork):
         tuning: How the image encoder is tuned where it holds SAM's weights.
         half_frozen: Whether SAM's frozen linear layers are stored in bf16, which takes half of their memory and rounds
             them.
+        fitted_windows: Whether windows share the token grid of a patch evenly, nearly without padding; models that were
+            planned before have windows of SAM's size.
 
     Raises:
         PlanError: If the encoder or the tuning is unknown or the strides do not multiply to the token stride.
@@ -68,11 +70,12 @@ class SAM3D(SegmentationNetwork):
         prompts: bool = False,
         tuning: str = DEFAULT_TUNING,
         half_frozen: bool = False,
+        fitted_windows: bool = False,
     ):
         super().__init__()
         depth = max(len(strides) - 1, 1)
         features, units = STEM_FEATURES[:depth], STEM_UNITS[:depth]
-        parts = EncoderParts(find_tuning(tuning))
+        parts = EncoderParts(find_tuning(tuning), fitted_layout if fitted_windows else sam_layout)
         self.image_encoder = make_image_encoder(
             encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
         )

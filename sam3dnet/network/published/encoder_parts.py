@@ -12,7 +12,14 @@ from torch import Tensor
 
 from sam3dnet.network.adapters import ConvAdapter
 from sam3dnet.network.attention import Attention3D
-from sam3dnet.network.image_encoder import BlockLayout, EncoderParts, EncoderSize, ImageEncoder3D, Neck3D
+from sam3dnet.network.image_encoder import (
+    BlockLayout,
+    EncoderParts,
+    EncoderSize,
+    ImageEncoder3D,
+    Neck3D,
+    fitted_window,
+)
 from sam3dnet.network.published.patch_embedding import UpsampledPatchEmbed
 from sam3dnet.network.tuning import DEFAULT_TUNING, ENTRANCE, find_tuning
 
@@ -23,15 +30,10 @@ def shifted_layout(size: EncoderSize, index: int, _token_grid: tuple[int, int, i
     return BlockLayout((side, side, side), (side, side, side), shifted=index % 2 == 0)
 
 
-def fitted_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
-    """Do as `shifted_layout`, in windows no larger than the grid needs, so that hardly any padding is attended to.
-
-    As many windows as there would be share the tokens of an axis evenly: 11 tokens give two windows of 6, not of 8.
-    """
+def fitted_shifted_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
+    """Do as `shifted_layout`, in windows that fit the token grid, see `fitted_window`."""
     layout = shifted_layout(size, index, token_grid)
-    side = size.window[0]
-    depth, height, width = (-(-tokens // -(-tokens // side)) for tokens in token_grid)
-    return replace(layout, window=(depth, height, width))
+    return replace(layout, window=fitted_window(layout.table_size, token_grid))
 
 
 def published_layout(size: EncoderSize, index: int, token_grid: tuple[int, int, int]) -> BlockLayout:
@@ -84,7 +86,7 @@ def corrected_parts(tuning: str) -> EncoderParts:
     Raises:
         PlanError: If there is no such tuning.
     """
-    return EncoderParts(find_tuning(tuning), fitted_layout)
+    return EncoderParts(find_tuning(tuning), fitted_shifted_layout)
 
 
 def as_published_parts(tuning: str) -> EncoderParts:
