@@ -28,7 +28,7 @@ from sam3dnet.preprocessing.folders import write_json
 
 DATASET, NUMBER = "Dataset981_Twins", "981"
 FULLRES, LOWRES, CASCADE = "3d_fullres", "3d_lowres", "3d_cascade_fullres"
-SHAPE_ZYX, SPACING_MM = (160, 200, 200), 1.5
+SHAPE_ZYX, SPACING_MM = (208, 208, 208), 1.5
 ORGAN, LESION = 1, 2
 LABELS = {"background": 0, "organ": ORGAN, "lesion": LESION}
 AIR_HU, BODY_HU, ORGAN_HU, BONE_HU, LESION_HU, NOISE_HU = -1000, 30, 110, 700, 190, 20

@@ -50,6 +50,8 @@ USABLE_SHARE_OF_MEMORY = 0.8
 WIDEST_WINDOW_GROWTH = 1.0
 # nnU-Net: a low-resolution stage where the crop sees less than a quarter of the image, if it shrinks the image by half.
 LOWRES_COVERAGE = 0.25
+# nnU-Net's crop on a card of 8 GB; a CPU's crops are small to save time, which makes no image a large one.
+CARD_CROP_VOXELS = 128**3
 LOWRES_SMALLEST_SHRINKAGE = 2.0
 LOWRES_STEP = 1.03
 
@@ -390,7 +392,8 @@ def choose_lowres_spacing(
 ) -> Decision:
     """Choose the spacing of a low-resolution stage where the full-resolution crop sees too little of the image.
 
-    The spacing grows, the finer axes first, until the crop holds a quarter of the median image.
+    The spacing grows, the finer axes first, until the crop holds a quarter of the median image. An image of which a
+    card's crop would hold a quarter needs none, however small the crop of this device is.
 
     Args:
         spacing_mm: Of the full-resolution stage.
@@ -403,6 +406,9 @@ def choose_lowres_spacing(
     spacing = np.asarray(spacing_mm, dtype=float).copy()
     full = np.asarray(median_shape, dtype=float)
     shape = full.copy()
+    if math.prod(full) * LOWRES_COVERAGE <= CARD_CROP_VOXELS:
+        reason = f"a median image of {math.prod(full) / 1e6:.1f} million voxels is not large"
+        return Decision("spacing (3d_lowres)", None, reason, "sam3dnet")
     while patch_voxels(spacing.tolist(), shape.tolist()) / math.prod(shape) < LOWRES_COVERAGE:
         finer = spacing.max() / spacing > 2
         spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP

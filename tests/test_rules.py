@@ -199,12 +199,21 @@ def test_batch_grows_to_what_fits_5_percent_and_the_step():
 
 
 def test_no_low_resolution_stage_where_the_crop_sees_a_quarter():
-    decision = rules.choose_lowres_spacing((1.0, 1.0, 1.0), (64, 64, 50), lambda _mm, shape: 0.3 * math.prod(shape))
+    decision = rules.choose_lowres_spacing((1.0, 1.0, 1.0), (264, 264, 250), lambda _mm, shape: 0.3 * math.prod(shape))
     assert decision.value is None
+    assert "sees enough" in decision.reason
+
+
+def test_no_low_resolution_stage_for_an_image_of_common_size_however_small_the_crop():
+    def planned(shape):
+        return rules.choose_lowres_spacing((1.0, 1.0, 1.0), shape, lambda _mm, _shape: 96 * 1024)
+
+    assert planned((200, 200, 209)).reason == "a median image of 8.4 million voxels is not large"
+    assert planned((200, 200, 212)).value is not None
 
 
 def test_no_low_resolution_stage_that_is_hardly_smaller():
-    decision = rules.choose_lowres_spacing((1.0, 1.0, 1.0), (100, 100, 100), lambda _mm, _shape: 200_000)
+    decision = rules.choose_lowres_spacing((1.0, 1.0, 1.0), (220, 220, 220), lambda _mm, _shape: 2_000_000)
     assert decision.value is None
 
 
