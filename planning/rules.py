@@ -407,7 +407,7 @@ def choose_lowres_spacing(
     full = np.asarray(median_shape, dtype=float)
     shape = full.copy()
     if math.prod(full) * LOWRES_COVERAGE <= CARD_CROP_VOXELS:
-        reason = f"a median image of {math.prod(full) / 1e6:.1f} million voxels is not large"
+        reason = f"a median image of {_by([round(n) for n in full])} voxels is not large"
         return Decision("spacing (3d_lowres)", None, reason, "sam3dnet")
     while patch_voxels(spacing.tolist(), shape.tolist()) / math.prod(shape) < LOWRES_COVERAGE:
         finer = spacing.max() / spacing > 2

@@ -44,6 +44,7 @@ from sam3dnet.preprocessing import cluster as cluster_module
 from sam3dnet.preprocessing.cluster import DaskCluster, open_cluster
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, write_json
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
+from sam3dnet.preprocessing.records import RECORDS_FOLDER
 from sam3dnet.preprocessing.verify import verify_dataset
 from sam3dnet.preprocessing.workers import Outcome, map_cases
 
@@ -164,14 +165,17 @@ def test_work_that_is_given_up_is_not_begun(cluster: DaskCluster, tmp_path: Path
 
 
 def contents_of(folder: Path) -> dict[str, bytes]:
-    """Give the bytes of all files, of arrays their voxels: threads write the compressed blocks in any order."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): blosc2.open(str(path))[:].tobytes()
-        if path.suffix == ".b2nd"
-        else path.read_bytes()
-        for path in files
-    }
+    """Give the bytes of all files; of arrays their voxels, since threads write the compressed blocks in any order.
+
+    Records say by which times the raw files are known again, which is left out: they are another dataset's.
+    """
+
+    def content(path: Path) -> bytes:
+        if path.parent.name == RECORDS_FOLDER:
+            return json.dumps(json.loads(path.read_text()) | {"seen": None}).encode()
+        return blosc2.open(str(path))[:].tobytes() if path.suffix == ".b2nd" else path.read_bytes()
+
+    return {str(path.relative_to(folder)): content(path) for path in folder.rglob("*") if path.is_file()}
 
 
 NAME = "Dataset902_Cluster"

@@ -11,6 +11,7 @@ from phantoms import make_raw_dataset
 from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.network.cost import training_cost
+from sam3dnet.planning import rules
 from sam3dnet.planning.asked import choose_configurations, require_plannable, tell_stale
 from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.fitting import CropFitter
@@ -221,14 +222,15 @@ def test_names_that_no_plan_has_are_told_before_any_work(folders):
     assert not (folders.preprocessed / DATASET).exists()
 
 
-def test_a_large_ct_gets_what_is_asked_for(folders, capsys):
+def test_a_large_ct_gets_what_is_asked_for(folders, capsys, monkeypatch):
     """Small images have no low resolution, and say so; larger ones are preprocessed as asked."""
     options = {"root": folders.raw.parent, "device": "cpu", "encoder": "tiny", "num_processes": 0}
     small, large = DATASET, "Dataset962_Large"
     make_raw_dataset(folders.raw / small, num_cases=2)
-    told = r"3d_lowres is not planned for .*: the full-resolution crop sees enough .*there are 3d_fullres$"
+    told = r"3d_lowres is not planned for .*: a median image of .* voxels is not large; there are 3d_fullres$"
     with pytest.raises(PlanError, match=told):
         plan_and_preprocess(datasets=[small], configurations=[LOWRES], **options)
+    monkeypatch.setattr(rules, "CARD_CROP_VOXELS", 48**3)  # so that a test's image is a large one
     make_raw_dataset(folders.raw / large, num_cases=2, shape=(80, 110, 110), spacing_mm=(1.5, 1.2, 1.2))
     (file,) = plan_and_preprocess(datasets=[large], configurations=[LOWRES], **options)
     plan = load_plan(file)

@@ -2,7 +2,7 @@
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from math import isfinite
@@ -264,6 +264,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if is_measured(self.device) and self._resume is None:
             planned = planned_memory(self.plans_manager.plans, self.configuration_name)
             peak = fit_first_step(self)
+            self._go_on_from({})  # what that step counted does not count
             self.print_to_log_file(f"first step: {peak / 1e9:.2f} GB at its peak on {self.device}, planned {planned}")
         super().on_train_start()
         self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
@@ -481,6 +482,9 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is not None:
             self._seconds_before = self._resume["seconds"]
             self.iterations_done = self._resume["iterations"]
-            for part in (self.prompts, self._rare_classes):
-                if part is not None:
-                    part.restore(self._resume)
+            self._go_on_from(self._resume)
+
+    def _go_on_from(self, state: Mapping[str, Any]) -> None:
+        for part in (self.prompts, self._rare_classes):
+            if part is not None:
+                part.restore(state)
