@@ -170,12 +170,19 @@ def format_decisions(plan: Plan) -> str:
     lines = [_row("decision", ["value"], ["reason [source]"], names)]
     lines.append("-" * (names + VALUE_WIDTH + REASON_WIDTH + 4))
     for decision in plan.decisions:
-        value = textwrap.wrap(format_value(decision.value), VALUE_WIDTH) or [""]
+        value = textwrap.wrap(value_in_words(decision), VALUE_WIDTH) or [""]
         reason = textwrap.wrap(
             f"{decision.reason} [{decision.source}]", REASON_WIDTH, break_long_words=False, break_on_hyphens=False
         )
         lines.append(_row(decision.name, value, reason, names))
     return "\n".join(lines)
+
+
+def value_in_words(decision: Decision) -> str:
+    """Format what was decided; axes are no sizes."""
+    if decision.name == "mirror_axes" and decision.value:
+        return ", ".join(map(str, decision.value))
+    return format_value(decision.value)
 
 
 def format_value(value: Any) -> str:

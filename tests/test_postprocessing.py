@@ -13,6 +13,7 @@ from fake_prompts import make_model_of_bright_objects, write_bright_objects, wri
 from tiny_models import LABELS, REGIONS, labels_of, make_model
 
 import sam3dnet
+from sam3dnet.cli.info import info
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.models import load_model
 from sam3dnet.inference.postprocessing import (
@@ -138,6 +139,24 @@ def test_a_model_that_is_trained_on_has_none_any_more(model, caplog):
     caplog.clear()
     forget_postprocessing(model)
     assert caplog.text == ""
+
+
+def test_info_says_what_label_maps_go_through(tmp_path):
+    model = make_model(tmp_path / "nnUNet_results", labels=LABELS)
+    decide(model, tuple(LABELS.values())[1:], tuple(LABELS.values())[-1:])
+    name = list(LABELS)[-1]
+
+    def line_of_model():
+        (line,) = (line for line in info(root=tmp_path) if model.name in line)
+        return line
+
+    assert line_of_model().endswith(
+        f"folds 0; keeps the largest component of all that is organ or {name}, then of {name}"
+    )
+    (model / FILE).write_text("{")
+    assert line_of_model().endswith(f"folds 0; {FILE} or dataset.json cannot be used, sam3d_predict says why")
+    (model / FILE).unlink()
+    assert line_of_model().endswith("folds 0")
 
 
 def test_nnunets_pickle_beside_a_model_is_not_opened(predict, model):

@@ -11,7 +11,8 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from sam3dnet.inference.windows import predict_mirrored
 from sam3dnet.planning.objects import measure_class
-from sam3dnet.planning.plan import format_value
+from sam3dnet.planning.plan import format_value, value_in_words
+from sam3dnet.planning.rules import Decision
 from sam3dnet.planning.sides import (
     MirroredSides,
     find_sides,
@@ -169,3 +170,5 @@ def test_the_table_names_the_sides_as_they_are_called() -> None:
     assert format_value(["left kidney and right kidney", "a and b"]) == "left kidney and right kidney, a and b"
     assert format_value([[1, 2, 2], [2, 2, 2]]) == "1x2x2, 2x2x2"
     assert format_value([]) == "none"  # no axis is mirrored
+    assert value_in_words(Decision("mirror_axes", [0, 1, 2], "", "")) == "0, 1, 2"
+    assert value_in_words(Decision("mirror_axes", [], "", "")) == "none"

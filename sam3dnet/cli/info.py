@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sam3dnet.cli.command import run_command
 from sam3dnet.cli.completion import completion_script
-from sam3dnet.errors import CheckpointError
+from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.settings.choices import EncoderName, FidelityName, MethodName, TuningName
 
 if TYPE_CHECKING:
@@ -132,7 +132,21 @@ def _models(results: Path | str | None) -> dict[str, str]:
     from sam3dnet.inference.models import list_models
 
     models = list_models(Path(results)) if results else []
-    return {f"{model.dataset_name}/{model.folder.name}": _folds(model, models) for model in models}
+    return {f"{model.dataset_name}/{model.folder.name}": _in_words(model, models) for model in models}
+
+
+def _in_words(model: "TrainedModel", models: Sequence["TrainedModel"]) -> str:
+    """Say which folds are trained, and what label maps go through; what is wrong with that is said of this model."""
+    from sam3dnet.inference.postprocessing import FILE, read_postprocessing
+    from sam3dnet.preprocessing.cases import read_dataset_json
+
+    folds = _folds(model, models)
+    try:
+        dataset_json = read_dataset_json(model.folder, CheckpointError)
+        after = read_postprocessing(model.folder, dataset_json).in_words(dataset_json)
+    except Sam3dError:
+        return f"{folds}; {FILE} or dataset.json cannot be used, sam3d_predict says why"
+    return f"{folds}; {after}" if after else folds
 
 
 def _folds(model: "TrainedModel", models: Sequence["TrainedModel"]) -> str:

@@ -14,7 +14,7 @@ from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, pi
 from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
 from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
-from sam3dnet.planning.plan import Plan, format_value, load_plan
+from sam3dnet.planning.plan import Plan, load_plan, value_in_words
 from sam3dnet.preprocessing.cases import output_names
 from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, parse_fold, whole_or_nothing
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
@@ -135,7 +135,7 @@ def _sections(reported: ReportedFold) -> Iterator[str]:
 
 
 def _decisions(plan: Plan) -> str:
-    rows = [(d.name, format_value(d.value), d.reason, d.source) for d in plan.decisions]
+    rows = [(d.name, value_in_words(d), d.reason, d.source) for d in plan.decisions]
     return table("decisions", ("decision", "value", "reason", "source"), rows, num_left=4)
 
 
