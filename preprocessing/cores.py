@@ -17,10 +17,10 @@ def cores_of_job() -> int:
 def limit_threads() -> None:
     """Keep libraries that count the machine's cores to those of this job; what a user has set stays.
 
-    Must come before torch is imported.
+    Must come before torch is imported. OMP_THREAD_LIMIT is not for this: where torch has more threads than that, as
+    nnU-Net's commands and a user's OMP_NUM_THREADS may ask for, the backward pass of a convolution waits for ever.
     """
     cores = cores_of_job()
-    os.environ.setdefault("OMP_THREAD_LIMIT", str(cores))  # nnU-Net's resampling asks for four threads
     if cores < len(_affinity()):  # by a quota, of which OpenMP knows nothing
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 

@@ -168,9 +168,13 @@ def test_training_meets_the_budget_within_half_a_step(make_trainer, fake_clock, 
 
 
 @pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
-def test_training_leaves_a_model_that_can_be_measured(make_trainer, preprocessed, tmp_path):
+def test_training_leaves_a_model_that_can_be_measured(make_trainer, preprocessed, tmp_path, monkeypatch):
     trainer = make_trainer(minutes=0.02)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(clock_module, "cores_of_job", lambda: threads + 1)
     trainer.run_training()
+    assert torch.get_num_threads() == threads + 1
+    torch.set_num_threads(threads)
     fold = Path(trainer.output_folder)
     record = json.loads((fold / "clock.json").read_text())
     assert record["iterations"] == trainer.iterations_done >= 1

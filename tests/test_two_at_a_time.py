@@ -4,6 +4,9 @@ import logging
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -76,13 +79,28 @@ def test_parts_share_the_images_as_nnunets(predict, tmp_path: Path) -> None:
 def test_threads_follow_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores_of_job", lambda: 1)
     monkeypatch.setattr(cores, "_affinity", lambda: {0, 1, 2})
-    for name in ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     cores.limit_threads()
-    assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_THREAD_LIMIT"]) == ("1", "1")
+    assert os.environ["OMP_NUM_THREADS"] == "1"
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     cores.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_more_threads_than_cores_are_no_endless_wait() -> None:
+    """As nnU-Net's training asks for them: as many as the machine has cores, whatever the job has."""
+    code = """
+        import os
+        from sam3dnet.preprocessing.cores import limit_threads
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        limit_threads()
+        import torch
+        torch.set_num_threads(2)
+        image = torch.randn(2, 32, 16, 32, 32, requires_grad=True)
+        torch.nn.Conv3d(32, 32, 3)(image).sum().backward()
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, timeout=300)
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

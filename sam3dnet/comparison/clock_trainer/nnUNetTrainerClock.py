@@ -14,6 +14,8 @@ import torch
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from sam3dnet.preprocessing.cores import cores_of_job
+
 MINUTES_VARIABLE = "nnUNet_clock_minutes"
 EPOCHS_IN_BUDGET = 5
 
@@ -72,6 +74,8 @@ class nnUNetTrainerClock(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Train until the budget is spent; the clock starts when the first batch is ready."""
+        if self.device.type == "cpu":  # nnU-Net's command has asked for as many threads as the machine has cores
+            torch.set_num_threads(cores_of_job())
         self.on_train_start()
         self.lr_scheduler.start()
         while not self._budget_spent():
