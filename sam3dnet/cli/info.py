@@ -141,6 +141,8 @@ def _in_words(model: "TrainedModel", models: Sequence["TrainedModel"]) -> str:
     from sam3dnet.preprocessing.cases import read_dataset_json
 
     folds = _folds(model, models)
+    if not (model.folder / FILE).is_file():
+        return folds
     try:
         dataset_json = read_dataset_json(model.folder, CheckpointError)
         after = read_postprocessing(model.folder, dataset_json).in_words(dataset_json)
