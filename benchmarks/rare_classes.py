@@ -3,8 +3,8 @@
     sam3d_plan_and_preprocess -d 900 --encoder tiny --root ROOT     # the phantom of sam3d_demo
     python benchmarks/rare_classes.py -d 900 --root ROOT --work DIR --steps 320 --seeds 1 2 3 --json OUT
 
-Both are trained at the same time with the same seed, each on one thread. After every 20 steps the Dice on 8 validation batches
-patches is noted, that of the automatic segmentation.
+Both are trained at the same time with the same seed, each on one thread. After every 20 steps the Dice of eight batches
+of validation patches is noted, that of the automatic segmentation.
 """
 
 import argparse
