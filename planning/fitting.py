@@ -43,10 +43,13 @@ class Fit:
     strides: Decision
     arch_kwargs: dict[str, Any]
     step_bytes: int
+    kernels: Decision | None = None
 
     def decisions(self) -> list[Decision]:
         """Say what was decided."""
         decided = [self.token_stride, self.strides, self.patch]
+        if self.kernels is not None and any(1 in kernel for kernel in self.kernels.value):
+            decided.insert(2, self.kernels)
         if self.arch_kwargs.get("checkpointing"):
             reason = "activations are recomputed in the backward pass: no crop that is large enough fits without"
             decided.append(Decision("checkpointing", True, reason, "sam3dnet"))
@@ -69,6 +72,7 @@ class CropFitter:
         network_options: What else the network's arguments hold, whatever its size.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
         single_output: Whether the network has logits at full resolution alone.
+        flat_kernels: Whether the network has a kernel for each level.
         crop_multiple: Crops are multiples of it, as well as of the tokens.
     """
 
@@ -81,6 +85,7 @@ class CropFitter:
         network_options: Mapping[str, Any],
         finest_strides: Sequence[int] | None = None,
         single_output: bool = False,
+        flat_kernels: bool = False,
         crop_multiple: int = 1,
     ) -> None:
         self.cost = cost
@@ -88,6 +93,7 @@ class CropFitter:
         self.network_options = network_options
         self.finest_strides = finest_strides
         self.single_output = single_output
+        self.flat_kernels = flat_kernels
         self.crop_multiple = crop_multiple
         self.input_channels = input_channels
         self.output_channels = output_channels
@@ -155,14 +161,17 @@ class CropFitter:
             strides = rules.leave_one_output(strides)
         multiple = [max(stride, self.crop_multiple) for stride in token_stride.value]
         patch = rules.choose_patch_size(grid.object_extent, grid.median_shape, grid.spacing_mm, multiple, voxels)
+        kernels = rules.choose_kernels(grid.spacing_mm, strides.value) if self.flat_kernels else None
         arch_kwargs = {
             **encoder,
             "patch_size": list(patch.value),
             "token_stride": list(token_stride.value),
             "strides": [list(stride) for stride in strides.value],
+            **({} if kernels is None else {"kernels": kernels.value}),
             **self.network_options,
         }
-        return Fit(patch, token_stride, strides, arch_kwargs, self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH))
+        step_bytes = self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH)
+        return Fit(patch, token_stride, strides, arch_kwargs, step_bytes, kernels)
 
     def step_bytes(self, arch_kwargs: dict[str, Any], batch_size: int) -> int:
         """Ask for the memory of a step, each question once."""

@@ -27,7 +27,8 @@ class Method:
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
         peer: Name of another package's network; it has no encoder of ours.
         crop_multiple: Crops are planned in multiples of so many voxels; a peer pads all else, and pays for it.
-        fits_windows: Whether the network can be asked for windows of attention that fit the token grid.
+        fits_grid: Whether the network can be asked for windows of attention that fit the token grid, and for kernels
+            that fit thick slices.
     """
 
     network_class: str
@@ -37,14 +38,14 @@ class Method:
     finest_strides: tuple[int, ...] | None = None
     peer: str | None = None
     crop_multiple: int = 1
-    fits_windows: bool = False
+    fits_grid: bool = False
 
 
 PEER_CLASS = "sam3dnet.network.peers.PeerNetwork"
 CUSTOM_METHOD = "network"  # with MethodChoice.network
 
 METHODS = {
-    DEFAULT_METHOD: Method("sam3dnet.network.sam3d.SAM3D", "sam3dnet", answers_prompts=True, fits_windows=True),
+    DEFAULT_METHOD: Method("sam3dnet.network.sam3d.SAM3D", "sam3dnet", answers_prompts=True, fits_grid=True),
     "3dsam-adapter": Method(
         "sam3dnet.network.published.adapter3dsam.Adapter3DSAM",
         "3DSAM-adapter (Gong et al. 2024)",
@@ -153,7 +154,7 @@ class MethodChoice:
         options: dict[str, Any] = {}
         if self.method.answers_prompts:
             options["prompts"] = self.prompts
-        if self.method.fits_windows:
+        if self.method.fits_grid:
             options["fitted_windows"] = True
         if self.tuning != DEFAULT_TUNING:
             options["tuning"] = self.tuning

@@ -102,6 +102,7 @@ class SAM3DPlanner(ExperimentPlanner):
             self.choice.network_options(has_regions(self.dataset_json)),
             self.choice.method.finest_strides,
             single_output=self.choice.method.peer is not None,
+            flat_kernels=self.choice.method.fits_grid,
             crop_multiple=self.choice.method.crop_multiple,
         )
 

@@ -171,6 +171,27 @@ def choose_stage_strides(token_stride: Sequence[int]) -> Decision:
     return Decision("strides", strides, "the axes of finer spacing are halved first", NNUNET)
 
 
+def choose_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> Decision:
+    """Choose the kernel of each level: one voxel along an axis as long as it is at least twice as coarse as the finest.
+
+    An axis that a level halves is never passed over.
+
+    Args:
+        spacing_mm: Of the image, (Z, Y, X).
+        strides: Factor of each level relative to the level before, finest first, the tokens last.
+    """
+    kernels: list[list[int]] = []
+    spacing = np.asarray(spacing_mm, dtype=float)
+    near = np.zeros(3, bool)
+    for stride in np.asarray(strides):
+        spacing = spacing * stride
+        near |= spacing / spacing.min() < 2
+        kernels.append([3 if whole else 1 for whole in near | (stride > 1)])
+    kernels[-1] = [3, 3, 3]
+    reason = "convolutions cover one voxel along axes that are twice as coarse as the finest"
+    return Decision("kernels", kernels, reason, NNUNET)
+
+
 def leave_one_output(strides: Decision) -> Decision:
     """Join all stages below half resolution: of two outputs nnU-Net's loss leaves out the coarser one."""
     first, second, *others = strides.value

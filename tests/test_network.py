@@ -169,6 +169,21 @@ def test_windows_that_fit_hold_hardly_any_padding(monkeypatch, patch, windows):
     assert same == (len(windows) == 1)  # where all is in one window already
 
 
+def test_flat_kernels_leave_planes_alone():
+    flat = [[1, 3, 3], [1, 3, 3], [3, 3, 3]]
+    thick, whole = (make((1, 4, 4), patch=(6, 16, 16), kernels=kernels).eval() for kernels in (flat, None))
+    image = torch.randn(1, 1, 6, 16, 16)
+    changed = image.clone()
+    changed[:, :, 5] += 1
+    for network, expected in ((thick, True), (whole, False)):
+        above = [network.detail_stem.levels[0][0].conv(one)[:, :, 4] for one in (image, changed)]
+        assert torch.equal(*above) == expected
+        assert network(image)[0].shape == (1, 3, 6, 16, 16)
+    assert sum(p.numel() for p in thick.parameters()) < sum(p.numel() for p in whole.parameters())
+    with pytest.raises(PlanError, match="kernels: 2 for 3 levels; give one for each of the strides"):
+        make((1, 4, 4), kernels=flat[1:])
+
+
 def test_the_network_learns_one_case():
     torch.manual_seed(0)
     network = make(classes=2)

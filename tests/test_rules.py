@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 from fingerprints import SITUATIONS
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from sam3dnet.planning import rules
 from sam3dnet.planning.rules import Budget
@@ -196,6 +197,30 @@ def test_batch_grows_to_what_fits_5_percent_and_the_step():
     assert rules.choose_batch_size(small, ROOMY, 20 * 3 * 1536, lambda _size: True).value == 3
     by_time = Budget(patch_voxels=10**6, cover_voxels=10**6, step_voxels=4 * 1536, bytes=None, is_time=True)
     assert rules.choose_batch_size(small, by_time, 1e9, lambda _size: True).value == 4
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "patch"),
+    [
+        ((10.0, 1.5, 1.5), (16, 128, 128)),
+        ((8.0, 1.0, 1.0), (16, 128, 128)),
+        ((5.0, 2.5, 2.5), (32, 64, 64)),
+        ((3.0, 1.0, 1.1), (32, 128, 128)),
+        ((1.0, 1.0, 1.0), (64, 64, 64)),
+    ],
+)
+def test_kernels_are_those_of_nnunet(spacing_mm, patch):
+    nnunet = get_pool_and_conv_props(spacing_mm, patch, 4, 999)[2]
+    strides = rules.choose_stage_strides(rules.choose_token_stride(8, spacing_mm, patch).value).value
+    kernels = rules.choose_kernels(spacing_mm, strides).value
+    assert kernels[:-1] == [list(kernel) for kernel in nnunet[:3]]
+    assert kernels[-1] == [3, 3, 3]
+
+
+def test_an_axis_that_is_halved_is_never_passed_over():
+    """A kernel of one voxel and a stride of two would leave half of them out."""
+    kernels = rules.choose_kernels((9.0, 1.0, 1.0), [(1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 2, 2)]).value
+    assert kernels == [[1, 3, 3], [3, 3, 3], [1, 3, 3], [3, 3, 3]]
 
 
 def test_no_low_resolution_stage_where_the_crop_sees_a_quarter():

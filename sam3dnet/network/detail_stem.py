@@ -18,17 +18,26 @@ class DetailStem(nn.Module):
         features: Channels of each level, finest first.
         strides: Factor of each level relative to the level before, (1, 1, 1) first.
         units: Convolution units of each level.
+        kernels: Of each level.
     """
 
     def __init__(
-        self, input_channels: int, features: Sequence[int], strides: Sequence[Sequence[int]], units: Sequence[int]
+        self,
+        input_channels: int,
+        features: Sequence[int],
+        strides: Sequence[Sequence[int]],
+        units: Sequence[int],
+        kernels: Sequence[Sequence[int]],
     ):
         super().__init__()
         widths = (input_channels, *features)
         self.levels = nn.ModuleList(
             nn.Sequential(
-                ConvUnit(widths[index], widths[index + 1], strides[index]),
-                *(ConvUnit(widths[index + 1], widths[index + 1]) for _ in range(units[index] - 1)),
+                ConvUnit(widths[index], widths[index + 1], strides[index], kernels[index]),
+                *(
+                    ConvUnit(widths[index + 1], widths[index + 1], kernel=kernels[index])
+                    for _ in range(units[index] - 1)
+                ),
             )
             for index in range(len(features))
         )

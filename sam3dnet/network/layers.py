@@ -16,6 +16,7 @@ from sam3dnet.network.target_device import device_type, without_autocast
 
 NEGATIVE_SLOPE = 0.01
 HEADS = 4
+WHOLE_KERNEL = (3, 3, 3)
 
 
 class Conv3d(nn.Conv3d):
@@ -236,17 +237,25 @@ class PointwiseConv(nn.Conv3d):
 
 
 class ConvUnit(nn.Module):
-    """3x3x3 convolution, instance norm, leaky ReLU.
+    """Convolution, instance norm, leaky ReLU.
 
     Args:
         channels_in: Channels of the input.
         channels_out: Channels of the output.
         stride: Voxels a step along (z, y, x).
+        kernel: Voxels (z, y, x) that the convolution covers, odd numbers.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int] = (1, 1, 1)):
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        stride: Sequence[int] = (1, 1, 1),
+        kernel: Sequence[int] = WHOLE_KERNEL,
+    ):
         super().__init__()
-        self.conv = Conv3d(channels_in, channels_out, 3, stride=triple(stride), padding=1, bias=False)
+        sides, padding = triple(kernel), triple([side // 2 for side in kernel])
+        self.conv = Conv3d(channels_in, channels_out, sides, stride=triple(stride), padding=padding, bias=False)
         self.norm = InstanceNorm(channels_out)
         nn.init.kaiming_normal_(self.conv.weight, a=NEGATIVE_SLOPE)
 

@@ -21,12 +21,13 @@ class UpStage(nn.Module):
         channels_out: Channels of the stem at this resolution and of the output.
         stride: Factor between the resolutions along (z, y, x).
         units: Convolution units after adding.
+        kernel: Of them.
     """
 
-    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int], units: int):
+    def __init__(self, channels_in: int, channels_out: int, stride: Sequence[int], units: int, kernel: Sequence[int]):
         super().__init__()
         self.up = UpConv3d(channels_in, channels_out, triple(stride))
-        self.convs = nn.Sequential(*(ConvUnit(channels_out, channels_out) for _ in range(units)))
+        self.convs = nn.Sequential(*(ConvUnit(channels_out, channels_out, kernel=kernel) for _ in range(units)))
 
     def forward(self, coarse_BCzyx: Tensor, fine_BCzyx: Tensor) -> Tensor:
         """Return features of the fine input's shape."""
@@ -45,6 +46,7 @@ class MaskDecoder3D(nn.Module):
         features: Channels of the stem's levels, finest first.
         strides: Factor of each level relative to the level before, (1, 1, 1) first, the tokens last.
         units: Convolution units of each level of the stem and decoder.
+        kernels: Of each level, the tokens last.
         num_classes: Channels of the logits.
         deep_supervision: Whether forward returns logits of every resolution above the tokens, finest first.
     """
@@ -56,16 +58,17 @@ class MaskDecoder3D(nn.Module):
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         units: Sequence[int],
+        kernels: Sequence[Sequence[int]],
         num_classes: int,
         deep_supervision: bool,
     ):
         super().__init__()
         self.deep_supervision = deep_supervision
         self.merge = PointwiseConv(4 * level_channels, width, bias=False)
-        self.token_convs = nn.Sequential(ConvUnit(width, width), ConvUnit(width, width))
+        self.token_convs = nn.Sequential(*(ConvUnit(width, width, kernel=kernels[-1]) for _ in range(2)))
         widths = (*features, width)
         self.stages = nn.ModuleList(
-            UpStage(widths[index + 1], widths[index], strides[index + 1], units[index])
+            UpStage(widths[index + 1], widths[index], strides[index + 1], units[index], kernels[index])
             for index in reversed(range(len(features)))
         )
         self.heads = nn.ModuleList(PointwiseConv(channels, num_classes) for channels in reversed(features))

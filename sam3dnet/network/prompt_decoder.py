@@ -138,15 +138,26 @@ class PromptLevel(nn.Module):
         image_channels: Channels of the image's features at this resolution.
         channels_out: Channels out.
         stride: Factor between the resolutions along (z, y, x).
-        convolve: Whether a 3x3x3 convolution follows; without one the level is pointwise and cheap.
+        kernel: Of a convolution that follows; without one the level is pointwise and cheap.
     """
 
-    def __init__(self, channels_in: int, image_channels: int, channels_out: int, stride: Sequence[int], convolve: bool):
+    def __init__(
+        self,
+        channels_in: int,
+        image_channels: int,
+        channels_out: int,
+        stride: Sequence[int],
+        kernel: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.up = UpConv3d(channels_in, channels_out, triple(stride))
         self.from_image = PointwiseConv(image_channels, channels_out, bias=False)
         self.from_prompts = PointwiseConv(DENSE_CHANNELS, channels_out)
-        self.conv = ConvUnit(channels_out, channels_out) if convolve else nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+        self.conv = (
+            nn.LeakyReLU(NEGATIVE_SLOPE, inplace=True)
+            if kernel is None
+            else ConvUnit(channels_out, channels_out, kernel=kernel)
+        )
 
     def forward(self, coarse_QCzyx: Tensor, image_QCzyx: Tensor, dense_QCzyx: Tensor) -> Tensor:
         """Return (Q, channels_out, z, y, x) at the resolution of the image's features."""
@@ -168,6 +179,7 @@ class PromptDecoder(nn.Module):
         features: Channels of the pyramid, finest first.
         strides: Factor of each level relative to the level before, (1, 1, 1) first, the tokens last.
         token_stride: Voxels a token covers along (z, y, x).
+        kernels: Of the convolutions of each level.
     """
 
     def __init__(
@@ -177,6 +189,7 @@ class PromptDecoder(nn.Module):
         features: Sequence[int],
         strides: Sequence[Sequence[int]],
         token_stride: Sequence[int],
+        kernels: Sequence[Sequence[int]],
     ):
         super().__init__()
         self.strides = [triple(stride) for stride in strides]
@@ -186,7 +199,9 @@ class PromptDecoder(nn.Module):
         self.blocks = nn.ModuleList(TwoWayBlock(token_width) for _ in range(ROUNDS))
         widths = (*COARSE_FEATURES[: len(features)], token_width)
         self.levels = nn.ModuleList(
-            PromptLevel(widths[index + 1], features[index], widths[index], strides[index + 1], convolve=index > 0)
+            PromptLevel(
+                widths[index + 1], features[index], widths[index], strides[index + 1], kernels[index] if index else None
+            )
             for index in reversed(range(len(features)))
         )
         self.mask_token = nn.Sequential(

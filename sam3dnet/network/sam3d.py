@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from sam3dnet.errors import PlanError
 from sam3dnet.network.detail_stem import DetailStem
 from sam3dnet.network.image_encoder import EncoderParts, fitted_layout, sam_layout
-from sam3dnet.network.layers import Conv3d, triple
+from sam3dnet.network.layers import WHOLE_KERNEL, Conv3d, triple
 from sam3dnet.network.mask_decoder import MaskDecoder3D
 from sam3dnet.network.prompt_decoder import ImageFeatures, PromptDecoder
 from sam3dnet.network.prompt_encoder import PromptBatch
@@ -48,9 +49,11 @@ class SAM3D(SegmentationNetwork):
             them.
         fitted_windows: Whether windows share the token grid of a patch evenly, nearly without padding; models that were
             planned before have windows of SAM's size.
+        kernels: Voxels that the convolutions of each level cover, the tokens last; None for 3 along every axis.
 
     Raises:
-        PlanError: If the encoder or the tuning is unknown or the strides do not multiply to the token stride.
+        PlanError: If the encoder or the tuning is unknown, the strides do not multiply to the token stride, or there is
+            not a kernel for each of them.
     """
 
     decoder: MaskDecoder3D
@@ -71,6 +74,7 @@ class SAM3D(SegmentationNetwork):
         tuning: str = DEFAULT_TUNING,
         half_frozen: bool = False,
         fitted_windows: bool = False,
+        kernels: Sequence[Sequence[int]] | None = None,
     ):
         super().__init__()
         depth = max(len(strides) - 1, 1)
@@ -80,13 +84,18 @@ class SAM3D(SegmentationNetwork):
             encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
         )
         size = self.image_encoder.size
-        self.detail_stem = DetailStem(input_channels, features, strides, units)
+        kernels = kernels or [WHOLE_KERNEL] * len(strides)
+        if len(kernels) != len(strides):
+            raise PlanError(f"kernels: {len(kernels)} for {len(strides)} levels; give one for each of the strides")
+        self.detail_stem = DetailStem(input_channels, features, strides, units, kernels)
         self.detail_to_tokens = Conv3d(features[-1], size.width, triple(strides[-1]), stride=triple(strides[-1]))
         self.decoder = MaskDecoder3D(
-            size.neck_width, DECODER_WIDTH, features, strides, units, num_classes, deep_supervision
+            size.neck_width, DECODER_WIDTH, features, strides, units, kernels, num_classes, deep_supervision
         )
         self.prompt_decoder = (
-            PromptDecoder(num_classes, DECODER_WIDTH, features, strides, triple(token_stride)) if prompts else None
+            PromptDecoder(num_classes, DECODER_WIDTH, features, strides, triple(token_stride), kernels)
+            if prompts
+            else None
         )
         self.pretrained = pretrained
         if pretrained:
