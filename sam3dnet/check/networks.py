@@ -13,34 +13,45 @@ RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
 
 
 def own_arguments(
-    patch: Sequence[int], stride: int, encoder: str = "vit_b", pretrained: bool = True, **options: Any
+    patch: Sequence[int],
+    stride: int | Sequence[int],
+    encoder: str = "vit_b",
+    pretrained: bool = True,
+    spacing_mm: Sequence[float] | None = None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Give the arguments of one of our networks, as a plan would hold them; without prompts unless they are asked for.
 
     Args:
         patch: Crop (z, y, x).
-        stride: Voxels a token covers along each axis.
+        stride: Voxels a token covers along each axis, or (z, y, x).
         encoder: Name of its size.
         pretrained: Whether the encoder is frozen, as with SAM's weights.
+        spacing_mm: Of the voxels (z, y, x), for kernels that fit it; None leaves them whole.
         options: Further arguments, such as prompts=True.
     """
-    strides = rules.choose_stage_strides((stride,) * 3).value
+    token_stride = [stride] * 3 if isinstance(stride, int) else list(stride)
+    strides = rules.choose_stage_strides(token_stride).value
+    kernels = {} if spacing_mm is None else {"kernels": rules.choose_kernels(spacing_mm, strides).value}
     return {
         "encoder": encoder,
         "patch_size": list(patch),
-        "token_stride": [stride] * 3,
+        "token_stride": token_stride,
         "strides": strides,
         "pretrained": pretrained,
+        **kernels,
         **options,
     }
 
 
-def make_nnunet(classes: int, patch: Shape, *, residual: bool) -> nn.Module:
-    """Make the U-Net that nnU-Net plans for a patch of isotropic voxels, plain or ResEnc-M."""
+def make_nnunet(
+    classes: int, patch: Shape, *, residual: bool, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> nn.Module:
+    """Make the U-Net that nnU-Net plans for a patch, plain or ResEnc-M; voxels are isotropic if nothing else is said."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-    _, strides, kernels, _, _ = get_pool_and_conv_props((1.0, 1.0, 1.0), patch, 4, 999999)
+    _, strides, kernels, _, _ = get_pool_and_conv_props(spacing_mm, patch, 4, 999999)
     stages = len(strides)
     arguments = {
         "n_stages": stages,

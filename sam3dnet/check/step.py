@@ -1,5 +1,6 @@
 """A training step, ours or nnU-Net's, on a made-up batch that is on the device already."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,10 @@ def own_step(
     return TrainingStep(network, optimizer, (z, y, x), batch, stride)
 
 
-def nnunet_step(crop: Shape, batch: int, device: torch.device) -> TrainingStep:
+def nnunet_step(
+    crop: Shape, batch: int, device: torch.device, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
+) -> TrainingStep:
     """Make a step of nnU-Net's trainer, with its plain U-Net; not compiled."""
-    network = make_nnunet(CLASSES, crop, residual=False).to(device)
+    network = make_nnunet(CLASSES, crop, residual=False, spacing_mm=spacing_mm).to(device)
     optimizer = SGD(network.parameters(), 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
     return TrainingStep(network, optimizer, crop, batch)
