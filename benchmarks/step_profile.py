@@ -3,9 +3,10 @@
     python benchmarks/step_profile.py --crop 10 96 80 --spacing 10 1.5 1.5 --strides 1 8 8 --threads 1 --json OUT
     python benchmarks/step_profile.py --device cuda --crop 96 128 128 --encoders small vit_b --json OUT
 
-Nothing else should run beside it. A step is that of training, on a batch that is on the device already; those named vit_
-are frozen as with SAM's weights, here random. On a card "busy" is the sum of all kernels: what is missing to the seconds of the
-step is the time that the card waits for the program. Operators are told with the shapes of their operands.
+Nothing else should run beside it. A step is that of training, on a batch that is on the device already; networks named
+vit_ are frozen as with SAM's weights, here random. On a card "busy" is the sum of all kernels: what is missing to the
+seconds of the step is the time that the card waits for the program. Operators are told with the shapes of their
+operands.
 """
 
 import argparse

@@ -47,7 +47,7 @@ def own_arguments(
 def make_nnunet(
     classes: int, patch: Shape, *, residual: bool, spacing_mm: Sequence[float] = (1.0, 1.0, 1.0)
 ) -> nn.Module:
-    """Make the U-Net that nnU-Net plans for a patch, plain or ResEnc-M; voxels are isotropic if nothing else is said."""
+    """Make the U-Net that nnU-Net plans for a patch of isotropic or other voxels, plain or ResEnc-M."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
     from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
