@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from sam3dnet.network import attention
 from sam3dnet.network.attention import (
     Attention3D,
+    GridPositions,
     fit_relative_table,
     join_windows,
     partition_windows,
@@ -123,7 +124,8 @@ def test_relative_tables_keep_the_meaning_of_an_offset():
     assert fit_relative_table(table, 2).flatten().tolist() == [2, 3, 4]
     assert fit_relative_table(table, 5).flatten().tolist() == [0, 0, 1, 2, 3, 4, 5, 6, 6]
     tables = [fit_relative_table(table, size) for size in (1, 3, 2)]
-    scores = relative_position(torch.ones(1, 1, 6, 1), tables, (1, 3, 2))[0, 0]
+    query = torch.ones(1, 1, 6, 1)
+    scores = relative_position(query, tables, GridPositions((1, 3, 2), query).row_NA)[0, 0]
     assert scores[:, 0].tolist() == [3] * 6
     assert scores[::2, 1:4].tolist() == scores[1::2, 1:4].tolist() == [[3, 2, 1], [4, 3, 2], [5, 4, 3]]
     assert scores[:, 4:].tolist() == [[3, 2], [4, 3]] * 3

@@ -42,35 +42,49 @@ def fit_relative_table(table: Tensor, size: int) -> Tensor:
         (2 * size - 1, e)
     """
     centre = table.shape[0] // 2
-    rows = torch.arange(-(size - 1), size, device=table.device).clamp(-centre, centre) + centre
-    return table[rows]
+    beyond = max(0, size - 1 - centre)
+    inner = table[max(0, centre - size + 1) : centre + size]
+    if not beyond:
+        return inner
+    # rows by a clamped index would be one call, for which torch 2.11 compiles nothing on a card
+    return torch.cat((table[:1].expand(beyond, -1), inner, table[-1:].expand(beyond, -1)))
 
 
-def relative_position(query_BhNe: Tensor, fitted: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+def relative_position(query_BhNe: Tensor, fitted: Sequence[Tensor], row_NA: Tensor) -> Tensor:
     """Give q . R for every key coordinate along each axis.
 
     Args:
         query_BhNe: Queries of the tokens of a grid, the last axis fastest.
         fitted: Relative position table of each axis, 2 * size - 1 rows.
-        grid: Tokens (D, H, W).
+        row_NA: Rows of the joined tables, of `GridPositions`.
 
     Returns:
-        (B, h, N, D + H + W): for each axis, entry k is the bias towards keys with coordinate k.
+        (B, h, N, A): for each axis, entry k is the bias towards keys with coordinate k.
     """
-    rows = torch.cat(list(fitted)).to(query_BhNe.dtype)
-    starts = [0, *accumulate(table.shape[0] for table in fitted[:-1])]
-    offsets = [
-        coordinate_N[:, None] - torch.arange(size, device=rows.device)[None] + size - 1 + start
-        for coordinate_N, size, start in zip(coordinates(grid, rows.device), grid, starts, strict=True)
-    ]
-    scores_BhNR = query_BhNe @ rows.t()
-    return scores_BhNR.gather(-1, torch.cat(offsets, 1).expand(*scores_BhNR.shape[:2], -1, -1))
+    scores_BhNR = query_BhNe @ torch.cat(list(fitted)).to(query_BhNe.dtype).t()
+    return scores_BhNR.gather(-1, row_NA.expand(*scores_BhNR.shape[:2], -1, -1))
 
 
-def coordinates(grid: Sequence[int], device: torch.device) -> list[Tensor]:
-    """Give the coordinates of each token along each axis of a grid, (N,) each, the last axis fastest."""
-    axes = torch.meshgrid(*(torch.arange(size, device=device) for size in grid), indexing="ij")
-    return [axis.flatten() for axis in axes]
+class GridPositions:
+    """Where the tokens of a grid lie: what attention needs to know of it, whatever they contain.
+
+    Args:
+        grid: Tokens (D, H, W), N in all; A = D + H + W.
+        like: Tensor whose type and device it is for.
+
+    Attributes:
+        row_NA: For a query and a key's coordinate along an axis, the row of the joined relative position tables, which
+            have 2 * size - 1 rows each.
+        one_hot_1NA: Coordinates of the tokens along each axis, as one-hot vectors side by side.
+    """
+
+    def __init__(self, grid: Sequence[int], like: Tensor):
+        keys = [torch.arange(size, device=like.device) for size in grid]
+        coordinates = [axis.flatten()[:, None] for axis in torch.meshgrid(*keys, indexing="ij")]
+        firsts = accumulate((2 * size - 1 for size in grid[:-1]), initial=0)
+        sides = list(zip(coordinates, keys, grid, firsts, strict=True))
+        self.row_NA = torch.cat([query - key + size - 1 + first for query, key, size, first in sides], 1)
+        self.one_hot_1NA = torch.cat([query == key for query, key, _, _ in sides], 1)[None].to(like.dtype)
 
 
 class Attention3D(nn.Module):
@@ -100,6 +114,7 @@ class Attention3D(nn.Module):
         super().__init__()
         self.heads = heads
         self.fit_table = fit_table
+        self._positions: dict[tuple[Any, ...], GridPositions] = {}
         self.qkv_adapter = qkv_adapter
         self.scale = (width // heads) ** -0.5
         self.qkv = Linear(width, 3 * width)
@@ -144,7 +159,7 @@ class Attention3D(nn.Module):
         qkv = self.qkv(tokens_BNE)
         if self.qkv_adapter is not None:
             qkv = qkv + self.qkv_adapter(tokens_BNE)
-        call = (qkv, grid, padding_BN, wrapped_BNA)
+        call = (qkv, grid, self._positions_of(grid, qkv), padding_BN, wrapped_BNA)
         learning = torch.is_grad_enabled() and not torch.compiler.is_compiling()  # compiled, it is decided elsewhere
         if learning and self._augmented_bytes(tokens_BDHWE) >= BYTES_MADE_AGAIN:
             out = checkpoint(self._mix, *call, use_reentrant=False, preserve_rng_state=False, context_fn=keep_attention)
@@ -152,17 +167,33 @@ class Attention3D(nn.Module):
             out = self._mix(*call)
         return self.proj(out).view(batch, *grid, width)
 
-    def _mix(self, qkv_BNE: Tensor, grid: list[int], padding_BN: Tensor | None, wrapped_BNA: Tensor | None) -> Tensor:
+    def _mix(
+        self,
+        qkv_BNE: Tensor,
+        grid: list[int],
+        positions: GridPositions,
+        padding_BN: Tensor | None,
+        wrapped_BNA: Tensor | None,
+    ) -> Tensor:
         """Mix the values of the tokens: queries, keys and values (B, N, 3 * E) -> (B, N, E)."""
         query, key, value = qkv_BNE.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
         fitted = [self.fit_table(table, size) / self.scale for table, size in zip(tables, grid, strict=True)]
-        query_marks, key_marks = token_marks(grid, key, padding_BN, wrapped_BNA)
-        queries = [query, relative_position(query, fitted, grid), query_marks]
+        query_marks, key_marks = token_marks(positions.one_hot_1NA, padding_BN, wrapped_BNA)
+        queries = [query, relative_position(query, fitted, positions.row_NA), query_marks]
         query_aug, key_aug = _with_marks(queries), _with_marks([key, key_marks])
         value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
         out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=self.scale)
         return out[..., : value.shape[-1]].transpose(1, 2).flatten(2)
+
+    def _positions_of(self, grid: Sequence[int], like: Tensor) -> GridPositions:
+        """Give the positions of a grid, computed the first time; compiled code computes them where it needs them."""
+        if torch.compiler.is_compiling():
+            return GridPositions(grid, like)
+        key = (*grid, like.dtype, like.device)
+        if key not in self._positions:
+            self._positions[key] = GridPositions(grid, like)
+        return self._positions[key]
 
 
 def keep_attention() -> Any:
@@ -170,27 +201,20 @@ def keep_attention() -> Any:
     return create_selective_checkpoint_contexts(FUSED_ATTENTION)
 
 
-def token_marks(
-    grid: Sequence[int], like: Tensor, padding_BN: Tensor | None, wrapped_BNA: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def token_marks(one_hot_1NA: Tensor, padding_BN: Tensor | None, wrapped_BNA: Tensor | None) -> tuple[Tensor, Tensor]:
     """Give the entries of queries and keys that do not depend on their contents.
 
     Args:
-        grid: Tokens (D, H, W).
-        like: Tensor whose type and device they have.
+        one_hot_1NA: Coordinates of the tokens, of `GridPositions`.
         padding_BN: As for Attention3D.forward.
         wrapped_BNA: As for Attention3D.forward.
 
     Returns:
         Entries that follow the relative position in queries (B or 1, N, .), and all that follow the key (B or 1, N, .):
-        its coordinates as one-hot vectors, then a partner for each entry of the query.
+        its coordinates, then a partner for each entry of the query.
     """
-    tokens = math.prod(grid)
-    one_hot = [
-        axis_N[:, None] == torch.arange(size, device=like.device)
-        for axis_N, size in zip(coordinates(grid, like.device), grid, strict=True)
-    ]
-    queries, keys = [like.new_zeros(1, tokens, 0)], [torch.cat(one_hot, 1)[None].to(like.dtype)]
+    like, tokens = one_hot_1NA, one_hot_1NA.shape[1]
+    queries, keys = [like.new_zeros(1, tokens, 0)], [one_hot_1NA]
     if padding_BN is not None:
         queries.append(like.new_ones(1, tokens, 1))
         keys.append(padding_BN[..., None].to(like.dtype) * MASKED)
@@ -202,6 +226,8 @@ def token_marks(
 
 def _side_by_side(parts: list[Tensor]) -> Tensor:
     """Join (B or 1, N, .) along the last axis."""
+    if len(parts) == 1:
+        return parts[0]
     batch = max(part.shape[0] for part in parts)
     return torch.cat([part.expand(batch, -1, -1) for part in parts], -1)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sam3dnet.network.attention import Attention3D, join_windows, partition_windows
-from sam3dnet.network.layers import Conv3d, PointwiseConv
+from sam3dnet.network.layers import Conv3d, PointwiseConv, repeat_outer
 from sam3dnet.network.linear import Linear
 from sam3dnet.network.patch_embedding import PatchEmbed3D
 from sam3dnet.network.tuning import (
@@ -166,12 +166,12 @@ class Neck3D(nn.Module):
     Args:
         width: Token width.
         channels: Channels out.
-        depth_padding: "replicate", or "constant" for zeros.
+        zeros_around: Whether the depth is padded by zeros instead.
     """
 
-    def __init__(self, width: int, channels: int, depth_padding: str = "replicate"):
+    def __init__(self, width: int, channels: int, zeros_around: bool = False):
         super().__init__()
-        self.depth_padding = depth_padding
+        self.zeros_around = zeros_around
         self.conv1 = PointwiseConv(width, channels, bias=False)
         self.norm1 = LayerNormChannels(channels, eps=LAYER_NORM_EPS)
         self.conv2 = Conv3d(channels, channels, 3, padding=(0, 1, 1), bias=False)
@@ -180,7 +180,11 @@ class Neck3D(nn.Module):
     def forward(self, x_BEDHW: Tensor) -> Tensor:
         """Return (B, channels, D, H, W)."""
         hidden = self.norm1(self.conv1(x_BEDHW))
-        return self.norm2(self.conv2(F.pad(hidden, (0, 0, 0, 0, 1, 1), mode=self.depth_padding)))
+        if self.zeros_around:
+            padded = F.pad(hidden, (0, 0, 0, 0, 1, 1))
+        else:
+            padded = repeat_outer(hidden, [(1, 1), (0, 0), (0, 0)])
+        return self.norm2(self.conv2(padded))
 
 
 def resize_position_table(table_HWE: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -118,6 +118,26 @@ def beside(features_BCzyx: Sequence[Tensor], image_BCzyx: Tensor) -> Tensor:
     return torch.cat((*features_BCzyx, image_BCzyx.to(features_BCzyx[0].dtype)), 1)
 
 
+def repeat_outer(x_BCzyx: Tensor, pads_zyx: Sequence[tuple[int, int]]) -> Tensor:
+    """Repeat the outer voxels of each axis.
+
+    On a card torch's own way adds gradients up in any order, and torch 2.11 compiles nothing that reads by a clamped
+    index.
+
+    Args:
+        x_BCzyx: A volume.
+        pads_zyx: Voxels before and after, for each axis.
+    """
+    if device_type(x_BCzyx) == "cpu":
+        pads = [pad for pair in reversed(pads_zyx) for pad in pair]
+        return F.pad(x_BCzyx, pads, mode="replicate") if any(pads) else x_BCzyx
+    for axis, (before, after) in enumerate(pads_zyx, 2):
+        if before or after:
+            first, last = x_BCzyx.narrow(axis, 0, 1), x_BCzyx.narrow(axis, x_BCzyx.shape[axis] - 1, 1)
+            x_BCzyx = torch.cat([*[first] * before, x_BCzyx, *[last] * after], axis)
+    return x_BCzyx
+
+
 def mean_of_blocks(x_BCzyx: Tensor, stride: tuple[int, int, int]) -> Tensor:
     """Average over blocks of stride voxels, in a block at the far end over what there is of it.
 

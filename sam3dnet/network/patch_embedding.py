@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam3dnet.network.layers import repeat_outer
 from sam3dnet.network.target_device import without_autocast
 
 SAM_PATCH = 16
@@ -78,8 +79,7 @@ class PatchEmbed3D(nn.Module):
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         """Return tokens (B, width, D, H, W) with D = ceil(z / stride) and so on."""
         pads = []
-        for size, stride in zip(reversed(x_BCzyx.shape[2:]), reversed(self.token_stride), strict=True):
+        for size, stride in zip(x_BCzyx.shape[2:], self.token_stride, strict=True):
             halo = 0 if stride == SAM_PATCH else 1
-            pads += [halo, halo + -size % stride]
-        padded_BCzyx = F.pad(x_BCzyx, pads, mode="replicate") if any(pads) else x_BCzyx
-        return F.conv3d(padded_BCzyx, self.fused_kernel(), self.proj.bias, stride=self.token_stride)
+            pads.append((halo, halo + -size % stride))
+        return F.conv3d(repeat_outer(x_BCzyx, pads), self.fused_kernel(), self.proj.bias, stride=self.token_stride)

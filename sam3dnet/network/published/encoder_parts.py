@@ -103,7 +103,7 @@ def as_published_parts(tuning: str) -> EncoderParts:
         published_layout,
         patch_embed=UpsampledPatchEmbed,
         attention=partial(Attention3D, fit_table=interpolate_relative_table),
-        neck=partial(Neck3D, depth_padding="constant"),
+        neck=partial(Neck3D, zeros_around=True),
         resize_table=pool_position_table,
         after_loading=derive_depth_tables,
     )

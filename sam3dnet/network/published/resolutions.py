@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam3dnet.network.layers import cropped, interpolate
+from sam3dnet.network.layers import cropped, interpolate, repeat_outer
 
 
 def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -26,10 +26,8 @@ def resolution_shapes(shape: Sequence[int], strides: Sequence[Sequence[int]]) ->
 
 def pad_to_multiple(x_BCzyx: Tensor, multiple: Sequence[int]) -> Tensor:
     """Repeat the last voxels of each axis until its size is a multiple of a number (z, y, x)."""
-    pads = []
-    for size, step in zip(reversed(x_BCzyx.shape[2:]), reversed(multiple), strict=True):
-        pads += [0, -size % step]
-    return F.pad(x_BCzyx, pads, mode="replicate") if any(pads) else x_BCzyx
+    pads = [(0, -size % step) for size, step in zip(x_BCzyx.shape[2:], multiple, strict=True)]
+    return repeat_outer(x_BCzyx, pads)
 
 
 def pool_image(image_BCzyx: Tensor, strides: Sequence[tuple[int, int, int]]) -> list[Tensor]:
