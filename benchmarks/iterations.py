@@ -1,6 +1,6 @@
 """Time training iterations of stock nnU-Net and of sam3dnet's default in turn, on the same crop and batch.
 
-    python benchmarks/iterations.py -d 501 --raw FOLDER_WITH_DATASETS --work DIR --json OUT
+    python benchmarks/iterations.py -d 501 502 --raw FOLDER_WITH_DATASETS --work DIR --json OUT
     python benchmarks/iterations.py -d 501 --raw FOLDER_WITH_DATASETS --work DIR --encoders small vit_b
 
 All trainers load and augment their own batches, in this process; losses, prompts, clipping and optimisers are those of
@@ -9,8 +9,8 @@ is two iterations at a time. A third line is our network without prompts. Finish
 
 With --encoders, ours alone is timed, with each of these encoders in the crop and batch planned for "small": those named
 vit_ as they start from SAM's weights, here random values in the official format, the others from scratch. The
-operations are those that planning compares encoders by. CPU seconds are those of this process without loading: with
---threads 1 they hardly depend on what else the machine does.
+estimated seconds are those of a core that planning compares steps by. CPU seconds are those of this process without
+loading: with --threads 1 they hardly depend on what else the machine does.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from measuring import as_markdown, begin, finish, make_parser, shown_ratio, show
 from random_weights import write_random_weights
 
 from sam3dnet.check.measuring import spread, time_once
-from sam3dnet.network.cost import training_operations
+from sam3dnet.network.cost import training_seconds
 
 AT_A_TIME = 2
 WARM_UP = 2  # rounds
@@ -88,12 +88,12 @@ class Training:
         """Count the parameters."""
         return sum(parameter.numel() for parameter in self.trainer.network.parameters())
 
-    def operations(self) -> int | None:
-        """Count the operations of an iteration with prompts as planning does; None for nnU-Net's network."""
+    def estimated_seconds(self) -> float | None:
+        """Estimate the seconds of an iteration as planning does; None for nnU-Net's network."""
         if "token_stride" not in self.architecture:
             return None
         channels, outputs = self.trainer.num_input_channels, self.trainer.label_manager.num_segmentation_heads
-        return training_operations(self.architecture, channels, outputs, self.batch)
+        return training_seconds(self.architecture, channels, outputs, self.batch)
 
 
 def change_architecture(arch_kwargs: dict[str, Any], method: str) -> None:
@@ -132,7 +132,7 @@ def measure(settings: Settings, device: torch.device, repetitions: int, methods:
                 "crop": list(training.crop),
                 "batch": training.batch,
                 "parameters": training.parameters(),
-                "operations": training.operations(),
+                "estimated_s": training.estimated_seconds(),
                 **spread([loading + step for loading, step, _ in timed]),
                 "loading": spread([loading for loading, _, _ in timed]),
                 "cpu": spread([cpu for _, _, cpu in timed]),
@@ -142,20 +142,22 @@ def measure(settings: Settings, device: torch.device, repetitions: int, methods:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Format a line for each training."""
-    header = ["training iteration", "crop, batch", "parameters", "operations", "s", "of it loading", "CPU s"]
+    """Format a line for each training, relative to the first one of its dataset."""
+    header = ["training iteration", "crop, batch", "parameters", "estimated s", "s", "of it loading", "CPU s"]
     lines = [[*header, "iterations a second, ratio"]]
+    first: dict[str | None, float] = {}
     for row in rows:
+        reference = first.setdefault(row.get("dataset"), row["median_s"])
         lines.append(
             [
-                row["variant"],
+                f"{row['dataset']}: {row['variant']}" if "dataset" in row else row["variant"],
                 f"{'x'.join(map(str, row['crop']))}, {row['batch']}",
                 f"{row['parameters']:,}",
-                f"{row['operations'] / 1e9:,.1f} G" if row.get("operations") else "-",
+                f"{row['estimated_s']:.3g}" if row.get("estimated_s") else "-",
                 shown_seconds(row),
                 shown_seconds(row["loading"]),
                 shown_seconds(row["cpu"]),
-                shown_ratio(row["median_s"], rows[0]["median_s"]),
+                shown_ratio(row["median_s"], reference),
             ]
         )
     return as_markdown(lines)
@@ -164,7 +166,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = make_parser(__doc__, repetitions=20)
-    parser.add_argument("-d", "--dataset", required=True, help="number or name, such as 501")
+    parser.add_argument("-d", "--datasets", nargs="+", required=True, metavar="NAME", help="numbers or names")
     parser.add_argument("--raw", type=Path, required=True, help="folder that holds the DatasetNNN_Name folders")
     parser.add_argument("--work", type=Path, required=True, help="folder for everything that is written")
     parser.add_argument("--encoders", nargs="+", metavar="NAME", help="encoders to compare, such as small vit_b")
@@ -175,8 +177,19 @@ def main() -> None:
     """Prepare, measure, print the table, write JSON."""
     a = parse()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    rows = []
+    for name in a.datasets:
+        of_dataset = measure_dataset(a, name)
+        rows += of_dataset if len(a.datasets) == 1 else [{"dataset": name, **row} for row in of_dataset]
+        print(table(of_dataset), file=sys.stderr)
+    finish(a, "iterations", rows)
+    print(table(rows))
+
+
+def measure_dataset(a: argparse.Namespace, name: str) -> list[dict[str, Any]]:
+    """Prepare a dataset and measure its trainings."""
     settings = Settings(
-        dataset=find_dataset(a.raw, a.dataset),
+        dataset=find_dataset(a.raw, name),
         raw=a.raw,
         work=a.work.resolve(),
         minutes=1,
@@ -191,9 +204,7 @@ def main() -> None:
     prepare(settings)
     results = str(settings.work / "iterations")  # what has been trained there stays whole
     os.environ.update(environment(settings) | {"nnUNet_n_proc_DA": "0", "nnUNet_results": results})
-    rows = measure(settings, begin(a), a.repetitions, a.encoders or (STOCK, OURS, UNPROMPTED))
-    finish(a, "iterations", rows)
-    print(table(rows))
+    return measure(settings, begin(a), a.repetitions, a.encoders or (STOCK, OURS, UNPROMPTED))
 
 
 if __name__ == "__main__":

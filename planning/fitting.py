@@ -15,7 +15,7 @@ from sam3dnet.planning.rules import Budget, Decision
 # Memory is nearly a straight line in the voxels of a crop: few looks find the largest that fits.
 COST_CALLS = 6
 
-Cost = Callable[[dict[str, Any], int, int, int], int]
+Cost = Callable[[dict[str, Any], int, int, int], float]
 EncoderChoice = Mapping[str, Any]
 
 
@@ -72,8 +72,9 @@ class CropFitter:
         network_options: What else the network's arguments hold, whatever its size.
         finest_strides: Token strides to try for the finest axis, best first; None leaves them to the rules.
         single_output: Whether the network has logits at full resolution alone.
-        flat_kernels: Whether the network has a kernel for each level.
+        flat_kernels: Whether the network has a kernel for each level, and tokens of any stride.
         crop_multiple: Crops are multiples of it, as well as of the tokens.
+        seconds: As `cost`, the seconds that a training step takes on a core; None compares none.
     """
 
     def __init__(
@@ -87,8 +88,10 @@ class CropFitter:
         single_output: bool = False,
         flat_kernels: bool = False,
         crop_multiple: int = 1,
+        seconds: Cost | None = None,
     ) -> None:
         self.cost = cost
+        self.seconds = seconds
         self.budget = budget
         self.network_options = network_options
         self.finest_strides = finest_strides
@@ -98,11 +101,12 @@ class CropFitter:
         self.input_channels = input_channels
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
+        self._timed: dict[str, float] = {}
 
     def with_channels(self, input_channels: int) -> CropFitter:
         """Give the same for another number of input channels."""
         other = copy.copy(self)
-        other.input_channels, other._measured = input_channels, {}
+        other.input_channels, other._measured, other._timed = input_channels, {}, {}
         return other
 
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
@@ -122,18 +126,42 @@ class CropFitter:
     def find_with(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
         """Find the finest affordable tokens for an encoder as it is, else the coarsest that fit; None if none do."""
         found = None
-        rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
-        for finest in self.finest_strides or rule:
-            token_stride = rules.choose_token_stride(finest, grid.spacing_mm, grid.median_shape)
+        for token_stride in self.token_strides(grid, encoder):
             found = self.fit_to_memory(grid, token_stride, encoder) or found
             if found is not None and self.is_affordable(found, grid):
                 return found
         return found
 
+    def token_strides(self, grid: Grid, encoder: EncoderChoice) -> list[Decision]:
+        """List the token strides to try, best first."""
+        place = (grid.spacing_mm, grid.median_shape)
+        rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
+        strides = [rules.choose_token_stride(finest, *place) for finest in self.finest_strides or rule]
+        if self.seconds is not None and self.budget.is_time and self.flat_kernels:
+            strides += rules.coarser_token_strides(strides[-1].value, *place)
+        return strides
+
     def is_affordable(self, fit: Fit, grid: Grid) -> bool:
         """Tell whether a fit's tokens may stay as fine as they are."""
+        if self.budget.is_time:
+            return self.times_a_cube(fit) <= rules.LONGEST_STEP
         need = rules.patch_need(grid.object_extent, grid.median_shape, fit.token_stride.value)
         return rules.is_affordable(fit.patch.value, need, fit.token_stride.value)
+
+    def times_a_cube(self, fit: Fit) -> float:
+        """Tell how many times as long a step takes as one of as many isotropic voxels; 1 where that is not compared."""
+        stride = max(fit.token_stride.value)
+        seconds = self.step_seconds(fit.arch_kwargs) if min(fit.token_stride.value) < stride else None
+        if seconds is None:
+            return 1.0
+        side = rules.TOKEN_STRIDE * max(1, round(fit.voxels ** (1 / 3) / rules.TOKEN_STRIDE))
+        token_stride = [rules.TOKEN_STRIDE] * 3
+        strides = rules.choose_stage_strides(token_stride).value
+        cube = {**fit.arch_kwargs, "patch_size": [side] * 3, "token_stride": token_stride, "strides": strides}
+        cube.pop("kernels", None)
+        of_cube = self.step_seconds(cube)
+        assert of_cube is not None
+        return seconds / of_cube * side**3 / fit.voxels
 
     def fit_to_memory(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> Fit | None:
         """Find the largest crop whose step of the smallest batch fits the memory; None if one token does not."""
@@ -189,25 +217,34 @@ class CropFitter:
         growth = max(0, second - fit.step_bytes)
         return fit.step_bytes + (batch_size - rules.SMALLEST_BATCH) * growth <= self.budget.bytes
 
-    def times_the_operations(self, operations: Cost | None, grid: Grid, pretrained: str, small: str) -> float | None:
-        """Compare a step of an encoder with SAM's weights and one of a small encoder, in the crops that each would get.
+    def step_seconds(self, arch_kwargs: dict[str, Any]) -> float | None:
+        """Ask for the seconds of a step of the smallest batch, each question once; None where time is not short."""
+        if self.seconds is None or not self.budget.is_time:
+            return None
+        key = json.dumps(arch_kwargs)
+        if key not in self._timed:
+            call = (arch_kwargs, self.input_channels, self.output_channels, rules.SMALLEST_BATCH)
+            self._timed[key] = self.seconds(*call)
+        return self._timed[key]
+
+    def times_the_seconds(self, grid: Grid, pretrained: str, small: str) -> float | None:
+        """Compare a step of an encoder with SAM's weights and one of a small encoder, with tokens as fine as may be.
 
         Args:
-            operations: (arch_kwargs, input channels, outputs, batch size) -> floating-point operations of a step.
             grid: The grid of the crops.
             pretrained: Name of the encoder with SAM's weights.
             small: Name of the other.
 
         Returns:
-            How many times the operations; infinite if no crop fits. None without `operations`, and where memory and not
-            time is short.
+            How many times the seconds; infinite if no crop fits. None where time is not short.
         """
-        if operations is None or not self.budget.is_time:
-            return None
-        counts = []
+        found: list[float] = []
         for encoder in ({"encoder": pretrained, "pretrained": True}, {"encoder": small, "pretrained": False}):
-            fit = self.find(grid, encoder)
-            if fit is None:
+            if self.seconds is None or not self.budget.is_time:
+                return None
+            fit = self.fit_to_memory(grid, self.token_strides(grid, encoder)[0], encoder)
+            seconds = None if fit is None else self.step_seconds(fit.arch_kwargs)
+            if seconds is None:
                 return math.inf
-            counts.append(operations(fit.arch_kwargs, self.input_channels, self.output_channels, rules.SMALLEST_BATCH))
-        return counts[0] / counts[1]
+            found.append(seconds)
+        return found[0] / found[1]

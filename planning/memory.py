@@ -71,6 +71,7 @@ def training_bytes(
     optimizer_states_per_parameter: int = 2,
     autocast: torch.dtype | None = None,
     loss: Callable[[Any], Tensor] | None = None,
+    watch: TorchDispatchMode | None = None,
 ) -> int:
     """Measure the memory that a training step needs: parameters, optimiser, and the peak of forward and backward.
 
@@ -83,6 +84,7 @@ def training_bytes(
         optimizer_states_per_parameter: Tensors that the optimiser keeps for each trained parameter; 2 for Adam.
         autocast: Type of mixed precision, as a card computes in; None for none.
         loss: The network's output -> a scalar; None for cross entropy and soft Dice on every output.
+        watch: Sees the operators of forward and backward, too.
 
     Returns:
         Bytes.
@@ -92,7 +94,7 @@ def training_bytes(
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         counter = LiveBytes()
         counter.ignore(iter([*parameters, *network.buffers()]))
-        with counter:
+        with counter, watch or nullcontext():
             run_step(network, tuple(input_shape), autocast, loss or segmentation_loss)
         fixed = storage_bytes([*parameters, *network.buffers()])
         fixed += optimizer_states_per_parameter * storage_bytes(trained)

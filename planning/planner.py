@@ -59,8 +59,8 @@ class SAM3DPlanner(ExperimentPlanner):
         budget: What a step may cost, with its decision.
         encoder: "auto" or a size by name.
         find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
-        operations: (arch_kwargs, input channels, classes, batch size) -> floating-point operations of a training step,
-            by which a CPU may go on with a small encoder; None compares none.
+        seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core, by
+            which a CPU chooses encoder and tokens; None compares none.
         plans_name: Name of the plans file.
         choice: The method, and how it is tuned.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
@@ -74,7 +74,7 @@ class SAM3DPlanner(ExperimentPlanner):
         budget: tuple[Budget, Decision],
         encoder: str = "auto",
         find_weights: FindWeights = no_weights,
-        operations: Cost | None = None,
+        seconds: Cost | None = None,
         plans_name: str = DEFAULT_PLANS_NAME,
         choice: MethodChoice | None = None,
         target_spacing_mm: Sequence[float] | None = None,
@@ -86,7 +86,6 @@ class SAM3DPlanner(ExperimentPlanner):
         limits, budget_decision = budget
         self.encoder = encoder
         self.find_weights = find_weights
-        self.operations = operations
         self.chosen_encoder: EncoderChoice | None = None
         self.weights: Mapping[str, Any] | None = None
         self.choice = choice or MethodChoice()
@@ -104,6 +103,7 @@ class SAM3DPlanner(ExperimentPlanner):
             single_output=self.choice.method.peer is not None,
             flat_kernels=self.choice.method.fits_grid,
             crop_multiple=self.choice.method.crop_multiple,
+            seconds=seconds,
         )
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
@@ -149,8 +149,11 @@ class SAM3DPlanner(ExperimentPlanner):
         )
         step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
         batch_dice = rules.choose_batch_dice(fit.patch.value, median_shape)
-        memory = memory_decision(step_bytes)
-        self.record(data_identifier, [*fit.decisions(), batch, batch_dice, memory])
+        costs = [memory_decision(step_bytes)]
+        seconds = self.fitter.step_seconds(fit.arch_kwargs)
+        if seconds is not None:
+            costs.append(time_decision(seconds * batch.value / rules.SMALLEST_BATCH))
+        self.record(data_identifier, [*fit.decisions(), batch, batch_dice, *costs])
         schemes, use_mask_for_norm = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         data, data_options, labels, labels_options = self.determine_resampling()
         probabilities, probabilities_options = self.determine_segmentation_softmax_export_fn()
@@ -187,7 +190,7 @@ class SAM3DPlanner(ExperimentPlanner):
         if self.choice.method.peer:
             return NO_ENCODER
         if self.chosen_encoder is None:
-            times = partial(self.fitter.times_the_operations, self.operations, grid)
+            times = partial(self.fitter.times_the_seconds, grid)
             chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times)
             if chosen.warning:
                 logger.warning("Warning: %s", chosen.warning)
@@ -375,6 +378,12 @@ def memory_decision(step_bytes: int) -> Decision:
     return Decision(MEMORY_DECISION, f"{step_bytes / 1e9:.2f} GB", reason, "sam3dnet")
 
 
+def time_decision(step_seconds: float) -> Decision:
+    """Say how long a step takes, as estimated."""
+    reason = "estimated, without running a kernel, for one core such as that which the estimate was measured on"
+    return Decision("time of a step", f"{step_seconds:.2g} s", reason, rules.MEASURED)
+
+
 def free_memory_bytes(device: str) -> int | None:
     """Ask the device for its free memory; None where it cannot be asked."""
     import torch
@@ -394,7 +403,7 @@ def plan_dataset(
     gpu_memory_target_gb: float | None = None,
     encoder: str = "auto",
     find_weights: FindWeights = no_weights,
-    operations: Cost | None = None,
+    seconds: Cost | None = None,
     device: str = "cpu",
     plans_name: str | None = None,
     num_processes: int = 1,
@@ -412,8 +421,8 @@ def plan_dataset(
         gpu_memory_target_gb: Plan for a card with this much memory, whatever the device.
         encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
         find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
-        operations: (arch_kwargs, input channels, classes, batch size) -> floating-point operations of a training step;
-            None leaves them out of the choice of an encoder on a CPU.
+        seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core;
+            None leaves them out of the choice of encoder and tokens on a CPU.
         device: Where training will run.
         plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.
@@ -439,7 +448,7 @@ def plan_dataset(
         budget=budget,
         encoder=encoder,
         find_weights=find_weights,
-        operations=operations,
+        seconds=seconds,
         plans_name=plans_name,
         choice=choice,
         target_spacing_mm=target_spacing_mm,

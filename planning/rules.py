@@ -37,6 +37,8 @@ CPU_STEP_VOXELS = 2 * CPU_PATCH_VOXELS
 CPU_COVER_VOXELS = 96 * 1024
 # Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
 GPU_PATCH_VOXELS = 160**3
+# A step on a CPU may take so many times as long as one of as many isotropic voxels; see `coarser_token_strides`.
+LONGEST_STEP = 2.0
 SMALLEST_BATCH = 2
 # More samples a step than this no longer help a fixed number of hours.
 LARGEST_BATCH = 12
@@ -157,9 +159,34 @@ def choose_token_stride(finest: int, spacing_mm: Sequence[float], median_shape: 
         longest = max(range(3), key=lambda axis: (median_shape[axis], -spacing_mm[axis]))
         exponents[longest] = round(math.log2(SMALLEST_LARGEST_STRIDE))
     stride = [2**exponent for exponent in exponents]
-    size = " x ".join(f"{s * mm:.3g}" for s, mm in zip(stride, spacing_mm, strict=True))
-    reason = f"a token covers {size} mm: near to isotropic, {finest} voxels along the finest axis"
+    reason = f"{_covered(stride, spacing_mm)}: near to isotropic, {finest} voxels along the finest axis"
     return Decision("token_stride", stride, reason, PRIMUS if finest == TOKEN_STRIDE else "3DSAM-adapter, SAM")
+
+
+def _covered(stride: Sequence[int], spacing_mm: Sequence[float]) -> str:
+    size = " x ".join(f"{s * mm:.3g}" for s, mm in zip(stride, spacing_mm, strict=True))
+    return f"a token covers {size} mm"
+
+
+def coarser_token_strides(
+    fine: Sequence[int], spacing_mm: Sequence[float], median_shape: Sequence[float]
+) -> list[Decision]:
+    """List coarser tokens, for where fine ones take too long: first twice as wide where they are wide, then all around.
+
+    Args:
+        fine: From `choose_token_stride`.
+        spacing_mm: (Z, Y, X).
+        median_shape: An axis of few voxels gets no stride beyond them.
+    """
+    coarse = choose_token_stride(2 * max(fine), spacing_mm, median_shape).value
+    between = [c if f == max(fine) else f for f, c in zip(fine, coarse, strict=True)]
+    values = [value for value in (between, coarse) if value != fine]
+    reason = "coarser than near to isotropic, since a step would take too long"
+    return [
+        Decision("token_stride", value, f"{_covered(value, spacing_mm)}: {reason}", MEASURED)
+        for n, value in enumerate(values)
+        if value not in values[:n]
+    ]
 
 
 def choose_stage_strides(token_stride: Sequence[int]) -> Decision:

@@ -169,3 +169,17 @@ def test_shifted_windows_see_what_their_unshifted_neighbours_cut_apart():
                 expected[part] = module(tokens[part])
     assert torch.allclose(found, expected, atol=1e-10)
     assert not torch.allclose(found, module(tokens))
+
+
+def test_what_is_known_of_a_grid_is_computed_once_for_each_grid_and_type(monkeypatch):
+    made = []
+    original = attention.GridPositions.__init__
+    monkeypatch.setattr(
+        attention.GridPositions, "__init__", lambda self, grid, like: (made.append(grid), original(self, grid, like))[0]
+    )
+    module = random_attention((3, 4, 5))
+    for grid in ((3, 4, 5), (2, 4, 5), (3, 4, 5)):
+        tokens = torch.randn(2, *grid, 12, dtype=torch.float64)
+        assert torch.allclose(module(tokens), materialised(module, tokens), atol=1e-10)
+    module.float()(torch.randn(2, 3, 4, 5, 12))
+    assert [tuple(grid) for grid in made] == [(3, 4, 5), (2, 4, 5), (3, 4, 5)]

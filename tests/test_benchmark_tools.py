@@ -141,15 +141,23 @@ def test_iterations_are_compared_with_those_of_nnunet():
         "crop": [32, 48, 32],
         "batch": 2,
         "parameters": 1234,
-        "operations": 24_810_000_000,
+        "estimated_s": 0.2481,
         "loading": {"median_s": 0.1, "quartiles_s": [0.1, 0.1]},
         "cpu": {"median_s": 1.5, "quartiles_s": [1.5, 1.5]},
     }
     rows = [{**row, **seconds, "variant": iterations.STOCK}, {**row, **seconds, "median_s": 0.2, "variant": "ours"}]
-    assert (
-        iterations.table(rows).splitlines()[-1].startswith("| ours | 32x48x32, 2 | 1,234 | 24.8 G | 0.2 (0.7-0.9) | ")
-    )
+    assert iterations.table(rows).splitlines()[-1].startswith("| ours | 32x48x32, 2 | 1,234 | 0.248 | 0.2 (0.7-0.9) | ")
     assert iterations.table(rows).endswith("| 4.00 |")
+    others = [
+        {**row, **seconds, "median_s": value, "variant": "ours", "dataset": name}
+        for name, value in (("1", 3.0), ("2", 5.0), ("2", 2.5))
+    ]
+    assert [line.rpartition("| ")[2] for line in iterations.table(others).splitlines()[2:]] == [
+        "1.00 |",
+        "1.00 |",
+        "2.00 |",
+    ]
+    assert iterations.table(others).splitlines()[-1].startswith("| 2: ours | ")
 
 
 def test_the_page_keeps_what_was_written_by_hand(tmp_path, monkeypatch):

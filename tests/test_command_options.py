@@ -196,7 +196,7 @@ def test_options_of_planning_reach_its_steps(
     assert [args for args, _ in planning["verify_dataset"].calls] == [(places.raw / name, 0) for name in names]
     for name, (args, options) in zip(names, planning["plan_dataset"].calls, strict=True):
         assert args == (name,)
-        assert callable(options.pop("cost")) and callable(options.pop("operations"))
+        assert callable(options.pop("cost")) and callable(options.pop("seconds"))
         assert options.pop("find_weights")("vit_b", True).record == {"name": "w.pth"}
         assert options == {
             "choice": choice,

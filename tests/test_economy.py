@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny_models import make_model
 
-from sam3dnet.inference import economy, windows
+from sam3dnet.inference import economy, on_disk, windows
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.case_pipeline import reason_of
 from sam3dnet.inference.economy import CPU, Demand, Economy, Setting, is_out_of_memory, settings_for
@@ -150,7 +150,11 @@ def full_for_batches(network, seen):
     network.forward = limited
 
 
-def test_labels_and_logits_are_those_of_an_undisturbed_prediction(tmp_path, images, card_in_disguise):
+@pytest.mark.parametrize("share_of_memory", [0.25, 0.0])
+def test_labels_and_logits_are_those_of_an_undisturbed_prediction(
+    tmp_path, images, card_in_disguise, monkeypatch, share_of_memory
+):
+    monkeypatch.setattr(on_disk, "SHARE_OF_MEMORY", share_of_memory)
     folder, seen = make_model(tmp_path / "results"), []
     expected, limited = load_model(folder), load_model(folder)
     case = type("Case", (), {"name": "a", "files": (images / "a_0000.nii.gz",)})

@@ -4,6 +4,7 @@ import math
 
 import pytest
 
+from sam3dnet.planning import rules
 from sam3dnet.planning.fitting import CropFitter, Grid
 from sam3dnet.planning.rules import Budget
 
@@ -70,3 +71,34 @@ def test_crops_are_multiples_of_what_the_network_wants(multiple):
     patch = fitter.find(GRID, ENCODER).patch.value
     assert all(size % max(multiple, 8) == 0 for size in patch)
     assert patch == fitter.find(GRID, ENCODER).arch_kwargs["patch_size"]
+
+
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [  # of tokens of 1x8x8, 1x16x16, 2x16x16; as many seconds a voxel as a cube's
+        ((1.9, 1.0, 1.0), [1, 8, 8]),
+        ((2.1, 1.9, 1.0), [1, 16, 16]),
+        ((4.0, 2.1, 1.9), [2, 16, 16]),
+        ((9.0, 9.0, 9.0), [2, 16, 16]),
+    ],
+)
+def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(times, expected):
+    asked = dict(zip(((1, 8, 8), (1, 16, 16), (2, 16, 16)), times, strict=True))
+
+    def seconds(arch_kwargs, _channels, _outputs, batch_size):
+        assert batch_size == 2
+        stride = tuple(arch_kwargs["token_stride"])
+        assert ("kernels" in arch_kwargs) == (stride != (8, 8, 8))
+        return asked.get(stride, 1.0) * math.prod(arch_kwargs["patch_size"]) / 1e6
+
+    thick = Grid((10.0, 1.5, 1.5), (10, 126, 136), (10, 88, 72))
+    budget = rules.choose_budget("cpu", None, None)[0]
+    fitter = CropFitter(cost, budget, 1, 2, {}, flat_kernels=True, seconds=seconds)
+    fit = fitter.find(thick, ENCODER)
+    assert fit.token_stride.value == fit.arch_kwargs["token_stride"] == expected
+    assert ("a step would take too long" in fit.token_stride.reason) == (expected != [1, 8, 8])
+    assert math.prod(side / step for side, step in zip(fit.patch.value, expected, strict=True)) % 1 == 0
+    without = CropFitter(cost, budget, 1, 2, {}, flat_kernels=True).find(thick, ENCODER)
+    assert without.token_stride.value == [1, 8, 8]
+    isotropic = fitter.find(Grid((1.0, 1.0, 1.0), (60, 60, 60), (40, 40, 40)), ENCODER)
+    assert isotropic.token_stride.value == [8, 8, 8]

@@ -13,7 +13,9 @@ from sam3dnet.network.layers import (
     UpConv3d,
     cropped,
     mean_of_blocks,
+    repeat_outer,
 )
+from sam3dnet.network.target_device import traced_for
 
 PAIRS = {
     "plain": (Conv3d(3, 5, 3, padding=1, bias=False), nn.Conv3d(3, 5, 3, padding=1, bias=False)),
@@ -113,3 +115,18 @@ def test_a_frozen_depthwise_convolution_keeps_no_input():
     output = depthwise(image)  # torch 2.6 forgets what it saved with its output
     kept, _ = output.grad_fn.saved_tensors
     assert kept is None
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("pads", [[(1, 1), (0, 0), (0, 0)], [(0, 3), (2, 0), (1, 4)], [(0, 0)] * 3])
+def test_outer_voxels_are_repeated_as_torch_does(kind, pads):
+    torch.manual_seed(0)
+    found = []
+    flat = [pad for pair in reversed(pads) for pad in pair]
+    for repeat in (repeat_outer, lambda x, _: torch.nn.functional.pad(x, flat, mode="replicate")):
+        volume = torch.arange(2 * 3 * 4 * 5 * 6.0).view(2, 3, 4, 5, 6).requires_grad_()
+        with traced_for(kind):
+            out = repeat(volume, pads)
+        found.append((out, *torch.autograd.grad((out * torch.arange(out.numel()).view_as(out)).sum(), volume)))
+    for ours, torchs in zip(*found, strict=True):
+        assert torch.allclose(ours, torchs)

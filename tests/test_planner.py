@@ -214,22 +214,20 @@ def test_the_plan_says_which_weights_it_was_made_for(plan_situation):
     assert plan_situation(SITUATIONS["isotropic MR"]).content["sam3d"]["weights"] is None
 
 
-@pytest.mark.parametrize(("times", "encoder"), [(2.4, "vit_b"), (2.6, "small")])
-def test_on_a_cpu_the_traced_operations_decide_and_nothing_is_looked_for_in_vain(plan_situation, times, encoder):
+@pytest.mark.parametrize(("times", "encoder"), [(1.4, "vit_b"), (1.6, "small")])
+def test_on_a_cpu_the_traced_seconds_decide_and_nothing_is_looked_for_in_vain(plan_situation, times, encoder):
     asked = []
 
-    def operations(arch_kwargs, _channels, _outputs, batch_size):
+    def seconds(arch_kwargs, _channels, _outputs, batch_size):
         asked.append((arch_kwargs["encoder"], arch_kwargs["pretrained"], math.prod(arch_kwargs["patch_size"])))
         assert batch_size == 2
         return 1000 * (times if arch_kwargs["pretrained"] else 1)
 
-    plan = plan_situation(SITUATIONS["isotropic MR"], at_hand=True, operations=operations)
+    plan = plan_situation(SITUATIONS["isotropic MR"], at_hand=True, seconds=seconds)
     assert plan.configuration("3d_fullres").network.encoder == encoder
     assert [entry[:2] for entry in asked] == [("vit_b", True), ("small", False)]
     assert {entry[2] for entry in asked} == {math.prod(plan.configuration("3d_fullres").patch_size)}
-    on_a_card = plan_situation(
-        SITUATIONS["isotropic MR"], device="cuda", gigabytes=8.0, at_hand=True, operations=operations
-    )
+    on_a_card = plan_situation(SITUATIONS["isotropic MR"], device="cuda", gigabytes=8.0, at_hand=True, seconds=seconds)
     assert on_a_card.configuration("3d_fullres").network.encoder == "vit_b"
     assert len(asked) == 2
 

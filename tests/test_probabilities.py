@@ -137,13 +137,6 @@ def test_a_full_disk_leaves_neither_label_map_nor_probabilities(predict, tmp_pat
     assert predict(save_probabilities=True).written == ["a", "b", "c"]
 
 
-def test_room_is_made_where_the_system_cannot_reserve_it(tmp_path, monkeypatch):
-    monkeypatch.delattr(os, "posix_fallocate", raising=False)
-    monkeypatch.setattr(probabilities, "_ZEROS", bytes(7))
-    probabilities._reserve(tmp_path / "zeros", 16)
-    assert (tmp_path / "zeros").read_bytes() == bytes(16)
-
-
 @pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
 @pytest.mark.parametrize("instance", [False, True])
 def test_under_prompts_they_say_what_the_label_map_says(predict, tmp_path, monkeypatch, labels, instance):

@@ -217,6 +217,21 @@ def test_kernels_are_those_of_nnunet(spacing_mm, patch):
     assert kernels[-1] == [3, 3, 3]
 
 
+@pytest.mark.parametrize(
+    ("spacing_mm", "shape", "fine", "coarser"),
+    [
+        ((10.0, 1.5, 1.5), (10, 126, 136), [1, 8, 8], [[1, 16, 16], [2, 16, 16]]),
+        ((6.0, 1.6, 1.6), (40, 256, 256), [2, 8, 8], [[2, 16, 16], [4, 16, 16]]),
+        ((1.0, 1.0, 1.0), (200, 200, 200), [8, 8, 8], [[16, 16, 16]]),
+        ((10.0, 1.5, 1.5), (10, 9, 9), [1, 8, 8], [[2, 8, 8]]),
+        ((10.0, 1.5, 1.5), (1, 9, 9), [1, 8, 8], []),
+    ],
+)
+def test_coarser_tokens_are_wider_first_and_then_deeper(spacing_mm, shape, fine, coarser):
+    assert rules.choose_token_stride(8, spacing_mm, shape).value == fine
+    assert [decision.value for decision in rules.coarser_token_strides(fine, spacing_mm, shape)] == coarser
+
+
 def test_an_axis_that_is_halved_is_never_passed_over():
     """A kernel of one voxel and a stride of two would leave half of them out."""
     kernels = rules.choose_kernels((9.0, 1.0, 1.0), [(1, 1, 1), (2, 2, 2), (1, 2, 2), (1, 2, 2)]).value

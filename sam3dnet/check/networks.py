@@ -8,8 +8,8 @@ from torch import nn
 from sam3dnet.planning import rules
 
 Shape = tuple[int, int, int]
-FEATURES = (32, 64, 128, 256, 320, 320)
-RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
+FEATURES = (32, 64, 128, 256, 320, 320, 320)
+RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6)
 
 
 def own_arguments(

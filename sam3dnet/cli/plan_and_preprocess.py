@@ -69,7 +69,7 @@ def _planner(
 ) -> Callable[..., Path]:
     """Give what plans any of the datasets."""
     from sam3dnet.devices import choose_device
-    from sam3dnet.network.cost import training_cost, training_operations
+    from sam3dnet.network.cost import training_cost, training_seconds
     from sam3dnet.network.weights_file import weights_for_plan
     from sam3dnet.planning.planner import plan_dataset
 
@@ -83,7 +83,7 @@ def _planner(
         gpu_memory_target_gb=settings.gpu_memory_target,
         encoder=encoder,
         find_weights=cache(partial(weights_for_plan, named=settings.sam_checkpoint)),  # once for all datasets
-        operations=partial(training_operations, network_class=network_class),
+        seconds=partial(training_seconds, network_class=network_class),
         target_spacing_mm=settings.overwrite_target_spacing,
         device=str(device),
         num_processes=processes,

@@ -12,6 +12,7 @@ from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.on_disk import room_for_halves
 from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.windows import background_logits, predict_slabs
 
@@ -118,5 +119,5 @@ class AutomaticSegmentation:
         )
 
     def room_for_logits(self, image_CZYX: Tensor) -> Tensor:
-        """Make an empty tensor for the logits of an image, in half precision on the CPU."""
-        return torch.empty((self._model.labels.num_segmentation_heads, *image_CZYX.shape[1:]), dtype=torch.half)
+        """Make an empty tensor for the logits of an image, in half precision on the CPU; a large one is on disk."""
+        return room_for_halves((self._model.labels.num_segmentation_heads, *image_CZYX.shape[1:]), "logits")

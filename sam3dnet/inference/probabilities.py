@@ -6,8 +6,6 @@ they become probabilities a few planes at a time.
 Axes in names: K classes or regions, n voxels, Z Y X voxels.
 """
 
-import errno
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +17,13 @@ import numpy.typing as npt
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from torch import Tensor
 
+from sam3dnet.inference.on_disk import reserve
 from sam3dnet.inference.windows import planes_at_a_time
 from sam3dnet.preprocessing.world import WORLD
 
 ENDINGS = (".npz", ".pkl")  # nnU-Net's: probabilities, and what its readers and its preprocessor say about the image
 COPIES = 4  # of the planes that are made probabilities: logits, softmax, its parts, nnU-Net's decision
 WHOLE = (slice(None),) * 3
-_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_ZEROS = bytes(1 << 20)
 
 Floats = npt.NDArray[np.float32]
 Slices = tuple[slice, slice, slice]
@@ -53,7 +50,7 @@ class ProbabilityVolume:
         shape = (labels.num_segmentation_heads, *(int(transposed[axis]) for axis in plans.transpose_backward))
         try:
             file = Path(folder.name) / "logits"
-            _reserve(file, 4 * int(np.prod(shape)))
+            reserve(file, 4 * int(np.prod(shape)), "probabilities")
             self._values_KZYX: Floats = np.memmap(file, np.float32, "r+", shape=shape)
         except BaseException:
             folder.cleanup()
@@ -209,18 +206,3 @@ def shape_of(npz: Path) -> tuple[int, ...] | None:
     except Exception:  # a damaged archive raises whatever its bytes stand for
         return None
     return tuple(shape)
-
-
-def _reserve(file: Path, size: int) -> None:
-    """Make a file of zeros that the disk has room for: writing to a mapped one that it has not ends the process."""
-    with file.open("wb") as opened:
-        try:
-            os.posix_fallocate(opened.fileno(), 0, size)
-            return
-        except AttributeError:  # not on every system
-            pass
-        except OSError as problem:
-            if problem.errno not in _CANNOT_RESERVE:
-                raise OSError(problem.errno, f"no room for probabilities of {size / 1e9:.2f} GB", str(file)) from None
-        for start in range(0, size, len(_ZEROS)):
-            opened.write(_ZEROS[: size - start])

@@ -1,5 +1,7 @@
 """What a training step of the network costs, for the planner."""
 
+import json
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +13,10 @@ from sam3dnet.network.segmentation import SegmentationNetwork, locate_network
 from sam3dnet.network.target_device import traced_for
 from sam3dnet.planning.memory import training_bytes
 from sam3dnet.planning.methods import DEFAULT_METHOD, METHODS
-from sam3dnet.planning.operations import count_operations
+from sam3dnet.planning.step_time import StepWork, Work, seconds_of
+
+DEFAULT_CLASS = METHODS[DEFAULT_METHOD].network_class
+Works = dict[str, Work]  # by kind of operator
 
 
 def training_cost(
@@ -21,7 +26,7 @@ def training_cost(
     batch_size: int,
     *,
     device: str = "cpu",
-    network_class: str = METHODS[DEFAULT_METHOD].network_class,
+    network_class: str = DEFAULT_CLASS,
 ) -> int:
     """Measure the memory of a training step by tracing it; no kernel runs.
 
@@ -36,25 +41,19 @@ def training_cost(
     Returns:
         Bytes.
     """
-    shape = (batch_size, input_channels, *arch_kwargs["patch_size"])
-
-    def make() -> nn.Module:
-        network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
-        return TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
-
-    with traced_for(device):
-        return training_bytes(make, shape, autocast=torch.bfloat16 if device == "cuda" else None)
+    sizes = (input_channels, num_classes, batch_size)
+    return _traced(json.dumps(arch_kwargs), *sizes, device, network_class)[0]
 
 
-def training_operations(
+def training_seconds(
     arch_kwargs: dict[str, Any],
     input_channels: int,
     num_classes: int,
     batch_size: int,
     *,
-    network_class: str = METHODS[DEFAULT_METHOD].network_class,
-) -> int:
-    """Count the floating-point operations of a training step by tracing it; no kernel runs.
+    network_class: str = DEFAULT_CLASS,
+) -> float:
+    """Estimate the seconds that a training step takes on a core of a CPU by tracing it; no kernel runs.
 
     Args:
         arch_kwargs: Arguments of the network, as in a plan.
@@ -64,14 +63,41 @@ def training_operations(
         network_class: Where the network's class is, as in a plan.
 
     Returns:
-        Floating-point operations, see `count_operations`.
+        Seconds, see `step_time`.
     """
+    return seconds_of(training_work(arch_kwargs, input_channels, num_classes, batch_size, network_class=network_class))
+
+
+def training_work(
+    arch_kwargs: dict[str, Any],
+    input_channels: int,
+    num_classes: int,
+    batch_size: int,
+    *,
+    network_class: str = DEFAULT_CLASS,
+) -> Works:
+    """Give the work that `training_seconds` estimates by, of each kind of operator."""
+    sizes = (input_channels, num_classes, batch_size)
+    return _traced(json.dumps(arch_kwargs), *sizes, "cpu", network_class)[1]
+
+
+@lru_cache(maxsize=256)
+def _traced(
+    arch_kwargs: str, input_channels: int, num_classes: int, batch_size: int, device: str, network_class: str
+) -> tuple[int, Works]:
+    """Trace a step once for all questions about it; arguments of the network as JSON."""
+    arguments = json.loads(arch_kwargs)
+    shape = (batch_size, input_channels, *arguments["patch_size"])
 
     def make() -> nn.Module:
-        network = locate_network(network_class)(input_channels, num_classes, True, **arch_kwargs)
-        return TrainedNetwork(network, prompts=arch_kwargs.get("prompts", False))
+        network = locate_network(network_class)(input_channels, num_classes, True, **arguments)
+        return TrainedNetwork(network, prompts=arguments.get("prompts", False))
 
-    return count_operations(make, (batch_size, input_channels, *arch_kwargs["patch_size"]))
+    noted = StepWork()
+    with traced_for(device):
+        half = torch.bfloat16 if device == "cuda" else None
+        needed = training_bytes(make, shape, autocast=half, watch=None if half else noted)
+    return needed, dict(noted.work)
 
 
 class TrainedNetwork(nn.Module):

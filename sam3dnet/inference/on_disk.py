@@ -1,0 +1,82 @@
+"""Room for arrays that are larger than memory: files that are mapped into it."""
+
+import errno
+import logging
+import math
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SHARE_OF_MEMORY = 0.25  # of what is free: larger arrays go to disk
+_CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_ZEROS = bytes(1 << 20)
+
+
+def reserve(file: Path, size: int, what: str) -> None:
+    """Make a file of zeros that the disk has room for: writing to a mapped one that it has not ends the process.
+
+    Args:
+        file: It is replaced.
+        size: In bytes.
+        what: Will be in it, for the message.
+
+    Raises:
+        OSError: If there is no room.
+    """
+    with file.open("wb") as opened:
+        try:
+            os.posix_fallocate(opened.fileno(), 0, size)
+            return
+        except AttributeError:  # not on every system
+            pass
+        except OSError as problem:
+            if problem.errno not in _CANNOT_RESERVE:
+                raise OSError(problem.errno, f"no room for {what} of {size / 1e9:.2f} GB", str(file)) from None
+        for start in range(0, size, len(_ZEROS)):
+            opened.write(_ZEROS[: size - start])
+
+
+def room_for_halves(shape: Sequence[int], what: str) -> Tensor:
+    """Make room for a tensor in half precision on the CPU: in memory, or where it is large, in a temporary file.
+
+    The file lies in the system's folder for such, which the variable TMPDIR names, and goes with the tensor. Where that
+    has no room either, memory is all there is.
+
+    Args:
+        shape: Of the tensor; its contents are arbitrary.
+        what: Will be in it, for the message.
+    """
+    size = 2 * math.prod(shape)
+    if size <= SHARE_OF_MEMORY * psutil.virtual_memory().available:
+        return torch.empty(tuple(shape), dtype=torch.half)
+    try:
+        return _mapped_halves(tuple(shape), what)
+    except OSError as problem:
+        advice = "they stay in memory; let TMPDIR name a folder with more room if that is too little"
+        logger.warning("Warning: %s: %s; %s", tempfile.gettempdir(), problem.strerror, advice)
+        return torch.empty(tuple(shape), dtype=torch.half)
+
+
+def _mapped_halves(shape: tuple[int, ...], what: str) -> Tensor:
+    folder = tempfile.TemporaryDirectory(prefix="sam3d_", ignore_cleanup_errors=True)
+    try:
+        file = Path(folder.name) / "logits"
+        reserve(file, 2 * math.prod(shape), what)
+        mapped = np.memmap(file, np.float16, "r+", shape=shape)
+    except BaseException:
+        folder.cleanup()
+        raise
+    if os.name == "posix":  # what is mapped stays there without its name, and goes even if the process is killed
+        folder.cleanup()
+    else:
+        weakref.finalize(mapped, folder.cleanup)
+    return torch.from_numpy(mapped)
