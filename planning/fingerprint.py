@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.planning.objects import measure_class
+from sam3dnet.planning.objects import measure_classes
 from sam3dnet.preprocessing.cases import (
     TrainingCase,
     channel_names,
@@ -146,10 +146,8 @@ def measure_case(
     images_CZYX, properties = reader.read_images(images)
     labels_1ZYX, _ = reader.read_seg(label)
     z_mm, y_mm, x_mm = (float(mm) for mm in properties["spacing"])
-    objects = {}
-    for name, values in classes.items():
-        measures = measure_class(images_CZYX, np.isin(labels_1ZYX[0], values), (z_mm, y_mm, x_mm))
-        objects[name] = None if measures is None else measures.as_dict()
+    measured = measure_classes(images_CZYX, labels_1ZYX[0], classes, (z_mm, y_mm, x_mm))
+    objects = {name: None if measures is None else measures.as_dict() for name, measures in measured.items()}
     read_case = ReadCase(images_CZYX, labels_1ZYX, properties)
     # nnU-Net's function crops and samples; it must come last, since it marks the labels outside the crop.
     shape, spacing, intensities, _, relative_size = DatasetFingerprintExtractor.analyze_case(

@@ -5,6 +5,7 @@ Arrays are (Z, Y, X), spacings (Z, Y, X) in millimetres.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ MOST_SHELL_VOXELS = 15  # of microscopy, where 3 mm are wider than the image
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 # 26 neighbours: a thin oblique structure is one object.
 NEIGHBOURHOOD = np.ones((3, 3, 3), dtype=bool)
+
+Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -37,27 +40,46 @@ class ObjectMeasures:
         return asdict(self)
 
 
-def measure_class(
-    images_CZYX: np.ndarray, mask_ZYX: np.ndarray, spacing_mm: tuple[float, float, float]
-) -> ObjectMeasures | None:
-    """Measure the class that `mask_ZYX` marks.
+def measure_classes(
+    images_CZYX: np.ndarray,
+    labels_ZYX: np.ndarray,
+    classes: Mapping[str, Sequence[int]],
+    spacing_mm: tuple[float, float, float],
+) -> dict[str, ObjectMeasures | None]:
+    """Measure all classes of a case, each where it lies.
 
     Args:
         images_CZYX: All channels of the case.
-        mask_ZYX: Boolean, on the same grid.
+        labels_ZYX: Whole numbers, on the same grid.
+        classes: Labels of each class or region by name.
         spacing_mm: (Z, Y, X).
 
     Returns:
-        None where the class does not occur.
+        None for a class that does not occur.
     """
-    box = bounding_box(mask_ZYX)
-    if box is None:
-        return None
+    boxes = LabelBoxes(labels_ZYX)
     reach_voxels = [min(max(1, round(SHELL_MM / spacing)), MOST_SHELL_VOXELS) for spacing in spacing_mm]
+    measures: dict[str, ObjectMeasures | None] = {}
+    for name, values in classes.items():
+        box = boxes.of(values)
+        measures[name] = (
+            None if box is None else _measure(images_CZYX, labels_ZYX, values, spacing_mm, box, reach_voxels)
+        )
+    return measures
+
+
+def _measure(
+    images_CZYX: np.ndarray,
+    labels_ZYX: np.ndarray,
+    values: Sequence[int],
+    spacing_mm: Sequence[float],
+    box: Box,
+    reach_voxels: Sequence[int],
+) -> ObjectMeasures:
     slicer = tuple(
         slice(max(0, axis.start - reach), axis.stop + reach) for axis, reach in zip(box, reach_voxels, strict=True)
     )
-    mask = mask_ZYX[slicer]
+    mask = np.isin(labels_ZYX[slicer], values)
     extent_voxels, object_count = largest_object(mask)
     shell = ndimage.maximum_filter(mask, size=[2 * reach + 1 for reach in reach_voxels], mode="constant") & ~mask
     crops = [channel[slicer] for channel in images_CZYX]
@@ -76,7 +98,34 @@ def measure_class(
     )
 
 
-def bounding_box(mask_ZYX: np.ndarray) -> tuple[slice, slice, slice] | None:
+class LabelBoxes:
+    """Where each label of a label map lies, found in one pass.
+
+    Args:
+        labels_ZYX: Whole numbers; those below 1 are looked for nowhere.
+    """
+
+    def __init__(self, labels_ZYX: np.ndarray) -> None:
+        largest = int(labels_ZYX.max(initial=0))
+        narrow = np.min_scalar_type(largest) if labels_ZYX.min(initial=0) >= 0 else np.int64
+        self._found = ndimage.find_objects(labels_ZYX.astype(narrow, copy=False), largest) if largest > 0 else []
+
+    def of(self, values: Iterable[int]) -> Box | None:
+        """Give the smallest box that holds all voxels with one of these labels; None when there are none."""
+        found = [self._found[value - 1] for value in values if 0 < value <= len(self._found)]
+        return union(box for box in found if box is not None)
+
+
+def union(boxes: Iterable[Box | None]) -> Box | None:
+    """Give the smallest box that holds some; None for none."""
+    there = [box for box in boxes if box is not None]
+    if not there:
+        return None
+    z, y, x = (slice(min(a.start for a in axes), max(a.stop for a in axes)) for axes in zip(*there, strict=True))
+    return z, y, x
+
+
+def bounding_box(mask_ZYX: np.ndarray) -> Box | None:
     """Find the smallest box that holds all marked voxels; None when there are none."""
     found = ndimage.find_objects(mask_ZYX.astype(np.uint8))
     return found[0] if found else None

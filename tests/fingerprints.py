@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from sam3dnet.planning.objects import measure_classes
+
 
 @dataclass(frozen=True)
 class Situation:
@@ -68,3 +70,8 @@ SITUATIONS = {
         ("A", "B", "C", "D"),
     ),
 }
+
+
+def measure(images_CZYX, mask_ZYX, spacing_mm):
+    """Measure the one class that a mask marks."""
+    return measure_classes(images_CZYX, mask_ZYX.astype(np.uint8), {"it": (1,)}, spacing_mm)["it"]

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fingerprints import measure
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.planning import fingerprint as module
 from sam3dnet.planning.fingerprint import FINGERPRINT_FILE, load_or_make_fingerprint, summarise
-from sam3dnet.planning.objects import measure_class
+from sam3dnet.planning.objects import LabelBoxes, measure_classes
 from sam3dnet.preprocessing.cases import foreground_classes, list_training_cases
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -149,7 +150,7 @@ def test_objects_are_measured_in_voxels_and_mm():
     mask[1:3, 2:8, 4:7] = True
     mask[3, 8, 7] = True  # touches the first at a corner: the same object
     mask[4, 14, 15] = True
-    measures = measure_class(np.zeros((1, *mask.shape), dtype=np.float32), mask, SPACING)
+    measures = measure(np.zeros((1, *mask.shape), dtype=np.float32), mask, SPACING)
     assert measures.largest_extent_voxels == [3, 7, 4]
     assert measures.largest_extent_mm == pytest.approx([9.0, 4.9, 4.4])
     assert measures.object_count == 2
@@ -162,16 +163,33 @@ def test_the_shell_lies_around_the_object_and_no_further_than_3_mm():
     image = np.full(mask.shape, 1000.0, dtype=np.float32)
     image[2:5, 8 - 4 : 12 + 4, 9 - 3 : 10 + 3] = -50.0
     image[mask] = 70.0
-    measures = measure_class(np.stack([image, -image]), mask, SPACING)
+    measures = measure(np.stack([image, -image]), mask, SPACING)
     assert measures.inside[0]["mean"] == 70.0
     assert measures.inside[1]["percentile_50_0"] == -70.0
     assert measures.around[0]["percentile_00_5"] == measures.around[0]["percentile_99_5"] == -50.0
 
 
+def test_classes_are_looked_for_where_their_labels_lie():
+    labels = np.zeros((6, 9, 12), dtype=np.int16)
+    labels[1:3, 2:5, 3:6], labels[4, 7, 10], labels[0, 0, 0] = 2, 300, 5
+    boxes = LabelBoxes(labels)
+    assert boxes.of([2]) == (slice(1, 3), slice(2, 5), slice(3, 6))
+    assert boxes.of((300, 2)) == (slice(1, 5), slice(2, 8), slice(3, 11))
+    assert boxes.of([1]) is boxes.of([301]) is boxes.of([0]) is boxes.of([]) is None
+    assert LabelBoxes(np.zeros((2, 2, 2), np.uint8)).of([1]) is None
+    assert LabelBoxes(labels - 1).of([299]) == (slice(4, 5), slice(7, 8), slice(10, 11))
+    classes = {"both": (2, 300), "far": (300,), "none": (7,)}
+    image = np.random.default_rng(0).normal(size=(2, *labels.shape)).astype(np.float32)
+    found = measure_classes(image, labels, classes, SPACING)
+    assert found["none"] is None
+    for name in ("both", "far"):
+        assert found[name] == measure(image, np.isin(labels, classes[name]), SPACING)
+
+
 def test_an_absent_class_has_no_measures_and_a_full_image_no_surroundings():
     image = np.ones((1, 3, 4, 5), dtype=np.float32)
-    assert measure_class(image, np.zeros((3, 4, 5), dtype=bool), SPACING) is None
-    assert measure_class(image, np.ones((3, 4, 5), dtype=bool), SPACING).around == [{}]
+    assert measure(image, np.zeros((3, 4, 5), dtype=bool), SPACING) is None
+    assert measure(image, np.ones((3, 4, 5), dtype=bool), SPACING).around == [{}]
 
 
 def test_the_files_of_a_case_are_read_once(tiny_dataset, folders, monkeypatch):

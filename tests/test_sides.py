@@ -8,9 +8,9 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from fingerprints import measure
 
 from sam3dnet.inference.windows import predict_mirrored
-from sam3dnet.planning.objects import measure_class
 from sam3dnet.planning.plan import format_value, value_in_words
 from sam3dnet.planning.rules import Decision
 from sam3dnet.planning.sides import (
@@ -55,7 +55,7 @@ def cases_of(**masks: np.ndarray) -> tuple[dict[str, Any], Any]:
     image = np.zeros((1, *SHAPE), np.float32)
     classes = {}
     for name in masks:
-        found = {case: measure_class(image, of_case[name], SPACING_MM) for case, of_case in shifted.items()}
+        found = {case: measure(image, of_case[name], SPACING_MM) for case, of_case in shifted.items()}
         measured = {case: measures for case, measures in found.items() if measures is not None}
         classes[name] = {
             "cases": list(measured),
@@ -68,7 +68,7 @@ def cases_of(**masks: np.ndarray) -> tuple[dict[str, Any], Any]:
 def test_the_centre_is_that_of_the_voxels():
     mask = np.zeros(SHAPE, bool)
     mask[2:5, 6, 10:12] = True
-    measures = measure_class(np.zeros((1, *SHAPE), np.float32), mask, SPACING_MM)
+    measures = measure(np.zeros((1, *SHAPE), np.float32), mask, SPACING_MM)
     assert measures is not None
     np.testing.assert_allclose(measures.centre_mm, np.multiply((3, 6, 10.5), SPACING_MM))
 

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from fingerprints import measure
 
 from sam3dnet.evaluation.results import format_number
 from sam3dnet.evaluation.tolerance import choose_tolerance
-from sam3dnet.planning.objects import MOST_SHELL_VOXELS, measure_class
+from sam3dnet.planning.objects import MOST_SHELL_VOXELS
 from sam3dnet.preprocessing.checks_geometry import Grid, check_extents
 
 
@@ -16,7 +17,7 @@ def test_the_shell_around_an_object_is_never_wider_than_some_voxels(spacing_mm):
     image = np.zeros((1, *mask.shape), np.float32)
     reach = MOST_SHELL_VOXELS
     image[0, 28 - reach : 32 + reach, 28 - reach : 32 + reach, 28 - reach : 32 + reach] = 1
-    measures = measure_class(image, mask, (spacing_mm,) * 3)
+    measures = measure(image, mask, (spacing_mm,) * 3)
     assert measures is not None
     assert measures.around[0]["mean"] == 1
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.evaluation.metrics import MaskScore, score_masks
+from sam3dnet.evaluation.metrics import NOWHERE, MaskScore, WholeImage, score_masks
+from sam3dnet.planning.objects import LabelBoxes, union
 from sam3dnet.preprocessing.cases import foreground_classes, has_regions, image_files
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.checks_geometry import Grid, compare_grids
@@ -107,17 +108,20 @@ def evaluate_case(pair: LabelPair, scoring: Scoring, reader: DatasetReader) -> C
         named = ("truth", grid), ("prediction", predicted_grid)
         _require_none(compare_grids(pair.name, *named, is_label=True), pair.prediction)
     ignored = None if scoring.ignore is None else truth == scoring.ignore
-    scores = {
-        name: score_masks(
-            mask_of(prediction, values),
-            mask_of(truth, values),
+    image = WholeImage.of(truth.shape, ignored)
+    boxes = LabelBoxes(prediction), LabelBoxes(truth)
+    scores = {}
+    for name, values in scoring.classes.items():
+        box = union(found.of(values) for found in boxes) or NOWHERE
+        scores[name] = score_masks(
+            mask_of(prediction[box], values),
+            mask_of(truth[box], values),
             grid.spacing_mm,
             tolerance_mm=scoring.tolerance_mm,
             lesion_iou=scoring.lesion_iou,
-            ignored_ZYX=ignored,
+            ignored_ZYX=None if ignored is None else ignored[box],
+            image=image,
         )
-        for name, values in scoring.classes.items()
-    }
     return CaseResult(pair, scores, _unknown_values(pair, scoring, truth=truth, prediction=prediction))
 
 

@@ -11,6 +11,7 @@
 So a case always counts in the first four; the lesions of all cases are pooled, where the undefined does not arise.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from sam3dnet.settings.evaluation import LESION_IOU
 
 MM3_PER_ML = 1000.0
 UNDEFINED = float("nan")
+NOWHERE = (slice(0, 1),) * 3  # stands for the box of what is empty
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,25 @@ METRICS = (
 )
 
 
+@dataclass(frozen=True)
+class WholeImage:
+    """What is to be known of an image where masks are but a part of it.
+
+    Attributes:
+        shape: (Z, Y, X).
+        annotated_voxels: Those that count.
+    """
+
+    shape: tuple[int, ...]
+    annotated_voxels: int
+
+    @classmethod
+    def of(cls, shape: Sequence[int], ignored_ZYX: np.ndarray | None) -> "WholeImage":
+        """Describe an image by its shape and the voxels that nobody has annotated."""
+        ignored = 0 if ignored_ZYX is None else int(np.count_nonzero(ignored_ZYX))
+        return cls(tuple(shape), math.prod(shape) - ignored)
+
+
 def score_masks(
     prediction_ZYX: np.ndarray,
     truth_ZYX: np.ndarray,
@@ -94,6 +115,7 @@ def score_masks(
     tolerance_mm: float,
     lesion_iou: float = LESION_IOU,
     ignored_ZYX: np.ndarray | None = None,
+    image: WholeImage | None = None,
 ) -> MaskScore:
     """Compare a predicted mask with the truth.
 
@@ -104,15 +126,16 @@ def score_masks(
         tolerance_mm: Distance up to which a piece of surface counts as right in the NSD.
         lesion_iou: Intersection over union from which on two components match.
         ignored_ZYX: Bool; voxels that nobody has annotated: they belong to neither mask and count nowhere.
+        image: What the masks are a part of, which holds all that they mark; None: they are the whole image.
 
     Returns:
         The score; the table above says what holds for empty masks.
     """
     if ignored_ZYX is not None:
         prediction_ZYX, truth_ZYX = prediction_ZYX & ~ignored_ZYX, truth_ZYX & ~ignored_ZYX
-    num_voxels = truth_ZYX.size - (0 if ignored_ZYX is None else int(np.count_nonzero(ignored_ZYX)))
-    diagonal_mm = float(np.linalg.norm(np.multiply(truth_ZYX.shape, spacing_mm)))
-    box = bounding_box(prediction_ZYX | truth_ZYX) or (slice(0, 1),) * 3
+    image = image or WholeImage.of(truth_ZYX.shape, ignored_ZYX)
+    diagonal_mm = float(np.linalg.norm(np.multiply(image.shape, spacing_mm)))
+    box = bounding_box(prediction_ZYX | truth_ZYX) or NOWHERE
     prediction, truth = prediction_ZYX[box], truth_ZYX[box]
     nsd, hd95_mm = surface_metrics(prediction, truth, spacing_mm, tolerance_mm, diagonal_mm)
     hit = int(np.count_nonzero(prediction & truth))
@@ -124,7 +147,7 @@ def score_masks(
         true_positive=hit,
         false_positive=extra,
         false_negative=missed,
-        true_negative=num_voxels - hit - extra - missed,
+        true_negative=image.annotated_voxels - hit - extra - missed,
         dice=_dice(hit, extra, missed),
         nsd=nsd,
         hd95_mm=hd95_mm,
