@@ -4,7 +4,8 @@ Run as `python benchmarks/prediction_memory.py --shape 600 512 512 --classes 20 
 CT-like volume and a model whose network is one convolution of 1 x 1 x 1 voxels, so that what is measured is everything
 else: reading, preprocessing, the logits of the whole volume, resampling, the decision, writing. The plan's voxels are
 1.25 times as long as the image's, so that logits are resampled. Each run is a process of its own, watched with all its
-children. The method "validation" is what `sam3d_train --validate-only` does with the same cases, preprocessed before.
+children. The method "validation" is what `sam3d_train --validate-only` does with the same cases, preprocessed before,
+and "session" segments the first image for clicks.
 
 The label maps of both are compared, and with --exact each with labels from float32 logits of the whole volume, which
 the network gives without windows: stock nnU-Net sums its windows in half precision, and where two logits nearly tie
@@ -145,6 +146,20 @@ def validate_with_ours(images: Path, output: Path, model: Path, workers: int, de
     shutil.copytree(fold / "validation", output, dirs_exist_ok=True)
 
 
+def ask_a_session(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
+    """Segment the first image in a PromptSession, click into its middle for each of three classes, write the labels."""
+    import SimpleITK as sitk
+
+    from sam3dnet import PromptSession, load_model
+
+    session = PromptSession(load_model(model, device=device, mirror=False))
+    labels = session.set_image(images / "case_0_0000.nii.gz")
+    for name in session.class_names[:3]:
+        session.click([size // 2 for size in reversed(labels.shape)], class_name=name)
+    output.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(session.label_map()), str(output / "case_0.nii.gz"))
+
+
 def preprocess(images: Path, output: Path, model: Path, workers: int, device: str) -> None:
     """Preprocess the first image as a training case with a made-up label map, and link the others to it."""
     import SimpleITK as sitk
@@ -176,7 +191,12 @@ def preprocess(images: Path, output: Path, model: Path, workers: int, device: st
         (output / file_name).write_text(json.dumps(content))
 
 
-PREDICTORS = {"sam3dnet": predict_with_ours, "nnU-Net": predict_with_stock, "validation": validate_with_ours}
+PREDICTORS = {
+    "sam3dnet": predict_with_ours,
+    "nnU-Net": predict_with_stock,
+    "validation": validate_with_ours,
+    "session": ask_a_session,
+}
 RUNS = {**PREDICTORS, "preprocess": preprocess}
 
 

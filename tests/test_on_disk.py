@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sam3dnet.inference import on_disk
-from sam3dnet.inference.on_disk import reserve, room_for_halves
+from sam3dnet.inference.on_disk import let_go, reserve, room_for_halves
 
 SHAPE = (3, 4, 5, 6)
 
@@ -31,6 +31,8 @@ def test_small_ones_are_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(on_disk.tempfile, "mkdtemp", None)
     room = room_for_halves(SHAPE, "logits")
     assert room.shape == SHAPE and room.dtype == torch.half
+    let_go(room.fill_(2))
+    assert (room == 2).all()
 
 
 def test_large_ones_are_in_a_file_that_goes_with_them(little_memory):
@@ -39,6 +41,7 @@ def test_large_ones_are_in_a_file_that_goes_with_them(little_memory):
     if os.name == "posix":
         assert not list(little_memory.iterdir())  # nothing is left even if the process is killed
     room[1:, 2] = torch.arange(2 * 5 * 6).view(2, 5, 6)
+    let_go(room)
     part = room[1, 2, 1:3]
     del room
     assert part.tolist() == np.arange(30).reshape(5, 6)[1:3].tolist()

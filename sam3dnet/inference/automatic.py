@@ -12,7 +12,7 @@ from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.on_disk import room_for_halves
+from sam3dnet.inference.on_disk import let_go, room_for_halves
 from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.windows import background_logits, predict_slabs
 
@@ -96,6 +96,7 @@ class AutomaticSegmentation:
             if keep is not None:
                 keep[:, done : done + logits.shape[1]] = logits.clamp(-LARGEST_HALF, LARGEST_HALF)
                 done += logits.shape[1]
+                let_go(keep)
         return labels.finish()
 
     def _slabs(

@@ -3,22 +3,24 @@
 import errno
 import logging
 import math
+import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import psutil
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 logger = logging.getLogger(__name__)
 
 SHARE_OF_MEMORY = 0.25  # of what is free: larger arrays go to disk
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _ZEROS = bytes(1 << 20)
+_MAPPED: MutableMapping[Tensor, mmap.mmap] = WeakTensorKeyDictionary()
 
 
 def reserve(file: Path, size: int, what: str) -> None:
@@ -66,12 +68,20 @@ def room_for_halves(shape: Sequence[int], what: str) -> Tensor:
         return torch.empty(tuple(shape), dtype=torch.half)
 
 
+def let_go(x: Tensor) -> None:
+    """Leave to the system what a tensor from `room_for_halves` has in memory and on disk alike; else do nothing."""
+    mapped = _MAPPED.get(x)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _mapped_halves(shape: tuple[int, ...], what: str) -> Tensor:
     folder = tempfile.TemporaryDirectory(prefix="sam3d_", ignore_cleanup_errors=True)
     try:
         file = Path(folder.name) / "logits"
         reserve(file, 2 * math.prod(shape), what)
-        mapped = np.memmap(file, np.float16, "r+", shape=shape)
+        with file.open("r+b") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0)
     except BaseException:
         folder.cleanup()
         raise
@@ -79,4 +89,6 @@ def _mapped_halves(shape: tuple[int, ...], what: str) -> Tensor:
         folder.cleanup()
     else:
         weakref.finalize(mapped, folder.cleanup)
-    return torch.from_numpy(mapped)
+    tensor = torch.frombuffer(mapped, dtype=torch.half).view(shape)
+    _MAPPED[tensor] = mapped
+    return tensor
