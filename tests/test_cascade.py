@@ -159,7 +159,7 @@ def test_prediction_is_that_of_nnunet_with_the_same_first_stage(cascade, tmp_pat
     *_, second_best, best = np.sort(probabilities_KZYX, 0)
     is_regions = "regions_class_order" in DATASETS[name]
     margin = np.abs(probabilities_KZYX - 0.5).min(0) if is_regions else best - second_best
-    assert margin.max() > 0.3
+    assert margin.max() > 0.1
     undecided = margin < 0.01  # nnU-Net adds up the logits of windows in half precision, we do not
     assert undecided.mean() < 0.2
     assert np.array_equal(ours[~undecided], stock[~undecided])

@@ -90,5 +90,6 @@ def test_seconds_of_a_planned_network_grow_with_batch_trained_part_and_prompts()
     assert training_seconds({**ARCH, "pretrained": True}, 2, 3, 2) < two
     asked = training_seconds({**ARCH, "prompts": True}, 2, 3, 2)
     assert asked > two
-    thick = {**ARCH, "token_stride": [1, 4, 4], "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]]}
-    assert training_seconds(thick, 2, 3, 2) > 1.5 * two  # four times the tokens in the same crop
+    large = {**ARCH, "patch_size": [16, 48, 48]}
+    thick = {**large, "token_stride": [1, 4, 4], "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]]}
+    assert training_seconds(thick, 2, 3, 2) > 2 * training_seconds(large, 2, 3, 2)  # four times the tokens
