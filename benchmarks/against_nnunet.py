@@ -128,13 +128,34 @@ def prepare_nnunet(settings: Settings) -> dict:
 
 
 def prepare_nnunet_equal(settings: Settings) -> dict:
-    """Plan and preprocess with both, and derive nnU-Net's plan with sam3dnet's crop and batch."""
+    """Plan and preprocess with both, and derive nnU-Net's plan for sam3dnet's crop and batch."""
     prepare_sam3d(settings)
     record = prepare_nnunet(settings)
     own = json.loads((settings.preprocessed / f"{MODELS['sam3d'].plans}.json").read_text())
     own = own["configurations"]["3d_fullres"]
-    write_changed_plans(settings, "nnunet-equal", {key: own[key] for key in ("patch_size", "batch_size")})
+    plans = json.loads((settings.preprocessed / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]
+    architecture, crop = fitted_to(plans["architecture"], own["patch_size"], own["spacing"])
+    changes = {"patch_size": crop, "batch_size": own["batch_size"], "architecture": architecture}
+    write_changed_plans(settings, "nnunet-equal", changes)
     return record
+
+
+def fitted_to(architecture: dict, crop: Sequence[int], spacing_mm: Sequence[float]) -> tuple[dict, list[int]]:
+    """Give nnU-Net's network the levels that its planner would for a crop; and the crop, whole in all of them."""
+    from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+    _, strides, kernels, whole, _ = get_pool_and_conv_props(spacing_mm, crop, 4, 999999)
+    arguments, stages = architecture["arch_kwargs"], len(strides)
+    features = [*arguments["features_per_stage"], *[max(arguments["features_per_stage"])] * stages][:stages]
+    counts = {"n_conv_per_stage": stages, "n_conv_per_stage_decoder": stages - 1}
+    changes = {
+        "n_stages": stages,
+        "features_per_stage": features,
+        "strides": [[int(n) for n in stride] for stride in strides],
+        "kernel_sizes": [[int(n) for n in kernel] for kernel in kernels],
+        **{key: [arguments[key][0]] * count for key, count in counts.items()},
+    }
+    return architecture | {"arch_kwargs": arguments | changes}, [int(n) for n in whole]
 
 
 def write_changed_plans(settings: Settings, method: str, changes: dict) -> None:
