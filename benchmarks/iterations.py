@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from against_nnunet import (
@@ -203,8 +204,8 @@ def measure_dataset(a: argparse.Namespace, name: str) -> list[dict[str, Any]]:
     prepare = prepare_sam3d if a.encoders else prepare_nnunet_equal
     prepare(settings)
     results = str(settings.work / "iterations")  # what has been trained there stays whole
-    os.environ.update(environment(settings) | {"nnUNet_n_proc_DA": "0", "nnUNet_results": results})
-    return measure(settings, begin(a), a.repetitions, a.encoders or (STOCK, OURS, UNPROMPTED))
+    with patch.dict(os.environ, environment(settings) | {"nnUNet_n_proc_DA": "0", "nnUNet_results": results}):
+        return measure(settings, begin(a), a.repetitions, a.encoders or (STOCK, OURS, UNPROMPTED))
 
 
 if __name__ == "__main__":

@@ -57,11 +57,11 @@ class Work:
 
 
 RATES: dict[str, Rate] = {
-    CONVOLUTION: Rate(2.7e11, 3.4e9, 150e-6),
-    DEPTHWISE: Rate(math.inf, 2.1e9, 230e-6),
-    PRODUCT: Rate(2.25e11, 8.4e9, 0.0),
-    ATTENTION: Rate(1.4e11, 7.7e9, 100e-6),
-    OTHER: Rate(math.inf, 8.4e9, 54e-6),
+    CONVOLUTION: Rate(2.64e11, 3.9e9, 190e-6),
+    DEPTHWISE: Rate(math.inf, 2.1e9, 225e-6),
+    PRODUCT: Rate(2.07e11, 11.8e9, 6e-6),
+    ATTENTION: Rate(1.46e11, 7.0e9, 67e-6),
+    OTHER: Rate(math.inf, 8.9e9, 36e-6),
 }
 
 
