@@ -25,6 +25,7 @@ import prediction
 import prompt_latency
 import prompts_drawn
 import scaling
+import step_seconds
 
 from sam3dnet.check.measuring import MIB
 
@@ -36,6 +37,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "attention": ("Attention", attention.table),
     "encoder_and_step": ("Encoder and training step at equal crop", encoder_and_step.table),
     "iterations": ("Training iterations at equal crop and batch", iterations.table),
+    "step_seconds": ("Seconds of a step: planned and measured", step_seconds.table),
     "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
     "prompt_latency": ("A first and a further click", prompt_latency.table),
