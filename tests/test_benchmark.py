@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sam3dnet.preprocessing.folders import write_json
@@ -53,17 +54,40 @@ def test_options_reach_the_commands(settings):
 
 def test_nnunet_is_given_our_crop_and_batch(settings, monkeypatch):
     monkeypatch.setattr(against_nnunet.Stages, "run", lambda *_, **__: {})
+    features, levels = [32, 64, 128, 256, 320], {"n_conv_per_stage": [2] * 5, "n_conv_per_stage_decoder": [2] * 4}
+    arguments = {
+        "n_stages": 5,
+        "features_per_stage": features,
+        "strides": [[1] * 3],
+        "kernel_sizes": [[3] * 3],
+        **levels,
+    }
+    architecture = {"network_class_name": "UNet", "arch_kwargs": {"conv_bias": True, **arguments}}
     stock = {
         "plans_name": "nnUNetPlans",
-        "configurations": {"3d_fullres": {"patch_size": [40, 56, 40], "spacing": [1]}},
+        "configurations": {"3d_fullres": {"patch_size": [40, 56, 40], "spacing": [1], "architecture": architecture}},
     }
-    own = {"configurations": {"3d_fullres": {"patch_size": [32, 48, 32], "batch_size": 2, "spacing": [3]}}}
+    own = {"patch_size": [10, 96, 80], "batch_size": 2, "spacing": [10.0, 1.5, 1.5]}
     write_json(settings.preprocessed / "nnUNetPlans.json", stock)
-    write_json(settings.preprocessed / "SAM3DPlans.json", own)
+    write_json(settings.preprocessed / "SAM3DPlans.json", {"configurations": {"3d_fullres": own}})
     against_nnunet.prepare_nnunet_equal(settings)
     equal = json.loads((settings.preprocessed / "nnUNetPlansEqual.json").read_text())
     assert equal["plans_name"] == "nnUNetPlansEqual"
-    assert equal["configurations"]["3d_fullres"] == {"patch_size": [32, 48, 32], "batch_size": 2, "spacing": [1]}
+    found = equal["configurations"]["3d_fullres"]
+    given = found.pop("architecture")
+    assert found == {"patch_size": [10, 96, 80], "batch_size": 2, "spacing": [1]}
+    assert given["network_class_name"] == "UNet"
+    fitted = given["arch_kwargs"]
+    assert fitted.pop("conv_bias") is True
+    stages = fitted.pop("n_stages")
+    assert fitted.pop("features_per_stage") == [*features, 320][:stages]
+    assert (fitted.pop("n_conv_per_stage"), fitted.pop("n_conv_per_stage_decoder")) == (
+        [2] * stages,
+        [2] * (stages - 1),
+    )
+    assert fitted["kernel_sizes"][:2] == [[1, 3, 3]] * 2 and len(fitted["kernel_sizes"]) == stages
+    shrunk = np.prod(fitted["strides"], 0)
+    assert len(fitted["strides"]) == stages and not np.any(np.array(own["patch_size"]) % shrunk)
 
 
 def test_dataset_by_number_or_name(tmp_path):
