@@ -171,6 +171,17 @@ def test_shifted_windows_see_what_their_unshifted_neighbours_cut_apart():
     assert not torch.allclose(found, module(tokens))
 
 
+def test_a_grid_that_was_met_in_prediction_can_be_trained_on():
+    module = random_attention((3, 4, 5))
+    tokens = torch.randn(2, 3, 4, 5, 12, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = module(tokens)
+    out = module(tokens)
+    out.sum().backward()
+    assert torch.equal(out.detach(), expected)
+    assert module.rel_pos_d.grad.any()
+
+
 def test_what_is_known_of_a_grid_is_computed_once_for_each_grid_and_type(monkeypatch):
     made = []
     original = attention.GridPositions.__init__

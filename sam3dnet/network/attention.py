@@ -192,7 +192,8 @@ class Attention3D(nn.Module):
             return GridPositions(grid, like)
         key = (*grid, like.dtype, like.device)
         if key not in self._positions:
-            self._positions[key] = GridPositions(grid, like)
+            with torch.inference_mode(False):  # what prediction meets first, training may need later
+                self._positions[key] = GridPositions(grid, like)
         return self._positions[key]
 
 
