@@ -132,18 +132,23 @@ class CropFitter:
                 return found
         return found
 
+    @property
+    def goes_by_time(self) -> bool:
+        """Whether tokens are as coarse as their step must be short; a published system's are as published."""
+        return self.seconds is not None and self.budget.is_time and self.flat_kernels
+
     def token_strides(self, grid: Grid, encoder: EncoderChoice) -> list[Decision]:
         """List the token strides to try, best first."""
         place = (grid.spacing_mm, grid.median_shape)
         rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
         strides = [rules.choose_token_stride(finest, *place) for finest in self.finest_strides or rule]
-        if self.seconds is not None and self.budget.is_time and self.flat_kernels:
+        if self.goes_by_time:
             strides += rules.coarser_token_strides(strides[-1].value, *place)
         return strides
 
     def is_affordable(self, fit: Fit, grid: Grid) -> bool:
         """Tell whether a fit's tokens may stay as fine as they are."""
-        if self.budget.is_time:
+        if self.goes_by_time:
             return self.times_a_cube(fit) <= rules.LONGEST_STEP
         need = rules.patch_need(grid.object_extent, grid.median_shape, fit.token_stride.value)
         return rules.is_affordable(fit.patch.value, need, fit.token_stride.value)

@@ -102,3 +102,13 @@ def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(time
     assert without.token_stride.value == [1, 8, 8]
     isotropic = fitter.find(Grid((1.0, 1.0, 1.0), (60, 60, 60), (40, 40, 40)), ENCODER)
     assert isotropic.token_stride.value == [8, 8, 8]
+
+
+@pytest.mark.parametrize("seconds", [None, lambda *_: 1.0])
+def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too(seconds):
+    """A crop of 96 x 1024 voxels does not hold the objects; only where it does may its tokens be the finest."""
+    budget = rules.choose_budget("cpu", None, None)[0]
+    fitter = CropFitter(cost, budget, 1, 2, {}, (4, 16), seconds=seconds)
+    assert fitter.find(GRID, ENCODER).token_stride.value == [16, 16, 16]
+    small = Grid((1.0, 1.0, 1.0), (60, 60, 60), (32, 32, 32))
+    assert fitter.find(small, ENCODER).token_stride.value == [4, 4, 4]
