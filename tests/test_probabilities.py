@@ -19,7 +19,7 @@ from sam3dnet.evaluation.plain_pickles import holds_plain_values
 from sam3dnet.inference import label_slabs, probabilities, windows
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import load_model
-from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume, agree, shape_of
+from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume, Segmentation, agree, shape_of
 from sam3dnet.inference.writing import unfinished_folder
 
 
@@ -77,6 +77,26 @@ def test_whatever_a_label_map_says_nnunets_decision_is_the_same(tmp_path, labels
     if labels is LABELS:
         np.testing.assert_allclose(values.sum(0), 1, atol=1e-6)
         np.testing.assert_allclose(np.sort(values, 0), np.sort(before, 0), atol=1e-6)
+    else:
+        np.testing.assert_allclose(np.abs(values - 0.5), np.abs(before - 0.5), atol=1e-6)  # p, or 1 - p
+
+
+def test_of_regions_that_are_drawn_with_the_same_label_one_is_turned_on_that_nothing_covers():
+    def drawn(values):
+        labels_zyx = np.zeros(values.shape[1:], int)
+        for region, label in zip(values, manager.regions_class_order, strict=True):
+            labels_zyx[region > 0.5] = label
+        return labels_zyx
+
+    manager = SimpleNamespace(
+        has_regions=True, regions_class_order=[1, 2, 1], convert_probabilities_to_segmentation=drawn
+    )
+    values = np.random.default_rng(0).random((3, 4, 4, 4), np.float32)
+    wanted = np.random.default_rng(1).integers(0, 3, (4, 4, 4))
+    first = values[0].copy()
+    agree(values, wanted, manager)
+    np.testing.assert_array_equal(drawn(values), wanted)
+    assert (values[0] == first)[wanted == 1].all()
 
 
 def test_a_label_map_and_its_probabilities_are_made_together(predict, images, tmp_path):
@@ -104,7 +124,19 @@ def test_what_is_missing_or_truncated_is_made_anew(predict, tmp_path):
     assert predict(save_probabilities=True).written == ["a", "b"]
     np.savez_compressed(out / "c.npz", probabilities=np.zeros((2, *labels_of(out / "c.nii.gz").shape), np.float32))
     assert predict(save_probabilities=True).written == ["c"]
+    np.savez_compressed(out / "c.npz", probabilities=np.zeros((3, 5, 4, 3), np.float32))
+    assert predict(save_probabilities=True).written == ["c"]
     assert predict(save_probabilities=True).written == []
+
+
+def test_where_segmenting_fails_the_room_is_given_back():
+    closed = []
+    volume = SimpleNamespace(close=lambda: closed.append(True))
+    with pytest.raises(ZeroDivisionError):
+        Segmentation.of(volume, lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Segmentation.of(None, lambda: 1 / 0)
+    assert closed == [True]
 
 
 def test_probabilities_of_another_label_map_do_not_stay(predict, images, tmp_path):

@@ -173,11 +173,11 @@ def test_kept_labels_are_what_their_names_say(tmp_path: Path, stored: str, kept:
 @pytest.mark.parametrize("beside", ["labelsTr", "imagesTr"])
 def test_the_kept_labels_of_tiff_keep_their_spacing(tmp_path: Path, beside: str) -> None:
     """A validation writes its label maps in the place of the kept labels."""
-    label, kept = tmp_path / "labelsTr" / "a.tif", tmp_path / "gt_segmentations"
+    label, kept = tmp_path / "labelsTr" / "of_a.tif", tmp_path / "gt_segmentations"
     for folder in (label.parent, tmp_path / "imagesTr", kept):
         folder.mkdir()
     tifffile.imwrite(label, LABELS_ZYX.astype(np.uint8), photometric="minisblack")
-    (tmp_path / beside / "a.json").write_text('{"spacing": [4.0, 0.5, 0.7]}')
+    (tmp_path / beside / "of_a.json").write_text('{"spacing": [4.0, 0.5, 0.7]}')
     (kept / "b.tif").write_bytes(label.read_bytes())
     (kept / "b.json").write_text('{"spacing": [1, 1, 1]}')
     reader = DatasetReader("Tiff3DIO")

@@ -33,8 +33,8 @@ def make_plans(resampling, num_channels):
         "data_identifier": "SAM3DPlans_3d_fullres",
         "preprocessor_name": "DefaultPreprocessor",
         "batch_size": 2,
-        "patch_size": [6, 8, 4],
-        "spacing": [1.0, 2.5, 0.8],
+        "patch_size": [4, 8, 6],
+        "spacing": [0.8, 2.5, 1.0],
         "normalization_schemes": ["ZScoreNormalization"] * num_channels,
         "use_mask_for_norm": [False] * num_channels,
         "architecture": {
@@ -50,8 +50,8 @@ def make_plans(resampling, num_channels):
         "dataset_name": "Dataset901_Tiny",
         "plans_name": "SAM3DPlans",
         "image_reader_writer": "SimpleITKIO",
-        "transpose_forward": [1, 0, 2],
-        "transpose_backward": [1, 0, 2],
+        "transpose_forward": [2, 0, 1],  # not its own inverse
+        "transpose_backward": [1, 2, 0],
         "label_manager": "LabelManager",
         "foreground_intensity_properties_per_channel": {str(c): intensities for c in range(num_channels)},
         "configurations": {"3d_fullres": configuration},
