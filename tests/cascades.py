@@ -49,7 +49,7 @@ def make_cascade_model(results: Path, folds: Any = (0,), first_folds: Any = (0,)
     """Write the model folders of both stages, with the smallest networks and random weights; give the second's."""
     plans = make_plans("resample_torch_fornnunet", 1)
     configurations = plans["configurations"]
-    coarse = {"data_identifier": "low", "spacing": [2.0, 4.0, 1.5], "patch_size": [4, 6, 4], "next_stage": CASCADE}
+    coarse = {"data_identifier": "low", "spacing": [1.5, 4.0, 2.0], "patch_size": [4, 6, 4], "next_stage": CASCADE}
     configurations[LOWRES] = configurations[FULLRES] | coarse
     configurations[CASCADE] = {"inherits_from": FULLRES, "previous_stage": LOWRES}
     for stage, channels, of_stage in ((LOWRES, 1, first_folds), (CASCADE, 3, folds)):

@@ -15,6 +15,7 @@ from typing import Any
 
 import blosc2
 import pytest
+from cascades import LOWRES, make_cascade_model
 from cluster_calls import (
     SECONDS_TO_GIVE_UP_AFTER,
     begin_and_wait,
@@ -287,6 +288,26 @@ def test_prediction_goes_on_past_a_bad_image_and_obeys_prompts(
     assert report == serial
     assert (report.written, list(report.failed)) == (["a", "b"], ["c"])
     assert label_maps(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["first stage on the way", "first stage in a folder"])
+def test_both_stages_of_a_cascade_are_predicted_by_the_workers(
+    cluster: DaskCluster, predict: Any, tmp_path: Path, stored: bool
+) -> None:
+    second = make_cascade_model(tmp_path / "cascade")
+    options: dict[str, Any] = {"model": second}
+    if stored:
+        predict(model=second.with_name(f"nnUNetTrainerSAM3D__SAM3DPlans__{LOWRES}"))
+        options["prev_stage_predictions"] = (tmp_path / "out").rename(tmp_path / "first")
+        truncate(tmp_path / "first" / "c.nii.gz")
+    serial = predict(**options)
+    expected = label_maps(tmp_path / "out")
+    shutil.rmtree(tmp_path / "out")
+    report = predict(cluster=cluster, **options)
+    assert report == serial
+    assert (report.written, list(report.failed)) == ((["a", "b"], ["c"]) if stored else (["a", "b", "c"], []))
+    assert label_maps(tmp_path / "out") == expected
+    assert predict(cluster=cluster, **options).skipped == report.written
 
 
 def test_each_worker_loads_the_model_once_and_forgets_it(cluster: DaskCluster, predict: Any, tmp_path: Path) -> None:

@@ -1,17 +1,23 @@
 """Training in several processes: torchrun with gloo on this machine."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from cascades import CASCADE, LOWRES, plan_cascade
+from commands import validate_fold
 from test_trainer import prepare
 
 from sam3dnet.errors import PlanError
+from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training import distributed
 from sam3dnet.training.distributed import agreed, check_batch_size, gathered, joined_processes, share_of_batch
+from sam3dnet.training.next_stage import FOLDER
 
 SCRIPT = Path(__file__).with_name("distributed_steps.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -65,3 +71,25 @@ def test_two_processes_train_as_one(tiny_dataset, tmp_path):
     # AdamW divides rounding by rounding where a gradient is almost 0: 1e-5 is 0.3 % of the longest step it can take
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_validate_both_stages_of_a_cascade(nnunet_root):
+    name, folders = "Dataset943_TwoProcesses", activate_folders(None)
+    plan_cascade(folders, name, num_cases=5)
+    preprocess_dataset(name, folders, num_processes=0, progress=False)
+    environment = {**os.environ, "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "1"}
+    for configuration, fold in ((LOWRES, "all"), (CASCADE, "0")):
+        line = [*TORCHRUN, "-m", "sam3dnet.cli.train", name, fold, "-c", configuration, "--device", "cpu"]
+        line += ["--epochs", "1", "--iterations-per-epoch", "6"]
+        run = subprocess.run(line, env=environment, capture_output=True, text=True, check=False, timeout=3000)
+        assert run.returncode == 0, run.stderr[-4000:]
+    models = folders.results / name
+    maps = list(models.glob(f"*__{LOWRES}/{FOLDER}/{CASCADE}/*.b2nd"))
+    assert sorted(file.stem for file in maps) == [f"case_{number}" for number in range(5)]
+    validation = next(models.glob(f"*__{CASCADE}/fold_0")) / "validation"
+    by_two = {file.name: file.read_bytes() for file in validation.glob("*.nii.gz")}
+    assert by_two and (validation / "summary.json").is_file()
+    shutil.rmtree(validation)
+    validate_fold(name, 0, folders, configuration=CASCADE, device="cpu")
+    assert {file.name: file.read_bytes() for file in validation.glob("*.nii.gz")} == by_two
