@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sam3dnet.planning import rules
@@ -14,6 +14,8 @@ from sam3dnet.planning.rules import Budget, Decision
 
 # Memory is nearly a straight line in the voxels of a crop: few looks find the largest that fits.
 COST_CALLS = 6
+FIRST_LOOK = 1 / 8  # of the largest crop
+AIM, FILLED = 0.98, 0.95  # of the memory, so that a guess is not just beyond it; of the crop that would fit
 
 Cost = Callable[[dict[str, Any], int, int, int], float]
 EncoderChoice = Mapping[str, Any]
@@ -36,7 +38,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Fit:
-    """A network that fits the budget: its crop, strides and the memory of a step of the smallest batch."""
+    """A network that fits the budget: its crop, strides and the memory of a step of the smallest batch.
+
+    Attributes:
+        image_bytes: What a further image of the batch takes at least.
+    """
 
     patch: Decision
     token_stride: Decision
@@ -44,6 +50,7 @@ class Fit:
     arch_kwargs: dict[str, Any]
     step_bytes: int
     kernels: Decision | None = None
+    image_bytes: float = 0.0
 
     def decisions(self) -> list[Decision]:
         """Say what was decided."""
@@ -125,12 +132,14 @@ class CropFitter:
 
     def find_with(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
         """Find the finest affordable tokens for an encoder as it is, else the coarsest that fit; None if none do."""
-        found = None
-        for token_stride in self.token_strides(grid, encoder):
-            found = self.fit_to_memory(grid, token_stride, encoder) or found
+        found, finest_first = None, self.token_strides(grid, encoder)
+        for token_stride in finest_first:
+            fit = self.fit_to_memory(grid, token_stride, encoder, or_none=token_stride is not finest_first[-1])
+            found = fit or found
             if found is not None and self.is_affordable(found, grid):
                 return found
-        return found
+        left_out = [] if found else finest_first[-2::-1]
+        return found or next(filter(None, (self.fit_to_memory(grid, one, encoder) for one in left_out)), None)
 
     @property
     def goes_by_time(self) -> bool:
@@ -168,32 +177,62 @@ class CropFitter:
         assert of_cube is not None
         return seconds / of_cube * side**3 / fit.voxels
 
-    def fit_to_memory(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> Fit | None:
-        """Find the largest crop whose step of the smallest batch fits the memory; None if one token does not."""
+    def fit_to_memory(
+        self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, or_none: bool = False
+    ) -> Fit | None:
+        """Find a crop whose step of the smallest batch nearly fills the memory; None if one token does not fit.
+
+        Looks begin at a small crop: the larger one is, the longer it takes to trace.
+
+        Args:
+            grid: The grid of the crops.
+            token_stride: Voxels of a token.
+            encoder: The encoder.
+            or_none: Whether to look no further, and give None, where the crop will be too small to be affordable.
+        """
         need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
-        largest = self.fit_of(grid, token_stride, encoder, rules.crop_voxels(self.budget, need))
-        limit = self.budget.bytes
-        if limit is None or largest.step_bytes <= limit:
-            return largest
-        smallest = self.fit_of(grid, token_stride, encoder, 0)
+        most, limit = rules.crop_voxels(self.budget, need), self.budget.bytes
+        if limit is None:
+            return self.fit_of(grid, token_stride, encoder, most)
+        found = smallest = self.fit_of(grid, token_stride, encoder, 0)
         if smallest.step_bytes > limit:
             return None
+        guess, beyond = most * FIRST_LOOK, math.inf
         for _ in range(COST_CALLS):
-            bytes_a_voxel = (largest.step_bytes - smallest.step_bytes) / (largest.voxels - smallest.voxels)
-            voxels = smallest.voxels + (limit - smallest.step_bytes) / bytes_a_voxel
-            guess = self.fit_of(grid, token_stride, encoder, min(voxels, largest.voxels - 1))
-            if guess.step_bytes <= limit:
-                return guess
-            largest = guess
-        return smallest
+            looked = self.fit_of(grid, token_stride, encoder, guess)
+            if looked.step_bytes > limit:
+                beyond = min(beyond, looked.voxels)
+            elif looked.voxels >= found.voxels:
+                found = looked
+            if looked.voxels == smallest.voxels:
+                guess = min(8 * guess, most)
+                continue
+            bytes_a_voxel = (looked.step_bytes - smallest.step_bytes) / (looked.voxels - smallest.voxels)
+            room = smallest.voxels + (AIM * limit - smallest.step_bytes) / bytes_a_voxel
+            guess = min(most, room, beyond - 1)
+            if found.voxels >= FILLED * guess:
+                break
+            if or_none and not self._may_be_affordable(grid, token_stride, guess):
+                return None
+        return replace(found, image_bytes=(found.step_bytes - smallest.step_bytes) / rules.SMALLEST_BATCH)
+
+    def _may_be_affordable(self, grid: Grid, token_stride: Decision, voxels: float) -> bool:
+        """Tell whether tokens might stay as fine as they are with a crop of about so many voxels."""
+        place = (grid.object_extent, grid.median_shape, grid.spacing_mm, self._multiple(token_stride))
+        patch = rules.choose_patch_size(*place, voxels / FILLED).value
+        need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
+        return self.goes_by_time or rules.is_affordable(patch, need, token_stride.value)
+
+    def _multiple(self, token_stride: Decision) -> list[int]:
+        return [max(stride, self.crop_multiple) for stride in token_stride.value]
 
     def fit_of(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, voxels: float) -> Fit:
         """Plan the network for crops of at most so many voxels, and measure its step."""
         strides = rules.choose_stage_strides(token_stride.value)
         if self.single_output:
             strides = rules.leave_one_output(strides)
-        multiple = [max(stride, self.crop_multiple) for stride in token_stride.value]
-        patch = rules.choose_patch_size(grid.object_extent, grid.median_shape, grid.spacing_mm, multiple, voxels)
+        place = (grid.object_extent, grid.median_shape, grid.spacing_mm, self._multiple(token_stride))
+        patch = rules.choose_patch_size(*place, voxels)
         kernels = rules.choose_kernels(grid.spacing_mm, strides.value) if self.flat_kernels else None
         arch_kwargs = {
             **encoder,
@@ -218,6 +257,8 @@ class CropFitter:
         """Tell whether a step fits the memory, on the straight line through two measured batch sizes."""
         if self.budget.bytes is None:
             return True
+        if fit.step_bytes + fit.image_bytes > self.budget.bytes:
+            return batch_size <= rules.SMALLEST_BATCH
         second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
         growth = max(0, second - fit.step_bytes)
         return fit.step_bytes + (batch_size - rules.SMALLEST_BATCH) * growth <= self.budget.bytes

@@ -112,3 +112,51 @@ def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too(seconds):
     assert fitter.find(GRID, ENCODER).token_stride.value == [16, 16, 16]
     small = Grid((1.0, 1.0, 1.0), (60, 60, 60), (32, 32, 32))
     assert fitter.find(small, ENCODER).token_stride.value == [4, 4, 4]
+
+
+def counted(calls):
+    def noting(arch_kwargs, channels, outputs, batch_size):
+        calls.append(batch_size * math.prod(arch_kwargs["patch_size"]))
+        return cost(arch_kwargs, channels, outputs, batch_size)
+
+    return noting
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.5, 1, 2, 10, 20])
+def test_a_few_looks_fill_the_memory(share):
+    calls, limit = [], FIXED + int(share * COVERING)
+    fit = find(limit, fixed=counted(calls))
+    step = max(fit.patch.value) * max(fit.patch.value) * 4  # a further layer of tokens
+    whole = fit.patch.value == [120, 140, 160]
+    assert fit.step_bytes <= limit
+    assert whole or FIXED + 2 * (fit.voxels + step) * A_VOXEL * 8 / 4 > 0.9 * limit
+    assert whole == (share == 20)
+    assert len(calls) <= 5 * 2  # with recomputing, too
+    assert max(calls) <= 2 * max(160**3 / 8, 4.4 * fit.voxels)  # nothing much larger than what fits is traced
+
+
+def test_tokens_whose_crop_will_be_too_small_are_not_looked_at_closely():
+    calls = []
+    fit = find(FIXED + COVERING // 2, strides=(4, 16), fixed=counted(calls))
+    assert max(fit.token_stride.value) == 16
+    assert len(calls) <= 6
+
+
+def test_where_coarser_tokens_do_not_fit_at_all_finer_ones_are_taken():
+    def no_coarse_ones(arch_kwargs, *others):
+        return cost(arch_kwargs, *others) * (10**9 if max(arch_kwargs["token_stride"]) > 4 else 1)
+
+    fit = find(FIXED + COVERING // 20, strides=(4, 16), fixed=no_coarse_ones)
+    assert max(fit.token_stride.value) == 4 and fit.voxels > 4**3
+
+
+def test_a_further_image_is_asked_about_only_where_it_might_fit():
+    for voxels, asked in ((160**3, False), (30**3, True)):
+        calls = []
+        budget = Budget(voxels, voxels, None, FIXED + COVERING, False)
+        fitter = CropFitter(counted(calls), budget, 1, 2, {}, (4,))
+        fit = fitter.find(Grid((1, 1, 1), (400, 400, 400), None), ENCODER)
+        before = len(calls)
+        assert fitter.fits(fit, 2)
+        assert fitter.fits(fit, 3) == asked
+        assert (len(calls) > before) == asked

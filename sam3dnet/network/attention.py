@@ -18,7 +18,7 @@ from sam3dnet.network.target_device import device_type
 
 FitTable = Callable[[Tensor, int], Tensor]
 MASKED = -1e4  # before scaling; finite, so that bf16 and fp16 stay free of NaN
-BYTES_AT_A_TIME, BYTES_AT_A_TIME_ON_CARD = 1 << 24, 1 << 26  # of augmented queries, keys and values
+BYTES_AT_A_TIME, BYTES_AT_A_TIME_ON_CARD = 1 << 24, 1 << 28  # of augmented queries, keys and values
 BYTES_MADE_AGAIN = 1 << 23  # of the same; more are made again in the backward pass, fewer are not worth the detour
 FUSED_ATTENTION = [
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
