@@ -50,6 +50,7 @@ class Fit:
     arch_kwargs: dict[str, Any]
     step_bytes: int
     kernels: Decision | None = None
+    features: Decision | None = None
     image_bytes: float = 0.0
 
     def decisions(self) -> list[Decision]:
@@ -57,6 +58,8 @@ class Fit:
         decided = [self.token_stride, self.strides, self.patch]
         if self.kernels is not None and any(1 in kernel for kernel in self.kernels.value):
             decided.insert(2, self.kernels)
+        if self.features is not None and any(1 in stride for stride in self.strides.value[1:-1]):
+            decided.insert(2, self.features)
         if self.arch_kwargs.get("checkpointing"):
             reason = "activations are recomputed in the backward pass: no crop that is large enough fits without"
             decided.append(Decision("checkpointing", True, reason, "sam3dnet"))
@@ -170,9 +173,10 @@ class CropFitter:
             return 1.0
         side = rules.TOKEN_STRIDE * max(1, round(fit.voxels ** (1 / 3) / rules.TOKEN_STRIDE))
         token_stride = [rules.TOKEN_STRIDE] * 3
-        strides = rules.choose_stage_strides(token_stride).value
+        strides = rules.choose_stage_strides(token_stride, token_stride).value
         cube = {**fit.arch_kwargs, "patch_size": [side] * 3, "token_stride": token_stride, "strides": strides}
         cube.pop("kernels", None)
+        cube.pop("features", None)
         of_cube = self.step_seconds(cube)
         assert of_cube is not None
         return seconds / of_cube * side**3 / fit.voxels
@@ -228,22 +232,24 @@ class CropFitter:
 
     def fit_of(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, voxels: float) -> Fit:
         """Plan the network for crops of at most so many voxels, and measure its step."""
-        strides = rules.choose_stage_strides(token_stride.value)
+        strides = rules.choose_stage_strides(token_stride.value, grid.spacing_mm)
         if self.single_output:
             strides = rules.leave_one_output(strides)
         place = (grid.object_extent, grid.median_shape, grid.spacing_mm, self._multiple(token_stride))
         patch = rules.choose_patch_size(*place, voxels)
         kernels = rules.choose_kernels(grid.spacing_mm, strides.value) if self.flat_kernels else None
+        features = rules.choose_features(strides.value) if self.flat_kernels else None
         arch_kwargs = {
             **encoder,
             "patch_size": list(patch.value),
             "token_stride": list(token_stride.value),
             "strides": [list(stride) for stride in strides.value],
             **({} if kernels is None else {"kernels": kernels.value}),
+            **({} if features is None else {"features": features.value}),
             **self.network_options,
         }
         step_bytes = self.step_bytes(arch_kwargs, rules.SMALLEST_BATCH)
-        return Fit(patch, token_stride, strides, arch_kwargs, step_bytes, kernels)
+        return Fit(patch, token_stride, strides, arch_kwargs, step_bytes, kernels, features)
 
     def step_bytes(self, arch_kwargs: dict[str, Any], batch_size: int) -> int:
         """Ask for the memory of a step, each question once."""

@@ -38,6 +38,7 @@ CPU_COVER_VOXELS = 96 * 1024
 # Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
 GPU_PATCH_VOXELS = 160**3
 # A step on a CPU may take so many times as long as one of as many isotropic voxels; see `coarser_token_strides`.
+FEATURES_OF_VOXELS, MOST_FEATURES = 16, 96  # channels at full resolution; of any level
 LONGEST_STEP = 2.0
 SMALLEST_BATCH = 2
 # More samples a step than this no longer help a fixed number of hours.
@@ -189,13 +190,38 @@ def coarser_token_strides(
     ]
 
 
-def choose_stage_strides(token_stride: Sequence[int]) -> Decision:
-    """Split the token stride into factors of two a level; axes of smaller stride, the coarser ones, are halved last."""
-    halvings = [round(math.log2(stride)) for stride in token_stride]
-    steps = max(halvings)
+def choose_stage_strides(token_stride: Sequence[int], spacing_mm: Sequence[float]) -> Decision:
+    """Split the token stride into factors of two a level: axes less than twice as coarse as the finest are halved.
+
+    There are as many levels as the largest stride has factors, so an axis is halved in time, however coarse it is.
+
+    Args:
+        token_stride: Voxels a token covers along (z, y, x).
+        spacing_mm: Of the image, (Z, Y, X).
+    """
+    left = np.log2(token_stride).round().astype(int)
+    spacing = np.asarray(spacing_mm, dtype=float)
     strides = [[1, 1, 1]]
-    strides += [[2 if step >= steps - n else 1 for n in halvings] for step in range(steps)]
-    return Decision("strides", strides, "the axes of finer spacing are halved first", NNUNET)
+    while left.any():
+        near = spacing < 2 * spacing[left > 0].min()
+        halved = (left > 0) & (near | (left == left.max()))
+        strides.append([2 if is_halved else 1 for is_halved in halved])
+        spacing, left = spacing * strides[-1], left - halved
+    return Decision("strides", strides, "axes less than twice as coarse as the finest are halved", NNUNET)
+
+
+def choose_features(strides: Sequence[Sequence[int]]) -> Decision:
+    """Choose the channels of each level above the tokens: as many as a level of cubes of that many voxels has.
+
+    A level that halves three axes has twice the channels and half the work of the one before. Where one axis or two
+    are halved, twice the channels would be twice or as much work.
+
+    Args:
+        strides: Factor of each level relative to the level before, finest first, the tokens last.
+    """
+    voxels = np.cumprod([math.prod(stride) for stride in strides[:-1]])
+    features = [min(MOST_FEATURES, 8 * round(FEATURES_OF_VOXELS * n ** (1 / 3) / 8)) for n in voxels]
+    return Decision("features", features, "grow with the cube root of the voxels that a feature covers", MEASURED)
 
 
 def choose_kernels(spacing_mm: Sequence[float], strides: Sequence[Sequence[int]]) -> Decision:

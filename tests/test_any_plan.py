@@ -27,7 +27,7 @@ def test_tokens_are_powers_of_two_and_stages_lead_there(finest: int, spacing_mm:
     stride = stride_for(finest, spacing_mm, shape)
     assert all(math.log2(n).is_integer() for n in stride)
     assert rules.SMALLEST_LARGEST_STRIDE <= max(stride) <= finest
-    stages = rules.choose_stage_strides(stride).value
+    stages = rules.choose_stage_strides(stride, spacing_mm).value
     assert [math.prod(stage[axis] for stage in stages) for axis in range(3)] == stride
     assert len(stages) >= 3
 

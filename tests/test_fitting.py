@@ -88,7 +88,7 @@ def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(time
     def seconds(arch_kwargs, _channels, _outputs, batch_size):
         assert batch_size == 2
         stride = tuple(arch_kwargs["token_stride"])
-        assert ("kernels" in arch_kwargs) == (stride != (8, 8, 8))
+        assert ("kernels" in arch_kwargs) == ("features" in arch_kwargs) == (stride != (8, 8, 8))
         return asked.get(stride, 1.0) * math.prod(arch_kwargs["patch_size"]) / 1e6
 
     thick = Grid((10.0, 1.5, 1.5), (10, 126, 136), (10, 88, 72))

@@ -184,6 +184,16 @@ def test_flat_kernels_leave_planes_alone():
         make((1, 4, 4), kernels=flat[1:])
 
 
+def test_features_of_each_level_are_the_plans():
+    as_before, fitted = (make((1, 4, 4), patch=(6, 16, 16), features=features).eval() for features in (None, [16, 24]))
+    for network, widths in ((as_before, [16, 32]), (fitted, [16, 24])):
+        image = torch.randn(1, 1, 6, 16, 16)
+        assert [level.shape[1] for level in network.features(image).pyramid] == widths
+        assert network(image)[0].shape == (1, 3, 6, 16, 16)
+    with pytest.raises(PlanError, match="features: 3 for 2 levels above the tokens; give one for each"):
+        make((1, 4, 4), features=[16, 24, 40])
+
+
 def test_the_network_learns_one_case():
     torch.manual_seed(0)
     network = make(classes=2)

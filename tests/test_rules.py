@@ -36,22 +36,46 @@ def test_tokens_are_no_larger_than_the_image(slices, expected):
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2, 3, 2), (1, 2, 1), (60, 3, 3)])
 def test_tokens_of_the_smallest_images_leave_two_outputs_for_deep_supervision(finest, shape):
     strides = rules.choose_token_stride(finest, (1.0, 1.1, 0.9), shape).value
-    levels = rules.choose_stage_strides(strides).value
+    levels = rules.choose_stage_strides(strides, (1.0, 1.1, 0.9)).value
     assert len(levels) >= 3
     assert max(strides) <= max(4, finest)
 
 
-def test_finer_axes_are_halved_first():
-    levels = rules.choose_stage_strides([1, 8, 4]).value
-    assert levels == [[1, 1, 1], [1, 2, 1], [1, 2, 2], [1, 2, 2]]
-    assert rules.choose_stage_strides([16, 2, 1]).value[-1] == [2, 2, 1]
+@pytest.mark.parametrize(
+    ("stride", "spacing_mm", "levels"),
+    [
+        ([8, 8, 8], (1.0, 1.0, 1.0), [[2, 2, 2]] * 3),
+        ([4, 8, 8], (1.9, 1.0, 1.0), [[2, 2, 2], [2, 2, 2], [1, 2, 2]]),
+        ([4, 8, 8], (2.0, 1.0, 1.0), [[1, 2, 2], [2, 2, 2], [2, 2, 2]]),
+        ([2, 16, 16], (7.7, 2.5, 2.5), [[1, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]),
+        ([1, 8, 4], (9.0, 1.0, 2.5), [[1, 2, 1], [1, 2, 2], [1, 2, 2]]),
+        ([2, 8, 8], (40.0, 1.0, 1.0), [[1, 2, 2], [1, 2, 2], [2, 2, 2]]),  # in time, however coarse
+        ([16, 2, 1], (1.0, 8.0, 20.0), [[2, 1, 1], [2, 1, 1], [2, 1, 1], [2, 2, 1]]),
+    ],
+)
+def test_axes_near_to_the_finest_are_halved(stride, spacing_mm, levels):
+    assert rules.choose_stage_strides(stride, spacing_mm).value == [[1, 1, 1], *levels]
 
 
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (9.0, 1.0, 1.0), (0.5, 0.7, 5.0)])
 @pytest.mark.parametrize("stride", [[8, 8, 8], [1, 8, 8], [2, 8, 4], [16, 16, 1], [4, 1, 1]])
-def test_stage_strides_multiply_to_the_token_stride(stride):
-    levels = rules.choose_stage_strides(stride).value
+def test_stage_strides_multiply_to_the_token_stride(stride, spacing_mm):
+    levels = rules.choose_stage_strides(stride, spacing_mm).value
     assert np.prod(levels, axis=0).tolist() == stride
     assert len(levels) == 1 + math.log2(max(stride))
+
+
+@pytest.mark.parametrize(
+    ("stages", "features"),
+    [
+        ([[2, 2, 2]] * 4, [16, 32, 64, 96]),
+        ([[1, 2, 2]] * 4, [16, 24, 40, 64]),
+        ([[1, 2, 2], [2, 2, 2], [1, 2, 2]], [16, 24, 48]),
+        ([[1, 1, 2]] * 3, [16, 24, 24]),
+    ],
+)
+def test_a_level_has_as_many_features_as_cubes_of_its_voxels_have(stages, features):
+    assert rules.choose_features([[1, 1, 1], *stages]).value == features
 
 
 def test_patch_is_the_median_image_in_whole_tokens_where_it_fits():
@@ -211,7 +235,7 @@ def test_batch_grows_to_what_fits_5_percent_and_the_step():
 )
 def test_kernels_are_those_of_nnunet(spacing_mm, patch):
     nnunet = get_pool_and_conv_props(spacing_mm, patch, 4, 999)[2]
-    strides = rules.choose_stage_strides(rules.choose_token_stride(8, spacing_mm, patch).value).value
+    strides = rules.choose_stage_strides(rules.choose_token_stride(8, spacing_mm, patch).value, spacing_mm).value
     kernels = rules.choose_kernels(spacing_mm, strides).value
     assert kernels[:-1] == [list(kernel) for kernel in nnunet[:3]]
     assert kernels[-1] == [3, 3, 3]

@@ -27,19 +27,23 @@ def own_arguments(
         stride: Voxels a token covers along each axis, or (z, y, x).
         encoder: Name of its size.
         pretrained: Whether the encoder is frozen, as with SAM's weights.
-        spacing_mm: Of the voxels (z, y, x), for kernels that fit it; None leaves them whole.
+        spacing_mm: Of the voxels (z, y, x), for kernels and features that fit it; None stands for cubes, and leaves
+            kernels and features to the network.
         options: Further arguments, such as prompts=True.
     """
     token_stride = [stride] * 3 if isinstance(stride, int) else list(stride)
-    strides = rules.choose_stage_strides(token_stride).value
-    kernels = {} if spacing_mm is None else {"kernels": rules.choose_kernels(spacing_mm, strides).value}
+    strides = rules.choose_stage_strides(token_stride, spacing_mm or token_stride).value
+    fitted: dict[str, Any] = {}
+    if spacing_mm is not None:
+        fitted["kernels"] = rules.choose_kernels(spacing_mm, strides).value
+        fitted["features"] = rules.choose_features(strides).value
     return {
         "encoder": encoder,
         "patch_size": list(patch),
         "token_stride": token_stride,
         "strides": strides,
         "pretrained": pretrained,
-        **kernels,
+        **fitted,
         **options,
     }
 

@@ -68,7 +68,7 @@ def _build(choice: "MethodChoice", encoder: str, classes: int, channels: int) ->
             encoder=encoder,
             patch_size=[REFERENCE_PATCH] * 3,
             token_stride=[stride] * 3,
-            strides=choose_stage_strides([stride] * 3).value,
+            strides=choose_stage_strides([stride] * 3, [1.0] * 3).value,
             pretrained=encoder.startswith("vit_"),
             **choice.network_options(regions=False),
         )

@@ -50,10 +50,12 @@ class SAM3D(SegmentationNetwork):
         fitted_windows: Whether windows share the token grid of a patch evenly, nearly without padding; models that were
             planned before have windows of SAM's size.
         kernels: Voxels that the convolutions of each level cover, the tokens last; None for 3 along every axis.
+        features: Channels of each level above the tokens, finest first; None for those of levels that halve every axis,
+            which models have that were planned before.
 
     Raises:
         PlanError: If the encoder or the tuning is unknown, the strides do not multiply to the token stride, or there is
-            not a kernel for each of them.
+            not a kernel, or not a number of features, for each level.
     """
 
     decoder: MaskDecoder3D
@@ -75,10 +77,13 @@ class SAM3D(SegmentationNetwork):
         half_frozen: bool = False,
         fitted_windows: bool = False,
         kernels: Sequence[Sequence[int]] | None = None,
+        features: Sequence[int] | None = None,
     ):
         super().__init__()
         depth = max(len(strides) - 1, 1)
-        features, units = STEM_FEATURES[:depth], STEM_UNITS[:depth]
+        features, units = tuple(features or STEM_FEATURES[:depth]), STEM_UNITS[:depth]
+        if len(features) != depth:
+            raise PlanError(f"features: {len(features)} for {depth} levels above the tokens; give one for each")
         parts = EncoderParts(find_tuning(tuning), fitted_layout if fitted_windows else sam_layout)
         self.image_encoder = make_image_encoder(
             encoder, input_channels, patch_size, token_stride, strides, parts, checkpointing=checkpointing
