@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import attention
+import data_chain
 import encoder_and_step
 import far_clicks
 import iterations
@@ -37,6 +38,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "attention": ("Attention", attention.table),
     "encoder_and_step": ("Encoder and training step at equal crop", encoder_and_step.table),
     "iterations": ("Training iterations at equal crop and batch", iterations.table),
+    "data_chain": ("Over the data: many classes, many cases", data_chain.table),
     "step_seconds": ("Seconds of a step: planned and measured", step_seconds.table),
     "large_ct": ("Preprocessing and export of a large CT", large_ct.table),
     "prediction": ("Prediction, end to end", prediction.table),
