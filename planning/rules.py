@@ -38,8 +38,8 @@ CPU_COVER_VOXELS = 96 * 1024
 # Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
 GPU_PATCH_VOXELS = 160**3
 # A step on a CPU may take so many times as long as one of as many isotropic voxels; see `coarser_token_strides`.
+LONGEST_STEP = 1.25
 FEATURES_OF_VOXELS, MOST_FEATURES = 16, 96  # channels at full resolution; of any level
-LONGEST_STEP = 2.0
 SMALLEST_BATCH = 2
 # More samples a step than this no longer help a fixed number of hours.
 LARGEST_BATCH = 12
