@@ -38,7 +38,7 @@ CPU_COVER_VOXELS = 96 * 1024
 # Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
 GPU_PATCH_VOXELS = 160**3
 # A step on a CPU may take so many times as long as one of as many isotropic voxels; see `coarser_token_strides`.
-LONGEST_STEP = 1.25
+LONGEST_STEP = 1.5
 FEATURES_OF_VOXELS, MOST_FEATURES = 16, 96  # channels at full resolution; of any level
 SMALLEST_BATCH = 2
 # More samples a step than this no longer help a fixed number of hours.
@@ -172,7 +172,7 @@ def _covered(stride: Sequence[int], spacing_mm: Sequence[float]) -> str:
 def coarser_token_strides(
     fine: Sequence[int], spacing_mm: Sequence[float], median_shape: Sequence[float]
 ) -> list[Decision]:
-    """List coarser tokens, for where fine ones take too long: first twice as wide where they are wide, then all around.
+    """List coarser tokens, for where fine ones take too long: first twice as wide within slices, then all around.
 
     Args:
         fine: From `choose_token_stride`.
@@ -180,8 +180,9 @@ def coarser_token_strides(
         median_shape: An axis of few voxels gets no stride beyond them.
     """
     coarse = choose_token_stride(2 * max(fine), spacing_mm, median_shape).value
-    between = [c if f == max(fine) else f for f, c in zip(fine, coarse, strict=True)]
-    values = [value for value in (between, coarse) if value != fine]
+    within = [c if f == max(fine) else f for f, c in zip(fine, coarse, strict=True)]
+    slices = list(fine).count(max(fine)) == 2
+    values = [value for value in ((within, coarse) if slices else (coarse,)) if value != fine]
     reason = "coarser than near to isotropic, since a step would take too long"
     return [
         Decision("token_stride", value, f"{_covered(value, spacing_mm)}: {reason}", MEASURED)

@@ -76,9 +76,9 @@ def test_crops_are_multiples_of_what_the_network_wants(multiple):
 @pytest.mark.parametrize(
     ("times", "expected"),
     [  # of tokens of 1x8x8, 1x16x16, 2x16x16; as many seconds a voxel as a cube's
-        ((1.2, 1.0, 1.0), [1, 8, 8]),
-        ((1.3, 1.2, 1.0), [1, 16, 16]),
-        ((4.0, 1.3, 1.2), [2, 16, 16]),
+        ((1.4, 1.0, 1.0), [1, 8, 8]),
+        ((1.6, 1.4, 1.0), [1, 16, 16]),
+        ((4.0, 1.6, 1.4), [2, 16, 16]),
         ((9.0, 9.0, 9.0), [2, 16, 16]),
     ],
 )
