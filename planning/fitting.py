@@ -173,7 +173,7 @@ class CropFitter:
             return 1.0
         side = rules.TOKEN_STRIDE * max(1, round(fit.voxels ** (1 / 3) / rules.TOKEN_STRIDE))
         token_stride = [rules.TOKEN_STRIDE] * 3
-        strides = rules.choose_stage_strides(token_stride, token_stride).value
+        strides = rules.choose_stage_strides(token_stride, [1.0] * 3).value
         cube = {**fit.arch_kwargs, "patch_size": [side] * 3, "token_stride": token_stride, "strides": strides}
         cube.pop("kernels", None)
         cube.pop("features", None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sam3dnet.check.networks import own_arguments
 from sam3dnet.network.cost import training_seconds, training_work
 from sam3dnet.planning import step_time
 from sam3dnet.planning.memory import training_bytes
@@ -93,3 +94,13 @@ def test_seconds_of_a_planned_network_grow_with_batch_trained_part_and_prompts()
     large = {**ARCH, "patch_size": [16, 48, 48]}
     thick = {**large, "token_stride": [1, 4, 4], "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2]]}
     assert training_seconds(thick, 2, 3, 2) > 2 * training_seconds(large, 2, 3, 2)  # four times the tokens
+
+
+@pytest.mark.parametrize(
+    ("spacing_mm", "second", "fitted"),
+    [(None, [1, 2, 2], False), ((1.5, 1.0, 1.0), [2, 2, 2], True), ((3.0, 1.0, 1.0), [1, 2, 2], True)],
+)
+def test_networks_to_be_measured_have_the_levels_of_a_plan(spacing_mm, second, fitted):
+    arguments = own_arguments((16, 32, 32), (4, 8, 8), "tiny", False, spacing_mm)
+    assert arguments["strides"][1] == second
+    assert ("features" in arguments) == ("kernels" in arguments) == fitted

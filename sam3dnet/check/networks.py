@@ -27,12 +27,12 @@ def own_arguments(
         stride: Voxels a token covers along each axis, or (z, y, x).
         encoder: Name of its size.
         pretrained: Whether the encoder is frozen, as with SAM's weights.
-        spacing_mm: Of the voxels (z, y, x), for kernels and features that fit it; None stands for cubes, and leaves
-            kernels and features to the network.
+        spacing_mm: Of the voxels (z, y, x), for kernels and features that fit it; None leaves these to the network, and
+            stands for tokens that are cubes.
         options: Further arguments, such as prompts=True.
     """
     token_stride = [stride] * 3 if isinstance(stride, int) else list(stride)
-    strides = rules.choose_stage_strides(token_stride, spacing_mm or token_stride).value
+    strides = rules.choose_stage_strides(token_stride, spacing_mm or [1 / step for step in token_stride]).value
     fitted: dict[str, Any] = {}
     if spacing_mm is not None:
         fitted["kernels"] = rules.choose_kernels(spacing_mm, strides).value
