@@ -153,7 +153,8 @@ def test_downloads_can_be_forbidden(server: Server, cache: Path, monkeypatch: py
 
 def test_ctrl_c_leaves_nothing(server: Server, cache: Path) -> None:
     server.silent = threading.Event()
-    code = "from sam3dnet.network.weights_file import require_sam_weights as r; r('vit_b', 'own')"
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's "&" ignores it
+    code += "from sam3dnet.network.weights_file import require_sam_weights as r; r('vit_b', 'own')"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=dict(os.environ))
     deadline = time.monotonic() + 60
     while not any(cache.glob(".partial-*/*")) and time.monotonic() < deadline:
