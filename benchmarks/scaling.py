@@ -51,7 +51,7 @@ def measure_classes(a: argparse.Namespace, device: torch.device) -> Iterator[dic
 def measure_preprocessing(a: argparse.Namespace, cases: int, processes: int) -> dict[str, float]:
     """Plan and preprocess so many small cases as a new data set; give the seconds of both."""
     from sam3dnet.demo.phantom import write_phantom_dataset
-    from sam3dnet.network.cost import training_cost
+    from sam3dnet.network.cost import training_cost, training_seconds
     from sam3dnet.planning.planner import plan_dataset
     from sam3dnet.preprocessing.folders import activate_folders
     from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -66,6 +66,7 @@ def measure_preprocessing(a: argparse.Namespace, cases: int, processes: int) -> 
         dataset,
         folders,
         cost=training_cost,
+        seconds=training_seconds,
         encoder="tiny",
         num_processes=max(1, processes),
         progress=False,

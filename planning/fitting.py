@@ -12,10 +12,10 @@ from typing import Any
 from sam3dnet.planning import rules
 from sam3dnet.planning.rules import Budget, Decision
 
-# Memory is nearly a straight line in the voxels of a crop: few looks find the largest that fits.
+# Memory and seconds are nearly straight lines in the voxels of a crop: few looks find the largest that fits.
 COST_CALLS = 6
 FIRST_LOOK = 1 / 8  # of the largest crop
-AIM, FILLED = 0.98, 0.95  # of the memory, so that a guess is not just beyond it; of the crop that would fit
+AIM, FILLED = 0.98, 0.95  # of the budget, so that a guess is not just beyond it; of the crop that would fit
 
 Cost = Callable[[dict[str, Any], int, int, int], float]
 EncoderChoice = Mapping[str, Any]
@@ -41,7 +41,7 @@ class Fit:
     """A network that fits the budget: its crop, strides and the memory of a step of the smallest batch.
 
     Attributes:
-        image_bytes: What a further image of the batch takes at least.
+        image_load: What a further image of the batch takes of the budget at least, as a share of it.
     """
 
     patch: Decision
@@ -51,7 +51,7 @@ class Fit:
     step_bytes: int
     kernels: Decision | None = None
     features: Decision | None = None
-    image_bytes: float = 0.0
+    image_load: float = 0.0
 
     def decisions(self) -> list[Decision]:
         """Say what was decided."""
@@ -84,7 +84,7 @@ class CropFitter:
         single_output: Whether the network has logits at full resolution alone.
         flat_kernels: Whether the network has a kernel for each level, and tokens of any stride.
         crop_multiple: Crops are multiples of it, as well as of the tokens.
-        seconds: As `cost`, the seconds that a training step takes on a core; None compares none.
+        seconds: As `cost`, the seconds that a training step takes on a core; needed where the budget has any.
     """
 
     def __init__(
@@ -112,6 +112,8 @@ class CropFitter:
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
         self._timed: dict[str, float] = {}
+        if budget.is_time and seconds is None:
+            raise ValueError("a budget of seconds needs an estimate of the seconds of a step (seconds=)")
 
     def with_channels(self, input_channels: int) -> CropFitter:
         """Give the same for another number of input channels."""
@@ -137,56 +139,55 @@ class CropFitter:
         """Find the finest affordable tokens for an encoder as it is, else the coarsest that fit; None if none do."""
         found, finest_first = None, self.token_strides(grid, encoder)
         for token_stride in finest_first:
-            fit = self.fit_to_memory(grid, token_stride, encoder, or_none=token_stride is not finest_first[-1])
+            fit = self.fit_to_budget(grid, token_stride, encoder, or_none=token_stride is not finest_first[-1])
             found = fit or found
             if found is not None and self.is_affordable(found, grid):
                 return found
         left_out = [] if found else finest_first[-2::-1]
-        return found or next(filter(None, (self.fit_to_memory(grid, one, encoder) for one in left_out)), None)
+        return found or next(filter(None, (self.fit_to_budget(grid, one, encoder) for one in left_out)), None)
 
     @property
     def goes_by_time(self) -> bool:
         """Whether tokens are as coarse as their step must be short; a published system's are as published."""
-        return self.seconds is not None and self.budget.is_time and self.flat_kernels
+        return self.budget.is_time and self.flat_kernels
 
     def token_strides(self, grid: Grid, encoder: EncoderChoice) -> list[Decision]:
-        """List the token strides to try, best first."""
+        """List the token strides to try, best first: those whose step is short enough, where time is short."""
         place = (grid.spacing_mm, grid.median_shape)
         rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
         strides = [rules.choose_token_stride(finest, *place) for finest in self.finest_strides or rule]
         if self.goes_by_time:
             strides += rules.coarser_token_strides(strides[-1].value, *place)
+            while strides[1:] and self.times_a_cube(grid, strides[0], encoder) > rules.LONGEST_STEP:
+                strides.pop(0)
         return strides
 
     def is_affordable(self, fit: Fit, grid: Grid) -> bool:
         """Tell whether a fit's tokens may stay as fine as they are."""
         if self.goes_by_time:
-            return self.times_a_cube(fit) <= rules.LONGEST_STEP
+            return True
         need = rules.patch_need(grid.object_extent, grid.median_shape, fit.token_stride.value)
         return rules.is_affordable(fit.patch.value, need, fit.token_stride.value)
 
-    def times_a_cube(self, fit: Fit) -> float:
-        """Tell how many times as long a step takes as one of as many isotropic voxels; 1 where that is not compared."""
-        stride = max(fit.token_stride.value)
-        seconds = self.step_seconds(fit.arch_kwargs) if min(fit.token_stride.value) < stride else None
-        if seconds is None:
+    def times_a_cube(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice) -> float:
+        """Tell how many times as long a step takes as one of as many isotropic voxels, on a crop of the least size."""
+        if min(token_stride.value) == max(token_stride.value):
             return 1.0
+        fit = self.fit_of(grid, token_stride, encoder, rules.CPU_LEAST_VOXELS)
         side = rules.TOKEN_STRIDE * max(1, round(fit.voxels ** (1 / 3) / rules.TOKEN_STRIDE))
-        token_stride = [rules.TOKEN_STRIDE] * 3
-        strides = rules.choose_stage_strides(token_stride, [1.0] * 3).value
-        cube = {**fit.arch_kwargs, "patch_size": [side] * 3, "token_stride": token_stride, "strides": strides}
+        of_cube = [rules.TOKEN_STRIDE] * 3
+        strides = rules.choose_stage_strides(of_cube, [1.0] * 3).value
+        cube = {**fit.arch_kwargs, "patch_size": [side] * 3, "token_stride": of_cube, "strides": strides}
         cube.pop("kernels", None)
         cube.pop("features", None)
-        of_cube = self.step_seconds(cube)
-        assert of_cube is not None
-        return seconds / of_cube * side**3 / fit.voxels
+        return self.step_seconds(fit.arch_kwargs) / self.step_seconds(cube) * side**3 / fit.voxels
 
-    def fit_to_memory(
+    def fit_to_budget(
         self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, or_none: bool = False
     ) -> Fit | None:
-        """Find a crop whose step of the smallest batch nearly fills the memory; None if one token does not fit.
+        """Find a crop whose step of the smallest batch nearly fills the budget; None if one token does not fit.
 
-        Looks begin at a small crop: the larger one is, the longer it takes to trace.
+        Where the budget is time, the objects' crop may take longer, and no crop is smaller than is of use.
 
         Args:
             grid: The grid of the crops.
@@ -194,31 +195,57 @@ class CropFitter:
             encoder: The encoder.
             or_none: Whether to look no further, and give None, where the crop will be too small to be affordable.
         """
-        need = rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value)
-        most, limit = rules.crop_voxels(self.budget, need), self.budget.bytes
-        if limit is None:
-            return self.fit_of(grid, token_stride, encoder, most)
+        found = self._fill(grid, token_stride, encoder, or_none)
+        if found is None or self.budget.seconds is None or self.budget.cover_seconds is None:
+            return found
+        need = math.prod(rules.patch_need(grid.object_extent, grid.median_shape, token_stride.value))
+        longer = self.budget.cover_seconds / self.budget.seconds
+        if found.voxels < need <= 2 * longer * found.voxels:
+            covering = self.fit_of(grid, token_stride, encoder, need)
+            if self.load(covering, self.budget.cover_seconds) <= 1:
+                return covering
+        if found.voxels < rules.CPU_LEAST_VOXELS:
+            least = self.fit_of(grid, token_stride, encoder, rules.CPU_LEAST_VOXELS)
+            if self.load(least, None) <= 1:
+                return least
+        return found
+
+    def _fill(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, or_none: bool) -> Fit | None:
+        """Find the largest crop within the budget; see `fit_to_budget`.
+
+        Looks begin at a small crop: the larger one is, the longer it takes to trace.
+        """
+        most, time = self.budget.patch_voxels, self.budget.seconds
         found = smallest = self.fit_of(grid, token_stride, encoder, 0)
-        if smallest.step_bytes > limit:
+        of_smallest = self.load(smallest, time)
+        if self.load(smallest, None) > 1:
             return None
-        guess, beyond = most * FIRST_LOOK, math.inf
+        guess, beyond = most * FIRST_LOOK if time is None else rules.CPU_LEAST_VOXELS, math.inf
         for _ in range(COST_CALLS):
             looked = self.fit_of(grid, token_stride, encoder, guess)
-            if looked.step_bytes > limit:
+            load = self.load(looked, time)
+            if load > 1:
                 beyond = min(beyond, looked.voxels)
             elif looked.voxels >= found.voxels:
                 found = looked
             if looked.voxels == smallest.voxels:
                 guess = min(8 * guess, most)
                 continue
-            bytes_a_voxel = (looked.step_bytes - smallest.step_bytes) / (looked.voxels - smallest.voxels)
-            room = smallest.voxels + (AIM * limit - smallest.step_bytes) / bytes_a_voxel
+            a_voxel = (load - of_smallest) / (looked.voxels - smallest.voxels)
+            room = smallest.voxels + (AIM - of_smallest) / a_voxel if a_voxel > 0 else most
             guess = min(most, room, beyond - 1)
             if found.voxels >= FILLED * guess:
                 break
             if or_none and not self._may_be_affordable(grid, token_stride, guess):
                 return None
-        return replace(found, image_bytes=(found.step_bytes - smallest.step_bytes) / rules.SMALLEST_BATCH)
+        return replace(found, image_load=(self.load(found, time) - of_smallest) / rules.SMALLEST_BATCH)
+
+    def load(self, fit: Fit, most_seconds: float | None) -> float:
+        """Tell what share of the budget a step of the smallest batch takes: of its memory or time, the larger one."""
+        of_memory = 0.0 if self.budget.bytes is None else fit.step_bytes / self.budget.bytes
+        if most_seconds is None:
+            return of_memory
+        return max(of_memory, self.step_seconds(fit.arch_kwargs) / most_seconds)
 
     def _may_be_affordable(self, grid: Grid, token_stride: Decision, voxels: float) -> bool:
         """Tell whether tokens might stay as fine as they are with a crop of about so many voxels."""
@@ -260,27 +287,32 @@ class CropFitter:
         return self._measured[key]
 
     def fits(self, fit: Fit, batch_size: int) -> bool:
-        """Tell whether a step fits the memory, on the straight line through two measured batch sizes."""
-        if self.budget.bytes is None:
+        """Tell whether a step is within the budget, on the straight lines through two measured batch sizes."""
+        if batch_size <= rules.SMALLEST_BATCH:
             return True
-        if fit.step_bytes + fit.image_bytes > self.budget.bytes:
-            return batch_size <= rules.SMALLEST_BATCH
-        second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
-        growth = max(0, second - fit.step_bytes)
-        return fit.step_bytes + (batch_size - rules.SMALLEST_BATCH) * growth <= self.budget.bytes
+        if self.load(fit, self.budget.seconds) + fit.image_load > 1:
+            return False
+        more = batch_size - rules.SMALLEST_BATCH
+        if self.budget.bytes is not None:
+            second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
+            if fit.step_bytes + more * max(0, second - fit.step_bytes) > self.budget.bytes:
+                return False
+        if self.budget.seconds is None:
+            return True
+        first = self.step_seconds(fit.arch_kwargs)
+        longer = self.step_seconds(fit.arch_kwargs, rules.SMALLEST_BATCH + 1) - first
+        return first + more * max(0.0, longer) <= self.budget.seconds
 
-    def step_seconds(self, arch_kwargs: dict[str, Any]) -> float | None:
-        """Ask for the seconds of a step of the smallest batch, each question once; None where time is not short."""
-        if self.seconds is None or not self.budget.is_time:
-            return None
-        key = json.dumps(arch_kwargs)
+    def step_seconds(self, arch_kwargs: dict[str, Any], batch_size: int = rules.SMALLEST_BATCH) -> float:
+        """Ask for the seconds of a step where time is short, each question once."""
+        assert self.seconds is not None
+        key = json.dumps([arch_kwargs, batch_size])
         if key not in self._timed:
-            call = (arch_kwargs, self.input_channels, self.output_channels, rules.SMALLEST_BATCH)
-            self._timed[key] = self.seconds(*call)
+            self._timed[key] = self.seconds(arch_kwargs, self.input_channels, self.output_channels, batch_size)
         return self._timed[key]
 
     def times_the_seconds(self, grid: Grid, pretrained: str, small: str) -> float | None:
-        """Compare a step of an encoder with SAM's weights and one of a small encoder, with tokens as fine as may be.
+        """Compare a step of an encoder with SAM's weights and one of a small encoder, with the same tokens and crop.
 
         Args:
             grid: The grid of the crops.
@@ -290,13 +322,14 @@ class CropFitter:
         Returns:
             How many times the seconds; infinite if no crop fits. None where time is not short.
         """
-        found: list[float] = []
-        for encoder in ({"encoder": pretrained, "pretrained": True}, {"encoder": small, "pretrained": False}):
-            if self.seconds is None or not self.budget.is_time:
-                return None
-            fit = self.fit_to_memory(grid, self.token_strides(grid, encoder)[0], encoder)
-            seconds = None if fit is None else self.step_seconds(fit.arch_kwargs)
-            if seconds is None:
-                return math.inf
-            found.append(seconds)
-        return found[0] / found[1]
+        if not self.budget.is_time:
+            return None
+        scratch = {"encoder": small, "pretrained": False}
+        weighty = {"encoder": pretrained, "pretrained": True}
+        of_small = self.fit_to_budget(grid, self.token_strides(grid, scratch)[0], scratch)
+        if of_small is None:
+            return math.inf
+        fit = self.fit_of(grid, of_small.token_stride, weighty, of_small.voxels)
+        if self.load(fit, None) > 1:
+            return math.inf
+        return self.step_seconds(fit.arch_kwargs) / self.step_seconds(of_small.arch_kwargs)

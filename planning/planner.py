@@ -60,7 +60,7 @@ class SAM3DPlanner(ExperimentPlanner):
         encoder: "auto" or a size by name.
         find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
         seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core, by
-            which a CPU chooses encoder and tokens; None compares none.
+            which encoder, tokens, crop and batch are chosen for a CPU; needed there.
         plans_name: Name of the plans file.
         choice: The method, and how it is tuned.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
@@ -145,14 +145,13 @@ class SAM3DPlanner(ExperimentPlanner):
         if fit is None:
             raise PlanError(self.too_little_memory(encoder))
         batch = rules.choose_batch_size(
-            fit.patch.value, self.fitter.budget, approximate_n_voxels_dataset, lambda size: self.fitter.fits(fit, size)
+            fit.patch.value, approximate_n_voxels_dataset, lambda size: self.fitter.fits(fit, size)
         )
         step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
         batch_dice = rules.choose_batch_dice(fit.patch.value, median_shape)
         costs = [memory_decision(step_bytes)]
-        seconds = self.fitter.step_seconds(fit.arch_kwargs)
-        if seconds is not None:
-            costs.append(time_decision(seconds * batch.value / rules.SMALLEST_BATCH))
+        if self.fitter.budget.is_time:
+            costs.append(time_decision(self.fitter.step_seconds(fit.arch_kwargs, batch.value)))
         self.record(data_identifier, [*fit.decisions(), batch, batch_dice, *costs])
         schemes, use_mask_for_norm = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         data, data_options, labels, labels_options = self.determine_resampling()
@@ -422,7 +421,7 @@ def plan_dataset(
         encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
         find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
         seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core;
-            None leaves them out of the choice of encoder and tokens on a CPU.
+            needed where `device` is a CPU and no memory target is given.
         device: Where training will run.
         plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.

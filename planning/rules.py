@@ -30,13 +30,15 @@ GOOD_CROP_VOXELS = 128 * 1024
 TINY_IMAGE_VOXELS = 48**3
 # Three levels at least: nnU-Net's loss leaves out the two coarsest outputs, and of two levels none would remain.
 SMALLEST_LARGEST_STRIDE = 4
-# On Dataset501, 32x48x32 (2,600 steps) reached 0.87 in the time in which 40x56x40 would have had 1,500 steps.
-CPU_PATCH_VOXELS = 48 * 1024
-CPU_STEP_VOXELS = 2 * CPU_PATCH_VOXELS
+# Seconds of a training step on the core that `step_time` estimates for. On Dataset501, 32x48x32 (0.32 s; 2,600 steps)
+# reached 0.87 in the time in which 40x56x40 (0.52 s) would have had 1,500 steps.
+CPU_STEP_SECONDS = 0.35
 # Objects that need more context than that get it, up to here.
-CPU_COVER_VOXELS = 96 * 1024
+CPU_COVER_SECONDS = 0.7
+# However long its step takes, a crop has this many voxels.
+CPU_LEAST_VOXELS = 24 * 1024
 # Beyond this a crop costs more time a step than its context gains; 3DSAM-adapter uses 128^3, nnU-Net seldom more.
-GPU_PATCH_VOXELS = 160**3
+MOST_PATCH_VOXELS = 160**3
 # A step on a CPU may take so many times as long as one of as many isotropic voxels; see `coarser_token_strides`.
 LONGEST_STEP = 1.5
 FEATURES_OF_VOXELS, MOST_FEATURES = 16, 96  # channels at full resolution; of any level
@@ -77,18 +79,22 @@ class Budget:
     """What one training step may cost.
 
     Attributes:
-        patch_voxels: Most voxels of a crop.
-        cover_voxels: Most voxels of a crop that has to be larger to cover the objects.
-        step_voxels: Most voxels of a batch; None for no limit of its own.
         bytes: Most memory of a step; None for no limit.
-        is_time: The limit is time a step (a CPU-only machine), not memory.
+        seconds: Most time of a step where time is short (a machine without a card), on the core that estimates are for;
+            None for no limit.
+        cover_seconds: As `seconds`, of a crop that has to be larger to cover the objects.
+        patch_voxels: Most voxels of a crop, whatever it costs.
     """
 
-    patch_voxels: int
-    cover_voxels: int
-    step_voxels: int | None
     bytes: int | None
-    is_time: bool
+    seconds: float | None = None
+    cover_seconds: float | None = None
+    patch_voxels: int = MOST_PATCH_VOXELS
+
+    @property
+    def is_time(self) -> bool:
+        """Whether time is short, and not memory alone."""
+        return self.seconds is not None
 
 
 def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int | None) -> tuple[Budget, Decision]:
@@ -101,12 +107,12 @@ def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int |
     """
     if memory_target_gb is None and device.startswith("cpu"):
         reason = (
-            "measured: on a CPU iterations per second matter more than crop size at a short time budget; "
-            f"{CPU_STEP_VOXELS:,} voxels a step, twice that where the objects need it"
+            "measured: on a CPU steps per minute matter more than crop size at a short time budget; "
+            f"{CPU_COVER_SECONDS} s where the objects need it, on one core such as that which estimates are for"
         )
         usable_bytes = free_bytes and int(free_bytes * USABLE_SHARE_OF_MEMORY)
-        budget = Budget(CPU_PATCH_VOXELS, CPU_COVER_VOXELS, CPU_STEP_VOXELS, usable_bytes, True)
-        return budget, Decision("budget", f"{CPU_STEP_VOXELS} voxels a step", reason, MEASURED)
+        budget = Budget(usable_bytes, CPU_STEP_SECONDS, CPU_COVER_SECONDS)
+        return budget, Decision("budget", f"{CPU_STEP_SECONDS} s a step", reason, MEASURED)
     if memory_target_gb is not None:
         gigabytes, reason = memory_target_gb, "asked for by the memory target"
     elif free_bytes is not None:
@@ -115,9 +121,7 @@ def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int |
         gigabytes, reason = DEFAULT_MEMORY_GB, "the card's memory is not known; a common card has this much"
     usable = int(gigabytes * 1e9 * USABLE_SHARE_OF_MEMORY)
     reason += f"; {USABLE_SHARE_OF_MEMORY:.0%} of it for tensors"
-    return Budget(GPU_PATCH_VOXELS, GPU_PATCH_VOXELS, None, usable, False), Decision(
-        "budget", f"{gigabytes:.1f} GB", reason, "sam3dnet"
-    )
+    return Budget(usable), Decision("budget", f"{gigabytes:.1f} GB", reason, "sam3dnet")
 
 
 def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[float]) -> tuple[int, ...]:
@@ -292,12 +296,6 @@ def choose_patch_size(
     return Decision("patch_size", list(patch), reason, "sam3dnet")
 
 
-def crop_voxels(budget: Budget, need: Sequence[int]) -> int:
-    """Give the most voxels of a crop: the budget's, or what covers the objects where the budget allows that much."""
-    covering = math.prod(need)
-    return max(budget.patch_voxels, covering) if covering <= budget.cover_voxels else budget.patch_voxels
-
-
 def patch_need(object_extent: Sequence[float] | None, median_shape: Sequence[float], stride: Sequence[int]) -> Shape:
     """Give the crop that covers the objects, in whole tokens, no larger than the median image."""
     ceiling = round_up([max(1, round(n)) for n in median_shape], stride)
@@ -321,21 +319,16 @@ def grow(start: Shape, target: Shape, spacing_mm: Sequence[float], step: Sequenc
     return patch[0], patch[1], patch[2]
 
 
-def choose_batch_size(
-    patch_size: Sequence[int], budget: Budget, dataset_voxels: float, fits: Callable[[int], bool]
-) -> Decision:
+def choose_batch_size(patch_size: Sequence[int], dataset_voxels: float, fits: Callable[[int], bool]) -> Decision:
     """Choose the batch: at least two, at most 5 % of the dataset's voxels, within the budget.
 
     Args:
         patch_size: (Z, Y, X).
-        budget: What a step may cost.
         dataset_voxels: Voxels of all training images on the planned grid.
-        fits: Tells whether a batch of that size fits the memory; asked about ever larger sizes until it does not.
+        fits: Tells whether a batch of that size is within the budget; asked about ever larger sizes until it does not.
     """
     patch_voxels = math.prod(patch_size)
     limit = min(LARGEST_BATCH, round(dataset_voxels * DATASET_SHARE_OF_A_BATCH / patch_voxels))
-    if budget.step_voxels is not None:
-        limit = min(limit, budget.step_voxels // patch_voxels)
     size = SMALLEST_BATCH
     while size < limit and fits(size + 1):
         size += 1

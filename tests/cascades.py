@@ -8,7 +8,7 @@ import torch
 from phantoms import make_raw_dataset
 from tiny_models import LABELS, REGIONS, make_checkpoint, make_dataset_json, make_plans, make_weights
 
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import Folders
 
@@ -26,7 +26,16 @@ def plan_cascade(folders: Folders, name: str, num_cases: int = 5, choice: Any = 
         The plans file.
     """
     make_raw_dataset(folders.raw / name, num_cases=num_cases, **dataset)
-    file = plan_dataset(name, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False, choice=choice)
+    file = plan_dataset(
+        name,
+        folders,
+        cost=training_cost,
+        seconds=training_seconds,
+        encoder="tiny",
+        device="cpu",
+        progress=False,
+        choice=choice,
+    )
     plans = json.loads(file.read_text())
     of_image = plans["configurations"][FULLRES]
     configurations = {}

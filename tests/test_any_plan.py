@@ -9,7 +9,6 @@ from properties import for_any, triples
 
 from sam3dnet.planning import rules
 from sam3dnet.planning.fitting import CropFitter, Grid
-from sam3dnet.planning.rules import Budget
 
 SPACINGS_MM = triples(st.floats(0.01, 20))
 SHAPES = triples(st.floats(1, 700))
@@ -58,9 +57,8 @@ def test_a_larger_budget_never_means_a_smaller_crop(
 def test_batches_are_valid_and_grow_with_memory(patch: Any, voxels: float, gigabytes: list[float]) -> None:
     sizes = []
     for memory in sorted(gigabytes):
-        budget = Budget(10**6, 10**6, None, int(memory * 1e9), False)
         fits = lambda size, memory=memory: size * math.prod(patch) * 400 <= memory * 1e9  # noqa: E731
-        sizes.append(rules.choose_batch_size(patch, budget, voxels, fits).value)
+        sizes.append(rules.choose_batch_size(patch, voxels, fits).value)
     assert sizes == sorted(sizes)
     assert all(rules.SMALLEST_BATCH <= size <= rules.LARGEST_BATCH for size in sizes)
 

@@ -20,9 +20,13 @@ def cost(arch_kwargs, input_channels, output_channels, batch_size):
     return FIXED + int(voxels * A_VOXEL * share * 8 / max(arch_kwargs["token_stride"]))
 
 
-def find(budget_bytes, *, encoder=ENCODER, is_time=False, strides=(4,), fixed=cost):
-    budget = Budget(160**3, 160**3, None, budget_bytes, is_time)
-    return CropFitter(fixed, budget, 1, 2, {}, strides).find(GRID, encoder)
+def seconds_of(arch_kwargs, _channels, _outputs, batch_size):
+    return batch_size * math.prod(arch_kwargs["patch_size"]) * 1e-6
+
+
+def find(budget_bytes, *, encoder=ENCODER, seconds=None, strides=(4,), fixed=cost):
+    budget = Budget(budget_bytes, seconds, seconds)
+    return CropFitter(fixed, budget, 1, 2, {}, strides, seconds=seconds_of).find(GRID, encoder)
 
 
 COVERING = 64 * 56 * 56 * 2 * 2 * A_VOXEL  # about what a batch of two crops that cover the objects needs
@@ -59,15 +63,15 @@ def test_where_nothing_fits_without_it_is_done():
     assert find(FIXED + COVERING // 20, fixed=dear).arch_kwargs["checkpointing"] is True
 
 
-@pytest.mark.parametrize("options", [{"is_time": True}, {"encoder": {"encoder": "none", "pretrained": False}}])
+@pytest.mark.parametrize("options", [{"seconds": 1e3}, {"encoder": {"encoder": "none", "pretrained": False}}])
 def test_neither_a_budget_of_time_nor_another_package_s_network_recomputes(options):
     assert "checkpointing" not in find(FIXED + COVERING // 2, **options).arch_kwargs
 
 
 @pytest.mark.parametrize("multiple", [1, 16, 32])
 def test_crops_are_multiples_of_what_the_network_wants(multiple):
-    budget = Budget(160**3, 160**3, None, FIXED + COVERING, True)
-    fitter = CropFitter(cost, budget, 1, 2, {}, (8,), crop_multiple=multiple)
+    budget = Budget(FIXED + COVERING, 0.3, 0.6)
+    fitter = CropFitter(cost, budget, 1, 2, {}, (8,), crop_multiple=multiple, seconds=seconds_of)
     patch = fitter.find(GRID, ENCODER).patch.value
     assert all(size % max(multiple, 8) == 0 for size in patch)
     assert patch == fitter.find(GRID, ENCODER).arch_kwargs["patch_size"]
@@ -87,9 +91,10 @@ def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(time
 
     def seconds(arch_kwargs, _channels, _outputs, batch_size):
         assert batch_size == 2
+        assert math.prod(arch_kwargs["patch_size"]) < 10**6
         stride = tuple(arch_kwargs["token_stride"])
-        assert ("kernels" in arch_kwargs) == ("features" in arch_kwargs) == (stride != (8, 8, 8))
-        return asked.get(stride, 1.0) * math.prod(arch_kwargs["patch_size"]) / 1e6
+        assert ("kernels" in arch_kwargs) == ("features" in arch_kwargs)
+        return asked.get(stride, 1.0) * math.prod(arch_kwargs["patch_size"]) / 2e5
 
     thick = Grid((10.0, 1.5, 1.5), (10, 126, 136), (10, 88, 72))
     budget = rules.choose_budget("cpu", None, None)[0]
@@ -98,17 +103,14 @@ def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(time
     assert fit.token_stride.value == fit.arch_kwargs["token_stride"] == expected
     assert ("a step would take too long" in fit.token_stride.reason) == (expected != [1, 8, 8])
     assert math.prod(side / step for side, step in zip(fit.patch.value, expected, strict=True)) % 1 == 0
-    without = CropFitter(cost, budget, 1, 2, {}, flat_kernels=True).find(thick, ENCODER)
-    assert without.token_stride.value == [1, 8, 8]
     isotropic = fitter.find(Grid((1.0, 1.0, 1.0), (60, 60, 60), (40, 40, 40)), ENCODER)
     assert isotropic.token_stride.value == [8, 8, 8]
 
 
-@pytest.mark.parametrize("seconds", [None, lambda *_: 1.0])
-def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too(seconds):
-    """A crop of 96 x 1024 voxels does not hold the objects; only where it does may its tokens be the finest."""
+def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too():
+    """A crop of 70,000 voxels does not hold the objects; only where it does may its tokens be the finest."""
     budget = rules.choose_budget("cpu", None, None)[0]
-    fitter = CropFitter(cost, budget, 1, 2, {}, (4, 16), seconds=seconds)
+    fitter = CropFitter(cost, budget, 1, 2, {}, (4, 16), seconds=lambda *call: 2.5 * seconds_of(*call))
     assert fitter.find(GRID, ENCODER).token_stride.value == [16, 16, 16]
     small = Grid((1.0, 1.0, 1.0), (60, 60, 60), (32, 32, 32))
     assert fitter.find(small, ENCODER).token_stride.value == [4, 4, 4]
@@ -153,10 +155,73 @@ def test_where_coarser_tokens_do_not_fit_at_all_finer_ones_are_taken():
 def test_a_further_image_is_asked_about_only_where_it_might_fit():
     for voxels, asked in ((160**3, False), (30**3, True)):
         calls = []
-        budget = Budget(voxels, voxels, None, FIXED + COVERING, False)
+        budget = Budget(FIXED + COVERING, patch_voxels=voxels)
         fitter = CropFitter(counted(calls), budget, 1, 2, {}, (4,))
         fit = fitter.find(Grid((1, 1, 1), (400, 400, 400), None), ENCODER)
         before = len(calls)
         assert fitter.fits(fit, 2)
         assert fitter.fits(fit, 3) == asked
         assert (len(calls) > before) == asked
+
+
+WIDE = Grid((1.0, 1.0, 1.0), (400, 400, 400), (20.0, 20.0, 20.0))
+
+
+@pytest.mark.parametrize("microseconds", [0.5, 1.0, 3.0])
+def test_a_crop_takes_the_seconds_of_the_budget_whatever_a_voxel_takes(microseconds):
+    """Few classes or many, a small network or a large one: the step takes as long, as long as the crop is of use."""
+    looks = []
+
+    def seconds(*call):
+        looks.append(call)
+        return 0.02 + microseconds * seconds_of(*call)
+
+    fitter = CropFitter(cost, Budget(None, 0.35, 0.7), 1, 2, {}, (8,), seconds=seconds)
+    fit = fitter.find(WIDE, ENCODER)
+    a_layer = fit.voxels / min(fit.patch.value) * 8 * 2 * microseconds * 1e-6
+    assert 0.35 - 1.3 * a_layer < fitter.step_seconds(fit.arch_kwargs) <= 0.35
+    assert len(looks) <= 6
+    assert not fitter.fits(fit, 3)
+
+
+def test_a_crop_takes_longer_only_to_cover_the_objects():
+    """48^3 voxels: 0.22 s a batch."""
+    for budget, covers in (((0.3, 0.3), True), ((0.15, 0.3), True), ((0.15, 0.2), False), ((0.02, 0.2), False)):
+        fitter = CropFitter(cost, Budget(None, *budget), 1, 2, {}, (8,), seconds=seconds_of)
+        fit = fitter.find(Grid((1.0, 1.0, 1.0), (400, 400, 400), (41.0, 41.0, 41.0)), ENCODER)
+        assert (min(fit.patch.value) >= 48) == covers
+        assert covers or fitter.step_seconds(fit.arch_kwargs) <= max(0.15, 2e-6 * rules.CPU_LEAST_VOXELS)
+
+
+def test_a_crop_is_never_too_small_to_be_of_use_unless_the_memory_is():
+    def slow(*call):
+        return 100 * seconds_of(*call)
+
+    fit = CropFitter(cost, Budget(None, 0.35, 0.7), 1, 2, {}, (8,), seconds=slow).find(WIDE, ENCODER)
+    assert rules.CPU_LEAST_VOXELS / 2 < fit.voxels <= rules.CPU_LEAST_VOXELS
+    limit = FIXED + 2 * A_VOXEL * 12**3
+    tight = CropFitter(cost, Budget(limit, 0.35, 0.7), 1, 2, {}, (8,), seconds=slow).find(WIDE, ENCODER)
+    assert tight.step_bytes <= limit
+
+
+def test_a_batch_takes_no_longer_than_the_budget():
+    """A small median image leaves room for more images of 24^3 voxels, 0.028 s each in a batch."""
+    small = Grid((1.0, 1.0, 1.0), (24, 24, 24), (20.0, 20.0, 20.0))
+    fitter = CropFitter(cost, Budget(None, 0.1, 0.2), 1, 2, {}, (8,), seconds=seconds_of)
+    fit = fitter.find(small, ENCODER)
+    assert fit.patch.value == [24, 24, 24]
+    assert [fitter.fits(fit, size) for size in (2, 3, 7, 8)] == [True, True, True, False]
+
+
+def test_a_budget_of_seconds_needs_their_estimate():
+    with pytest.raises(ValueError, match="seconds="):
+        CropFitter(cost, Budget(None, 0.35, 0.7), 1, 2, {})
+
+
+def test_encoders_are_compared_on_as_large_a_crop():
+    def seconds(arch_kwargs, *others):
+        return seconds_of(arch_kwargs, *others) * (4 if arch_kwargs["encoder"] == "vit_b" else 1)
+
+    fitter = CropFitter(cost, Budget(None, 0.1, 0.2), 1, 2, {}, (8,), seconds=seconds)
+    assert fitter.times_the_seconds(WIDE, "vit_b", "small") == 4
+    assert CropFitter(cost, Budget(10**10), 1, 2, {}, (8,)).times_the_seconds(WIDE, "vit_b", "small") is None

@@ -17,7 +17,7 @@ from commands import predict_folder, train_fold
 from phantoms import make_raw_dataset
 
 from sam3dnet.inference.models import find_model
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -43,7 +43,9 @@ def folders(nnunet_root, threads_in_place_of_processes):
     """Train five folds: the first until it sees the organ, the others as briefly as can be."""
     make_raw_dataset(nnunet_root / "nnUNet_raw" / DATASET, num_cases=5, num_test=2)
     folders = activate_folders(None)
-    plan_dataset(DATASET, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False)
+    plan_dataset(
+        DATASET, folders, cost=training_cost, seconds=training_seconds, encoder="tiny", device="cpu", progress=False
+    )
     preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
     random.seed(0)
     np.random.seed(0)

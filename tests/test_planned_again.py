@@ -9,7 +9,7 @@ from commands import train_fold
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import DatasetError, PlanError
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import Folders, activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -23,7 +23,7 @@ def folders(tmp_path: Path) -> Folders:
 
 
 def plan(folders: Folders, preprocess: bool = True) -> Path:
-    file = plan_dataset(DATASET, folders, cost=training_cost, encoder="tiny", progress=False)
+    file = plan_dataset(DATASET, folders, cost=training_cost, seconds=training_seconds, encoder="tiny", progress=False)
     if preprocess:
         preprocess_dataset(DATASET, folders, num_processes=0, progress=False)
     return file

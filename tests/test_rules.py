@@ -6,9 +6,6 @@ from fingerprints import SITUATIONS
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from sam3dnet.planning import rules
-from sam3dnet.planning.rules import Budget
-
-ROOMY = Budget(patch_voxels=10**9, cover_voxels=10**9, step_voxels=None, bytes=None, is_time=False)
 
 
 @pytest.mark.parametrize(
@@ -210,17 +207,14 @@ def test_fine_tokens_are_affordable_with_the_objects_in_the_crop_and_common_ones
 
 
 def test_batch_is_at_least_two_whatever_the_budget():
-    tight = Budget(patch_voxels=1, cover_voxels=1, step_voxels=1, bytes=1, is_time=True)
-    assert rules.choose_batch_size((40, 56, 40), tight, 1.0, lambda _size: False).value == 2
+    assert rules.choose_batch_size((40, 56, 40), 1.0, lambda _size: False).value == 2
 
 
 def test_batch_grows_to_what_fits_5_percent_and_the_step():
     small = (16, 12, 8)
-    assert rules.choose_batch_size(small, ROOMY, 1e9, lambda size: size <= 5).value == 5
-    assert rules.choose_batch_size(small, ROOMY, 1e9, lambda _size: True).value == rules.LARGEST_BATCH
-    assert rules.choose_batch_size(small, ROOMY, 20 * 3 * 1536, lambda _size: True).value == 3
-    by_time = Budget(patch_voxels=10**6, cover_voxels=10**6, step_voxels=4 * 1536, bytes=None, is_time=True)
-    assert rules.choose_batch_size(small, by_time, 1e9, lambda _size: True).value == 4
+    assert rules.choose_batch_size(small, 1e9, lambda size: size <= 5).value == 5
+    assert rules.choose_batch_size(small, 1e9, lambda _size: True).value == rules.LARGEST_BATCH
+    assert rules.choose_batch_size(small, 20 * 3 * 1536, lambda _size: True).value == 3
 
 
 @pytest.mark.parametrize(
@@ -295,13 +289,6 @@ def test_low_resolution_then_coarsens_all_axes():
     z, y, _ = rules.choose_lowres_spacing((0.8, 0.7, 0.7), (800, 512, 512), lambda _mm, _shape: 128**3).value
     assert z / y == pytest.approx(0.8 / 0.7)
     assert z > 2.0
-
-
-def test_a_crop_grows_beyond_the_budget_only_to_cover_the_objects():
-    budget = Budget(patch_voxels=1000, cover_voxels=2000, step_voxels=None, bytes=None, is_time=True)
-    assert rules.crop_voxels(budget, (8, 8, 8)) == 1000
-    assert rules.crop_voxels(budget, (8, 8, 24)) == 1536
-    assert rules.crop_voxels(budget, (16, 16, 16)) == 1000
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import PlanError
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.settings.planning import PlanningSettings
@@ -23,7 +23,13 @@ def folders(tmp_path):
 
 def plan(folders, spacing_mm=None):
     file = plan_dataset(
-        DATASET, folders, cost=training_cost, encoder="tiny", progress=False, target_spacing_mm=spacing_mm
+        DATASET,
+        folders,
+        cost=training_cost,
+        seconds=training_seconds,
+        encoder="tiny",
+        progress=False,
+        target_spacing_mm=spacing_mm,
     )
     return file, json.loads(file.read_text())
 

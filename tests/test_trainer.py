@@ -14,7 +14,7 @@ from commands import train_fold
 from phantoms import make_raw_dataset
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
@@ -36,7 +36,9 @@ def loaders_in_this_process(monkeypatch):
 
 def prepare(dataset, encoder="tiny"):
     folders = activate_folders(None)
-    plan_dataset(dataset, folders, cost=training_cost, encoder=encoder, device="cpu", progress=False)
+    plan_dataset(
+        dataset, folders, cost=training_cost, seconds=training_seconds, encoder=encoder, device="cpu", progress=False
+    )
     preprocess_dataset(dataset, folders, num_processes=0, progress=False)
     return folders
 

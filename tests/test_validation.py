@@ -23,7 +23,7 @@ from sam3dnet.evaluation.crossvalidation import lacks_probabilities
 from sam3dnet.evaluation.find_best import find_best
 from sam3dnet.inference.models import choose_checkpoint, load_model
 from sam3dnet.inference.writing import UNFINISHED
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
@@ -51,7 +51,9 @@ def threads_in_place_of_processes():
 def prepare(name):
     """Plan windows smaller than the images and voxels of another size, and preprocess."""
     folders = activate_folders(None)
-    plan_dataset(name, folders, cost=training_cost, encoder="tiny", device="cpu", progress=False)
+    plan_dataset(
+        name, folders, cost=training_cost, seconds=training_seconds, encoder="tiny", device="cpu", progress=False
+    )
     plans_file = folders.preprocessed / name / "SAM3DPlans.json"
     plans = json.loads(plans_file.read_text())
     configuration = plans["configurations"]["3d_fullres"]
