@@ -1,10 +1,12 @@
-"""Show what is planned for cards of several sizes: tokens, crop, batch, recomputing, memory of a step.
+"""Show what is planned for cards of several sizes, and how long planning takes: tokens, crop, batch, memory of a step.
 
     python benchmarks/plans_by_memory.py --raw FOLDER_WITH_DATASETS --datasets Dataset501_Hippocampus --json OUT
 
---before takes the JSON of an earlier run: its crop, batch and memory stand beside. With SAM's weights at hand and
-without; a made-up CT data set (800 x 512 x 512 voxels) is planned beside the real ones.
-Nothing is trained and no weight is loaded: the planner traces.
+--gigabytes 0 plans for a CPU, by seconds. --before takes the JSON of an earlier run: its crop, batch and memory stand
+beside. With SAM's weights at hand and without; a made-up CT data set (800 x 512 x 512 voxels) is planned beside the
+real ones.
+Nothing is trained and no weight is loaded: the planner traces, each plan anew. Its seconds are those after reading the
+images; CPU seconds are those of this process.
 """
 
 import argparse
@@ -19,8 +21,10 @@ import numpy as np
 import SimpleITK as sitk
 from measuring import as_markdown, begin, finish, make_parser
 
-from sam3dnet.network.cost import training_cost
+from sam3dnet.network import cost
+from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.encoder import SamWeights, no_weights
+from sam3dnet.planning.fingerprint import load_or_make_fingerprint
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import Folders, activate_folders, write_json
 
@@ -72,18 +76,22 @@ def make_up_dataset(folders: Folders) -> None:
 
 
 def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> list[dict[str, Any]]:
-    """Plan a data set for a card; a row for each configuration."""
-    start = time.perf_counter()
+    """Plan a data set for a card, or a CPU in place of 0 GB; a row for each configuration."""
+    load_or_make_fingerprint(dataset, folders, 1, progress=False)
+    cost._traced.cache_clear()
+    device = "cuda" if gigabytes else "cpu"
+    start, cpu_start = time.perf_counter(), time.process_time()
     plans_file = plan_dataset(
         dataset,
         folders,
-        cost=partial(training_cost, device="cuda"),
-        gpu_memory_target_gb=gigabytes,
+        cost=partial(training_cost, device=device),
+        seconds=training_seconds,
+        gpu_memory_target_gb=gigabytes or None,
         find_weights=(lambda *_: SamWeights({})) if at_hand else no_weights,
-        device="cuda",
+        device=device,
         progress=False,
     )
-    seconds = time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     plans = json.loads(plans_file.read_text())
     memory = {d["name"]: d["value"] for d in plans["sam3d"]["decisions"] if d["name"].startswith("memory of a step")}
     rows = []
@@ -104,6 +112,7 @@ def plan(dataset: str, folders: Folders, gigabytes: float, at_hand: bool) -> lis
                 "checkpointing": bool(arguments.get("checkpointing")),
                 "memory": memory[f"memory of a step{suffix}"],
                 "planning_s": seconds,
+                "planning_cpu_s": cpu_seconds,
             }
         )
     return rows
@@ -124,14 +133,15 @@ def in_words(row: dict[str, Any] | None) -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Format a line for each plan."""
     has_before = any("before" in row for row in rows)
-    lines = [["data set", "card", "", "encoder", "token", "crop", "batch", "recomputed", "a step"]]
+    lines = [["data set", "card", "", "encoder", "token", "crop", "batch", "recomputed", "a step", "s, CPU s"]]
     lines[0] += ["before: crop, batch, a step"] if has_before else []
     for row in rows:
         stride, patch = ("x".join(map(str, row[key])) for key in ("token_stride", "patch_size"))
         recomputed = "yes" if row["checkpointing"] else "no"
-        card = f"{row['gigabytes']:g} GB"
+        card = f"{row['gigabytes']:g} GB" if row["gigabytes"] else "none"
         first = [row["dataset"], card, row["configuration"], row["encoder"], stride, patch]
-        lines.append([*first, str(row["batch_size"]), recomputed, row["memory"]])
+        took = f"{row['planning_s']:.1f}, {row['planning_cpu_s']:.1f}"
+        lines.append([*first, str(row["batch_size"]), recomputed, row["memory"], took])
         lines[-1] += [row["before"]] if has_before else []
     return as_markdown(lines)
 
