@@ -140,7 +140,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         recomputed = "yes" if row["checkpointing"] else "no"
         card = f"{row['gigabytes']:g} GB" if row["gigabytes"] else "none"
         first = [row["dataset"], card, row["configuration"], row["encoder"], stride, patch]
-        took = f"{row['planning_s']:.1f}, {row['planning_cpu_s']:.1f}"
+        took = f"{row['planning_s']:.1f}, {row['planning_cpu_s']:.1f}" if "planning_cpu_s" in row else "-"
         lines.append([*first, str(row["batch_size"]), recomputed, row["memory"], took])
         lines[-1] += [row["before"]] if has_before else []
     return as_markdown(lines)
