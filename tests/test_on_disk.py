@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sam3dnet.inference import on_disk
-from sam3dnet.inference.on_disk import let_go, reserve, room_for_halves
+from sam3dnet.inference.on_disk import let_go, reserve, room_for
 
 SHAPE = (3, 4, 5, 6)
 
@@ -29,14 +29,14 @@ def little_memory(monkeypatch, tmp_path):
 
 def test_small_ones_are_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(on_disk.tempfile, "mkdtemp", None)
-    room = room_for_halves(SHAPE, "logits")
+    room = room_for(SHAPE, torch.half, "logits")
     assert room.shape == SHAPE and room.dtype == torch.half
     let_go(room.fill_(2))
     assert (room == 2).all()
 
 
 def test_large_ones_are_in_a_file_that_goes_with_them(little_memory):
-    room = room_for_halves(SHAPE, "logits")
+    room = room_for(SHAPE, torch.half, "logits")
     assert room.shape == SHAPE and room.dtype == torch.half and not room.any()
     if os.name == "posix":
         assert not list(little_memory.iterdir())  # nothing is left even if the process is killed
@@ -58,7 +58,7 @@ def test_without_room_on_disk_they_are_in_memory_and_it_is_said(little_memory, m
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with caplog.at_level(logging.WARNING):
-        room = room_for_halves(SHAPE, "logits")
+        room = room_for(SHAPE, torch.half, "logits")
     assert room.shape == SHAPE
     (said,) = (record.getMessage() for record in caplog.records)
     assert "no room for logits of 0.00 GB; they stay in memory; let TMPDIR name a folder with more room" in said

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sam3dnet.inference import windows
+from sam3dnet.inference import on_disk, windows
 from sam3dnet.inference.windows import (
     importance,
     mirror_combinations,
@@ -163,6 +163,19 @@ def test_slabs_are_the_volume_in_order_whatever_their_thickness(network, monkeyp
     slabs = list(predict_slabs([lambda: network], image, PATCH, 3))
     assert [slab.shape[1] for slab in slabs] == [1] * shape[0]
     assert torch.equal(torch.cat(slabs, 1).half(), whole)
+
+
+@pytest.mark.parametrize("bytes_at_a_time", [1, 500])
+def test_sums_on_disk_give_the_same_logits(network, monkeypatch, tmp_path, bytes_at_a_time):
+    image = torch.randn(2, 23, 7, 17)  # the planes go round their ring several times
+    in_memory = predict_volume(network, image, PATCH, 3, mirror_axes=(0, 2), batch_size=2)
+    monkeypatch.setattr(on_disk, "SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr(on_disk.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(windows, "BYTES_AT_A_TIME", bytes_at_a_time)
+    let_go, mapped = windows.let_go, []
+    monkeypatch.setattr(windows, "let_go", lambda sums: mapped.append(sums in on_disk._MAPPED) or let_go(sums))
+    assert torch.equal(predict_volume(network, image, PATCH, 3, mirror_axes=(0, 2), batch_size=2), in_memory)
+    assert mapped and all(mapped)
 
 
 def test_folds_are_averaged_slab_by_slab():

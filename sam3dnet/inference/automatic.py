@@ -12,13 +12,11 @@ from sam3dnet.errors import Sam3dError
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.on_disk import let_go, room_for_halves
+from sam3dnet.inference.on_disk import let_go, room_for
 from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.windows import background_logits, predict_slabs
 
 BYTES_A_LOGIT = 4  # of a running sum
-
-
 LARGEST_HALF = torch.finfo(torch.half).max
 
 
@@ -120,5 +118,6 @@ class AutomaticSegmentation:
         )
 
     def room_for_logits(self, image_CZYX: Tensor) -> Tensor:
-        """Make an empty tensor for the logits of an image, in half precision on the CPU; a large one is on disk."""
-        return room_for_halves((self._model.labels.num_segmentation_heads, *image_CZYX.shape[1:]), "logits")
+        """Make a tensor for the logits of an image, in half precision on the CPU; a large one is on disk."""
+        shape = (self._model.labels.num_segmentation_heads, *image_CZYX.shape[1:])
+        return room_for(shape, torch.half, "logits")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sam3dnet.inference.deciding import decide, smallest_type
+from sam3dnet.inference.on_disk import let_go, room_for
 from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume
 from sam3dnet.inference.resampling import (
     AxisMode,
@@ -23,7 +24,7 @@ from sam3dnet.inference.resampling import (
     resample_in_plane,
     resample_to_image,
 )
-from sam3dnet.inference.windows import planes_at_a_time
+from sam3dnet.inference.windows import in_parts
 
 
 class GrowingLabelMap(Protocol):
@@ -113,12 +114,13 @@ class _KeptLogits:
         labels: Any,
         probabilities: ProbabilityVolume | None,
     ):
-        self._logits = torch.empty((labels.num_segmentation_heads, *shape_ZYX), dtype=torch.half)
+        self._logits = room_for((labels.num_segmentation_heads, *shape_ZYX), torch.half, "logits")
         self._came = 0
         self._rest = (properties, plans, configuration, labels, probabilities)
 
     def add(self, logits_KpYX: Tensor) -> None:
         self._logits[:, self._came : self._came + logits_KpYX.shape[1]] = logits_KpYX
+        let_go(self._logits)
         self._came += logits_KpYX.shape[1]
 
     def finish(self) -> np.ndarray:
@@ -148,7 +150,7 @@ class _Slabs:
     def add(self, logits_KpYX: Tensor) -> None:
         logits_KpYX = logits_KpYX if logits_KpYX.device.type == "cuda" else logits_KpYX.cpu()
         values_a_plane = len(logits_KpYX) * max(logits_KpYX[0, 0].numel(), self._labels_ZYX[0].size)
-        for few in planes_at_a_time(logits_KpYX.shape[1], values_a_plane):
+        for few in in_parts(logits_KpYX.shape[1], values_a_plane):
             self._add_few(logits_KpYX[:, few])
 
     def _add_few(self, logits_KpYX: Tensor) -> None:
@@ -158,7 +160,7 @@ class _Slabs:
             held, first = torch.cat([self._last, came], dim=1), self._came - 1
         self._came += came.shape[1]
         complete = int(np.searchsorted(self._above, self._came))
-        for few in planes_at_a_time(complete - self._decided, held[:, 0].numel()):
+        for few in in_parts(complete - self._decided, held[:, 0].numel()):
             planes = slice(self._decided + few.start, self._decided + few.stop)
             logits_KnYX = self._between(held, first, planes)
             self._labels_ZYX[planes] = decide(logits_KnYX, self._label_manager)

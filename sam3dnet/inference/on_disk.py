@@ -47,39 +47,40 @@ def reserve(file: Path, size: int, what: str) -> None:
             opened.write(_ZEROS[: size - start])
 
 
-def room_for_halves(shape: Sequence[int], what: str) -> Tensor:
-    """Make room for a tensor in half precision on the CPU: in memory, or where it is large, in a temporary file.
+def room_for(shape: Sequence[int], dtype: torch.dtype, what: str) -> Tensor:
+    """Make a tensor of zeros on the CPU: in memory, or where it is large, in a temporary file.
 
     The file lies in the system's folder for such, which the variable TMPDIR names, and goes with the tensor. Where that
     has no room either, memory is all there is.
 
     Args:
-        shape: Of the tensor; its contents are arbitrary.
+        shape: Of the tensor.
+        dtype: Of the tensor.
         what: Will be in it, for the message.
     """
-    size = 2 * math.prod(shape)
+    size = dtype.itemsize * math.prod(shape)
     if size <= SHARE_OF_MEMORY * psutil.virtual_memory().available:
-        return torch.empty(tuple(shape), dtype=torch.half)
+        return torch.zeros(tuple(shape), dtype=dtype)
     try:
-        return _mapped_halves(tuple(shape), what)
+        return _mapped(tuple(shape), dtype, what)
     except OSError as problem:
         advice = "they stay in memory; let TMPDIR name a folder with more room if that is too little"
         logger.warning("Warning: %s: %s; %s", tempfile.gettempdir(), problem.strerror, advice)
-        return torch.empty(tuple(shape), dtype=torch.half)
+        return torch.zeros(tuple(shape), dtype=dtype)
 
 
 def let_go(x: Tensor) -> None:
-    """Leave to the system what a tensor from `room_for_halves` has in memory and on disk alike; else do nothing."""
+    """Leave to the system what a tensor from `room_for` has in memory and on disk alike; else do nothing."""
     mapped = _MAPPED.get(x)
     if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def _mapped_halves(shape: tuple[int, ...], what: str) -> Tensor:
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, what: str) -> Tensor:
     folder = tempfile.TemporaryDirectory(prefix="sam3d_", ignore_cleanup_errors=True)
     try:
-        file = Path(folder.name) / "logits"
-        reserve(file, 2 * math.prod(shape), what)
+        file = Path(folder.name) / "values"
+        reserve(file, dtype.itemsize * math.prod(shape), what)
         with file.open("r+b") as opened:
             mapped = mmap.mmap(opened.fileno(), 0)
     except BaseException:
@@ -89,6 +90,6 @@ def _mapped_halves(shape: tuple[int, ...], what: str) -> Tensor:
         folder.cleanup()
     else:
         weakref.finalize(mapped, folder.cleanup)
-    tensor = torch.frombuffer(mapped, dtype=torch.half).view(shape)
+    tensor = torch.frombuffer(mapped, dtype=dtype).view(shape)
     _MAPPED[tensor] = mapped
     return tensor

@@ -18,7 +18,7 @@ from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from torch import Tensor
 
 from sam3dnet.inference.on_disk import reserve
-from sam3dnet.inference.windows import planes_at_a_time
+from sam3dnet.inference.windows import in_parts
 from sam3dnet.preprocessing.world import WORLD
 
 ENDINGS = (".npz", ".pkl")  # nnU-Net's: probabilities, and what its readers and its preprocessor say about the image
@@ -75,7 +75,7 @@ class ProbabilityVolume:
         Raises:
             OSError: If writing fails.
         """
-        for planes in planes_at_a_time(self._values_KZYX.shape[1], COPIES * self._values_KZYX[:, 0].size):
+        for planes in in_parts(self._values_KZYX.shape[1], COPIES * self._values_KZYX[:, 0].size):
             values_KZYX = self._probabilities_of(planes)
             agree(values_KZYX, labels_ZYX[planes], self._labels)
             self._values_KZYX[:, planes] = values_KZYX

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from sam3dnet.devices import autocast_to
+from sam3dnet.inference.on_disk import let_go, room_for
 from sam3dnet.planning.sides import MirroredSides
 
 SIGMA_SHARE = 1 / 8  # of the window, nnU-Net's
@@ -118,7 +119,7 @@ def predict_mirrored(
             logits = logits[:, list(swapped.channels)]
         total = logits if total is None else total + logits
     assert total is not None
-    return total / len(flips)
+    return total / len(flips) if len(flips) > 1 else total
 
 
 @torch.inference_mode()
@@ -140,7 +141,8 @@ def predict_slabs(
 ) -> Iterator[Tensor]:
     """Predict the logits of a whole preprocessed image by overlapping, weighted windows, and hand them out in slabs.
 
-    No more of the logits is ever held than a window reaches along z, whatever the size of the image.
+    No more of the logits is ever held than a window reaches along z, whatever the size of the image; where that is much
+    for the CPU's memory, it is on disk.
 
     Args:
         networks: One for each fold, whose logits are averaged. Each call gives a network from (B, C, Z, Y, X) to logits
@@ -172,8 +174,8 @@ def predict_slabs(
     for z, following in pairwise((*starts_z, starts_z[-1] + patch_size[0])):
         occupied, empty = windows.split(z, in_plane)
         if background_K is not None:
-            constant_BK111 = background_K.to(sums_device).expand(len(empty), -1)[..., None, None, None]
-            slab.add(constant_BK111, empty, times=len(networks))
+            constant_K111 = background_K.to(sums_device)[:, None, None, None]
+            slab.add(constant_K111.expand(len(empty), -1, *patch_size), empty, times=len(networks))
         done += len(networks) * len(empty)
         with autocast_to(precision, device):
             for take in networks if occupied else ():
@@ -230,13 +232,21 @@ class _Windows:
 
 
 class _Slab:
-    """Weighted sums over as many planes as a window has; `release` hands out the finished ones and moves on."""
+    """Weighted sums over as many planes as a window has; `release` hands out the finished ones and moves on.
+
+    The planes form a ring, so that nothing is moved. On the CPU sums that are large lie on disk.
+    """
 
     def __init__(self, num_heads: int, image_shape: Sequence[int], patch_size: Sequence[int], device: torch.device):
-        depth, self._height, self._width = patch_size
+        self._depth, self._height, self._width = patch_size
+        self._first = 0
         self._weights = importance(patch_size, device)
-        self._sum_KZYX = torch.zeros((num_heads, depth, *image_shape[1:]), device=device)
-        self._weight_ZYX = torch.zeros((depth, *image_shape[1:]), device=device)
+        shape = (self._depth, *image_shape[1:])
+        self._weight_ZYX = torch.zeros(shape, device=device)
+        if device.type == "cpu":
+            self._sum_KZYX = room_for((num_heads, *shape), torch.float32, "sums of logits")
+        else:
+            self._sum_KZYX = torch.zeros((num_heads, *shape), device=device)
 
     def add(self, logits_BKZYX: Tensor, corners_yx: Corners, times: int = 1) -> None:
         """Add windows, on any device, whose corners lie at these (y, x) of the slab, as if they came so many times."""
@@ -244,27 +254,40 @@ class _Slab:
         weights_there = weights.to(logits_BKZYX.device)
         for logits_KZYX, (y, x) in zip(logits_BKZYX, corners_yx, strict=True):
             rows, columns = slice(y, y + self._height), slice(x, x + self._width)
-            self._sum_KZYX[:, :, rows, columns] += (logits_KZYX * weights_there).to(weights.device)
-            self._weight_ZYX[:, rows, columns] += weights
+            for ours, planes in self._stretches(self._depth):
+                self._weight_ZYX[ours, rows, columns] += weights[planes]
+                for few in in_parts(len(logits_KZYX), self._sum_KZYX[0, ours].numel()):
+                    weighted = logits_KZYX[few, planes] * weights_there[planes]
+                    self._sum_KZYX[few, ours, rows, columns] += weighted.to(weights.device)
+                    let_go(self._sum_KZYX)
 
     def release(self, planes: int) -> Iterator[tuple[int, Tensor]]:
         """Yield the mean logits (K, n, Y, X) of the first planes, a few at a time, and make room for as many new ones.
 
         Each comes with the number of its first plane in the slab.
         """
-        for few in planes_at_a_time(planes, self._sum_KZYX[:, 0].numel()):
-            yield few.start, self._sum_KZYX[:, few] / self._weight_ZYX[few]
-        for sums_ZYX in (*self._sum_KZYX, self._weight_ZYX):
-            for plane in range(len(sums_ZYX) - planes):
-                sums_ZYX[plane] = sums_ZYX[plane + planes]
-            sums_ZYX[len(sums_ZYX) - planes :] = 0
+        for ours, finished in self._stretches(planes):
+            for few in in_parts(ours.stop - ours.start, self._sum_KZYX[:, 0].numel()):
+                place = slice(ours.start + few.start, ours.start + few.stop)
+                yield finished.start + few.start, self._sum_KZYX[:, place] / self._weight_ZYX[place]
+                self._sum_KZYX[:, place] = 0
+                self._weight_ZYX[place] = 0
+                let_go(self._sum_KZYX)
+        self._first = (self._first + planes) % self._depth
+
+    def _stretches(self, planes: int) -> Iterator[tuple[slice, slice]]:
+        """Yield where in the ring so many planes from the first one are, each with the numbers of these planes."""
+        before_end = min(planes, self._depth - self._first)
+        yield slice(self._first, self._first + before_end), slice(0, before_end)
+        if planes > before_end:
+            yield slice(0, planes - before_end), slice(before_end, planes)
 
 
-def planes_at_a_time(planes: int, values_a_plane: int) -> Iterator[slice]:
-    """Cut a range of planes so that a few float32 copies of each part fit into little memory."""
-    step = max(1, BYTES_AT_A_TIME // (4 * values_a_plane))
-    for start in range(0, planes, step):
-        yield slice(start, min(start + step, planes))
+def in_parts(count: int, values_each: int) -> Iterator[slice]:
+    """Cut a range of things, of so many values each, so that a few float32 copies of each part take little memory."""
+    step = max(1, BYTES_AT_A_TIME // (4 * values_each))
+    for start in range(0, count, step):
+        yield slice(start, min(start + step, count))
 
 
 def _batches(corners: Corners, batch_size: int) -> Iterator[Corners]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sam3dnet.inference.deciding import decide
 from sam3dnet.inference.resampling import axis_modes, neighbours, resample_to_image
-from sam3dnet.inference.windows import planes_at_a_time
+from sam3dnet.inference.windows import in_parts
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
@@ -101,7 +101,7 @@ class PromptedExport:
         """
         depth, height, width = (stop - start for start, stop in self._crop)
         whole = self._taps is None  # then the plan's function resamples all at once
-        for planes in [slice(0, depth)] if whole else planes_at_a_time(depth, height * width):
+        for planes in [slice(0, depth)] if whole else in_parts(depth, height * width):
             box = (planes, slice(0, height), slice(0, width))
             for channel, logits_ZYX in enumerate(self._channels(box, corrections)):
                 take(channel, box, logits_ZYX)

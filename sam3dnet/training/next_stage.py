@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.windows import planes_at_a_time
+from sam3dnet.inference.windows import in_parts
 
 FOLDER = "predicted_next_stage"
 FEW_LABELS = 255  # nnU-Net's: up to so many are stored in a byte
@@ -101,6 +101,6 @@ def resampled_labels(logits_KZYX: Tensor, shape_ZYX: tuple[int, ...], model: Loa
         "bbox_used_for_cropping": [[0, size] for size in shape_ZYX],
     }
     growing = start_label_map(logits_KZYX.shape[1:], as_image, plans, model.configuration, model.labels)
-    for few in planes_at_a_time(logits_KZYX.shape[1], logits_KZYX[:, 0].numel()):
+    for few in in_parts(logits_KZYX.shape[1], logits_KZYX[:, 0].numel()):
         growing.add(logits_KZYX[:, few].float())
     return growing.finish().transpose(plans.transpose_forward)
