@@ -112,13 +112,14 @@ class CropFitter:
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
         self._timed: dict[str, float] = {}
+        self._load_a_voxel: dict[str, float] = {}
         if budget.is_time and seconds is None:
             raise ValueError("a budget of seconds needs an estimate of the seconds of a step (seconds=)")
 
     def with_channels(self, input_channels: int) -> CropFitter:
         """Give the same for another number of input channels."""
         other = copy.copy(self)
-        other.input_channels, other._measured, other._timed = input_channels, {}, {}
+        other.input_channels, other._measured, other._timed, other._load_a_voxel = input_channels, {}, {}, {}
         return other
 
     def find(self, grid: Grid, encoder: EncoderChoice) -> Fit | None:
@@ -213,14 +214,18 @@ class CropFitter:
     def _fill(self, grid: Grid, token_stride: Decision, encoder: EncoderChoice, or_none: bool) -> Fit | None:
         """Find the largest crop within the budget; see `fit_to_budget`.
 
-        Looks begin at a small crop: the larger one is, the longer it takes to trace.
+        Looks begin at a small crop, since a larger one takes longer to trace, or at what a network that differs in the
+        crop alone lets expect.
         """
         most, time = self.budget.patch_voxels, self.budget.seconds
         found = smallest = self.fit_of(grid, token_stride, encoder, 0)
         of_smallest = self.load(smallest, time)
         if self.load(smallest, None) > 1:
             return None
+        network = json.dumps({**smallest.arch_kwargs, "patch_size": None})
         guess, beyond = most * FIRST_LOOK if time is None else rules.CPU_LEAST_VOXELS, math.inf
+        if network in self._load_a_voxel:
+            guess = min(most, smallest.voxels + (AIM - of_smallest) / self._load_a_voxel[network])
         for _ in range(COST_CALLS):
             looked = self.fit_of(grid, token_stride, encoder, guess)
             load = self.load(looked, time)
@@ -232,7 +237,10 @@ class CropFitter:
                 guess = min(8 * guess, most)
                 continue
             a_voxel = (load - of_smallest) / (looked.voxels - smallest.voxels)
-            room = smallest.voxels + (AIM - of_smallest) / a_voxel if a_voxel > 0 else most
+            room = most
+            if a_voxel > 0:
+                room = smallest.voxels + (AIM - of_smallest) / a_voxel
+                self._load_a_voxel[network] = a_voxel
             guess = min(most, room, beyond - 1)
             if found.voxels >= FILLED * guess:
                 break
@@ -286,22 +294,24 @@ class CropFitter:
             self._measured[key] = int(measured)
         return self._measured[key]
 
-    def fits(self, fit: Fit, batch_size: int) -> bool:
-        """Tell whether a step is within the budget, on the straight lines through two measured batch sizes."""
-        if batch_size <= rules.SMALLEST_BATCH:
-            return True
-        if self.load(fit, self.budget.seconds) + fit.image_load > 1:
-            return False
-        more = batch_size - rules.SMALLEST_BATCH
+    def largest_batch(self, fit: Fit, limit: int) -> int:
+        """Give the largest batch within the budget, at most the limit, on straight lines through two measured sizes.
+
+        The second of these is what would fit if an image took no more than it does at least: often that is the answer.
+        """
+        first, left = rules.SMALLEST_BATCH, 1 - self.load(fit, self.budget.seconds)
+        most = first + int(left / fit.image_load) if fit.image_load > 0 else limit
+        second = min(limit, most)
+        if second <= first:
+            return first
+        largest = second
         if self.budget.bytes is not None:
-            second = self.step_bytes(fit.arch_kwargs, rules.SMALLEST_BATCH + 1)
-            if fit.step_bytes + more * max(0, second - fit.step_bytes) > self.budget.bytes:
-                return False
-        if self.budget.seconds is None:
-            return True
-        first = self.step_seconds(fit.arch_kwargs)
-        longer = self.step_seconds(fit.arch_kwargs, rules.SMALLEST_BATCH + 1) - first
-        return first + more * max(0.0, longer) <= self.budget.seconds
+            steps = fit.step_bytes, self.step_bytes(fit.arch_kwargs, second)
+            largest = min(largest, _last_below(self.budget.bytes, (first, second), steps))
+        if self.budget.seconds is not None:
+            steps = self.step_seconds(fit.arch_kwargs), self.step_seconds(fit.arch_kwargs, second)
+            largest = min(largest, _last_below(self.budget.seconds, (first, second), steps))
+        return largest
 
     def step_seconds(self, arch_kwargs: dict[str, Any], batch_size: int = rules.SMALLEST_BATCH) -> float:
         """Ask for the seconds of a step where time is short, each question once."""
@@ -333,3 +343,11 @@ class CropFitter:
         if self.load(fit, None) > 1:
             return math.inf
         return self.step_seconds(fit.arch_kwargs) / self.step_seconds(of_small.arch_kwargs)
+
+
+def _last_below(limit: float, sizes: tuple[int, int], costs: tuple[float, float]) -> int:
+    """Give the last size, from the first one to the second, whose cost on the line through both is within a limit."""
+    if costs[1] <= limit:
+        return sizes[1]
+    a_size = (costs[1] - costs[0]) / (sizes[1] - sizes[0])
+    return sizes[0] + max(0, int((limit - costs[0]) / a_size))

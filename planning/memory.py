@@ -9,6 +9,7 @@ gives them the types that they would have there. A test compares it with fake te
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -94,7 +95,7 @@ def training_bytes(
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         counter = LiveBytes()
         counter.ignore(iter([*parameters, *network.buffers()]))
-        with counter, watch or nullcontext():
+        with counter, watch or nullcontext(), no_collection():
             run_step(network, tuple(input_shape), autocast, loss or segmentation_loss)
         fixed = storage_bytes([*parameters, *network.buffers()])
         fixed += optimizer_states_per_parameter * storage_bytes(trained)
@@ -112,6 +113,18 @@ def run_step(
             value = loss(output)
         del output
         value.backward()
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Let Python look for no cycles meanwhile: an operator makes many objects, and a tenth of a trace went there."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class SAM3DPlanner(ExperimentPlanner):
         if fit is None:
             raise PlanError(self.too_little_memory(encoder))
         batch = rules.choose_batch_size(
-            fit.patch.value, approximate_n_voxels_dataset, lambda size: self.fitter.fits(fit, size)
+            fit.patch.value, approximate_n_voxels_dataset, partial(self.fitter.largest_batch, fit)
         )
         step_bytes = self.fitter.step_bytes(fit.arch_kwargs, batch.value)
         batch_dice = rules.choose_batch_dice(fit.patch.value, median_shape)

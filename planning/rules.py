@@ -319,19 +319,17 @@ def grow(start: Shape, target: Shape, spacing_mm: Sequence[float], step: Sequenc
     return patch[0], patch[1], patch[2]
 
 
-def choose_batch_size(patch_size: Sequence[int], dataset_voxels: float, fits: Callable[[int], bool]) -> Decision:
+def choose_batch_size(patch_size: Sequence[int], dataset_voxels: float, largest: Callable[[int], int]) -> Decision:
     """Choose the batch: at least two, at most 5 % of the dataset's voxels, within the budget.
 
     Args:
         patch_size: (Z, Y, X).
         dataset_voxels: Voxels of all training images on the planned grid.
-        fits: Tells whether a batch of that size is within the budget; asked about ever larger sizes until it does not.
+        largest: Gives the largest batch within the budget, at most the one it is asked about.
     """
     patch_voxels = math.prod(patch_size)
     limit = min(LARGEST_BATCH, round(dataset_voxels * DATASET_SHARE_OF_A_BATCH / patch_voxels))
-    size = SMALLEST_BATCH
-    while size < limit and fits(size + 1):
-        size += 1
+    size = largest(limit) if limit > SMALLEST_BATCH else SMALLEST_BATCH
     reason = (
         f"at least {SMALLEST_BATCH}; at most {DATASET_SHARE_OF_A_BATCH:.0%} of the dataset and the budget of a step"
     )

@@ -57,8 +57,8 @@ def test_a_larger_budget_never_means_a_smaller_crop(
 def test_batches_are_valid_and_grow_with_memory(patch: Any, voxels: float, gigabytes: list[float]) -> None:
     sizes = []
     for memory in sorted(gigabytes):
-        fits = lambda size, memory=memory: size * math.prod(patch) * 400 <= memory * 1e9  # noqa: E731
-        sizes.append(rules.choose_batch_size(patch, voxels, fits).value)
+        largest = lambda limit, memory=memory: max(2, min(limit, int(memory * 1e9 / math.prod(patch) / 400)))  # noqa: E731
+        sizes.append(rules.choose_batch_size(patch, voxels, largest).value)
     assert sizes == sorted(sizes)
     assert all(rules.SMALLEST_BATCH <= size <= rules.LARGEST_BATCH for size in sizes)
 

@@ -116,10 +116,10 @@ def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too():
     assert fitter.find(small, ENCODER).token_stride.value == [4, 4, 4]
 
 
-def counted(calls):
+def counted(calls, cost_of=cost):
     def noting(arch_kwargs, channels, outputs, batch_size):
         calls.append(batch_size * math.prod(arch_kwargs["patch_size"]))
-        return cost(arch_kwargs, channels, outputs, batch_size)
+        return cost_of(arch_kwargs, channels, outputs, batch_size)
 
     return noting
 
@@ -159,9 +159,38 @@ def test_a_further_image_is_asked_about_only_where_it_might_fit():
         fitter = CropFitter(counted(calls), budget, 1, 2, {}, (4,))
         fit = fitter.find(Grid((1, 1, 1), (400, 400, 400), None), ENCODER)
         before = len(calls)
-        assert fitter.fits(fit, 2)
-        assert fitter.fits(fit, 3) == asked
+        assert (fitter.largest_batch(fit, 3) == 3) == asked
         assert (len(calls) > before) == asked
+
+
+def test_a_network_like_one_before_is_looked_at_near_the_crop_that_fits():
+    """As of low resolution beside full resolution: other voxels and objects, the same tokens."""
+    calls = []
+    fitter = CropFitter(counted(calls), Budget(FIXED + 3 * COVERING), 1, 2, {}, (4,))
+    first = fitter.find(GRID, ENCODER)
+    before = len(calls)
+    second = fitter.find(Grid((2.0, 1.8, 1.6), (200, 240, 260), (80.0, 20.0, 20.0)), ENCODER)
+    assert before - 1 == 2 and len(calls) - before == 1  # beyond the smallest crop, which both share
+    assert second.patch.value != first.patch.value
+    assert FIXED + 3 * COVERING >= second.step_bytes > 0.9 * (FIXED + 3 * COVERING)
+
+
+@pytest.mark.parametrize("a_batch", [0.0, 0.3, 3.0])
+def test_the_largest_batch_is_found_from_two_sizes(a_batch):
+    """Also where a further image takes more than it does at least, by the crop."""
+
+    def dear_batches(arch_kwargs, channels, outputs, batch_size):
+        needed = cost(arch_kwargs, channels, outputs, batch_size)
+        return needed + int(a_batch * (batch_size - 2) * 64**3 * A_VOXEL)
+
+    calls = []
+    budget = Budget(FIXED + 10 * COVERING, patch_voxels=64**3)
+    fitter = CropFitter(counted(calls, dear_batches), budget, 1, 2, {}, (4,))
+    fit = fitter.find(GRID, ENCODER)
+    sizes = [size for size in range(3, 13) if dear_batches(fit.arch_kwargs, 1, 2, size) <= budget.bytes]
+    before = len(calls)
+    assert fitter.largest_batch(fit, 12) == max(sizes, default=2)
+    assert len(calls) == before + 1
 
 
 WIDE = Grid((1.0, 1.0, 1.0), (400, 400, 400), (20.0, 20.0, 20.0))
@@ -181,7 +210,7 @@ def test_a_crop_takes_the_seconds_of_the_budget_whatever_a_voxel_takes(microseco
     a_layer = fit.voxels / min(fit.patch.value) * 8 * 2 * microseconds * 1e-6
     assert 0.35 - 1.3 * a_layer < fitter.step_seconds(fit.arch_kwargs) <= 0.35
     assert len(looks) <= 6
-    assert not fitter.fits(fit, 3)
+    assert fitter.largest_batch(fit, 12) == 2
 
 
 def test_a_crop_takes_longer_only_to_cover_the_objects():
@@ -210,7 +239,7 @@ def test_a_batch_takes_no_longer_than_the_budget():
     fitter = CropFitter(cost, Budget(None, 0.1, 0.2), 1, 2, {}, (8,), seconds=seconds_of)
     fit = fitter.find(small, ENCODER)
     assert fit.patch.value == [24, 24, 24]
-    assert [fitter.fits(fit, size) for size in (2, 3, 7, 8)] == [True, True, True, False]
+    assert [fitter.largest_batch(fit, limit) for limit in (3, 6, 12)] == [3, 6, 7]
 
 
 def test_a_budget_of_seconds_needs_their_estimate():

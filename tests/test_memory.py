@@ -1,3 +1,5 @@
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -125,3 +127,20 @@ def test_no_contents_are_allocated():
     with fake_network(make) as network:
         assert network.weight.untyped_storage().nbytes() == 4 * 10**12
     assert training_bytes(make, (1, 10**6), loss=total) > 16 * 10**12
+
+
+@pytest.mark.parametrize("was_on", [True, False])
+def test_a_trace_leaves_python_s_collector_as_it_was(was_on):
+    def fail(_output):
+        raise ZeroDivisionError
+
+    before = gc.isenabled()
+    (gc.enable if was_on else gc.disable)()
+    try:
+        training_bytes(lambda: nn.Linear(7, 5), (3, 7), loss=total)
+        assert gc.isenabled() == was_on
+        with pytest.raises(ZeroDivisionError):
+            training_bytes(lambda: nn.Linear(7, 5), (3, 7), loss=fail)
+        assert gc.isenabled() == was_on
+    finally:
+        (gc.enable if before else gc.disable)()

@@ -207,14 +207,14 @@ def test_fine_tokens_are_affordable_with_the_objects_in_the_crop_and_common_ones
 
 
 def test_batch_is_at_least_two_whatever_the_budget():
-    assert rules.choose_batch_size((40, 56, 40), 1.0, lambda _size: False).value == 2
+    assert rules.choose_batch_size((40, 56, 40), 1.0, lambda _limit: 2).value == 2
 
 
 def test_batch_grows_to_what_fits_5_percent_and_the_step():
     small = (16, 12, 8)
-    assert rules.choose_batch_size(small, 1e9, lambda size: size <= 5).value == 5
-    assert rules.choose_batch_size(small, 1e9, lambda _size: True).value == rules.LARGEST_BATCH
-    assert rules.choose_batch_size(small, 20 * 3 * 1536, lambda _size: True).value == 3
+    assert rules.choose_batch_size(small, 1e9, lambda limit: min(limit, 5)).value == 5
+    assert rules.choose_batch_size(small, 1e9, lambda limit: limit).value == rules.LARGEST_BATCH
+    assert rules.choose_batch_size(small, 20 * 3 * 1536, lambda limit: limit).value == 3
 
 
 @pytest.mark.parametrize(
