@@ -10,6 +10,7 @@ Methods:
     nnunet         stock planner, network, loss, augmentation and optimiser; the learning rate follows the clock
     nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
     nnunet-equal   the same plan with sam3dnet's crop and batch, to compare iterations a second
+    nnunet-resenc  the same as nnunet with the residual encoder, size M
     sam3d          sam3dnet's own three commands, with default settings
 """
 
@@ -76,6 +77,7 @@ MODELS = {
     "nnunet": Method("nnUNetTrainerClock", "nnUNetPlans"),
     "nnunet-batch2": Method("nnUNetTrainerClock", "nnUNetPlansBatch2"),
     "nnunet-equal": Method("nnUNetTrainerClock", "nnUNetPlansEqual"),
+    "nnunet-resenc": Method("nnUNetTrainerClock", "nnUNetResEncUNetMPlans"),
     "sam3d": Method("nnUNetTrainerSAM3D", "SAM3DPlans"),
 }
 
@@ -106,25 +108,22 @@ def link_raw_dataset(settings: Settings) -> None:
 
 def prepare_nnunet(settings: Settings) -> dict:
     """Plan and preprocess with stock nnU-Net, and derive the plan with a batch of two."""
-    record = settings.stages.run(
-        "nnunet-prepare",
-        {"dataset": settings.dataset},
-        call(
-            "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry",
-            *(
-                "-d",
-                str(int(settings.dataset[7:10])),
-                "-c",
-                "3d_fullres",
-                "-np",
-                str(cores_of_job()),
-                "-npfp",
-                str(cores_of_job()),
-            ),
-        ),
-    )
+    record = settings.stages.run("nnunet-prepare", {"dataset": settings.dataset}, nnunet_planning(settings))
     write_changed_plans(settings, "nnunet-batch2", {"batch_size": 2})
     return record
+
+
+def prepare_nnunet_resenc(settings: Settings) -> dict:
+    """Plan and preprocess with stock nnU-Net for its residual encoder of size M."""
+    command = nnunet_planning(settings, "nnUNetPlannerResEncM")
+    return settings.stages.run("nnunet-resenc-prepare", {"dataset": settings.dataset}, command)
+
+
+def nnunet_planning(settings: Settings, planner: str = "ExperimentPlanner") -> list[str]:
+    """Return the command of stock nnU-Net's planning and preprocessing."""
+    entry = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints:plan_and_preprocess_entry"
+    processes = ("-np", str(cores_of_job()), "-npfp", str(cores_of_job()))
+    return call(entry, "-d", str(int(settings.dataset[7:10])), "-c", "3d_fullres", "-pl", planner, *processes)
 
 
 def prepare_nnunet_equal(settings: Settings) -> dict:
@@ -176,6 +175,15 @@ def prepare_sam3d(settings: Settings) -> dict:
             *("-d", settings.dataset, "--root", str(settings.work), *shlex.split(settings.plan_options)),
         ),
     )
+
+
+PREPARE: dict[str, Callable[[Settings], dict]] = {
+    "nnunet": prepare_nnunet,
+    "nnunet-batch2": prepare_nnunet,
+    "nnunet-equal": prepare_nnunet_equal,
+    "nnunet-resenc": prepare_nnunet_resenc,
+    "sam3d": prepare_sam3d,
+}
 
 
 def train_and_validate(settings: Settings, method: str) -> dict:
@@ -238,8 +246,7 @@ def stock_dice(fold_folder: Path) -> float:
 
 def run_method(settings: Settings, method: str) -> dict:
     """Run all stages of one method and return what the table shows."""
-    prepare = {"sam3d": prepare_sam3d, "nnunet-equal": prepare_nnunet_equal}.get(method, prepare_nnunet)
-    prepared = prepare(settings)
+    prepared = PREPARE[method](settings)
     trained = train_and_validate(settings, method)
     measured = measure(settings, method, trained)
     fold_folder = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"

@@ -25,6 +25,7 @@ import plans_by_memory
 import prediction
 import prompt_latency
 import prompts_drawn
+import real_sets
 import scaling
 import step_seconds
 
@@ -47,6 +48,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "prompts_drawn": ("Prompts of a training step beside the network", prompts_drawn.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
+    "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),
 }
 

@@ -1,0 +1,299 @@
+"""Train stock nnU-Net and sam3dnet on every real set for the same time, and score both case by case in the same way.
+
+    python benchmarks/real_sets.py --raw FOLDER_WITH_DATASETS --work DIR --minutes 20 --runs 1 --json OUT
+
+Every training has a core of its own; with two cores two methods of a set train beside each other, so that what else
+the machine does meets both. A training that is finished is kept (in DIR and in OUT), so the same command goes on where
+it was interrupted, and adds further sets, methods, minutes and runs to what OUT holds. --table prints what OUT holds.
+Where the split knows patients, as of Dataset123, all methods have it: sam3dnet plans first.
+
+Methods:
+    nnunet         stock nnU-Net, its own plan of 3d_fullres; the learning rate follows the clock
+    nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
+    nnunet-resenc  the same of the residual encoder, size M
+    sam3d          sam3dnet's own three commands, with default settings
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import against_nnunet
+import numpy as np
+from against_nnunet import MODELS, Settings, find_dataset, link_raw_dataset, train_and_validate
+from measuring import as_markdown, commit, without_folder
+
+from sam3dnet.comparison.measure import count_iterations, validation_names
+from sam3dnet.comparison.stages import StageError, machine
+from sam3dnet.evaluation.statistics import estimate_difference
+from sam3dnet.preprocessing.cores import cores_of_job
+from sam3dnet.preprocessing.folders import write_json
+
+REAL_SETS = ("120", "121", "122", "123", "124", "125", "501")
+OURS = "sam3d"
+METHODS = (OURS, "nnunet-batch2", "nnunet")
+METRICS = ("dice", "nsd", "hd95_mm")
+KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predicted", "lesions_found", "lesions_correct")
+WORST_FIRST = {"hd95_mm"}  # where less is better
+Row = dict[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+def prepare(arguments: argparse.Namespace, dataset: str) -> Settings:
+    """Plan and preprocess a set with all methods, ours first, since it writes the split; on all cores."""
+    settings = settings_of(arguments, dataset, "prepared")
+    link_raw_dataset(settings)
+    for method in sorted(arguments.methods, key=lambda name: name != OURS):
+        logger.info("%s: preparing %s", dataset, method)
+        against_nnunet.PREPARE[method](settings)
+    return settings
+
+
+def settings_of(arguments: argparse.Namespace, dataset: str, name: str, minutes: float = 0.0) -> Settings:
+    """Give what a folder of the set's is for."""
+    return Settings(
+        dataset=dataset,
+        raw=arguments.raw,
+        work=arguments.work.resolve() / dataset / name,
+        minutes=minutes,
+        fold=arguments.fold,
+        device=arguments.device,
+        timed_cases=0,
+        plan_options="",
+        train_options=arguments.train_options,
+    )
+
+
+def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tuple[str, str, float, int]) -> Row:
+    """Train a method once on a set, and score its validation."""
+    dataset, method, minutes, run = cell
+    settings = settings_of(arguments, dataset, f"{minutes:g}min_run{run}", minutes)
+    settings.work.mkdir(parents=True, exist_ok=True)
+    shared = settings.work / "nnUNet_preprocessed"
+    if not shared.exists():
+        shared.symlink_to(prepared.work / "nnUNet_preprocessed", target_is_directory=True)
+    link_raw_dataset(settings)
+    trained = train_and_validate(settings, method)
+    fold = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
+    output = settings.stages.folder / f"{method}-scored.json"
+    labels = settings.raw / dataset / "labelsTr"
+    paths = (fold / "validation", labels, settings.preprocessed, output)
+    command = [sys.executable, __file__, "--score", *map(str, paths), "--fold", settings.fold]
+    settings.stages.run(f"{method}-score", {"trained": trained["machine"]["date"]}, command)
+    plans = json.loads((settings.preprocessed / f"{MODELS[method].plans}.json").read_text())
+    configuration = plans["configurations"]["3d_fullres"]
+    load = trained["load"]["until_mark"] or trained["load"]
+    return {
+        **dict(zip(("dataset", "method", "minutes", "run"), cell, strict=True)),
+        "fold": settings.fold,
+        "iterations": count_iterations(fold),
+        "patch_size": [int(n) for n in configuration["patch_size"]],
+        "batch_size": int(configuration["batch_size"]),
+        "peak_mib": load["peak_mib"],
+        "cpu_seconds": load["cpu_seconds"],
+        "machine": trained["machine"],
+        "commit": commit() if method == OURS else None,
+        "cases": json.loads(output.read_text()),
+    }
+
+
+def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fold: str) -> None:
+    """Score the validation of a fold; a row a case and class."""
+    from sam3dnet.evaluation.folder import evaluate_folder
+    from sam3dnet.evaluation.results import as_json
+    from sam3dnet.settings.evaluation import ScoringSettings
+
+    names = validation_names(preprocessed, fold)
+    settings = ScoringSettings(missing_as_empty=True, num_processes=0)
+    evaluation = evaluate_folder(predictions, labels, settings, only=set(names), progress=False)
+    rows = [{key: row[key] for key in ("case", "class", *KEPT)} for row in as_json(evaluation)["cases"]]
+    write_json(output, rows)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Run what is not there yet, a training on each core; results are written as they come."""
+    there = {key(row) for row in read_rows(arguments.json)}
+    wanted = [
+        (dataset, method, minutes, run)
+        for minutes in arguments.minutes
+        for run in range(arguments.runs)
+        for dataset in [find_dataset(arguments.raw, name) for name in arguments.sets]
+        for method in arguments.methods
+    ]
+    missing = [cell for cell in wanted if cell not in there]
+    prepared = {dataset: prepare(arguments, dataset) for dataset in dict.fromkeys(cell[0] for cell in missing)}
+    queue: Queue[tuple[str, str, float, int]] = Queue()
+    for cell in missing:
+        queue.put(cell)
+    writing = threading.Lock()
+
+    def work(core: int) -> None:
+        os.sched_setaffinity(0, {core})  # of this thread, and of the processes that it starts
+        while True:
+            try:
+                cell = queue.get_nowait()
+            except Empty:
+                return
+            try:
+                row = train_and_score(prepared[cell[0]], arguments, cell)
+            except StageError as error:
+                logger.error("%s failed: %s", cell, error)
+                continue
+            with writing:
+                write_rows(arguments.json, [*(r for r in read_rows(arguments.json) if key(r) != cell), row])
+            logger.info("%s: Dice %.3f, %s iterations", cell, case_means([row], "dice").mean(), row["iterations"])
+
+    cores = arguments.cores or sorted(os.sched_getaffinity(0))
+    threads = [threading.Thread(target=work, args=(core,), daemon=True) for core in cores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def key(row: Row) -> tuple[str, str, float, int]:
+    """Give what tells a training from another."""
+    return row["dataset"], row["method"], row["minutes"], row["run"]
+
+
+def read_rows(file: Path) -> list[Row]:
+    """Read the trainings that a file holds; none if it is not there."""
+    return json.loads(file.read_text())["rows"] if file.exists() else []
+
+
+def write_rows(file: Path, rows: Sequence[Row]) -> None:
+    """Write the trainings in the form of all benchmarks."""
+    where = machine() | {"threads": 1, "commit": commit()}
+    command = " ".join(["python", "benchmarks/real_sets.py", *map(without_folder, sys.argv[1:])])
+    rows = sorted(rows, key=key)
+    write_json(file, {"benchmark": "real_sets", "command": command, "settings": {}, "machine": where, "rows": rows})
+
+
+def case_means(runs: Sequence[Row], metric: str) -> np.ndarray:
+    """Average a metric over the classes and runs, for each case in the order of names."""
+    by_case: dict[str, list[float]] = {}
+    for row in runs:
+        for scored in row["cases"]:
+            by_case.setdefault(scored["case"], []).append(scored[metric])
+    return np.array([np.nanmean(by_case[name]) for name in sorted(by_case)])
+
+
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, float, dict[str, list[Row]]]]:
+    """Yield set and minutes with the runs of each method."""
+    ordered = sorted(rows, key=lambda row: (row["minutes"], row["dataset"], row["method"], row["run"]))
+    for (minutes, dataset), group in groupby(ordered, key=lambda row: (row["minutes"], row["dataset"])):
+        by_method: dict[str, list[Row]] = {}
+        for row in group:
+            by_method.setdefault(row["method"], []).append(row)
+        yield dataset, minutes, by_method
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """Format a line for each method on each set: means over cases, classes and runs."""
+    lines = [["set", "minutes", "method", "Dice", "NSD", "HD95 mm", "iterations", "crop, batch", "MiB", "runs"]]
+    for dataset, minutes, by_method in groups(rows):
+        for method, runs in by_method.items():
+            values = {metric: case_means(runs, metric).mean() for metric in METRICS}
+            shown = [f"{values[m]:.3f}" if m not in WORST_FIRST else f"{values[m]:.1f}" for m in METRICS]
+            crop = "x".join(map(str, runs[0]["patch_size"])) + f", {runs[0]['batch_size']}"
+            iterations = "-".join(str(n) for n in _range([row["iterations"] for row in runs]))
+            memory = f"{max(row['peak_mib'] for row in runs):,.0f}"
+            lines.append([dataset, f"{minutes:g}", method, *shown, iterations, crop, memory, str(len(runs))])
+    return as_markdown(lines)
+
+
+def _range(values: Sequence[int]) -> list[int]:
+    return sorted({min(values), max(values)})
+
+
+def best_other(by_method: Mapping[str, list[Row]], metric: str = "dice") -> str | None:
+    """Name the best method that is not ours."""
+    others = [method for method in by_method if method != OURS]
+    return max(others, key=lambda method: case_means(by_method[method], metric).mean(), default=None)
+
+
+def differences_table(rows: Sequence[Row]) -> str:
+    """Format the paired difference, ours minus the best other method's, of each set and metric."""
+    lines = [["set", "minutes", "against", "metric", "difference", "95 % interval", "better / worse", "cases"]]
+    for dataset, minutes, by_method in groups(rows):
+        other = best_other(by_method)
+        if OURS not in by_method or other is None:
+            continue
+        for metric in METRICS:
+            pair = [case_means(by_method[method], metric) for method in (other, OURS)]
+            estimate, gains = estimate_difference(*pair), np.sign(pair[1] - pair[0])
+            better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+            if metric in WORST_FIRST:
+                better, worse = worse, better
+            digits = 1 if metric in WORST_FIRST else 3
+            interval = f"{estimate.low:+.{digits}f} to {estimate.high:+.{digits}f}"
+            shown = [f"{estimate.mean:+.{digits}f}", "-" if math.isnan(estimate.low) else interval]
+            lines.append([dataset, f"{minutes:g}", other, metric, *shown, f"{better} / {worse}", str(len(pair[0]))])
+    return as_markdown(lines)
+
+
+def classes_table(rows: Sequence[Row]) -> str:
+    """Format the Dice of each class, a line for each method on each set."""
+    lines = [["set", "minutes", "method", "Dice by class"]]
+    for dataset, minutes, by_method in groups(rows):
+        for method, runs in by_method.items():
+            by_class: dict[str, list[float]] = {}
+            for row in runs:
+                for scored in row["cases"]:
+                    by_class.setdefault(scored["class"], []).append(scored["dice"])
+            shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in by_class.items())
+            lines.append([dataset, f"{minutes:g}", method, shown])
+    return as_markdown(lines)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Format all three tables."""
+    return "\n\n".join([results_table(rows), differences_table(rows), classes_table(rows)])
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--raw", type=Path, help="folder that holds the DatasetNNN_Name folders")
+    parser.add_argument("--work", type=Path, help="folder for everything that is written but the results")
+    parser.add_argument("--sets", nargs="+", default=list(REAL_SETS), help="numbers or names (default: all real ones)")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(against_nnunet.PREPARE))
+    parser.add_argument("--minutes", nargs="+", type=float, default=[20.0], help="training time (default 20)")
+    parser.add_argument("--runs", type=int, default=1, help="trainings of each, differently at random (default 1)")
+    parser.add_argument("--fold", default="0")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--cores", nargs="+", type=int, help="cores to train on (default: all that there are)")
+    parser.add_argument("--train-options", default="", help="further options of sam3d_train, quoted")
+    parser.add_argument("--json", type=Path, default=Path("real_sets.json"), help="the results, which are added to")
+    parser.add_argument("--table", action="store_true", help="print what the results are, and do no more")
+    parser.add_argument("--score", nargs=4, type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Run what is missing, and print the tables."""
+    a = parse()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stdout)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if a.score:
+        score(*a.score, a.fold)
+        return
+    if not a.table:
+        logger.info("%d cores", len(a.cores or range(cores_of_job())))
+        run_all(a)
+    print(table(read_rows(a.json)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The benchmark on real sets: what is trained, on which core, and what the tables say."""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import real_sets
+
+DATASET = "Dataset905_Made"
+
+
+def row(method, dice, minutes=20.0, run=0, hd95=5.0):
+    """Two classes, of which the second is 0.2 worse in each case."""
+    cases = [
+        {"case": case, "class": name, "dice": value - less, "nsd": value - less, "hd95_mm": hd95}
+        for case, value in dice.items()
+        for name, less in (("organ", 0.0), ("lesion", 0.2))
+    ]
+    shape = {"patch_size": [8, 16, 24], "batch_size": 2, "peak_mib": 1234.5, "iterations": 100 + run}
+    return {"dataset": DATASET, "method": method, "minutes": minutes, "run": run, "cases": cases, **shape}
+
+
+OURS = row("sam3d", {"b": 0.9, "a": 0.8}, hd95=3.0)
+THEIRS = [row("nnunet", {"a": 0.5, "b": 0.5}), row("nnunet-batch2", {"a": 0.7, "b": 0.92}, hd95=4.0)]
+
+
+def test_cases_are_averaged_over_classes_and_runs_in_the_order_of_their_names():
+    assert real_sets.case_means([OURS], "dice") == pytest.approx([0.7, 0.8])
+    again = row("sam3d", {"a": 0.6, "b": 0.7}, run=1)
+    assert real_sets.case_means([OURS, again], "dice") == pytest.approx([0.6, 0.7])
+
+
+def test_the_difference_is_to_the_better_of_nnu_net_s_and_less_distance_is_better():
+    lines = [line.split(" | ") for line in real_sets.differences_table([OURS, *THEIRS]).splitlines()[2:]]
+    by_metric = {line[3]: line for line in lines}
+    assert {line[2] for line in lines} == {"nnunet-batch2"}
+    assert by_metric["dice"][4] == "+0.040" and by_metric["dice"][6] == "1 / 1"
+    assert by_metric["hd95_mm"][4] == "-1.0" and by_metric["hd95_mm"][6] == "2 / 0"
+
+
+def test_every_method_and_class_has_its_line():
+    results = real_sets.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
+    assert f"| {DATASET} | 20 | sam3d | 0.650 | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
+    assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    (tmp_path / DATASET).mkdir()
+    line = ["--raw", str(tmp_path), "--work", str(tmp_path / "work"), "--json", str(tmp_path / "out.json")]
+    return real_sets.parse([*line, "--sets", "905", "--methods", "sam3d", "nnunet", "--minutes", "20", "--runs", "2"])
+
+
+def test_only_what_is_missing_is_trained_and_each_on_its_core(arguments, monkeypatch):
+    real_sets.write_rows(arguments.json, [OURS])
+    came, both = [], threading.Barrier(2, timeout=30)
+
+    def train(prepared, _arguments, cell):
+        assert prepared == DATASET
+        if len(came) < 2:
+            came.append((cell, real_sets.cores_of_job()))
+            both.wait()
+        if cell[1] == "nnunet" and cell[3] == 1:
+            raise real_sets.StageError("a stage failed")
+        return row(cell[1], {"a": 0.5}, run=cell[3])
+
+    cores = sorted(os.sched_getaffinity(0))
+    arguments.cores = [cores[0], cores[-1]]
+    monkeypatch.setattr(real_sets, "prepare", lambda _arguments, dataset: dataset)
+    monkeypatch.setattr(real_sets, "train_and_score", train)
+    real_sets.run_all(arguments)
+    assert {cell[1:] for cell, _ in came} == {("nnunet", 20.0, 0), ("sam3d", 20.0, 1)}
+    assert {count for _, count in came} == {1}
+    assert os.sched_getaffinity(0) == set(cores)
+    kept = [(r["method"], r["run"]) for r in json.loads(arguments.json.read_text())["rows"]]
+    assert kept == [("nnunet", 0), ("sam3d", 0), ("sam3d", 1)]  # the one that failed is tried again next time
+
+
+def test_all_methods_share_what_was_prepared_and_are_scored_by_name(arguments, tmp_path, monkeypatch):
+    asked = {}
+    prepared = real_sets.settings_of(arguments, DATASET, "prepared")
+    plans = {"configurations": {"3d_fullres": {"patch_size": [8, 8, 8], "batch_size": 2}}}
+    prepared.preprocessed.mkdir(parents=True)
+    (prepared.preprocessed / "SAM3DPlans.json").write_text(json.dumps(plans))
+
+    def run(_stages, name, _keys, command, *_rest):
+        asked[name] = command
+        if "--score" in command:
+            Path(command[6]).parent.mkdir(parents=True, exist_ok=True)
+            Path(command[6]).write_text(json.dumps(OURS["cases"]))
+        load = {"until_mark": None, "peak_mib": 1.0, "cpu_seconds": 2.0}
+        return {"keys": {}, "load": load, "machine": {"date": "today"}}
+
+    monkeypatch.setattr(real_sets.against_nnunet.Stages, "run", run)
+    result = real_sets.train_and_score(prepared, arguments, (DATASET, "sam3d", 20.0, 1))
+    assert asked["sam3d-train"][3:7] == [DATASET, "fold0", "--minutes", "20.0"]
+    root = Path(asked["sam3d-train"][asked["sam3d-train"].index("--root") + 1])
+    assert root == tmp_path / "work" / DATASET / "20min_run1"
+    assert (root / "nnUNet_preprocessed").resolve() == prepared.work / "nnUNet_preprocessed"
+    assert real_sets.key(result) == (DATASET, "sam3d", 20.0, 1)
+    assert result["cases"] == OURS["cases"] and result["patch_size"] == [8, 8, 8]
