@@ -112,7 +112,7 @@ class CropFitter:
         self.output_channels = output_channels
         self._measured: dict[str, int] = {}
         self._timed: dict[str, float] = {}
-        self._load_a_voxel: dict[str, float] = {}
+        self._load_a_voxel: dict[str, tuple[Grid, float]] = {}
         if budget.is_time and seconds is None:
             raise ValueError("a budget of seconds needs an estimate of the seconds of a step (seconds=)")
 
@@ -224,8 +224,9 @@ class CropFitter:
             return None
         network = json.dumps({**smallest.arch_kwargs, "patch_size": None})
         guess, beyond = most * FIRST_LOOK if time is None else rules.CPU_LEAST_VOXELS, math.inf
-        if network in self._load_a_voxel:
-            guess = min(most, smallest.voxels + (AIM - of_smallest) / self._load_a_voxel[network])
+        before, expected = self._load_a_voxel.get(network, (grid, 0.0))
+        if before != grid:  # on the same grid the same looks need no new trace
+            guess = min(most, smallest.voxels + (AIM - of_smallest) / expected)
         for _ in range(COST_CALLS):
             looked = self.fit_of(grid, token_stride, encoder, guess)
             load = self.load(looked, time)
@@ -240,7 +241,7 @@ class CropFitter:
             room = most
             if a_voxel > 0:
                 room = smallest.voxels + (AIM - of_smallest) / a_voxel
-                self._load_a_voxel[network] = a_voxel
+                self._load_a_voxel[network] = grid, a_voxel
             guess = min(most, room, beyond - 1)
             if found.voxels >= FILLED * guess:
                 break
@@ -300,9 +301,8 @@ class CropFitter:
         The second of these is what would fit if an image took no more than it does at least: often that is the answer.
         """
         first, left = rules.SMALLEST_BATCH, 1 - self.load(fit, self.budget.seconds)
-        most = first + int(left / fit.image_load) if fit.image_load > 0 else limit
-        second = min(limit, most)
-        if second <= first:
+        second = min(limit, first + int(left / fit.image_load)) if fit.image_load > 0 else limit
+        if left <= 0 or second <= first:
             return first
         largest = second
         if self.budget.bytes is not None:

@@ -215,10 +215,19 @@ def test_a_crop_takes_the_seconds_of_the_budget_whatever_a_voxel_takes(microseco
 
 def test_a_crop_takes_longer_only_to_cover_the_objects():
     """48^3 voxels: 0.22 s a batch."""
+    looks = []
+
+    def seconds(*call):
+        looks.append(call)
+        return seconds_of(*call)
+
     for budget, covers in (((0.3, 0.3), True), ((0.15, 0.3), True), ((0.15, 0.2), False), ((0.02, 0.2), False)):
-        fitter = CropFitter(cost, Budget(None, *budget), 1, 2, {}, (8,), seconds=seconds_of)
+        fitter = CropFitter(cost, Budget(None, *budget), 1, 2, {}, (8,), seconds=seconds)
         fit = fitter.find(Grid((1.0, 1.0, 1.0), (400, 400, 400), (41.0, 41.0, 41.0)), ENCODER)
         assert (min(fit.patch.value) >= 48) == covers
+        before = len(looks)
+        assert not covers or budget[0] > 0.2 or fitter.largest_batch(fit, 12) == 2
+        assert len(looks) == before  # a step that takes longer to cover the objects leaves no room for another image
         assert covers or fitter.step_seconds(fit.arch_kwargs) <= max(0.15, 2e-6 * rules.CPU_LEAST_VOXELS)
 
 
