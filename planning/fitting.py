@@ -306,11 +306,11 @@ class CropFitter:
             return first
         largest = second
         if self.budget.bytes is not None:
-            steps = fit.step_bytes, self.step_bytes(fit.arch_kwargs, second)
-            largest = min(largest, _last_below(self.budget.bytes, (first, second), steps))
+            measured = fit.step_bytes, self.step_bytes(fit.arch_kwargs, second)
+            largest = min(largest, _last_below(self.budget.bytes, (first, second), measured))
         if self.budget.seconds is not None:
-            steps = self.step_seconds(fit.arch_kwargs), self.step_seconds(fit.arch_kwargs, second)
-            largest = min(largest, _last_below(self.budget.seconds, (first, second), steps))
+            timed = self.step_seconds(fit.arch_kwargs), self.step_seconds(fit.arch_kwargs, second)
+            largest = min(largest, _last_below(self.budget.seconds, (first, second), timed))
         return largest
 
     def step_seconds(self, arch_kwargs: dict[str, Any], batch_size: int = rules.SMALLEST_BATCH) -> float:
