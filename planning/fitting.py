@@ -238,10 +238,9 @@ class CropFitter:
                 guess = min(8 * guess, most)
                 continue
             a_voxel = (load - of_smallest) / (looked.voxels - smallest.voxels)
-            room = most
             if a_voxel > 0:
-                room = smallest.voxels + (AIM - of_smallest) / a_voxel
                 self._load_a_voxel[network] = grid, a_voxel
+            room = smallest.voxels + (AIM - of_smallest) / a_voxel if a_voxel > 0 else most
             guess = min(most, room, beyond - 1)
             if found.voxels >= FILLED * guess:
                 break
