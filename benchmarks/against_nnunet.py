@@ -186,18 +186,24 @@ PREPARE: dict[str, Callable[[Settings], dict]] = {
 }
 
 
-def train_and_validate(settings: Settings, method: str) -> dict:
-    """Train for the budget and validate, both anew if this stage was interrupted: one process, one record."""
+def train_and_validate(settings: Settings, method: str, variant: str | None = None) -> dict:
+    """Train for the budget and validate, both anew if this stage was interrupted: one process, one record.
+
+    Args:
+        settings: Of the benchmark.
+        method: One of MODELS.
+        variant: Of `variants.py`, for "sam3d".
+    """
     model = MODELS[method]
     keys = {"dataset": settings.dataset, "minutes": settings.minutes, "fold": settings.fold, "device": settings.device}
     if method == "sam3d":
-        keys |= {"plan_options": settings.plan_options, "train_options": settings.train_options}
+        keys |= {"plan_options": settings.plan_options, "train_options": settings.train_options, "variant": variant}
     stage = f"{method}-train"
     final_checkpoint = model.model_folder(settings) / f"fold_{settings.fold}" / "checkpoint_final.pth"
     if settings.stages.finished(stage, keys) is None and final_checkpoint.parent.exists():
         shutil.rmtree(final_checkpoint.parent)
     if method == "sam3d":
-        return settings.stages.run(stage, keys, sam3d_training(settings), final_checkpoint)
+        return settings.stages.run(stage, keys, sam3d_training(settings, variant), final_checkpoint)
     loaders = {"nnUNet_n_proc_DA": str(nnunet_loaders(cores_of_job()))}
     return settings.stages.run(stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
 
@@ -216,13 +222,15 @@ def nnunet_training(settings: Settings, model: Method) -> list[str]:
     )
 
 
-def sam3d_training(settings: Settings) -> list[str]:
+def sam3d_training(settings: Settings, variant: str | None = None) -> list[str]:
     """Return the command of sam3dnet's training and validation."""
-    return call(
-        "sam3dnet.cli.train:main",
+    arguments = [
         *(settings.dataset, f"fold{settings.fold}", "--minutes", str(settings.minutes)),
         *("--root", str(settings.work), "--device", settings.device, *shlex.split(settings.train_options)),
-    )
+    ]
+    if variant is None:
+        return call("sam3dnet.cli.train:main", *arguments)
+    return [sys.executable, str(HERE / "variants.py"), variant, "--", *arguments]
 
 
 def measure(settings: Settings, method: str, trained: dict) -> dict:

@@ -12,6 +12,7 @@ Methods:
     nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
     nnunet-resenc  the same of the residual encoder, size M
     sam3d          sam3dnet's own three commands, with default settings
+    sam3d-VARIANT  the same with a part of it changed, see `variants.py`
 """
 
 import argparse
@@ -32,6 +33,7 @@ import against_nnunet
 import numpy as np
 from against_nnunet import MODELS, Settings, find_dataset, link_raw_dataset, train_and_validate
 from measuring import as_markdown, commit, without_folder
+from variants import RATES, VARIANTS
 
 from sam3dnet.comparison.measure import count_iterations, validation_names
 from sam3dnet.comparison.stages import StageError, machine
@@ -42,9 +44,11 @@ from sam3dnet.preprocessing.folders import write_json
 REAL_SETS = ("120", "121", "122", "123", "124", "125", "501")
 OURS = "sam3d"
 METHODS = (OURS, "nnunet-batch2", "nnunet")
+VARIANTS_OF_OURS = {f"{OURS}-{variant}": variant for variant in (*VARIANTS, *RATES)}
 METRICS = ("dice", "nsd", "hd95_mm")
 KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predicted", "lesions_found", "lesions_correct")
 WORST_FIRST = {"hd95_mm"}  # where less is better
+CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -54,7 +58,8 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> Settings:
     """Plan and preprocess a set with all methods, ours first, since it writes the split; on all cores."""
     settings = settings_of(arguments, dataset, "prepared")
     link_raw_dataset(settings)
-    for method in sorted(arguments.methods, key=lambda name: name != OURS):
+    methods = {OURS if method in VARIANTS_OF_OURS else method for method in arguments.methods}
+    for method in sorted(methods, key=lambda name: (name != OURS, name)):
         logger.info("%s: preparing %s", dataset, method)
         against_nnunet.PREPARE[method](settings)
     return settings
@@ -77,14 +82,17 @@ def settings_of(arguments: argparse.Namespace, dataset: str, name: str, minutes:
 
 def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tuple[str, str, float, int]) -> Row:
     """Train a method once on a set, and score its validation."""
-    dataset, method, minutes, run = cell
-    settings = settings_of(arguments, dataset, f"{minutes:g}min_run{run}", minutes)
+    dataset, name, minutes, run = cell
+    variant = VARIANTS_OF_OURS.get(name)
+    method = OURS if variant else name
+    folder = f"{minutes:g}min_run{run}" + (f"_{variant}" if variant else "")
+    settings = settings_of(arguments, dataset, folder, minutes)
     settings.work.mkdir(parents=True, exist_ok=True)
     shared = settings.work / "nnUNet_preprocessed"
     if not shared.exists():
         shared.symlink_to(prepared.work / "nnUNet_preprocessed", target_is_directory=True)
     link_raw_dataset(settings)
-    trained = train_and_validate(settings, method)
+    trained = train_and_validate(settings, method, variant)
     fold = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
     output = settings.stages.folder / f"{method}-scored.json"
     labels = settings.raw / dataset / "labelsTr"
@@ -219,7 +227,7 @@ def _range(values: Sequence[int]) -> list[int]:
 
 def best_other(by_method: Mapping[str, list[Row]], metric: str = "dice") -> str | None:
     """Name the best method that is not ours."""
-    others = [method for method in by_method if method != OURS]
+    others = [method for method in by_method if method != OURS and method not in VARIANTS_OF_OURS]
     return max(others, key=lambda method: case_means(by_method[method], metric).mean(), default=None)
 
 
@@ -268,7 +276,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--raw", type=Path, help="folder that holds the DatasetNNN_Name folders")
     parser.add_argument("--work", type=Path, help="folder for everything that is written but the results")
     parser.add_argument("--sets", nargs="+", default=list(REAL_SETS), help="numbers or names (default: all real ones)")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(against_nnunet.PREPARE))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=CHOICES)
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0], help="training time (default 20)")
     parser.add_argument("--runs", type=int, default=1, help="trainings of each, differently at random (default 1)")
     parser.add_argument("--fold", default="0")

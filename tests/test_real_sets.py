@@ -7,10 +7,15 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+
+from sam3dnet.check.networks import own_arguments
+from sam3dnet.network.sam3d import SAM3D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import real_sets
+import variants
 
 DATASET = "Dataset905_Made"
 
@@ -48,6 +53,40 @@ def test_every_method_and_class_has_its_line():
     results = real_sets.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
     assert f"| {DATASET} | 20 | sam3d | 0.650 | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
     assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
+
+
+def test_a_variant_is_no_method_of_others_and_trains_by_the_plan_of_ours(arguments, tmp_path, monkeypatch):
+    rows = [OURS, *THEIRS, row("sam3d-no-blocks", {"a": 0.99, "b": 0.99})]
+    assert real_sets.differences_table(rows) == real_sets.differences_table([OURS, *THEIRS])
+    prepared, asked = [], []
+    monkeypatch.setitem(real_sets.against_nnunet.PREPARE, "sam3d", lambda settings: prepared.append(settings.work))
+    arguments.methods = ["sam3d-no-blocks", "sam3d", "sam3d-zero-start"]
+    settings = real_sets.prepare(arguments, DATASET)
+    assert len(prepared) == 1
+    monkeypatch.setattr(real_sets.against_nnunet.Stages, "run", lambda *a, **k: asked.append(a[3]) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        real_sets.train_and_score(settings, arguments, (DATASET, "sam3d-no-blocks", 5.0, 0))
+    script, variant, separator, dataset = asked[0][1:5]
+    assert Path(script).name == "variants.py" and (variant, separator, dataset) == ("no-blocks", "--", DATASET)
+    assert asked[0][asked[0].index("--root") + 1] == str(tmp_path / "work" / DATASET / "5min_run0_no-blocks")
+
+
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
+    monkeypatch.setattr(SAM3D, "__init__", SAM3D.__init__)  # what is changed is undone
+    arguments = own_arguments((16, 16, 24), (8, 8, 8), "tiny", False, prompts=False, fitted_windows=True)
+    torch.manual_seed(0)
+    plain = SAM3D(1, 2, **arguments).eval()
+    variants.change(variant)
+    torch.manual_seed(0)
+    changed = SAM3D(1, 2, **arguments).eval()
+    image = torch.randn(1, 1, 16, 16, 24)
+    with torch.no_grad():
+        logits, reference = changed(image), plain(image)
+    assert logits.shape == reference.shape and torch.isfinite(logits).all()
+    assert torch.equal(logits, reference) == (variant in ("as-is", "no-adapters"))  # adapters add nothing at birth
+    count = sum(p.numel() for p in changed.parameters())
+    assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
 
 
 @pytest.fixture
