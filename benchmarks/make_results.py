@@ -99,7 +99,8 @@ def section_name(results: Mapping[str, Any], file: Path) -> str:
 
 def draw(results: Mapping[str, Any], name: str, folder: Path) -> list[str]:
     """Draw what is worth it; give the paths of the plots relative to the page."""
-    drawing = {"encoder_and_step": draw_steps, "scaling": draw_growth}.get(results["benchmark"])
+    drawings = {"encoder_and_step": draw_steps, "scaling": draw_growth, "real_sets": real_sets.draw}
+    drawing = drawings.get(results["benchmark"])
     if drawing is None:
         return []
     import matplotlib

@@ -159,7 +159,8 @@ def run_all(arguments: argparse.Namespace) -> None:
                 logger.error("%s failed: %s", cell, error)
                 continue
             with writing:
-                write_rows(arguments.json, [*(r for r in read_rows(arguments.json) if key(r) != cell), row])
+                others = [other for other in read_rows(arguments.json) if key(other) != cell]
+                write_rows(arguments.json, [*others, row], arguments.device)
             logger.info("%s: Dice %.3f, %s iterations", cell, case_means([row], "dice").mean(), row["iterations"])
 
     cores = arguments.cores or sorted(os.sched_getaffinity(0))
@@ -180,12 +181,15 @@ def read_rows(file: Path) -> list[Row]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
+def write_rows(file: Path, rows: Sequence[Row], device: str = "cpu") -> None:
     """Write the trainings in the form of all benchmarks."""
     where = machine() | {"threads": 1, "commit": commit()}
     command = " ".join(["python", "benchmarks/real_sets.py", *map(without_folder, sys.argv[1:])])
     rows = sorted(rows, key=key)
-    write_json(file, {"benchmark": "real_sets", "command": command, "settings": {}, "machine": where, "rows": rows})
+    write_json(
+        file,
+        {"benchmark": "real_sets", "command": command, "settings": {"device": device}, "machine": where, "rows": rows},
+    )
 
 
 def case_means(runs: Sequence[Row], metric: str) -> np.ndarray:
@@ -268,6 +272,30 @@ def classes_table(rows: Sequence[Row]) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Format all three tables."""
     return "\n\n".join([results_table(rows), differences_table(rows), classes_table(rows)])
+
+
+def draw(rows: Sequence[Row]) -> Any:
+    """Draw the mean Dice of each method on each set: a point a training, a line a set and budget."""
+    from matplotlib.figure import Figure
+
+    found = list(groups(rows))
+    names = [f"{dataset.partition('_')[2]}, {minutes:g} min" for dataset, minutes, _ in found]
+    methods = list(dict.fromkeys(method for _, _, by_method in found for method in by_method))
+    figure = Figure(figsize=(7, 0.4 * len(found) + 1.2))
+    axes = figure.subplots()
+    for number, method in enumerate(methods):
+        points = [
+            (case_means([run], "dice").mean(), line + 0.12 * (number - (len(methods) - 1) / 2))
+            for line, (_, _, by_method) in enumerate(found)
+            for run in by_method.get(method, ())
+        ]
+        axes.scatter(*zip(*points, strict=True), s=22, label=method)
+    axes.set_yticks(range(len(found)), names)
+    axes.invert_yaxis()
+    axes.set_xlabel("mean Dice of the validation cases")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

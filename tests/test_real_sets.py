@@ -14,6 +14,7 @@ from sam3dnet.network.sam3d import SAM3D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import make_results
 import real_sets
 import variants
 
@@ -53,6 +54,21 @@ def test_every_method_and_class_has_its_line():
     results = real_sets.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
     assert f"| {DATASET} | 20 | sam3d | 0.650 | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
     assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
+
+
+def test_results_are_a_section_of_the_page_with_a_plot(tmp_path):
+    file = tmp_path / "real_sets_made_up.json"
+    real_sets.write_rows(file, [OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
+    results = json.loads(file.read_text())
+    name = make_results.section_name(results, file)
+    plots = make_results.draw(results, name, tmp_path / "plots")
+    text = make_results.section(results, plots, name)
+    assert name == "real_sets_made_up" and plots == ["plots/real_sets_made_up.png"]
+    assert f"| {DATASET} | 20 | nnunet-batch2 | dice | -0.060 |" in text
+    (axes,) = real_sets.draw(results["rows"]).axes
+    points = {points.get_label(): points.get_offsets() for points in axes.collections}
+    assert points["sam3d"][:, 0].tolist() == pytest.approx([0.75, 0.55])
+    assert len(points["nnunet"]) == 1
 
 
 def test_a_variant_is_no_method_of_others_and_trains_by_the_plan_of_ours(arguments, tmp_path, monkeypatch):
