@@ -4,8 +4,7 @@ import math
 import os
 from pathlib import Path
 
-GROUPS = Path("/sys/fs/cgroup")
-MEMBERSHIP = Path("/proc/self/cgroup")
+from sam3dnet.preprocessing.control_groups import groups_of
 
 
 def cores_of_job() -> int:
@@ -31,35 +30,17 @@ def _affinity() -> set[int]:
 
 def _quota() -> float | None:
     """Read how many cores' time Linux lets the control groups of this process have; None for no limit."""
+    limits = (_limit(group, is_second) for group, is_second in groups_of("cpu"))
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _limit(group: Path, is_second: bool) -> float | None:
+    """Read the limit of a group; None where it has none, or does not say."""
     try:
-        lines = MEMBERSHIP.read_text(encoding="utf-8").splitlines()
-    except OSError:  # another system
-        return None
-    limits = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        inside = path.strip("/")
-        if not controllers:  # the second version of control groups: one tree
-            limits += [_limit(group / "cpu.max") for group in _up(GROUPS, inside)]
-        elif "cpu" in controllers.split(","):
-            limits += [_limit(group) for group in _up(GROUPS / "cpu", inside)]
-    found = [limit for limit in limits if limit is not None]
-    return min(found) if found else None
-
-
-def _up(root: Path, inside: str) -> list[Path]:
-    """List a group and all that hold it."""
-    parts = [part for part in inside.split("/") if part not in ("", "..")]
-    return [root.joinpath(*parts[:count]) for count in range(len(parts), -1, -1)]
-
-
-def _limit(place: Path) -> float | None:
-    """Read a limit: from the file of the second version, or the folder of a group of the first."""
-    try:
-        if place.name == "cpu.max":
-            quota, period = place.read_text(encoding="utf-8").split()
+        if is_second:
+            quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
         else:
-            quota, period = ((place / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
         return float(quota) / float(period) if quota not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None

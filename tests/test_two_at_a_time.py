@@ -9,12 +9,13 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.writing import SECONDS_TO_WRITE, UNFINISHED, remove_abandoned
-from sam3dnet.preprocessing import cores
+from sam3dnet.preprocessing import control_groups, cores, free_memory
 from sam3dnet.preprocessing.locking import only_one
 from sam3dnet.settings.prediction import PredictionSettings
 
@@ -130,8 +131,43 @@ def test_the_quota_of_a_group_and_of_those_that_hold_it(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content + "\n")
-    monkeypatch.setattr(cores, "GROUPS", tmp_path)
-    monkeypatch.setattr(cores, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
     assert cores._quota() == quota
     monkeypatch.setattr(cores, "_affinity", lambda: set(range(64)))
     assert cores.cores_of_job() == (64 if quota is None else -int(-quota // 1))
+
+
+FREE, NO_LIMIT = 50_000, str(2**63 - 4096)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "free"),
+    [
+        ("0::/job", {"job/memory.max": "10000", "job/memory.current": "7000"}, 3500),
+        ("0::/job", {"job/memory.max": "max", "job/memory.current": "7000"}, FREE),
+        ("0::/job", {"memory.max": "8000", "memory.current": "7600", "job/memory.max": "max"}, 900),
+        ("0::/job", {"job/memory.max": "7000", "job/memory.current": "9000"}, 0),
+        (
+            "4:memory:/job",
+            {"memory/job/memory.limit_in_bytes": "9000", "memory/job/memory.usage_in_bytes": "100"},
+            9400,
+        ),
+        ("4:memory:/", {"memory/memory.limit_in_bytes": NO_LIMIT, "memory/memory.usage_in_bytes": "100"}, FREE),
+        ("0::/job", {"job/memory.max": "nonsense", "job/memory.current": "7000"}, FREE),
+    ],
+)
+def test_memory_is_what_the_job_may_still_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, membership: str, files: dict[str, str], free: int
+) -> None:
+    """Copies of files (500 bytes) are given up before anything fails."""
+    (tmp_path / "membership").write_text(f"7:cpu:/x\n{membership}\n")
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+        key = "total_inactive_file" if "limit_in_bytes" in str(list(files)) else "inactive_file"
+        (tmp_path / name).with_name("memory.stat").write_text(f"anon 77\n{key} 500\nactive_file 9\n")
+    monkeypatch.setattr(control_groups, "GROUPS", tmp_path)
+    monkeypatch.setattr(control_groups, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(free_memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=FREE))
+    assert free_memory.free_memory() == free

@@ -15,6 +15,7 @@ from sam3dnet.check.result import CheckResult, judged, skipped, told
 from sam3dnet.check.setting import Setting
 from sam3dnet.comparison.stages import machine
 from sam3dnet.preprocessing.folders import VARIABLES
+from sam3dnet.preprocessing.free_memory import free_memory
 
 GIB = 2**30
 
@@ -22,12 +23,12 @@ GIB = 2**30
 def check_installation(setting: Setting) -> Iterator[CheckResult]:
     """Tell versions, processor, memory and disk; judge the versions and nnU-Net's folders."""
     yield judge_versions(requires("sam3dnet") or [])
-    about, memory = machine(), psutil.virtual_memory()
+    about, total = machine(), psutil.virtual_memory().total
     yield told(
         "installation",
         "machine",
         f"{platform.uname().system} {platform.machine()}, {about['processor']}, {about['cores']} cores, "
-        f"{memory.total / GIB:.0f} GiB of memory, {memory.available / GIB:.0f} free, load {psutil.getloadavg()[0]:.1f}",
+        f"{total / GIB:.0f} GiB of memory, {free_memory() / GIB:.0f} free, load {psutil.getloadavg()[0]:.1f}",
     )
     for variable in VARIABLES:
         yield judge_folder(variable)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from sam3dnet.planning.memory import LiveBytes
+from sam3dnet.preprocessing.free_memory import free_memory
 
 MIB = 2**20
 
@@ -79,4 +79,4 @@ def free_bytes(device: torch.device) -> int:
     """Give the memory that is free now, on the card or on this machine."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory()

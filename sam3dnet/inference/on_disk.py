@@ -10,14 +10,15 @@ import weakref
 from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sam3dnet.preprocessing.free_memory import free_memory
+
 logger = logging.getLogger(__name__)
 
-SHARE_OF_MEMORY = 0.25  # of what is free: larger arrays go to disk
+SHARE_OF_MEMORY = 0.25  # of what is free to this job: larger arrays go to disk
 _CANNOT_RESERVE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _ZEROS = bytes(1 << 20)
 _MAPPED: MutableMapping[Tensor, mmap.mmap] = WeakTensorKeyDictionary()
@@ -59,7 +60,7 @@ def room_for(shape: Sequence[int], dtype: torch.dtype, what: str) -> Tensor:
         what: Will be in it, for the message.
     """
     size = dtype.itemsize * math.prod(shape)
-    if size <= SHARE_OF_MEMORY * psutil.virtual_memory().available:
+    if size <= SHARE_OF_MEMORY * free_memory():
         return torch.zeros(tuple(shape), dtype=dtype)
     try:
         return _mapped(tuple(shape), dtype, what)
