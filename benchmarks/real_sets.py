@@ -270,8 +270,9 @@ def classes_table(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format all three tables."""
-    return "\n\n".join([results_table(rows), differences_table(rows), classes_table(rows)])
+    """Format the three tables; that of differences where there is another method than ours."""
+    compared = [differences_table(rows)] if any(best_other(by_method) for _, _, by_method in groups(rows)) else []
+    return "\n\n".join([results_table(rows), *compared, classes_table(rows)])
 
 
 def draw(rows: Sequence[Row]) -> Any:
