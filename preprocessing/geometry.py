@@ -166,6 +166,12 @@ def as_stored(array_ZYX: npt.NDArray[Any], properties: Mapping[str, Any]) -> npt
     return stored_xyz[tuple(slice(None, None, -1 if back else None) for back in backwards)].transpose()
 
 
+def place_in_file(place_ZYX: Sequence[int], shape_ZYX: Sequence[int], properties: Mapping[str, Any]) -> Voxel:
+    """Give the index (i, j, k) in the image's file of a voxel of the array in which nnU-Net's reader gave the image."""
+    _, file_from_array = _image_affines(properties, _triple(shape_ZYX))
+    return _triple(np.rint(file_from_array @ [*reversed(place_ZYX), 1])[:3])
+
+
 def nearest_voxel(coordinates: npt.ArrayLike, shape: Sequence[int]) -> Voxel:
     """Give the voxel of a grid that holds a point, or the nearest one; a point between two belongs to the higher."""
     return _triple(np.clip(np.floor(np.asarray(coordinates) + 0.5), 0, np.asarray(shape) - 1))

@@ -17,9 +17,10 @@ from tiny_models import LABELS, REGIONS, labels_of, make_model, truncate
 
 from sam3dnet.evaluation.plain_pickles import holds_plain_values
 from sam3dnet.inference import label_slabs, probabilities, windows
+from sam3dnet.inference.companions import WHOLE, Segmentation, start_companions
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import load_model
-from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume, Segmentation, agree, shape_of
+from sam3dnet.inference.probabilities import ProbabilityVolume, agree, shape_of
 from sam3dnet.inference.writing import unfinished_folder
 
 
@@ -133,10 +134,11 @@ def test_where_segmenting_fails_the_room_is_given_back():
     closed = []
     volume = SimpleNamespace(close=lambda: closed.append(True))
     with pytest.raises(ZeroDivisionError):
-        Segmentation.of(volume, lambda: 1 / 0)
+        Segmentation.of(start_companions(lambda: volume, False, lambda: volume), lambda: 1 / 0)
+    assert closed == [True, True]
     with pytest.raises(ZeroDivisionError):
-        Segmentation.of(None, lambda: 1 / 0)
-    assert closed == [True]
+        start_companions(lambda: volume, lambda: 1 / 0)
+    assert closed == [True, True, True]
 
 
 def test_probabilities_of_another_label_map_do_not_stay(predict, images, tmp_path):

@@ -5,7 +5,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from sam3dnet.prompts.components import connected
+from sam3dnet.prompts.components import connected, partners
 from sam3dnet.settings.evaluation import LESION_IOU
 
 CONNECTIVITY: Final = 26
@@ -36,14 +36,9 @@ def count_lesions(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: fl
     Returns:
         The counts; found is a part of truth, correct a part of predicted.
     """
-    truth, num_truth = _components(truth_ZYX)
-    predicted, num_predicted = _components(prediction_ZYX)
-    common = (truth > 0) & (predicted > 0)
-    pairs, intersections = np.unique(truth[common] * (num_predicted + 1) + predicted[common], return_counts=True)
-    of_truth, of_predicted = np.divmod(pairs, num_predicted + 1)
-    sizes = np.bincount(truth.ravel())[of_truth] + np.bincount(predicted.ravel())[of_predicted]
-    match = intersections / (sizes - intersections) >= min_iou
-    return LesionCounts(num_truth, num_predicted, len(set(of_truth[match])), len(set(of_predicted[match])))
+    matched = partners(truth_ZYX, prediction_ZYX, min_iou)
+    counts = (len(matched.first), len(matched.second), matched.first.sum(), matched.second.sum())
+    return LesionCounts(*map(int, counts))
 
 
 def voxels_without_partner(mask_ZYX: np.ndarray, other_ZYX: np.ndarray, connectivity: Literal[6, 18, 26]) -> int:

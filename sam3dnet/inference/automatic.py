@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sam3dnet.errors import Sam3dError
+from sam3dnet.inference.companions import Companion
 from sam3dnet.inference.economy import Demand, Setting
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.on_disk import let_go, room_for
-from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.windows import background_logits, predict_slabs
 
 BYTES_A_LOGIT = 4  # of a running sum
@@ -41,7 +41,7 @@ class AutomaticSegmentation:
         properties: Mapping[str, Any],
         on_progress: Callable[[float], None] | None = None,
         keep: Tensor | None = None,
-        probabilities: ProbabilityVolume | None = None,
+        companion: Companion | None = None,
     ) -> np.ndarray:
         """Segment; where the device's memory is exhausted anew, with less of it, see `Economy`.
 
@@ -50,7 +50,7 @@ class AutomaticSegmentation:
             properties: What nnU-Net's preprocessor says about it.
             on_progress: Called with the share that is done.
             keep: Gets the logits (K, Z, Y, X), from `room_for_logits`; None where only labels are wanted.
-            probabilities: Gets the logits on the image's grid; None where only labels are wanted.
+            companion: Gets the logits on the image's grid; None where only labels are wanted.
 
         Returns:
             Labels on the grid of the image as its reader gave it.
@@ -58,7 +58,7 @@ class AutomaticSegmentation:
         Raises:
             Sam3dError: If the network's output is not finite.
         """
-        work = partial(self._label_map, image_CZYX, properties, on_progress, keep, probabilities)
+        work = partial(self._label_map, image_CZYX, properties, on_progress, keep, companion)
         return self._model.economy.attempt(self._demand(image_CZYX), work)
 
     def _demand(self, image_CZYX: Tensor) -> Demand:
@@ -80,12 +80,12 @@ class AutomaticSegmentation:
         properties: Mapping[str, Any],
         on_progress: Callable[[float], None] | None,
         keep: Tensor | None,
-        probabilities: ProbabilityVolume | None,
+        companion: Companion | None,
         setting: Setting,
     ) -> np.ndarray:
         model = self._model
         plan = (model.plans, model.configuration, model.labels)
-        labels = start_label_map(image_CZYX.shape[1:], properties, *plan, probabilities)
+        labels = start_label_map(image_CZYX.shape[1:], properties, *plan, companion)
         done = 0
         for logits in self._slabs(image_CZYX, on_progress, setting):
             if not torch.isfinite(logits).all():

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 
 from sam3dnet.errors import Sam3dError
+from sam3dnet.inference.companions import Segmentation
 from sam3dnet.inference.economy import is_out_of_memory
 from sam3dnet.inference.images import Case, Preprocessed, read_ahead
-from sam3dnet.inference.probabilities import Segmentation
 from sam3dnet.preprocessing.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -95,8 +95,7 @@ class _Pipeline:
         try:
             self._steps.write(case, segmentation, properties)
         finally:
-            if segmentation.probabilities is not None:
-                segmentation.probabilities.close()
+            segmentation.companions.close()
         return True
 
     def _settle(self, writing: Writing | None) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam3dnet.inference.companions import WHOLE, Companion
 from sam3dnet.inference.deciding import decide, smallest_type
 from sam3dnet.inference.on_disk import let_go, room_for
-from sam3dnet.inference.probabilities import WHOLE, ProbabilityVolume
 from sam3dnet.inference.resampling import (
     AxisMode,
     axis_modes,
@@ -43,7 +43,7 @@ def start_label_map(
     plans: Any,
     configuration: Any,
     labels: Any,
-    probabilities: ProbabilityVolume | None = None,
+    companion: Companion | None = None,
 ) -> GrowingLabelMap:
     """Begin a label map for logits that will come slab by slab.
 
@@ -53,7 +53,7 @@ def start_label_map(
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
         labels: nnU-Net's LabelManager.
-        probabilities: Gets the logits on the image's grid; None where only labels are wanted.
+        companion: Gets the logits on the image's grid; None where only labels are wanted.
     """
     target_shape = tuple(properties["shape_after_cropping_and_before_resampling"])
     spacing_mm = [properties["spacing"][axis] for axis in plans.transpose_forward]
@@ -61,8 +61,8 @@ def start_label_map(
     if tuple(shape_ZYX) != target_shape:
         modes = axis_modes(configuration.resampling_fn_probabilities, configuration.spacing, spacing_mm)
     if modes is None:
-        return _KeptLogits(shape_ZYX, properties, plans, configuration, labels, probabilities)
-    return _Slabs(shape_ZYX, target_shape, modes, properties, plans, labels, probabilities)
+        return _KeptLogits(shape_ZYX, properties, plans, configuration, labels, companion)
+    return _Slabs(shape_ZYX, target_shape, modes, properties, plans, labels, companion)
 
 
 def label_map(
@@ -71,7 +71,7 @@ def label_map(
     plans: Any,
     configuration: Any,
     labels: Any,
-    probabilities: ProbabilityVolume | None = None,
+    companion: Companion | None = None,
 ) -> np.ndarray:
     """Resample logits to the image's grid and decide on a label for each voxel.
 
@@ -84,21 +84,21 @@ def label_map(
         plans: nnU-Net's PlansManager.
         configuration: nnU-Net's ConfigurationManager.
         labels: nnU-Net's LabelManager.
-        probabilities: Gets the logits on the image's grid; None where only labels are wanted.
+        companion: Gets the logits on the image's grid; None where only labels are wanted.
 
     Returns:
         Labels on the grid of the image as its reader gave it, in the smallest unsigned type that holds all labels.
     """
     rest = (properties, plans, configuration)
     channels: Iterable[Tensor] = (resample_to_image(logits_KZYX[k : k + 1], *rest) for k in range(len(logits_KZYX)))
-    if probabilities is not None:
-        channels = _passed_on(channels, probabilities)
+    if companion is not None:
+        channels = _passed_on(channels, companion)
     return put_into_image(decide(channels, labels), properties, plans)
 
 
-def _passed_on(channels: Iterable[Tensor], probabilities: ProbabilityVolume) -> Iterator[Tensor]:
+def _passed_on(channels: Iterable[Tensor], companion: Companion) -> Iterator[Tensor]:
     for channel, logits_ZYX in enumerate(channels):
-        probabilities.put(channel, WHOLE, logits_ZYX)
+        companion.put(channel, WHOLE, logits_ZYX)
         yield logits_ZYX
 
 
@@ -112,11 +112,11 @@ class _KeptLogits:
         plans: Any,
         configuration: Any,
         labels: Any,
-        probabilities: ProbabilityVolume | None,
+        companion: Companion | None,
     ):
         self._logits = room_for((labels.num_segmentation_heads, *shape_ZYX), torch.half, "logits")
         self._came = 0
-        self._rest = (properties, plans, configuration, labels, probabilities)
+        self._rest = (properties, plans, configuration, labels, companion)
 
     def add(self, logits_KpYX: Tensor) -> None:
         self._logits[:, self._came : self._came + logits_KpYX.shape[1]] = logits_KpYX
@@ -138,9 +138,9 @@ class _Slabs:
         properties: Mapping[str, Any],
         plans: Any,
         labels: Any,
-        probabilities: ProbabilityVolume | None,
+        companion: Companion | None,
     ):
-        self._probabilities = probabilities
+        self._companion = companion
         self._modes, self._properties, self._plans, self._label_manager = modes, properties, plans, labels
         self._labels_ZYX = np.zeros(target_shape_ZYX, smallest_type(labels))
         self._below, self._above, self._share_above = neighbours(shape_ZYX[0], target_shape_ZYX[0], modes[0])
@@ -164,8 +164,8 @@ class _Slabs:
             planes = slice(self._decided + few.start, self._decided + few.stop)
             logits_KnYX = self._between(held, first, planes)
             self._labels_ZYX[planes] = decide(logits_KnYX, self._label_manager)
-            if self._probabilities is not None:
-                self._probabilities.put(slice(None), (planes, slice(None), slice(None)), logits_KnYX)
+            if self._companion is not None:
+                self._companion.put(slice(None), (planes, slice(None), slice(None)), logits_KnYX)
         self._decided = max(self._decided, complete)
         self._last = came[:, -1:].clone()
 

@@ -15,13 +15,17 @@ import numpy as np
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.calibration import UNCALIBRATED, Calibration, read_validated
 from sam3dnet.inference.cascade import load_stages, make_input, stored_stage
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
+from sam3dnet.inference.companions import Companion, Segmentation, start_companions
+from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
+from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.postprocessing import read_postprocessing
-from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, are_whole, remove_probabilities
+from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities
 from sam3dnet.inference.text import ask_for_text
 from sam3dnet.inference.writing import is_finished, remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.cases import channel_names
@@ -44,7 +48,7 @@ class PromptedSegmentation(Protocol):
     """Segments cases under their prompts, see `interactive.run_prompts`."""
 
     def label_map(
-        self, name: str, case: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None = None
+        self, name: str, case: Preprocessed, on_progress: OnProgress, companion: Companion | None = None
     ) -> np.ndarray:
         """Segment a case."""
 
@@ -115,8 +119,8 @@ def _predict_folder(
     newer = [] if stored is None else [name for name in names if stored.is_newer(name, output / f"{name}{ending}")]
     for name in {*_outdated(output, before, record, names), *newer}:
         (output / f"{name}{ending}").unlink(missing_ok=True)
-        remove_probabilities(output / name)
-    skipped = [case.name for case in cases if _is_finished(output, case, model, settings.save_probabilities)]
+        _remove_companions(output / name)
+    skipped = [case.name for case in cases if _is_finished(output, case, model, settings)]
     _write_companions(output, record, model)
     to_do = [case for case in cases if case.name not in set(skipped)]
     if cluster is None:
@@ -233,13 +237,33 @@ def _outdated(output: Path, before: dict[str, Any] | None, now: dict[str, Any], 
     return [name for name in names if now["prompts"].get(name) != prompts_before.get(name)]
 
 
-def _is_finished(output: Path, case: Case, model: LoadedModel, with_probabilities: bool) -> bool:
+def _is_finished(output: Path, case: Case, model: LoadedModel, settings: PredictionSettings) -> bool:
     label_map = output / f"{case.name}{model.dataset_json['file_ending']}"
     if not is_finished(label_map, case, model.reader):
         return False
+    if settings.confidence and not (output / f"{case.name}{CONFIDENCE_ENDING}").is_file():
+        return False
     grid, _ = model.reader.read_grid(case.name, label_map, is_label=True)
     channels = model.labels.num_segmentation_heads
-    return not with_probabilities or (grid is not None and are_whole(output / case.name, grid.shape, channels))
+    return not settings.save_probabilities or (grid is not None and are_whole(output / case.name, grid.shape, channels))
+
+
+def _remove_companions(stem: Path) -> None:
+    """Remove what belongs to a label map that is no longer, or no longer the same."""
+    remove_probabilities(stem)
+    stem.with_name(f"{stem.name}{CONFIDENCE_ENDING}").unlink(missing_ok=True)
+
+
+def _calibration_of(model: LoadedModel) -> Calibration:
+    """Learn from the validation of the folds that predict; one that was trained on all cases teaches nothing."""
+    folds = {file.parent for file in model.checkpoint_files}
+    found = read_validated(sorted(fold for fold in folds if fold.name != "fold_all")).calibration()
+    if not found.num_cases:
+        logger.warning(
+            "Warning: confidences are the network's own, which is surer than it should be: no fold that predicts has "
+            "been validated with them; sam3d_train DATASET FOLD --validate-only does"
+        )
+    return found
 
 
 def _write_companions(output: Path, record: dict[str, Any], model: LoadedModel) -> None:
@@ -255,7 +279,8 @@ class _Run:
     def __init__(self, settings: PredictionSettings, model: LoadedModel, prompts: Prompts | None) -> None:
         self._model = model
         self._output = Path(settings.output_folder)
-        self._with_probabilities = settings.save_probabilities
+        self._with_probabilities, self._with_confidence = settings.save_probabilities, settings.confidence
+        self._calibration = _calibration_of(model) if settings.confidence else UNCALIBRATED
         self._turn = Lock()  # of the networks: a cascade's first stage is asked where images are read
         stored = settings.prev_stage_predictions
         options: dict[str, Any] = {"step_size": settings.step, "mirror": settings.mirror}
@@ -276,27 +301,29 @@ class _Run:
         return predict_cases(cases, steps, ahead, progress)
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
-        probabilities = self._room_for_probabilities(preprocessed[1]) if self._with_probabilities else None
+        model, properties = self._model, preprocessed[1]
+        of_model = (properties, model.plans, model.labels)
+        companions = start_companions(
+            self._with_probabilities and (lambda: ProbabilityVolume(unfinished_folder(self._output), *of_model)),
+            self._with_confidence and (lambda: ConfidenceVolume(*of_model, model.dataset_json, self._calibration)),
+        )
         with self._turn:
-            work = partial(self._label_map, case, preprocessed, on_progress, probabilities)
-            return Segmentation.of(probabilities, work)
-
-    def _room_for_probabilities(self, properties: Mapping[str, Any]) -> ProbabilityVolume:
-        return ProbabilityVolume(unfinished_folder(self._output), properties, self._model.plans, self._model.labels)
+            work = partial(self._label_map, case, preprocessed, on_progress, companions or None)
+            return Segmentation.of(companions, work)
 
     def _label_map(
-        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None
+        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion | None
     ) -> np.ndarray:
         if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
-            labels_ZYX = self._automatic.label_map(*preprocessed, on_progress, probabilities=probabilities)
+            labels_ZYX = self._automatic.label_map(*preprocessed, on_progress, companion=companion)
             return self._model.postprocessing.applied_to(labels_ZYX)
-        return self._prompted.label_map(case.name, preprocessed, on_progress, probabilities)
+        return self._prompted.label_map(case.name, preprocessed, on_progress, companion)
 
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
-        remove_probabilities(self._output / case.name)
-        more = segmentation.writer_of_probabilities(case.name)
-        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._input.reader, more)
+        _remove_companions(self._output / case.name)
+        companions = segmentation.companions_of(case.name)
+        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._input.reader, companions)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ Axes in names: K classes or regions, n voxels, Z Y X voxels.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import numpy.typing as npt
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 from torch import Tensor
 
+from sam3dnet.inference.companions import Slices
 from sam3dnet.inference.on_disk import reserve
 from sam3dnet.inference.windows import in_parts
 from sam3dnet.preprocessing.world import WORLD
 
 ENDINGS = (".npz", ".pkl")  # nnU-Net's: probabilities, and what its readers and its preprocessor say about the image
 COPIES = 4  # of the planes that are made probabilities: logits, softmax, its parts, nnU-Net's decision
-WHOLE = (slice(None),) * 3
 
 Floats = npt.NDArray[np.float32]
-Slices = tuple[slice, slice, slice]
 
 
 class ProbabilityVolume:
@@ -43,11 +41,8 @@ class ProbabilityVolume:
     """
 
     def __init__(self, folder: tempfile.TemporaryDirectory, properties: Mapping[str, Any], plans: Any, labels: Any):
-        self._folder, self._properties, self._labels = folder, properties, labels
-        transposed = properties["shape_before_cropping"]
-        crop = [slice(int(start), int(stop)) for start, stop in properties["bbox_used_for_cropping"]]
-        self._crop = tuple(crop[axis] for axis in plans.transpose_backward)
-        shape = (labels.num_segmentation_heads, *(int(transposed[axis]) for axis in plans.transpose_backward))
+        self._folder, self._properties, self._plans, self._labels = folder, properties, plans, labels
+        shape = (labels.num_segmentation_heads, *image_shape(properties, plans))
         try:
             file = Path(folder.name) / "logits"
             reserve(file, 4 * int(np.prod(shape)), "probabilities")
@@ -55,8 +50,7 @@ class ProbabilityVolume:
         except BaseException:
             folder.cleanup()
             raise
-        in_plan = self._values_KZYX.transpose(0, *(1 + axis for axis in plans.transpose_forward))
-        self._cropped_Kzyx = in_plan[(slice(None), *crop)]
+        self._cropped_Kzyx = cropped(self._values_KZYX, properties, plans)
 
     def put(self, channels: int | slice, box: Slices, logits: Tensor) -> None:
         """Take the logits of a channel, or of all, in a box of the image that the plan transposed and cropped."""
@@ -87,7 +81,8 @@ class ProbabilityVolume:
         """Apply nnU-Net's softmax or sigmoid; what the crop left out is background for sure."""
         values_KZYX: Floats = self._labels.apply_inference_nonlin(np.array(self._values_KZYX[:, planes])).numpy()
         outside_ZYX = np.ones(values_KZYX.shape[1:], bool)
-        z, y, x = self._crop
+        crop = _crop(self._properties)
+        z, y, x = (crop[axis] for axis in self._plans.transpose_backward)
         outside_ZYX[max(0, z.start - planes.start) : max(0, z.stop - planes.start), y, x] = False
         values_KZYX[:, outside_ZYX] = 0
         if not self._labels.has_regions:
@@ -100,34 +95,21 @@ class ProbabilityVolume:
         self._folder.cleanup()
 
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What there is to write of a case.
+def image_shape(properties: Mapping[str, Any], plans: Any) -> tuple[int, int, int]:
+    """Give the voxels (Z, Y, X) of an image as its reader gave it, from what nnU-Net's preprocessor says about it."""
+    transposed = properties["shape_before_cropping"]
+    depth, height, width = (int(transposed[axis]) for axis in plans.transpose_backward)
+    return depth, height, width
 
-    Attributes:
-        labels_ZYX: Label map on the grid of the image as its reader gave it.
-        probabilities: Where they are wanted.
-    """
 
-    labels_ZYX: np.ndarray
-    probabilities: ProbabilityVolume | None = None
+def cropped(values_KZYX: np.ndarray, properties: Mapping[str, Any], plans: Any) -> np.ndarray:
+    """View an array on the image's grid along the plan's axes, (K, z, y, x), where the preprocessor cropped it to."""
+    in_plan = values_KZYX.transpose(0, *(1 + axis for axis in plans.transpose_forward))
+    return in_plan[(slice(None), *_crop(properties))]
 
-    @classmethod
-    def of(cls, probabilities: ProbabilityVolume | None, segment: Callable[[], np.ndarray]) -> "Segmentation":
-        """Segment, and give back the room for probabilities if that fails."""
-        try:
-            return cls(segment(), probabilities)
-        except BaseException:
-            if probabilities is not None:
-                probabilities.close()
-            raise
 
-    def writer_of_probabilities(self, name: str) -> Callable[[Path], None] | None:
-        """Give what writes the probabilities of the case of this name into a folder; None where none are wanted."""
-        if self.probabilities is None:
-            return None
-        volume, labels_ZYX = self.probabilities, self.labels_ZYX
-        return lambda folder: volume.write(folder / name, labels_ZYX)
+def _crop(properties: Mapping[str, Any]) -> list[slice]:
+    return [slice(int(start), int(stop)) for start, stop in properties["bbox_used_for_cropping"]]
 
 
 def agree(probabilities_KZYX: Floats, labels_ZYX: np.ndarray, labels: Any) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.errors import PromptError
+from sam3dnet.inference.companions import Companion
 from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel
-from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.preprocessing.geometry import case_geometry
@@ -109,7 +109,7 @@ class PromptedSegmentation:
         name: str,
         case: Preprocessed,
         on_progress: Callable[[float], None],
-        probabilities: ProbabilityVolume | None = None,
+        companion: Companion | None = None,
     ) -> np.ndarray:
         """Segment a case.
 
@@ -117,7 +117,7 @@ class PromptedSegmentation:
             name: Of the case.
             case: The preprocessed image, and what nnU-Net's preprocessor says about it.
             on_progress: Called with the share that is done.
-            probabilities: Gets the corrected logits on the image's grid; None where only labels are wanted.
+            companion: Gets the corrected logits on the image's grid; None where only labels are wanted.
 
         Returns:
             Labels on the grid of the image as its reader gave it.
@@ -129,8 +129,8 @@ class PromptedSegmentation:
         options = self._options | {"on_progress": on_progress}
         prompted = PromptedCase(self._model, self._networks, case, **options)
         labels_ZYX = prompted.label_map([placed])
-        if probabilities is not None:
-            prompted.give_logits(probabilities.put)
+        if companion is not None:
+            prompted.give_logits(companion.put)
         return labels_ZYX
 
 

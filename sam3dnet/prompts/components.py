@@ -1,5 +1,6 @@
 """The connected components of a mask, whatever its size."""
 
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import cc3d
@@ -32,3 +33,33 @@ def connected(mask_ZYX: npt.NDArray[Any], connectivity: Literal[6, 18, 26] = COR
     padded = np.pad(mask_ZYX, (0, 1))
     labels, count = cc3d.connected_components(padded, connectivity=connectivity, return_N=True)
     return np.ascontiguousarray(labels[:-1, :-1, :-1]), int(count)
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Which components of two masks have a partner in the other, in the order of their numbers."""
+
+    first: npt.NDArray[np.bool_]
+    second: npt.NDArray[np.bool_]
+
+
+def partners(first_ZYX: npt.NDArray[Any], second_ZYX: npt.NDArray[Any], min_iou: float) -> Partners:
+    """Find the components of two masks, of 26 neighbours, that match.
+
+    Two match if they share a voxel and their intersection over union is at least `min_iou`; one may match several.
+
+    Args:
+        first_ZYX: Bool.
+        second_ZYX: Bool, on the same grid.
+        min_iou: From 0 (any common voxel) to 1.
+    """
+    (first, num_first), (second, num_second) = connected(first_ZYX), connected(second_ZYX)
+    first, second = first.astype(np.int64), second.astype(np.int64)
+    common = (first > 0) & (second > 0)
+    pairs, intersections = np.unique(first[common] * (num_second + 1) + second[common], return_counts=True)
+    of_first, of_second = np.divmod(pairs, num_second + 1)
+    sizes = np.bincount(first.ravel())[of_first] + np.bincount(second.ravel())[of_second]
+    match = intersections / (sizes - intersections) >= min_iou
+    return Partners(
+        np.isin(np.arange(1, num_first + 1), of_first[match]), np.isin(np.arange(1, num_second + 1), of_second[match])
+    )

@@ -38,6 +38,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
             the largest component of a class.
         save_probabilities: Write the probabilities of all classes beside each label map, for nnUNetv2_ensemble, as
             nnU-Net does: CASE.npz and CASE.pkl. Post-processing is left out then: it belongs after the ensemble.
+        confidence: Write CASE_confidence.json beside each label map: the Dice that is to be expected of each class, and
+            for each object how likely it is one, both as the model's validation has shown; see docs/confidence.md.
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
@@ -67,6 +69,7 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     instance: bool = False
     no_postprocessing: bool = False
     save_probabilities: Annotated[bool, "--save_probabilities"] = False
+    confidence: bool = False
     text: str | None = None
     clip_weights: str | None = None
     num_parts: int = 1

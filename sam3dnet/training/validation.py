@@ -4,6 +4,7 @@ The images are those preprocessed for training. They are what prediction makes o
 is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what is labelled as inside of the mask.
 """
 
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,10 +26,15 @@ from torch import nn
 from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
+from sam3dnet.inference.calibration import Validated
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
+from sam3dnet.inference.companions import Companion, Segmentation, start_companions
+from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
+from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
 from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
-from sam3dnet.inference.probabilities import ProbabilityVolume, Segmentation, remove_probabilities
+from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -134,6 +140,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
     if is_first_process() and len(failed) < len(names):
         label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
         _score(trainer, output, scoring_processes(label_maps, model.reader))
+        _calibrate(trainer, output)
     _tell_failed(failed, len(names), output)
 
 
@@ -152,7 +159,8 @@ def _clear(output: Path, file_ending: str) -> None:
     """Remove what an earlier validation wrote, perhaps of other cases and by other weights."""
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
-    for file in (output / SUMMARY, *output.glob(f"*{file_ending}")):
+    ours = (*output.glob(f"*{CONFIDENCE_ENDING}"), output.parent / CALIBRATION_FILE)
+    for file in (output / SUMMARY, *output.glob(f"*{file_ending}"), *ours):
         file.unlink(missing_ok=True)
     for file in output.glob("*.npz"):
         remove_probabilities(file.with_name(file.name.removesuffix(".npz")))
@@ -203,18 +211,22 @@ class _Validation:
         return as_tensor(image), properties
 
     def _segment(self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress) -> Segmentation:
-        volume: ProbabilityVolume | None = None
-        if self._with_probabilities:
-            places = unfinished_folder(self._output), preprocessed[1]
-            volume = ProbabilityVolume(*places, self._model.plans, self._model.labels)
-        return Segmentation.of(volume, partial(self._label_map, case, preprocessed, on_progress, volume))
+        model, reader = self._model, self._model.reader
+        of_model = (preprocessed[1], model.plans, model.labels)
+        companions = start_companions(
+            self._with_probabilities and (lambda: ProbabilityVolume(unfinished_folder(self._output), *of_model)),
+            lambda: ConfidenceVolume(
+                *of_model, model.dataset_json, read_truth=lambda: reader.read_seg(case.files[0])[0][0]
+            ),
+        )
+        return Segmentation.of(companions, partial(self._label_map, case, preprocessed, on_progress, companions))
 
     def _label_map(
-        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, probabilities: ProbabilityVolume | None
+        self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion
     ) -> np.ndarray:
         """Segment a case, and leave what the next stage of a cascade is trained on."""
         logits = self._automatic.room_for_logits(preprocessed[0]) if self._next_stages else None
-        labels = self._automatic.label_map(*preprocessed, on_progress, logits, probabilities=probabilities)
+        labels = self._automatic.label_map(*preprocessed, on_progress, logits, companion=companion)
         for stage in self._next_stages:
             assert logits is not None
             stage.write(case.name, logits, preprocessed[1], self._model)
@@ -223,10 +235,10 @@ class _Validation:
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         """Write a label map with the geometry of the true one, which is the image's, and along its axes."""
         path, reader = self._output / f"{case.name}{self._ending}", self._model.reader
-        more = segmentation.writer_of_probabilities(case.name)
         if reader.reorients:  # the true one may be stored along other axes than the image
             properties = reader.read_seg(case.files[0])[1]
-        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, reader, more)
+        companions = segmentation.companions_of(case.name)
+        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, reader, companions)
 
 
 def scoring_processes(
@@ -257,6 +269,13 @@ def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
     trainer.logger.log_summary("final_val/foreground_dice", mean)
     trainer.print_to_log_file("Validation complete")
     trainer.print_to_log_file("Mean Validation Dice: ", mean)
+
+
+def _calibrate(trainer: nnUNetTrainer, output: Path) -> None:
+    """Note what the confidences of the validation were worth, for `sam3d_predict --confidence`."""
+    files = sorted(output.glob(f"*{CONFIDENCE_ENDING}"))
+    of_cases = {file.name.removesuffix(CONFIDENCE_ENDING): json.loads(file.read_text()) for file in files}
+    trainer.print_to_log_file(Validated.of_cases(of_cases).write(output.parent))
 
 
 @contextmanager

@@ -1,0 +1,230 @@
+"""How sure a model is of what it segmented: the Dice to be expected of each class, and whether each object is one.
+
+Both come from the probability of the label that each voxel got. The Dice that is expected of a mask M is
+2 * sum of p within M / (voxels of M + sum of p everywhere): the expected intersection over the expected sizes. What
+speaks for an object is the mean p of its voxels. A network trained for Dice is surer than it should be;
+`calibration.py` turns both into what validation found.
+
+Axes in names: K classes or regions, M maps, n p voxels or planes, Z Y X voxels.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from sam3dnet.inference.calibration import UNCALIBRATED, Calibration
+from sam3dnet.inference.companions import Slices
+from sam3dnet.inference.on_disk import let_go, room_for
+from sam3dnet.inference.probabilities import cropped, image_shape
+from sam3dnet.inference.windows import in_parts
+from sam3dnet.planning.objects import LabelBoxes
+from sam3dnet.preprocessing.cases import foreground_classes
+from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.geometry import place_in_file
+from sam3dnet.prompts.components import connected, partners
+
+ENDING = "_confidence.json"
+FORMAT = "sam3dnet-confidence/1"
+LEAST_IOU = 0.1  # with a true object, from which on an object is one; as lesions are counted
+LARGEST_HALF = torch.finfo(torch.half).max
+
+ReadTruth = Callable[[], npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class ObjectConfidence:
+    """A connected component of a class.
+
+    Attributes:
+        certainty: Mean probability of its voxels.
+        volume_ml: Its size.
+        at: Its surest voxel, (i, j, k) as the image's file counts them, as prompts name voxels.
+        real: Whether it has a partner in the truth; None without one.
+    """
+
+    certainty: float
+    volume_ml: float
+    at: tuple[int, int, int]
+    real: bool | None = None
+
+
+@dataclass(frozen=True)
+class ClassConfidence:
+    """A class of a case.
+
+    Attributes:
+        expected_dice: From the probabilities; None where nothing of the class was segmented.
+        volume_ml: What was segmented.
+        expected_ml: What the probabilities add up to.
+        objects: Its components, the largest first.
+        dice: With the truth; None without one, and where both are empty.
+    """
+
+    expected_dice: float | None
+    volume_ml: float
+    expected_ml: float
+    objects: tuple[ObjectConfidence, ...]
+    dice: float | None = None
+
+
+class ConfidenceVolume:
+    """Takes the logits of an image in any order, and says how sure they are of its label map.
+
+    Args:
+        properties: What nnU-Net's preprocessor says about the case: shapes, spacing and the box of the crop.
+        plans: nnU-Net's PlansManager.
+        labels: nnU-Net's LabelManager.
+        dataset_json: Names the classes.
+        calibration: Of the model.
+        read_truth: Gives the true label map on the image's grid, in validation.
+    """
+
+    def __init__(
+        self,
+        properties: Mapping[str, Any],
+        plans: Any,
+        labels: Any,
+        dataset_json: Mapping[str, Any],
+        calibration: Calibration = UNCALIBRATED,
+        read_truth: ReadTruth | None = None,
+    ):
+        self._properties, self._labels = properties, labels
+        self._classes = foreground_classes(dataset_json)
+        self._ignore = dataset_json["labels"].get("ignore")
+        self._calibration, self._read_truth = calibration, read_truth
+        maps = len(self._classes) if labels.has_regions else 1
+        self._certainty = room_for((maps, *image_shape(properties, plans)), torch.half, "confidences")
+        self._cropped_Mzyx = torch.from_numpy(cropped(self._certainty.numpy(), properties, plans))
+        self._crop_shape = tuple(self._cropped_Mzyx.shape[1:])
+        self._sums_Kz = torch.zeros(labels.num_segmentation_heads, self._crop_shape[0], dtype=torch.float64)
+        self._kept_Kzyx: Tensor | None = None  # where logits come channel by channel
+
+    def put(self, channels: int | slice, box: Slices, logits: Tensor) -> None:
+        """Take the logits of a channel, or of all, in planes of the image that the plan transposed and cropped."""
+        if isinstance(channels, slice):
+            self._take(logits, box[0])
+            return
+        if self._kept_Kzyx is None:
+            self._kept_Kzyx = room_for((len(self._sums_Kz), *self._crop_shape), torch.half, "logits")
+        self._kept_Kzyx[(channels, *box)] = logits.clamp(-LARGEST_HALF, LARGEST_HALF).to(self._kept_Kzyx)
+        let_go(self._kept_Kzyx)
+
+    def _take(self, logits_KnYX: Tensor, planes: slice) -> None:
+        values_KnYX = self._labels.apply_inference_nonlin(logits_KnYX.float())
+        self._sums_Kz[:, planes] = values_KnYX.sum((2, 3), dtype=torch.float64).cpu()
+        certain_MnYX = values_KnYX if self._labels.has_regions else values_KnYX.amax(0, keepdim=True)
+        self._cropped_Mzyx[:, planes] = certain_MnYX.to(self._cropped_Mzyx)
+        let_go(self._certainty)
+
+    def write(self, stem: Path, labels_ZYX: np.ndarray) -> None:
+        """Write CASE_confidence.json."""
+        self._take_kept()
+        measured = self.measure(labels_ZYX)
+        write_json(stem.with_name(f"{stem.name}{ENDING}"), as_json(measured, self._calibration))
+
+    def _take_kept(self) -> None:
+        if self._kept_Kzyx is None:
+            return
+        for planes in in_parts(self._crop_shape[0], 4 * len(self._sums_Kz) * prod(self._crop_shape[1:])):
+            self._take(self._kept_Kzyx[:, planes], planes)
+            let_go(self._kept_Kzyx)
+
+    def measure(self, labels_ZYX: np.ndarray) -> dict[str, ClassConfidence]:
+        """Say by class how sure the logits that came are of a label map on the image's grid."""
+        truth_ZYX = None if self._read_truth is None else self._read_truth()
+        if truth_ZYX is not None and self._ignore is not None:
+            labels_ZYX = np.where(truth_ZYX == self._ignore, 0, labels_ZYX)
+        voxel_ml = prod(float(size) for size in self._properties["spacing"]) / 1000
+        boxes = LabelBoxes(labels_ZYX)
+        measured = {}
+        for number, (name, values) in enumerate(self._classes.items()):
+            channel, of_map = (number, number) if self._labels.has_regions else (values[0], 0)
+            expected = float(self._sums_Kz[channel].sum())
+            size, inside = 0, 0.0
+            objects: tuple[ObjectConfidence, ...] = ()
+            box = boxes.of(values)
+            if box is not None:
+                mask_ZYX = np.isin(labels_ZYX[box], values)
+                certainty_ZYX = self._certainty[of_map].numpy()[box]
+                size, inside = int(mask_ZYX.sum()), float(certainty_ZYX[mask_ZYX].sum(dtype=np.float64))
+                true_ZYX = None if truth_ZYX is None else np.isin(truth_ZYX[box], values)
+                objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, box, voxel_ml)
+            measured[name] = ClassConfidence(
+                2 * inside / (size + max(expected, inside)) if size else None,
+                size * voxel_ml,
+                expected * voxel_ml,
+                objects,
+                None if truth_ZYX is None else _dice(labels_ZYX, truth_ZYX, values),
+            )
+        return measured
+
+    def _objects(
+        self,
+        mask_ZYX: np.ndarray,
+        certainty_ZYX: np.ndarray,
+        true_ZYX: np.ndarray | None,
+        box: Slices,
+        voxel_ml: float,
+    ) -> tuple[ObjectConfidence, ...]:
+        components_ZYX, count = connected(mask_ZYX)
+        numbers = np.arange(1, count + 1)
+        sizes = np.bincount(components_ZYX.ravel(), minlength=count + 1)[1:]
+        sums = np.bincount(components_ZYX.ravel(), certainty_ZYX.ravel().astype(np.float64), minlength=count + 1)[1:]
+        surest = np.array(ndimage.maximum_position(certainty_ZYX, components_ZYX, numbers)).reshape(count, 3)
+        real = [None] * count if true_ZYX is None else partners(mask_ZYX, true_ZYX, LEAST_IOU).first.tolist()
+        shape = self._certainty.shape[1:]
+        at = [place_in_file(place, shape, self._properties) for place in surest + [part.start for part in box]]
+        found = [
+            ObjectConfidence(float(sums[n] / sizes[n]), float(sizes[n] * voxel_ml), at[n], real[n])
+            for n in np.argsort(-sizes, kind="stable")
+        ]
+        return tuple(found)
+
+    def close(self) -> None:
+        """Give the room back."""
+        del self._certainty, self._cropped_Mzyx
+        self._kept_Kzyx = None
+
+
+def _dice(labels_ZYX: np.ndarray, truth_ZYX: np.ndarray, values: tuple[int, ...]) -> float | None:
+    mask_ZYX, true_ZYX = np.isin(labels_ZYX, values), np.isin(truth_ZYX, values)
+    sizes = int(mask_ZYX.sum()) + int(true_ZYX.sum())
+    return 2 * int((mask_ZYX & true_ZYX).sum()) / sizes if sizes else None
+
+
+def as_json(measured: Mapping[str, ClassConfidence], calibration: Calibration) -> dict[str, Any]:
+    """Give the content of a CASE_confidence.json; what was compared with the truth is there where there is one."""
+    classes = {}
+    for name, one in measured.items():
+        objects = [
+            {
+                "confidence": _round(calibration.object_is_real(name, found.certainty)),
+                "certainty": _round(found.certainty),
+                "volume_ml": _round(found.volume_ml),
+                "at": list(found.at),
+                **({} if found.real is None else {"real": found.real}),
+            }
+            for found in one.objects
+        ]
+        expected = one.expected_dice
+        classes[name] = {
+            "dice": None if expected is None else _round(calibration.dice(name, expected)),
+            "expected_dice": None if expected is None else _round(expected),
+            "volume_ml": _round(one.volume_ml),
+            "expected_ml": _round(one.expected_ml),
+            "objects": objects,
+            **({} if one.dice is None else {"true_dice": _round(one.dice)}),
+        }
+    return {"format": FORMAT, "calibrated_on_cases": calibration.num_cases, "classes": classes}
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.6g}")
