@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def link_raw_dataset(settings: Settings) -> None:
     link.parent.mkdir(parents=True, exist_ok=True)
     for name in ("nnUNet_preprocessed", "nnUNet_results"):
         (settings.work / name).mkdir(exist_ok=True)
-    if not link.exists():
+    with suppress(FileExistsError):
         link.symlink_to((settings.raw / settings.dataset).resolve(), target_is_directory=True)
 
 

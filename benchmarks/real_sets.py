@@ -24,6 +24,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
 from queue import Empty, Queue
@@ -33,20 +34,22 @@ import against_nnunet
 import numpy as np
 from against_nnunet import MODELS, Settings, find_dataset, link_raw_dataset, train_and_validate
 from measuring import as_markdown, commit, without_folder
-from variants import RATES, VARIANTS
+from variants import ALL
 
 from sam3dnet.comparison.measure import count_iterations, validation_names
 from sam3dnet.comparison.stages import StageError, machine
 from sam3dnet.evaluation.statistics import estimate_difference
+from sam3dnet.inference.calibration import FILE as CONFIDENCE_FILE
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 
 REAL_SETS = ("120", "121", "122", "123", "124", "125", "501")
 OURS = "sam3d"
 METHODS = (OURS, "nnunet-batch2", "nnunet")
-VARIANTS_OF_OURS = {f"{OURS}-{variant}": variant for variant in (*VARIANTS, *RATES)}
+VARIANTS_OF_OURS = {f"{OURS}-{variant}": variant for variant in ALL}
 METRICS = ("dice", "nsd", "hd95_mm")
 KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predicted", "lesions_found", "lesions_correct")
+MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
 Row = dict[str, Any]
@@ -89,7 +92,7 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
     settings = settings_of(arguments, dataset, folder, minutes)
     settings.work.mkdir(parents=True, exist_ok=True)
     shared = settings.work / "nnUNet_preprocessed"
-    if not shared.exists():
+    with suppress(FileExistsError):  # methods that train beside each other share the folder
         shared.symlink_to(prepared.work / "nnUNet_preprocessed", target_is_directory=True)
     link_raw_dataset(settings)
     trained = train_and_validate(settings, method, variant)
@@ -112,7 +115,26 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
         "cpu_seconds": load["cpu_seconds"],
         "machine": trained["machine"],
         "commit": commit() if method == OURS else None,
+        "confidence": read_confidence(fold),
         "cases": json.loads(output.read_text()),
+    }
+
+
+def read_confidence(fold: Path) -> dict[str, Any] | None:
+    """Give how wrong the confidences of a validation were, and how they rank its cases; None for nnU-Net's."""
+    if not (fold / CONFIDENCE_FILE).is_file():
+        return None
+    from scipy.stats import spearmanr
+
+    content = json.loads((fold / CONFIDENCE_FILE).read_text())
+    said, found = ([pair[key] for pair in content["dice"]] for key in ("said", "found"))
+    real = [pair["said"] for pair in content["objects"] if pair["found"]]
+    unreal = [pair["said"] for pair in content["objects"] if not pair["found"]]
+    higher = [float(one > other) + (one == other) / 2 for one in real for other in unreal]
+    return content["errors"] | {
+        "rank_correlation": float(spearmanr(said, found).statistic) if len(said) > MIN_RANKED else None,
+        "false_objects": len(unreal),
+        "area_under_curve": float(np.mean(higher)) if higher else None,
     }
 
 
@@ -255,6 +277,31 @@ def differences_table(rows: Sequence[Row]) -> str:
     return as_markdown(lines)
 
 
+def confidence_table(rows: Sequence[Row]) -> str:
+    """Format how well confidences foretold Dice and objects, a line for each set and budget."""
+    of_dice = ["values", "error of Dice", "calibrated", "rank correlation"]
+    of_objects = ["objects, false ones", "area under the curve", "calibration error", "calibrated"]
+    lines = [["set", "minutes", *of_dice, *of_objects]]
+    for row in sorted(rows, key=key):
+        found = row.get("confidence")
+        if row["method"] != OURS or not found or not found["dice"] or not found["objects"]:
+            continue
+        dice, objects = found["dice"], found["objects"]
+        both = ("uncalibrated", "calibrated")
+        errors = [f"{dice[which]['mean_error']:.3f}" for which in both]
+        of_dice = [str(dice["number"]), *errors, _or_dash(found["rank_correlation"], 2)]
+        errors = [f"{objects[which]['calibration_error']:.3f}" for which in both]
+        numbers = f"{objects['number']}, {found['false_objects']}"
+        lines.append(
+            [row["dataset"], f"{row['minutes']:g}", *of_dice, numbers, _or_dash(found["area_under_curve"], 3), *errors]
+        )
+    return as_markdown(lines)
+
+
+def _or_dash(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
 def classes_table(rows: Sequence[Row]) -> str:
     """Format the Dice of each class, a line for each method on each set."""
     lines = [["set", "minutes", "method", "Dice by class"]]
@@ -270,9 +317,10 @@ def classes_table(rows: Sequence[Row]) -> str:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format the three tables; that of differences where there is another method than ours."""
+    """Format the tables; that of differences where there is another method than ours, of confidences where some are."""
     compared = [differences_table(rows)] if any(best_other(by_method) for _, _, by_method in groups(rows)) else []
-    return "\n\n".join([results_table(rows), *compared, classes_table(rows)])
+    sure = [confidence_table(rows)] if any(row.get("confidence") for row in rows) else []
+    return "\n\n".join([results_table(rows), *compared, classes_table(rows), *sure])
 
 
 def draw(rows: Sequence[Row]) -> Any:

@@ -9,13 +9,18 @@ command's own validation, since the network that sam3d_predict makes knows no va
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from torch import nn
 
 from sam3dnet.cli import train
 from sam3dnet.network.image_encoder import ImageEncoder3D, TransformerBlock3D
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.training import optimizer
+from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 
 def leave_blocks(encoder: ImageEncoder3D, left: Iterable[int]) -> None:
@@ -29,10 +34,17 @@ def leave_blocks(encoder: ImageEncoder3D, left: Iterable[int]) -> None:
 def start_at_identity(encoder: ImageEncoder3D) -> None:
     """Let every block begin as the identity: what it adds starts at zero."""
     for block in encoder.blocks:
-        assert isinstance(block, TransformerBlock3D)
+        if not isinstance(block, TransformerBlock3D):
+            continue
         for layer in (block.attn.proj, block.mlp["lin2"]):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+
+def half_from_identity(encoder: ImageEncoder3D) -> None:
+    """Keep every second block, and let it begin as the identity."""
+    leave_blocks(encoder, range(1, len(encoder.blocks), 2))
+    start_at_identity(encoder)
 
 
 def leave_adapters_out(encoder: ImageEncoder3D) -> None:
@@ -50,6 +62,7 @@ VARIANTS: Mapping[str, Change] = MappingProxyType(
         "last-half": lambda encoder: leave_blocks(encoder, range(len(encoder.blocks) // 2, len(encoder.blocks))),
         "last-two": lambda encoder: leave_blocks(encoder, range(len(encoder.blocks) - 2, len(encoder.blocks))),
         "zero-start": start_at_identity,
+        "every-second-zero-start": half_from_identity,
         "no-adapters": leave_adapters_out,
         "as-is": lambda _encoder: None,
     }
@@ -57,8 +70,39 @@ VARIANTS: Mapping[str, Change] = MappingProxyType(
 RATES = MappingProxyType({"rate-1e-3": 1e-3, "rate-2e-3": 2e-3, "rate-5e-3": 5e-3})  # of all that starts at random
 
 
+def without_intensities(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Leave out what changes grey values: noise, blur, brightness, contrast, low resolution, gamma."""
+    return ComposeTransforms([one for one in transforms.transforms if not isinstance(one, RandomTransform)])
+
+
+def only_mirrored(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Leave out rotation and scaling, too."""
+    for one in transforms.transforms:
+        if isinstance(one, SpatialTransform):
+            one.p_rotation = one.p_scaling = one.p_elastic_deform = 0
+    return without_intensities(transforms)
+
+
+AUGMENTATIONS: Mapping[str, Callable[[ComposeTransforms], ComposeTransforms]] = MappingProxyType(
+    {"spatial-only": without_intensities, "mirror-only": only_mirrored}
+)
+
+
+def change_augmentation(variant: str) -> None:
+    """Change the transforms of every trainer that is made from now on in this process."""
+    as_it_is = nnUNetTrainerSAM3D.get_training_transforms
+
+    def changed(self: nnUNetTrainerSAM3D, *arguments: Any, **options: Any) -> ComposeTransforms:
+        return AUGMENTATIONS[variant](as_it_is(self, *arguments, **options))
+
+    nnUNetTrainerSAM3D.get_training_transforms = changed  # type: ignore[method-assign]
+
+
 def change(variant: str) -> None:
     """Change what training makes: every network that is built from now on in this process, or how it learns."""
+    if variant in AUGMENTATIONS:
+        change_augmentation(variant)
+        return
     if variant in RATES:
         optimizer.LEARNING_RATE_NEW = RATES[variant]
         return
@@ -71,11 +115,14 @@ def change(variant: str) -> None:
     SAM3D.__init__ = changed  # type: ignore[assignment,method-assign]
 
 
+ALL = (*VARIANTS, *RATES, *AUGMENTATIONS)
+
+
 def main() -> int:
     """Change, then train."""
     variant, separator, *line = sys.argv[1:]
-    if separator != "--" or variant not in (*VARIANTS, *RATES):
-        raise SystemExit(f"usage: variants.py {'|'.join((*VARIANTS, *RATES))} -- arguments of sam3d_train")
+    if separator != "--" or variant not in ALL:
+        raise SystemExit(f"usage: variants.py {'|'.join(ALL)} -- arguments of sam3d_train")
     change(variant)
     sys.argv = ["sam3d_train", *line]
     return train.main()

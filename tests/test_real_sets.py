@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sam3dnet.check.networks import own_arguments
+from sam3dnet.inference.calibration import Validated
 from sam3dnet.network.sam3d import SAM3D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -17,6 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import make_results
 import real_sets
 import variants
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 DATASET = "Dataset905_Made"
 
@@ -104,6 +110,58 @@ def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
     assert torch.equal(logits, reference) == (variant in ("as-is", "no-adapters"))  # adapters add nothing at birth
     count = sum(p.numel() for p in changed.parameters())
     assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
+
+
+@pytest.mark.parametrize("variant", variants.AUGMENTATIONS)
+def test_variants_of_augmentation_leave_grey_values_alone(variant, monkeypatch):
+    spatial = SpatialTransform((8, 8, 8), 0, False, p_elastic_deform=0.2, p_rotation=0.2, p_scaling=0.2)
+    noise = RandomTransform(GaussianNoiseTransform(), apply_probability=1)
+    composed = ComposeTransforms([spatial, noise, MirrorTransform((0,))])
+    trainer = variants.nnUNetTrainerSAM3D
+    monkeypatch.setattr(trainer, "get_training_transforms", lambda *_, **__: composed)
+    variants.change(variant)
+    left = trainer.get_training_transforms(None, (8, 8, 8)).transforms
+    assert [type(one) for one in left] == [SpatialTransform, MirrorTransform]
+    still = left[0].p_rotation == left[0].p_scaling == left[0].p_elastic_deform == 0
+    assert still == (variant == "mirror-only")
+
+
+def test_confidences_have_a_table_of_ours_alone(tmp_path):
+    assert real_sets.read_confidence(tmp_path) is None
+    contents = {
+        f"case{n}": {
+            "classes": {
+                "organ": {
+                    "expected_dice": 0.9 + n / 100,
+                    "true_dice": 0.7 + n / 100,
+                    "objects": [{"certainty": 0.9, "real": True}, {"certainty": 0.6, "real": False}],
+                }
+            }
+        }
+        for n in range(8)
+    }
+    Validated.of_cases(contents).write(tmp_path)
+    found = real_sets.read_confidence(tmp_path)
+    assert (found["rank_correlation"], found["area_under_curve"], found["false_objects"]) == (pytest.approx(1), 1, 8)
+    lines = real_sets.confidence_table([OURS | {"confidence": found}, *(r | {"confidence": None} for r in THEIRS)])
+    line = lines.splitlines()[2].strip("| ").split(" | ")
+    assert len(lines.splitlines()) == 3
+    assert line[:4] == [DATASET, "20", "8", "0.200"] and float(line[4]) < 0.1
+    assert line[5:8] == ["1.00", "16, 8", "1.000"]
+
+
+def test_methods_of_one_folder_may_begin_at_the_same_moment(arguments, tmp_path, monkeypatch):
+    """Both link what was prepared, and neither minds that the other was quicker."""
+    prepared = real_sets.settings_of(arguments, DATASET, "prepared")
+    settings = real_sets.settings_of(arguments, DATASET, "20min_run0", 20.0)
+    settings.work.mkdir(parents=True)
+    (settings.work / "nnUNet_preprocessed").symlink_to(prepared.work / "nnUNet_preprocessed")
+    prepared.preprocessed.mkdir(parents=True)
+    monkeypatch.setattr(Path, "exists", lambda _path: False)  # it appears a moment later
+    monkeypatch.setattr(real_sets, "train_and_validate", lambda *_: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            real_sets.train_and_score(prepared, arguments, (DATASET, "sam3d", 20.0, 0))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ FORMAT = "sam3dnet-calibration/1"
 REMEDY = "validate the fold again: sam3d_train DATASET FOLD --validate-only"
 CLOSEST = 1e-3  # to 0 and 1; logits of both are infinite
 SLOPE_DEVIATION, SHIFT_DEVIATION, CLASS_DEVIATION = 0.5, 1.0, 0.5  # of the prior
-DICE_WEIGHT = 20.0  # a Dice tells as much as so many objects that are real or not: its spread is so much less
+DICE_WEIGHT = 5.0  # a Dice tells as much as so many objects that are real or not: its spread is less
 GROUPS = 10  # at most, of cases that are left out together
 BINS = 10
 
