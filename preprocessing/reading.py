@@ -126,12 +126,13 @@ class DatasetReader:
     def read_voxels(self, case: str, file: Path) -> tuple[Array | None, list[Problem]]:
         """Read the voxels (Z, Y, X), type as stored, axes as of `read_grid`; None and the reason if it cannot."""
         try:
-            voxels = self.format.voxels(file)
-            if self.reorients:
-                voxels = voxels_along_world(voxels, self.format.grid(file, is_label=False))
-            return voxels, []
+            return self.in_read_axes(self.format.voxels(file), file), []
         except Exception as problem:  # each library raises its own
             return None, [unreadable(case, file, problem)]
+
+    def in_read_axes(self, stored_ZYX: Array, file: Path) -> Array:
+        """Bring an array from the axes in which a file stores its voxels to those of `read_grid`."""
+        return voxels_along_world(stored_ZYX, self.format.grid(file, is_label=False)) if self.reorients else stored_ZYX
 
     def world_of(self, file: Path) -> World | None:
         """Say where a file lies in the world; None of formats that do not say, such as TIFF."""

@@ -8,9 +8,10 @@ import SimpleITK as sitk
 import torch
 from fake_prompts import make_promptable_model, write_prompts
 from test_label_slabs import TARGETS, make_logits, make_properties
-from tiny_models import LABELS, REGIONS, labels_of, make_model
+from tiny_models import LABELS, REGIONS, labels_of, make_model, write_image
 
 from sam3dnet.errors import CheckpointError
+from sam3dnet.evaluation.folder import evaluate_folder
 from sam3dnet.inference import label_slabs, windows
 from sam3dnet.inference.calibration import FILE, UNCALIBRATED, Pairs, Validated, fit, read_validated
 from sam3dnet.inference.confidence import ConfidenceVolume, as_json
@@ -19,6 +20,7 @@ from sam3dnet.inference.models import load_model
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.writing import unfinished_folder
+from sam3dnet.settings.evaluation import ScoringSettings
 from sam3dnet.settings.prediction import PredictionSettings
 
 
@@ -111,8 +113,6 @@ def test_voxels_that_nobody_annotated_are_left_out(tmp_path):
 
 @pytest.fixture
 def images(tmp_path):
-    from tiny_models import write_image
-
     for seed, name in enumerate("ab"):
         write_image(tmp_path / "images" / f"{name}_0000.nii.gz", seed)
     return tmp_path / "images"
@@ -243,3 +243,22 @@ def test_calibrated_values_stand_beside_the_networks_own(tmp_path):
     one = as_json(volume.measure(np.ones(shape, np.uint8)), learned)["classes"]["organ"]
     assert one["dice"] == pytest.approx(learned.dice("organ", one["expected_dice"]), rel=1e-4)
     assert one["dice"] < one["expected_dice"] - 0.1
+
+
+@pytest.mark.parametrize("direction", [(-1, 0, 0, 0, 0, 1, 0, 1, 0), (0, 1, 0, -1, 0, 0, 0, 0, -1)])
+def test_objects_are_where_the_file_has_them_whatever_the_reader_turns(tmp_path, direction, caplog):
+    """The evaluation finds each object again by its voxel."""
+    model = make_model(tmp_path / "results")
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "NibabelIOWithReorient"}))
+    images, out = tmp_path / "images", tmp_path / "out"
+    write_image(images / "a_0000.nii.gz", direction=direction)
+    assert predict(model, images, tmp_path, confidence=True).written == ["a"]
+    image = sitk.ReadImage(str(out / "a.nii.gz"))
+    classes = json.loads((out / "a_confidence.json").read_text())["classes"]
+    values = {"organ": 1, "lesion": 2}
+    found = [(image[each["at"]], values[name]) for name in values for each in classes[name]["objects"]]
+    assert len(found) > 2 and all(came == value for came, value in found)
+    evaluation = evaluate_folder(out, out, ScoringSettings(dataset_json=model / "dataset.json", num_processes=0))
+    assert evaluation.detection()["organ"]["lesions"] == len(classes["organ"]["objects"])
+    assert "another label map" not in caplog.text

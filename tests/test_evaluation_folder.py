@@ -14,6 +14,7 @@ from phantoms import write_volume
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.compare import format_comparison, write_comparison
+from sam3dnet.evaluation.detection import detect
 from sam3dnet.evaluation.folder import Evaluation
 from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.results import format_evaluation, write_results
@@ -294,3 +295,72 @@ def test_comparison_without_common_cases(dataset: Path, tmp_path: Path) -> None:
     first, second = write_labels(tmp_path / "A", a={ORGAN: 1}), write_labels(tmp_path / "B", b={ORGAN: 1})
     with pytest.raises(DatasetError, match="no evaluated case in common"):
         compare_folders(first, second, dataset / "labelsTs", num_processes=0, progress=False)
+
+
+def write_confidences(folder: Path, **cases: dict[str, list[tuple[float, tuple[int, int, int]]]]) -> None:
+    """Say by case and class how sure objects are, each with a voxel (z, y, x)."""
+    for name, classes in cases.items():
+        content = {
+            "format": "sam3dnet-confidence/1",
+            "classes": {
+                one: {"objects": [{"confidence": sure, "at": at[::-1]} for sure, at in objects]}
+                for one, objects in classes.items()
+            },
+        }
+        (folder / f"{name}_confidence.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_lesions_are_found_at_so_many_false_ones(dataset: Path, tmp_path: Path) -> None:
+    """Three true lesions: one found surely, one less so than two false objects, one not at all."""
+    predictions = write_labels(
+        tmp_path / "preds", a={LESION: 2, (4, 5, 6): 2}, b={LESION: 2, (0, 0, 0): 2, (4, 5, 6): 2}, c={}
+    )
+    assert "false objects" not in format_evaluation(evaluate(dataset, predictions))
+    sure, place = [(0.9, (2, 2, 2))], (2, 3, 3)
+    write_confidences(
+        predictions,
+        a={"lesion": [*sure, (0.2, (4, 5, 6))], "organ": []},
+        b={"lesion": [(0.6, (0, 0, 0)), (0.5, place), (0.4, (4, 5, 6))], "organ": []},
+        c={"lesion": [], "organ": []},
+    )
+    evaluation = evaluate(dataset, predictions)
+    lesion = evaluation.detection()["lesion"]
+    at = {one["at_most"]: (one["sensitivity"], one["least_confidence"]) for one in lesion["false_a_case"]}
+    assert at == {0.25: (pytest.approx(1 / 3), 0.9), 1.0: (pytest.approx(2 / 3), 0.5), 4.0: (pytest.approx(2 / 3), 0.5)}
+    assert [(one["lesions"], one["sensitivity"]) for one in lesion["by_size"]] == [(1, 0), (1, 1), (1, 1)]
+    assert [one["from_ml"] < one["to_ml"] + 1e-9 for one in lesion["by_size"]] == [True] * 3
+    text = format_evaluation(evaluation)
+    cells = next(line.split() for line in text.splitlines() if line.startswith("lesion ") and line.split()[1] == "3")
+    assert cells == ["lesion", "3", "0.333", "0.667", "0.667", "0.000", "1.000", "1.000"]
+    write_results(evaluation, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["detection"]["lesion"]["lesions"] == 3
+
+
+@pytest.mark.parametrize("at", [(4, 5, 5), (9, 9, 9)], ids=["beside the object", "outside of the image"])
+def test_confidences_of_another_label_map_are_told_and_not_used(
+    dataset: Path, predictions: Path, at: tuple[int, int, int], caplog: Any
+) -> None:
+    places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
+    write_confidences(predictions, a=places, b=places | {"lesion": [(0.9, at)]}, c={"organ": [], "lesion": []})
+    evaluation = evaluate(dataset, predictions)
+    assert evaluation.detection() == {} and len(evaluation.cases) == 3
+    assert "b: its confidences are those of another label map" in caplog.text
+
+
+def test_damaged_confidences_cost_their_case(dataset: Path, predictions: Path) -> None:
+    (predictions / "b_confidence.json").write_text('{"classes": {"lesion": 1}}', encoding="utf-8")
+    evaluation = evaluate(dataset, predictions)
+    assert "b_confidence.json" in evaluation.failed["b"] and "--confidence" in evaluation.failed["b"]
+
+
+def test_objects_that_nobody_annotated_are_not_false() -> None:
+    prediction = np.zeros(SHAPE, bool)
+    prediction[0, 0, :2] = prediction[4, 0, :2] = True
+    marks, ignored = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, bool)
+    marks[0, 0, 0], marks[4, 0, 1] = 2, 1
+    ignored[0] = True
+    arguments: dict[str, Any] = {"voxel_ml": 1.0, "min_iou": 0.1}
+    truth = np.zeros(SHAPE, bool)
+    assert detect(prediction, truth, marks, [0.3, 0.8], **arguments).false == (0.8, 0.3)  # type: ignore[union-attr]
+    left = detect(prediction, truth, marks, [0.3, 0.8], ignored_ZYX=ignored, **arguments)
+    assert left is not None and left.false == (0.3,)

@@ -1,13 +1,15 @@
 """One case: read truth and prediction, see that they lie on one grid, and score every class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sam3dnet.errors import DatasetError
+from sam3dnet.evaluation.detection import Detections, Object, detect, read_objects
 from sam3dnet.evaluation.metrics import NOWHERE, MaskScore, WholeImage, score_masks
 from sam3dnet.planning.objects import LabelBoxes, union
 from sam3dnet.preprocessing.cases import foreground_classes, has_regions, image_files
@@ -52,6 +54,7 @@ class CaseResult:
     files: LabelPair
     scores: dict[str, MaskScore]
     warnings: list[str] = field(default_factory=list)
+    detections: dict[str, Detections] = field(default_factory=dict)  # where the prediction has confidences
 
 
 def make_scoring(dataset_json: Mapping[str, Any], tolerance_mm: float, lesion_iou: float) -> Scoring:
@@ -122,7 +125,55 @@ def evaluate_case(pair: LabelPair, scoring: Scoring, reader: DatasetReader) -> C
             ignored_ZYX=None if ignored is None else ignored[box],
             image=image,
         )
-    return CaseResult(pair, scores, _unknown_values(pair, scoring, truth=truth, prediction=prediction))
+    detections, warnings = _detections(pair, scoring, reader, truth, prediction, prod(grid.spacing_mm) / 1000)
+    warnings += _unknown_values(pair, scoring, truth=truth, prediction=prediction)
+    return CaseResult(pair, scores, warnings, detections)
+
+
+def _detections(
+    pair: LabelPair,
+    scoring: Scoring,
+    reader: DatasetReader,
+    truth_ZYX: np.ndarray,
+    prediction_ZYX: np.ndarray,
+    voxel_ml: float,
+) -> tuple[dict[str, Detections], list[str]]:
+    """Match objects with lesions by class, where the prediction says how sure it is of each; and what is wrong."""
+    objects = None if pair.prediction is None else read_objects(pair.prediction, pair.name)
+    if pair.prediction is None or objects is None:
+        return {}, []
+    ignored_ZYX = None if scoring.ignore is None else truth_ZYX == scoring.ignore
+    found: dict[str, Detections] = {}
+    for name, values in scoring.classes.items():
+        of_class = objects.get(name, [])
+        marks_ZYX = _marks(of_class, prediction_ZYX.shape, reader, pair.prediction)
+        detections = marks_ZYX is not None and detect(
+            mask_of(prediction_ZYX, values),
+            mask_of(truth_ZYX, values),
+            marks_ZYX,
+            [one.confidence for one in of_class],
+            voxel_ml=voxel_ml,
+            min_iou=scoring.lesion_iou,
+            ignored_ZYX=ignored_ZYX,
+        )
+        if not detections:
+            return {}, [f"{pair.name}: its confidences are those of another label map; predict it again"]
+        found[name] = detections
+    return found, []
+
+
+def _marks(
+    objects: Sequence[Object], shape_ZYX: tuple[int, ...], reader: DatasetReader, file: Path
+) -> np.ndarray | None:
+    """Mark a voxel of each object by its number, axes as of the reader's `read_grid`; None where one lies outside."""
+    stored = reader.format.grid(file, True).shape if reader.reorients else shape_ZYX
+    marks_ZYX = np.zeros(stored, np.int32)
+    for number, one in enumerate(objects, start=1):
+        place = one.at[::-1]
+        if not all(0 <= index < size for index, size in zip(place, stored, strict=True)):
+            return None
+        marks_ZYX[place] = number
+    return reader.in_read_axes(marks_ZYX, file)
 
 
 def read_labels(case: str, file: Path, reader: DatasetReader) -> tuple[np.ndarray, Grid]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.evaluation.cases import CaseResult, LabelPair, Scoring, evaluate_case, make_scoring, pair_files
+from sam3dnet.evaluation.detection import summarise
 from sam3dnet.evaluation.metrics import METRICS, Metric
 from sam3dnet.evaluation.statistics import Estimate, estimate_mean, estimate_ratio
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance, dataset_names
@@ -63,6 +64,15 @@ class Evaluation:
     def estimates(self) -> dict[str, dict[str, Estimate]]:
         """Summarise every metric of every class: by class, then by the metric's key."""
         return {name: {m.key: self.estimate(name, m) for m in METRICS} for name in self.scoring.classes}
+
+    def detection(self) -> dict[str, dict[str, Any]]:
+        """Summarise the detection of lesions by class; empty unless all predictions have confidences."""
+        if not all(case.detections for case in self.cases.values()):
+            return {}
+        found = {
+            name: summarise([case.detections[name] for case in self.cases.values()]) for name in self.scoring.classes
+        }
+        return {name: one for name, one in found.items() if one is not None}
 
     def empty_counts(self, class_name: str) -> dict[str, int]:
         """Count the cases in which truth, prediction or both have no voxel of a class."""

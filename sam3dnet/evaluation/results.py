@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.evaluation.cases import CaseResult
+from sam3dnet.evaluation.detection import BY_SIZE_AT, HEADER, detection_rows
 from sam3dnet.evaluation.folder import Evaluation
 from sam3dnet.evaluation.lesions import CONNECTIVITY
 from sam3dnet.evaluation.metrics import METRICS, MaskScore, Metric, surface_implementation
@@ -48,6 +49,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
             name: {**{key: asdict(value) for key, value in estimates.items()}, "empty": evaluation.empty_counts(name)}
             for name, estimates in evaluation.estimates().items()
         },
+        **({"detection": found} if (found := evaluation.detection()) else {}),
         "cases": [score_row(name, case, score) for name, case, score in _scores(evaluation)],
         "failed": evaluation.failed,
         "predictions_without_truth": evaluation.surplus,
@@ -137,7 +139,16 @@ def write_csv(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def format_evaluation(evaluation: Evaluation) -> str:
     """Format the summary as text: a row a class and metric, then what was left out or is empty."""
     table = format_table(SUMMARY_HEADER, evaluation_rows(evaluation))
-    return "\n".join([table, "", *notes(evaluation)])
+    return "\n".join([table, "", *detection_lines(evaluation), *notes(evaluation)])
+
+
+def detection_lines(evaluation: Evaluation) -> list[str]:
+    """Format the detection of lesions as text, where predictions say how sure they are of each object."""
+    rows = detection_rows(evaluation.detection())
+    if not rows:
+        return []
+    told = f"Lesions found at so many false objects a case, by confidence; by size at {BY_SIZE_AT:g}:"
+    return [told, "", format_table(HEADER, rows, num_left=1), ""]
 
 
 def evaluation_rows(evaluation: Evaluation) -> list[tuple[str, ...]]:

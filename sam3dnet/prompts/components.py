@@ -37,10 +37,17 @@ def connected(mask_ZYX: npt.NDArray[Any], connectivity: Literal[6, 18, 26] = COR
 
 @dataclass(frozen=True)
 class Partners:
-    """Which components of two masks have a partner in the other, in the order of their numbers."""
+    """Which components of two masks match.
+
+    Attributes:
+        first: Whether each of the first mask's has a partner, in the order of their numbers.
+        second: The same of the second mask's.
+        pairs: (n, 2), the numbers of those that match, from 1.
+    """
 
     first: npt.NDArray[np.bool_]
     second: npt.NDArray[np.bool_]
+    pairs: npt.NDArray[np.int64]
 
 
 def partners(first_ZYX: npt.NDArray[Any], second_ZYX: npt.NDArray[Any], min_iou: float) -> Partners:
@@ -61,5 +68,7 @@ def partners(first_ZYX: npt.NDArray[Any], second_ZYX: npt.NDArray[Any], min_iou:
     sizes = np.bincount(first.ravel())[of_first] + np.bincount(second.ravel())[of_second]
     match = intersections / (sizes - intersections) >= min_iou
     return Partners(
-        np.isin(np.arange(1, num_first + 1), of_first[match]), np.isin(np.arange(1, num_second + 1), of_second[match])
+        np.isin(np.arange(1, num_first + 1), of_first[match]),
+        np.isin(np.arange(1, num_second + 1), of_second[match]),
+        np.stack([of_first[match], of_second[match]], axis=1),
     )
