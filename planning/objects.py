@@ -79,7 +79,7 @@ def _measure(
     slicer = tuple(
         slice(max(0, axis.start - reach), axis.stop + reach) for axis, reach in zip(box, reach_voxels, strict=True)
     )
-    mask = np.isin(labels_ZYX[slicer], values)
+    mask = mask_of(labels_ZYX[slicer], values)
     extent_voxels, object_count = largest_object(mask)
     shell = ndimage.maximum_filter(mask, size=[2 * reach + 1 for reach in reach_voxels], mode="constant") & ~mask
     crops = [channel[slicer] for channel in images_CZYX]
@@ -114,6 +114,14 @@ class LabelBoxes:
         """Give the smallest box that holds all voxels with one of these labels; None when there are none."""
         found = [self._found[value - 1] for value in values if 0 < value <= len(self._found)]
         return union(box for box in found if box is not None)
+
+
+def mask_of(labels_ZYX: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Mark the voxels that have one of the values."""
+    mask = labels_ZYX == values[0]
+    for value in values[1:]:
+        mask |= labels_ZYX == value
+    return mask
 
 
 def union(boxes: Iterable[Box | None]) -> Box | None:

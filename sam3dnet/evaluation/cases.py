@@ -11,7 +11,7 @@ import numpy as np
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.detection import Detections, Object, detect, read_objects
 from sam3dnet.evaluation.metrics import NOWHERE, MaskScore, WholeImage, score_masks
-from sam3dnet.planning.objects import LabelBoxes, union
+from sam3dnet.planning.objects import LabelBoxes, mask_of, union
 from sam3dnet.preprocessing.cases import foreground_classes, has_regions, image_files
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.checks_geometry import Grid, compare_grids
@@ -196,14 +196,6 @@ def read_labels(case: str, file: Path, reader: DatasetReader) -> tuple[np.ndarra
     if not np.array_equal(labels, np.round(labels)):
         raise DatasetError(f"{file}: holds fractions or NaN, expected whole numbers as labels; export the labels again")
     return labels.astype(np.int64), grid
-
-
-def mask_of(labels_ZYX: np.ndarray, values: tuple[int, ...]) -> np.ndarray:
-    """Mark the voxels that have one of the values."""
-    mask = labels_ZYX == values[0]
-    for value in values[1:]:
-        mask |= labels_ZYX == value
-    return mask
 
 
 def _require_none(problems: list[Problem], file: Path) -> None:

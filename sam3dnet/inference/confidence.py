@@ -25,7 +25,7 @@ from sam3dnet.inference.companions import Slices
 from sam3dnet.inference.on_disk import let_go, room_for
 from sam3dnet.inference.probabilities import cropped, image_shape
 from sam3dnet.inference.windows import in_parts
-from sam3dnet.planning.objects import LabelBoxes
+from sam3dnet.planning.objects import LabelBoxes, mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.geometry import place_in_file
@@ -142,27 +142,29 @@ class ConfidenceVolume:
         truth_ZYX = None if self._read_truth is None else self._read_truth()
         if truth_ZYX is not None and self._ignore is not None:
             labels_ZYX = np.where(truth_ZYX == self._ignore, 0, labels_ZYX)
+        true_counts = None if truth_ZYX is None else _count(truth_ZYX)
         voxel_ml = prod(float(size) for size in self._properties["spacing"]) / 1000
         boxes = LabelBoxes(labels_ZYX)
         measured = {}
         for number, (name, values) in enumerate(self._classes.items()):
             channel, of_map = (number, number) if self._labels.has_regions else (values[0], 0)
             expected = float(self._sums_Kz[channel].sum())
-            size, inside = 0, 0.0
+            size, common, inside = 0, 0, 0.0
             objects: tuple[ObjectConfidence, ...] = ()
             box = boxes.of(values)
             if box is not None:
-                mask_ZYX = np.isin(labels_ZYX[box], values)
+                mask_ZYX = mask_of(labels_ZYX[box], values)
                 certainty_ZYX = self._certainty[of_map].numpy()[box]
                 size, inside = int(mask_ZYX.sum()), float(certainty_ZYX[mask_ZYX].sum(dtype=np.float64))
-                true_ZYX = None if truth_ZYX is None else np.isin(truth_ZYX[box], values)
+                true_ZYX = None if truth_ZYX is None else mask_of(truth_ZYX[box], values)
+                common = 0 if true_ZYX is None else int((mask_ZYX & true_ZYX).sum())
                 objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, box, voxel_ml)
             measured[name] = ClassConfidence(
                 2 * inside / (size + max(expected, inside)) if size else None,
                 size * voxel_ml,
                 expected * voxel_ml,
                 objects,
-                None if truth_ZYX is None else _dice(labels_ZYX, truth_ZYX, values),
+                None if true_counts is None else _dice(common, size + sum(true_counts.get(one, 0) for one in values)),
             )
         return measured
 
@@ -194,10 +196,13 @@ class ConfidenceVolume:
         self._kept_Kzyx = None
 
 
-def _dice(labels_ZYX: np.ndarray, truth_ZYX: np.ndarray, values: tuple[int, ...]) -> float | None:
-    mask_ZYX, true_ZYX = np.isin(labels_ZYX, values), np.isin(truth_ZYX, values)
-    sizes = int(mask_ZYX.sum()) + int(true_ZYX.sum())
-    return 2 * int((mask_ZYX & true_ZYX).sum()) / sizes if sizes else None
+def _count(labels_ZYX: npt.NDArray[Any]) -> dict[int, int]:
+    values, counts = np.unique(labels_ZYX, return_counts=True)
+    return dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
+
+
+def _dice(common: int, sizes: int) -> float | None:
+    return 2 * common / sizes if sizes else None
 
 
 def as_json(measured: Mapping[str, ClassConfidence], calibration: Calibration) -> dict[str, Any]:
