@@ -9,11 +9,13 @@ command's own validation, since the network that sam3d_predict makes knows no va
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import nn
 
 from sam3dnet.cli import train
@@ -54,6 +56,7 @@ def leave_adapters_out(encoder: ImageEncoder3D) -> None:
             setattr(block, name, nn.Identity())
 
 
+LEAST_HARD = 0.1  # what a class with Dice 1 still counts
 Change = Callable[[ImageEncoder3D], None]
 VARIANTS: Mapping[str, Change] = MappingProxyType(
     {
@@ -98,8 +101,63 @@ def change_augmentation(variant: str) -> None:
     nnUNetTrainerSAM3D.get_training_transforms = changed  # type: ignore[method-assign]
 
 
+class HardClassesLoader(nnUNetDataLoader):
+    """Centres crops on a class the more often the worse it is segmented, in place of each class as often."""
+
+    dice: ClassVar[dict[int, float]] = {}  # of each class so far, from 0 to 1
+
+    def get_bbox(self, data_shape: Any, force_fg: bool, class_locations: Any, *rest: Any, **options: Any) -> Any:
+        """Choose the class, then as nnU-Net."""
+        there = [one for one in class_locations or () if one in self.dice and len(class_locations[one])]
+        if force_fg and there:
+            weights = np.array([LEAST_HARD + 1 - self.dice[one] for one in there])
+            options["overwrite_class"] = there[np.random.choice(len(there), p=weights / weights.sum())]
+        return super().get_bbox(data_shape, force_fg, class_locations, *rest, **options)
+
+
+def sample_hard_classes() -> None:
+    """Let the classes of crops follow the Dice of the last epoch; for trainings whose loader runs in this process."""
+    make_loaders, end_epoch = nnUNetTrainerSAM3D.get_dataloaders, nnUNetTrainerSAM3D.on_epoch_end
+
+    def loaders(self: nnUNetTrainerSAM3D) -> tuple:
+        made = make_loaders(self)
+        loader = made[0].data_loader
+        loader.__class__ = HardClassesLoader
+        HardClassesLoader.dice = dict.fromkeys(self.label_manager.foreground_labels, 0.0)
+        return made
+
+    def at_the_end(self: nnUNetTrainerSAM3D) -> None:
+        found = self.logger.get_value("dice_per_class_or_region", step=-1)
+        for label, dice in zip(self.label_manager.foreground_labels, found, strict=True):
+            HardClassesLoader.dice[label] = float(np.nan_to_num(dice))
+        end_epoch(self)
+
+    nnUNetTrainerSAM3D.get_dataloaders = loaders  # type: ignore[method-assign]
+    nnUNetTrainerSAM3D.on_epoch_end = at_the_end  # type: ignore[method-assign]
+
+
+def sample_foreground(share: float) -> None:
+    """Centre this share of the crops on a class, drawn for each crop."""
+    initialize = nnUNetTrainerSAM3D.initialize
+
+    def changed(self: nnUNetTrainerSAM3D) -> None:
+        self.probabilistic_oversampling, self.oversample_foreground_percent = True, share
+        initialize(self)
+        self.oversample_foreground_percent = share
+
+    nnUNetTrainerSAM3D.initialize = changed  # type: ignore[method-assign]
+
+
+SAMPLING: Mapping[str, Callable[[], None]] = MappingProxyType(
+    {"hard-classes": sample_hard_classes, "foreground-75": lambda: sample_foreground(0.75)}
+)
+
+
 def change(variant: str) -> None:
     """Change what training makes: every network that is built from now on in this process, or how it learns."""
+    if variant in SAMPLING:
+        SAMPLING[variant]()
+        return
     if variant in AUGMENTATIONS:
         change_augmentation(variant)
         return
@@ -115,7 +173,7 @@ def change(variant: str) -> None:
     SAM3D.__init__ = changed  # type: ignore[assignment,method-assign]
 
 
-ALL = (*VARIANTS, *RATES, *AUGMENTATIONS)
+ALL = (*VARIANTS, *RATES, *AUGMENTATIONS, *SAMPLING)
 
 
 def main() -> int:
