@@ -145,8 +145,9 @@ def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fol
     from sam3dnet.settings.evaluation import ScoringSettings
 
     names = validation_names(preprocessed, fold)
-    settings = ScoringSettings(missing_as_empty=True, num_processes=0)
-    evaluation = evaluate_folder(predictions, labels, settings, only=set(names), progress=False)
+    evaluation = evaluate_folder(predictions, labels, ScoringSettings(num_processes=0), only=set(names), progress=False)
+    if evaluation.failed:
+        raise StageError(f"validation is not whole: {evaluation.failed}")
     rows = [{key: row[key] for key in ("case", "class", *KEPT)} for row in as_json(evaluation)["cases"]]
     write_json(output, rows)
 
@@ -318,7 +319,8 @@ def classes_table(rows: Sequence[Row]) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Format the tables; that of differences where there is another method than ours, of confidences where some are."""
-    compared = [differences_table(rows)] if any(best_other(by_method) for _, _, by_method in groups(rows)) else []
+    both = any(OURS in by_method and best_other(by_method) for _, _, by_method in groups(rows))
+    compared = [differences_table(rows)] if both else []
     sure = [confidence_table(rows)] if any(row.get("confidence") for row in rows) else []
     return "\n\n".join([results_table(rows), *compared, classes_table(rows), *sure])
 

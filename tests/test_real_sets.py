@@ -61,6 +61,7 @@ def test_every_method_and_class_has_its_line():
     assert f"| {DATASET} | 20 | sam3d | 0.650 | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
     assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
     assert "against" in results and "against" not in real_sets.table([OURS])
+    assert "against" not in real_sets.table(THEIRS)
 
 
 def test_results_are_a_section_of_the_page_with_a_plot(tmp_path):
