@@ -38,6 +38,7 @@ from variants import ALL
 
 from sam3dnet.comparison.measure import count_iterations, validation_names
 from sam3dnet.comparison.stages import StageError, machine
+from sam3dnet.evaluation.detection import HEADER, detection_rows
 from sam3dnet.evaluation.statistics import estimate_difference
 from sam3dnet.inference.calibration import FILE as CONFIDENCE_FILE
 from sam3dnet.preprocessing.cores import cores_of_job
@@ -97,11 +98,11 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
     link_raw_dataset(settings)
     trained = train_and_validate(settings, method, variant)
     fold = MODELS[method].model_folder(settings) / f"fold_{settings.fold}"
-    output = settings.stages.folder / f"{method}-scored.json"
+    output = settings.stages.folder / f"{method}-scores.json"
     labels = settings.raw / dataset / "labelsTr"
     paths = (fold / "validation", labels, settings.preprocessed, output)
     command = [sys.executable, __file__, "--score", *map(str, paths), "--fold", settings.fold]
-    settings.stages.run(f"{method}-score", {"trained": trained["machine"]["date"]}, command)
+    settings.stages.run(f"{method}-score", {"trained": trained["machine"]["date"], "output": output.name}, command)
     plans = json.loads((settings.preprocessed / f"{MODELS[method].plans}.json").read_text())
     configuration = plans["configurations"]["3d_fullres"]
     load = trained["load"]["until_mark"] or trained["load"]
@@ -116,7 +117,7 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
         "machine": trained["machine"],
         "commit": commit() if method == OURS else None,
         "confidence": read_confidence(fold),
-        "cases": json.loads(output.read_text()),
+        **json.loads(output.read_text()),
     }
 
 
@@ -139,7 +140,7 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
 
 
 def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fold: str) -> None:
-    """Score the validation of a fold; a row a case and class."""
+    """Score the validation of a fold: a row a case and class, and where objects have confidences, their detection."""
     from sam3dnet.evaluation.folder import evaluate_folder
     from sam3dnet.evaluation.results import as_json
     from sam3dnet.settings.evaluation import ScoringSettings
@@ -149,7 +150,7 @@ def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fol
     if evaluation.failed:
         raise StageError(f"validation is not whole: {evaluation.failed}")
     rows = [{key: row[key] for key in ("case", "class", *KEPT)} for row in as_json(evaluation)["cases"]]
-    write_json(output, rows)
+    write_json(output, {"cases": rows, "detection": evaluation.detection()})
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -299,6 +300,15 @@ def confidence_table(rows: Sequence[Row]) -> str:
     return as_markdown(lines)
 
 
+def lesions_table(rows: Sequence[Row]) -> str:
+    """Format how many objects of each class were found at so many false ones, a line for each training and class."""
+    lines = [["set", "minutes", "method", *HEADER]]
+    for row in sorted(rows, key=key):
+        for cells in detection_rows(row.get("detection") or {}):
+            lines.append([row["dataset"], f"{row['minutes']:g}", row["method"], *cells])
+    return as_markdown(lines)
+
+
 def _or_dash(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -322,7 +332,8 @@ def table(rows: Sequence[Row]) -> str:
     both = any(OURS in by_method and best_other(by_method) for _, _, by_method in groups(rows))
     compared = [differences_table(rows)] if both else []
     sure = [confidence_table(rows)] if any(row.get("confidence") for row in rows) else []
-    return "\n\n".join([results_table(rows), *compared, classes_table(rows), *sure])
+    found = [lesions_table(rows)] if any(row.get("detection") for row in rows) else []
+    return "\n\n".join([results_table(rows), *compared, classes_table(rows), *sure, *found])
 
 
 def draw(rows: Sequence[Row]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sam3dnet.check.networks import own_arguments
+from sam3dnet.evaluation.detection import Detections, summarise
 from sam3dnet.inference.calibration import Validated
 from sam3dnet.network.sam3d import SAM3D
 
@@ -151,6 +152,13 @@ def test_confidences_have_a_table_of_ours_alone(tmp_path):
     assert line[5:8] == ["1.00", "16, 8", "1.000"]
 
 
+def test_lesions_found_have_a_table():
+    cases = [Detections((1.0, 2.0, 3.0), (0.0, 0.9, 0.8), (0.5,)), Detections((0.5,), (0.4,), ())]
+    lines = real_sets.table([OURS | {"detection": {"lesion": summarise(cases)}}, *THEIRS]).splitlines()
+    assert f"| {DATASET} | 20 | sam3d | lesion | 4 | 0.500 | 0.750 | 0.750 | 0.500 | 1.000 | 1.000 |" in lines
+    assert not [line for line in lines if "nnunet | lesion |" in line]
+
+
 def test_methods_of_one_folder_may_begin_at_the_same_moment(arguments, tmp_path, monkeypatch):
     """Both link what was prepared, and neither minds that the other was quicker."""
     prepared = real_sets.settings_of(arguments, DATASET, "prepared")
@@ -208,7 +216,7 @@ def test_all_methods_share_what_was_prepared_and_are_scored_by_name(arguments, t
         asked[name] = command
         if "--score" in command:
             Path(command[6]).parent.mkdir(parents=True, exist_ok=True)
-            Path(command[6]).write_text(json.dumps(OURS["cases"]))
+            Path(command[6]).write_text(json.dumps({"cases": OURS["cases"], "detection": {}}))
         load = {"until_mark": None, "peak_mib": 1.0, "cpu_seconds": 2.0}
         return {"keys": {}, "load": load, "machine": {"date": "today"}}
 
