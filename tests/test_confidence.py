@@ -166,9 +166,10 @@ def test_prompts_change_them_with_the_label_map(tmp_path, images):
     assert found["volume_ml"] == pytest.approx((labels_ZYX == 1).sum() * np.prod(spacing) / 1000, rel=1e-5)
 
 
-def pairs_of(said, found, classes=("organ",)):
+def pairs_of(said, found, classes=("organ",), share=None):
     names = [f"c{number % 10}" for number in range(len(said))]
-    return Pairs(names, [classes[number % len(classes)] for number in range(len(said))], list(said), list(found))
+    of_class = [classes[number % len(classes)] for number in range(len(said))]
+    return Pairs(names, of_class, list(said), list(found), [1.0] * len(said) if share is None else list(share))
 
 
 def test_without_pairs_all_stays_what_it_was():
@@ -182,6 +183,15 @@ def test_few_pairs_change_little_and_many_are_believed():
     many = fit(pairs_of([0.9] * 500, [0.0, 1.0] * 250)).at("organ", 0.9)
     assert 0.6 < few < 0.9
     assert many == pytest.approx(0.5, abs=0.03)
+
+
+def test_where_small_objects_are_seldom_real_size_counts_and_else_it_does_not():
+    share = [1.0, 0.01] * 200
+    of_size = fit(pairs_of([0.8] * 400, [1.0, 0.0] * 200, share=share))
+    assert of_size.at("organ", 0.8, 1.0) > 0.95 and of_size.at("organ", 0.8, 0.01) < 0.05
+    assert of_size.at("organ", 0.8, 0.01) < of_size.at("organ", 0.8, 0.1) < of_size.at("organ", 0.8, 1.0)
+    equal = fit(pairs_of([0.8] * 400, [1.0, 1.0, 0.0, 0.0] * 100, share=share))
+    assert equal.at("organ", 0.8, 0.01) == pytest.approx(equal.at("organ", 0.8, 1.0), abs=0.03)
 
 
 def test_classes_differ_and_an_unknown_one_is_as_all():
@@ -201,9 +211,10 @@ def test_errors_are_those_of_cases_that_were_left_out():
     assert learned["uncalibrated"]["calibration_error"] > 0.3
     assert learned["calibrated"]["calibration_error"] < 0.08
     assert learned["calibrated"]["brier"] < learned["uncalibrated"]["brier"] - 0.1
-    two = Pairs(["a", "b"], ["organ"] * 2, [0.8, 0.8], [0.9, 0.3])
+    two = Pairs(["a", "b"], ["organ"] * 2, [0.8, 0.8], [0.9, 0.3], [1.0, 1.0])
     errors = Validated(dice=two).errors()["dice"]
     assert errors["calibrated"]["mean_error"] > errors["uncalibrated"]["mean_error"]
+    assert Validated(dice=two).calibration().dice("organ", 0.8) == pytest.approx(0.8)  # so it is left alone
 
 
 def test_what_a_validation_found_is_read_again(tmp_path):
@@ -213,7 +224,10 @@ def test_what_a_validation_found_is_read_again(tmp_path):
                 "organ": {
                     "expected_dice": 0.95,
                     "true_dice": dice,
-                    "objects": [{"certainty": 0.9, "real": True}, {"certainty": 0.6, "real": False}],
+                    "objects": [
+                        {"certainty": 0.9, "volume_ml": 2.0, "real": True},
+                        {"certainty": 0.6, "volume_ml": 1.0, "real": False},
+                    ],
                 },
                 "lesion": {"expected_dice": None, "objects": []},
             }
@@ -222,11 +236,13 @@ def test_what_a_validation_found_is_read_again(tmp_path):
     }
     words = Validated.of_cases(contents).write(tmp_path)
     assert words.startswith("Confidence: the Dice of a class is foretold to 0.0")
+    assert words.count("before calibration") == 2 and "too few" not in words
     found = read_validated([tmp_path, tmp_path / "not validated"])
     assert found.dice.found == [0.8, 0.7, 0.75] and len(found.objects.said) == 6
     learned = found.calibration()
     assert learned.num_cases == 3 and 0.7 < learned.dice("organ", 0.95) < 0.85
-    assert learned.object_is_real("organ", 0.6) < 0.5
+    assert found.objects.share == [1.0, 0.5] * 3
+    assert learned.object_is_real("organ", 0.6, 0.5) < 0.5 < learned.object_is_real("organ", 0.9, 1.0)
     (tmp_path / FILE).write_text('{"format": "other"}')
     with pytest.raises(CheckpointError, match="--validate-only"):
         read_validated([tmp_path])

@@ -136,7 +136,10 @@ def test_confidences_have_a_table_of_ours_alone(tmp_path):
                 "organ": {
                     "expected_dice": 0.9 + n / 100,
                     "true_dice": 0.7 + n / 100,
-                    "objects": [{"certainty": 0.9, "real": True}, {"certainty": 0.6, "real": False}],
+                    "objects": [
+                        {"certainty": 0.9, "volume_ml": 2.0, "real": True},
+                        {"certainty": 0.6, "volume_ml": 1.0, "real": False},
+                    ],
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 p, what the network says, becomes sigmoid(shift of the class + slope * logit(p)); shifts and slope are those under which
 what validation found is likeliest (Platt 1999, with slope 1 and shift 0 as the prior, so that few cases change little).
+Of objects their size counts, too, as a share s of the largest of the class in the case: + slope of sizes * log(s).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ FILE = "sam3d_confidence.json"  # of a fold
 FORMAT = "sam3dnet-calibration/1"
 REMEDY = "validate the fold again: sam3d_train DATASET FOLD --validate-only"
 CLOSEST = 1e-3  # to 0 and 1; logits of both are infinite
-SLOPE_DEVIATION, SHIFT_DEVIATION, CLASS_DEVIATION = 0.5, 1.0, 0.5  # of the prior
+SLOPE_DEVIATION, SHIFT_DEVIATION, SIZE_DEVIATION, CLASS_DEVIATION = 0.5, 1.0, 0.5, 0.5  # of the prior
 DICE_WEIGHT = 5.0  # a Dice tells as much as so many objects that are real or not: its spread is less
 GROUPS = 10  # at most, of cases that are left out together
 BINS = 10
@@ -42,18 +43,20 @@ class Pairs:
         class_name: Of each.
         said: By the network, 0 to 1.
         found: 0 to 1.
+        share: Size of an object as a share of the largest of its class in the case; 1 where it does not matter.
     """
 
     case: Sequence[str] = ()
     class_name: Sequence[str] = ()
     said: Sequence[float] = ()
     found: Sequence[float] = ()
+    share: Sequence[float] = ()
 
     def of_cases(self, names: Iterable[str]) -> "Pairs":
         """Give those of some cases."""
         wanted = set(names)
         kept = [number for number, case in enumerate(self.case) if case in wanted]
-        return _columns([(self.case[n], self.class_name[n], self.said[n], self.found[n]) for n in kept])
+        return _columns([(self.case[n], self.class_name[n], self.said[n], self.found[n], self.share[n]) for n in kept])
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,13 @@ class Curve:
 
     slope: float = 1.0
     shift: float = 0.0
+    of_size: float = 0.0
     of_class: Mapping[str, float] = field(default_factory=dict)
 
-    def at(self, class_name: str, said: float) -> float:
+    def at(self, class_name: str, said: float, share: float = 1.0) -> float:
         """Give what is to be expected, 0 to 1."""
-        return float(expit(self.shift + self.of_class.get(class_name, 0.0) + self.slope * _logit(said)))
+        shift = self.shift + self.of_class.get(class_name, 0.0) + self.of_size * float(np.log(share))
+        return float(expit(shift + self.slope * _logit(said)))
 
 
 IDENTITY = Curve()
@@ -85,9 +90,10 @@ def fit(pairs: Pairs, weight: float = 1.0) -> Curve:
     said, found = _logit(np.array(pairs.said)), np.array(pairs.found, float)
     number = np.array([names.index(name) for name in pairs.class_name])
     of_class = np.eye(len(names))[number]
-    design = np.concatenate([said[:, None], np.ones((len(said), 1)), of_class], axis=1)
-    prior = np.array([1.0, 0.0] + [0.0] * len(names))
-    tightness = 1 / np.array([SLOPE_DEVIATION, SHIFT_DEVIATION] + [CLASS_DEVIATION] * len(names)) ** 2
+    design = np.column_stack([said, np.ones(len(said)), np.log(pairs.share), of_class])
+    prior = np.array([1.0, 0.0, 0.0] + [0.0] * len(names))
+    deviations = [SLOPE_DEVIATION, SHIFT_DEVIATION, SIZE_DEVIATION] + [CLASS_DEVIATION] * len(names)
+    tightness = 1 / np.array(deviations) ** 2
 
     def loss(values: Floats) -> tuple[float, Floats]:
         scores = design @ values
@@ -96,9 +102,9 @@ def fit(pairs: Pairs, weight: float = 1.0) -> Curve:
         gradient = weight * design.T @ (expit(scores) - found) + tightness * apart
         return float(unlikely + 0.5 * (tightness * apart**2).sum()), gradient
 
-    best = minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=[(0.05, None)] + [(None, None)] * (len(names) + 1))
-    slope, shift, *rest = best.x.tolist()
-    return Curve(slope, shift, dict(zip(names, rest, strict=True)))
+    bounds = [(0.05, None)] + [(None, None)] * (len(prior) - 1)  # surer is never less likely
+    slope, shift, of_size, *rest = minimize(loss, prior, jac=True, method="L-BFGS-B", bounds=bounds).x.tolist()
+    return Curve(slope, shift, of_size, dict(zip(names, rest, strict=True)))
 
 
 def _logit(share: Any) -> Any:
@@ -121,9 +127,9 @@ class Calibration:
         """Give the Dice to be expected of a class."""
         return self.of_dice.at(class_name, expected)
 
-    def object_is_real(self, class_name: str, certainty: float) -> float:
-        """Give the probability that an object of this mean certainty is one."""
-        return self.of_objects.at(class_name, certainty)
+    def object_is_real(self, class_name: str, certainty: float, share: float) -> float:
+        """Give the probability that an object of this mean certainty and share of the largest one's size is one."""
+        return self.of_objects.at(class_name, certainty, share)
 
 
 UNCALIBRATED = Calibration()
@@ -134,6 +140,7 @@ class _Said(Part):
     class_name: str
     said: Share
     found: Share
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class _File(Part):
@@ -156,14 +163,22 @@ class Validated:
         for case, content in contents.items():
             for name, one in content["classes"].items():
                 if one["expected_dice"] is not None:
-                    dice.append((case, name, one["expected_dice"], one["true_dice"]))
-                objects += [(case, name, found["certainty"], float(found["real"])) for found in one["objects"]]
+                    dice.append((case, name, one["expected_dice"], one["true_dice"], 1.0))
+                largest = max((found["volume_ml"] for found in one["objects"]), default=1.0)
+                objects += [
+                    (case, name, found["certainty"], float(found["real"]), found["volume_ml"] / largest)
+                    for found in one["objects"]
+                ]
         return cls(_columns(dice), _columns(objects))
 
     def calibration(self) -> Calibration:
-        """Learn from all of it."""
-        cases = {*self.dice.case, *self.objects.case}
-        return Calibration(fit(self.dice, DICE_WEIGHT), fit(self.objects), len(cases))
+        """Learn from all of it, where that makes the confidences of other cases better."""
+        cases, errors = {*self.dice.case, *self.objects.case}, self.errors()
+        return Calibration(
+            fit(self.dice, DICE_WEIGHT) if _is_better(errors["dice"]) else IDENTITY,
+            fit(self.objects) if _is_better(errors["objects"]) else IDENTITY,
+            len(cases),
+        )
 
     def errors(self) -> dict[str, Any]:
         """Measure how wrong confidences are before and after calibration, each on cases that it did not learn from."""
@@ -190,18 +205,26 @@ def read_validated(folds: Iterable[Path]) -> Validated:
     for file in (fold / FILE for fold in folds):
         if file.is_file():
             content = checked(_File, read_json(file, CheckpointError, REMEDY), file, CheckpointError, REMEDY)
-            dice += [(one.case, one.class_name, one.said, one.found) for one in content.dice]
-            objects += [(one.case, one.class_name, one.said, one.found) for one in content.objects]
+            dice += [_row_of(one) for one in content.dice]
+            objects += [_row_of(one) for one in content.objects]
     return Validated(_columns(dice), _columns(objects))
 
 
-def _columns(rows: Sequence[tuple[str, str, float, float]]) -> Pairs:
-    return Pairs([row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows])
+Row = tuple[str, str, float, float, float]
+
+
+def _row_of(one: _Said) -> Row:
+    return one.case, one.class_name, one.said, one.found, one.share
+
+
+def _columns(rows: Sequence[Row]) -> Pairs:
+    case, class_name, said, found, share = ([row[column] for row in rows] for column in range(5))
+    return Pairs(case, class_name, said, found, share)  # type: ignore[arg-type]
 
 
 def _rows(pairs: Pairs) -> list[dict[str, Any]]:
-    columns = zip(pairs.case, pairs.class_name, pairs.said, pairs.found, strict=True)
-    return [dict(zip(("case", "class_name", "said", "found"), row, strict=True)) for row in columns]
+    columns = zip(pairs.case, pairs.class_name, pairs.said, pairs.found, pairs.share, strict=True)
+    return [dict(zip(("case", "class_name", "said", "found", "share"), row, strict=True)) for row in columns]
 
 
 def _errors(pairs: Pairs, weight: float, measure: Any) -> dict[str, Any] | None:
@@ -215,18 +238,33 @@ def _errors(pairs: Pairs, weight: float, measure: Any) -> dict[str, Any] | None:
         for group in (names[start::GROUPS] for start in range(min(GROUPS, len(names)))):
             curve = fit(pairs.of_cases(set(names) - set(group)), weight)
             for number in [number for number, case in enumerate(pairs.case) if case in group]:
-                expected[number] = curve.at(pairs.class_name[number], pairs.said[number])
+                expected[number] = curve.at(pairs.class_name[number], pairs.said[number], pairs.share[number])
     return {"number": len(said), "uncalibrated": measure(said, found), "calibrated": measure(expected, found)}
+
+
+def _is_better(errors: Mapping[str, Any] | None) -> bool:
+    """Tell whether calibration makes confidences of cases better that it did not learn from: of few it may not."""
+    if errors is None:
+        return False
+    before, after = errors["uncalibrated"], errors["calibrated"]
+    score = "mean_error" if "mean_error" in before else "brier"
+    return bool(after[score] <= before[score])
 
 
 def _in_words(errors: Mapping[str, Any]) -> str:
     dice, objects = errors["dice"], errors["objects"]
-    if dice is None:
+    if dice is None or objects is None:
         return "Confidence: nothing was segmented"
-    after, before = dice["calibrated"]["mean_error"], dice["uncalibrated"]["mean_error"]
-    of_dice = f"the Dice of a class is foretold to {after:.3f} ({before:.3f} before calibration)"
-    after, before = (objects[which]["calibration_error"] for which in ("calibrated", "uncalibrated"))
-    return f"Confidence: {of_dice}; calibration error of {objects['number']} objects {after:.3f} ({before:.3f})"
+    of_dice = f"the Dice of a class is foretold to {_before_and_after(dice, 'mean_error')}"
+    of_objects = f"calibration error of {objects['number']} objects {_before_and_after(objects, 'calibration_error')}"
+    return f"Confidence: {of_dice}; {of_objects}"
+
+
+def _before_and_after(errors: Mapping[str, Any], key: str) -> str:
+    before, after = (errors[which][key] for which in ("uncalibrated", "calibrated"))
+    if _is_better(errors):
+        return f"{after:.3f} ({before:.3f} before calibration)"
+    return f"{before:.3f} (not calibrated, which would make it {after:.3f}: too few cases)"
 
 
 def _dice_errors(expected: Floats, found: Floats) -> dict[str, float]:

@@ -209,9 +209,10 @@ def as_json(measured: Mapping[str, ClassConfidence], calibration: Calibration) -
     """Give the content of a CASE_confidence.json; what was compared with the truth is there where there is one."""
     classes = {}
     for name, one in measured.items():
+        largest = one.objects[0].volume_ml if one.objects else 1.0
         objects = [
             {
-                "confidence": _round(calibration.object_is_real(name, found.certainty)),
+                "confidence": _round(calibration.object_is_real(name, found.certainty, found.volume_ml / largest)),
                 "certainty": _round(found.certainty),
                 "volume_ml": _round(found.volume_ml),
                 "at": list(found.at),
