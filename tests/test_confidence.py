@@ -234,7 +234,9 @@ def test_what_a_validation_found_is_read_again(tmp_path):
         }
         for case, dice in (("a", 0.8), ("b", 0.7), ("c", 0.75))
     }
-    words = Validated.of_cases(contents).write(tmp_path)
+    validated = Validated.of_cases(contents)
+    validated.write(tmp_path)
+    words = validated.in_words()
     assert words.startswith("Confidence: the Dice of a class is foretold to 0.0")
     assert words.count("before calibration") == 2 and "too few" not in words
     found = read_validated([tmp_path, tmp_path / "not validated"])

@@ -19,6 +19,7 @@ from plans import make_plans
 from sam3dnet.cli import report as command
 from sam3dnet.evaluation.report import telling_cases
 from sam3dnet.evaluation.report_pictures import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
+from sam3dnet.inference.calibration import Validated
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.training.epoch_log import Epoch, append_epoch, in_words, keep_epochs_before, read_log
 
@@ -217,6 +218,15 @@ def test_a_case_that_cannot_be_scored_is_named(folders: Folders) -> None:
     text = "".join(read(write_report(folders, num_processes=0)).text)
     assert "Without result: b: no prediction in" in text
     assert "in_training" not in text
+
+
+def test_what_confidences_are_worth_is_told_where_it_was_measured(folders: Folders) -> None:
+    assert "Confidence" not in "".join(read(write_report(folders, num_processes=0)).text)
+    one = {"expected_dice": 0.9, "true_dice": 0.7, "objects": [{"certainty": 0.9, "volume_ml": 1.0, "real": True}]}
+    validated = Validated.of_cases({name: {"classes": {"lesion": one}} for name in "abcd"})
+    validated.write(next(folders.results.rglob("fold_0")))
+    text = "".join(read(write_report(folders, num_processes=0)).text)
+    assert "Confidence: the Dice of a class is foretold to 0.0" in text and "(0.200 before calibration)" in text
 
 
 def test_log_of_an_interrupted_training(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, picture, table
 from sam3dnet.evaluation.report_pictures import box_plots, three_planes, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
+from sam3dnet.inference.calibration import read_validated
 from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.plan import Plan, load_plan, value_in_words
@@ -130,6 +131,9 @@ def _sections(reported: ReportedFold) -> Iterator[str]:
         yield paragraph("No case of this fold has been predicted yet; training does that at its end.")
         return
     yield from _metrics(reported.evaluation)
+    validated = read_validated([reported.model / f"fold_{reported.fold}"])
+    if validated.dice.said:
+        yield paragraph(f"{validated.in_words()}.")
     yield heading("Worst, median and best case of each class")
     yield paragraph("Three planes through the object: the truth is outlined in green, the prediction in red.")
     yield from _pictures(reported, reported.evaluation)

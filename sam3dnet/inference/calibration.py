@@ -187,12 +187,19 @@ class Validated:
             "objects": _errors(self.objects, 1.0, _object_errors),
         }
 
-    def write(self, fold: Path) -> str:
-        """Write it beside the weights that were validated; give what it shows as a sentence."""
+    def write(self, fold: Path) -> None:
+        """Write it beside the weights that were validated."""
+        errors, rows = self.errors(), {"dice": _rows(self.dice), "objects": _rows(self.objects)}
+        write_json(fold / FILE, {"format": FORMAT, "errors": errors, **rows})
+
+    def in_words(self) -> str:
+        """Say how wrong confidences are."""
         errors = self.errors()
-        content = {"format": FORMAT, "errors": errors, "dice": _rows(self.dice), "objects": _rows(self.objects)}
-        write_json(fold / FILE, content)
-        return _in_words(errors)
+        if errors["dice"] is None or errors["objects"] is None:
+            return "Confidence: nothing was segmented"
+        of_dice = f"the Dice of a class is foretold to {_before_and_after(errors['dice'], 'mean_error')}"
+        number, error = errors["objects"]["number"], _before_and_after(errors["objects"], "calibration_error")
+        return f"Confidence: {of_dice}; calibration error of {number} objects {error}"
 
 
 def read_validated(folds: Iterable[Path]) -> Validated:
@@ -249,15 +256,6 @@ def _is_better(errors: Mapping[str, Any] | None) -> bool:
     before, after = errors["uncalibrated"], errors["calibrated"]
     score = "mean_error" if "mean_error" in before else "brier"
     return bool(after[score] <= before[score])
-
-
-def _in_words(errors: Mapping[str, Any]) -> str:
-    dice, objects = errors["dice"], errors["objects"]
-    if dice is None or objects is None:
-        return "Confidence: nothing was segmented"
-    of_dice = f"the Dice of a class is foretold to {_before_and_after(dice, 'mean_error')}"
-    of_objects = f"calibration error of {objects['number']} objects {_before_and_after(objects, 'calibration_error')}"
-    return f"Confidence: {of_dice}; {of_objects}"
 
 
 def _before_and_after(errors: Mapping[str, Any], key: str) -> str:

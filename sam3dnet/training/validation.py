@@ -275,7 +275,9 @@ def _calibrate(trainer: nnUNetTrainer, output: Path) -> None:
     """Note what the confidences of the validation were worth, for `sam3d_predict --confidence`."""
     files = sorted(output.glob(f"*{CONFIDENCE_ENDING}"))
     of_cases = {file.name.removesuffix(CONFIDENCE_ENDING): json.loads(file.read_text()) for file in files}
-    trainer.print_to_log_file(Validated.of_cases(of_cases).write(output.parent))
+    validated = Validated.of_cases(of_cases)
+    validated.write(output.parent)
+    trainer.print_to_log_file(validated.in_words())
 
 
 @contextmanager
