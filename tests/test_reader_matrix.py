@@ -250,18 +250,27 @@ def give_report_a_plan(model: Path) -> None:
     (model / "plans.json").write_text(json.dumps(plans))
 
 
+def objects_of(file: Path) -> list[tuple[str, float, list[int]]]:
+    """Give class, certainty and place of the objects of a file of confidences."""
+    classes = json.loads(file.read_text())["classes"]
+    return [(name, one["certainty"], one["at"]) for name, found in classes.items() for one in found["objects"]]
+
+
 @every_reader
 def test_validation_is_prediction_and_the_report_shows_the_same_voxels(
-    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = make_dataset(kind, tmp_path / "raw" / "Dataset911_Matrix")
     folders, fold = make_fold(kind, raw, tmp_path)
-    predict_folder(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu")
+    predict_folder(raw / "imagesTr", tmp_path / "out", fold.parent, device="cpu", confidence=True)
     for file in (fold / "validation").iterdir():
-        assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
+        if file.name.endswith("_confidence.json"):
+            assert objects_of(file) == objects_of(tmp_path / "out" / file.name) != []
+        else:
+            assert file.read_bytes() == (tmp_path / "out" / file.name).read_bytes()
     truth = folders.preprocessed / raw.name / "gt_segmentations"
     assert (truth / "a.json").is_file() == (kind.ending == ".tif")
-    assert len(list((fold / "validation").iterdir())) == (6 if kind.ending == ".tif" else 3)
+    assert len(list((fold / "validation").iterdir())) == (9 if kind.ending == ".tif" else 6)
     give_report_a_plan(fold.parent)
     shown = []
     monkeypatch.setattr(report, "three_planes", lambda *drawn: shown.append(drawn) or b"")
@@ -274,6 +283,7 @@ def test_validation_is_prediction_and_the_report_shows_the_same_voxels(
         expected = [(part.stop - part.start) * mm for part, mm in zip(LESION, ZOOMS_IJK, strict=True)]
         assert sorted(lengths * spacing_mm) == pytest.approx(sorted(expected))
     assert len(shown) == 6
+    assert "another label map" not in caplog.text  # the report found each object where the file has it
 
 
 class Everywhere:
