@@ -107,8 +107,23 @@ def test_voxels_that_nobody_annotated_are_left_out(tmp_path):
     truth_ZYX[0] = 1
     dataset_json = loaded.dataset_json | {"labels": LABELS | {"ignore": 3}}
     volume = ConfidenceVolume(properties, loaded.plans, loaded.labels, dataset_json, read_truth=lambda: truth_ZYX)
-    found = volume.measure(labels_ZYX)
-    assert found["organ"].dice == 1
+    organ = volume.measure(labels_ZYX)["organ"]
+    assert organ.dice == 1
+    assert [one.real for one in organ.objects] == [None]  # nobody knows: most of it is not annotated
+    assert sum(one.volume_ml for one in organ.objects) == pytest.approx(organ.volume_ml)
+    contents = {"a": as_json({"organ": organ}, UNCALIBRATED)}
+    assert (Validated.of_cases(contents).objects.said, Validated.of_cases(contents).dice.found) == ([], [1.0])
+
+
+def test_an_object_is_compared_with_the_whole_of_the_true_one(tmp_path):
+    """Also with what lies beyond the box of what was segmented."""
+    loaded = load_model(make_model(tmp_path))
+    properties = make_properties((8, 6, 7), (2.0, 1.0, 0.5))
+    shape = tuple(properties["shape_before_cropping"][axis] for axis in loaded.plans.transpose_backward)
+    labels_ZYX, truth_ZYX = np.zeros(shape, np.uint8), np.ones(shape, np.uint8)
+    labels_ZYX[2, 2, 2] = 1
+    (found,) = volume_of(loaded, properties, read_truth=lambda: truth_ZYX).measure(labels_ZYX)["organ"].objects
+    assert found.real is False
 
 
 @pytest.fixture

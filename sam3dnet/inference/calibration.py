@@ -162,12 +162,13 @@ class Validated:
         dice, objects = [], []
         for case, content in contents.items():
             for name, one in content["classes"].items():
-                if one["expected_dice"] is not None:
+                if one["expected_dice"] is not None and "true_dice" in one:
                     dice.append((case, name, one["expected_dice"], one["true_dice"], 1.0))
                 largest = max((found["volume_ml"] for found in one["objects"]), default=1.0)
                 objects += [
                     (case, name, found["certainty"], float(found["real"]), found["volume_ml"] / largest)
                     for found in one["objects"]
+                    if "real" in found
                 ]
         return cls(_columns(dice), _columns(objects))
 

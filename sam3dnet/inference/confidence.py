@@ -25,7 +25,7 @@ from sam3dnet.inference.companions import Slices
 from sam3dnet.inference.on_disk import let_go, room_for
 from sam3dnet.inference.probabilities import cropped, image_shape
 from sam3dnet.inference.windows import in_parts
-from sam3dnet.planning.objects import LabelBoxes, mask_of
+from sam3dnet.planning.objects import LabelBoxes, mask_of, union
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.geometry import place_in_file
@@ -47,7 +47,7 @@ class ObjectConfidence:
         certainty: Mean probability of its voxels.
         volume_ml: Its size.
         at: Its surest voxel, (i, j, k) as the image's file counts them, as prompts name voxels.
-        real: Whether it has a partner in the truth; None without one.
+        real: Whether it has a partner in the truth; None without truth, or where most of it is not annotated.
     """
 
     certainty: float
@@ -140,31 +140,35 @@ class ConfidenceVolume:
     def measure(self, labels_ZYX: np.ndarray) -> dict[str, ClassConfidence]:
         """Say by class how sure the logits that came are of a label map on the image's grid."""
         truth_ZYX = None if self._read_truth is None else self._read_truth()
+        ignored_ZYX = np.zeros(labels_ZYX.shape, bool)  # what nobody has annotated: nothing is compared there
         if truth_ZYX is not None and self._ignore is not None:
-            labels_ZYX = np.where(truth_ZYX == self._ignore, 0, labels_ZYX)
+            ignored_ZYX = truth_ZYX == self._ignore
         true_counts = None if truth_ZYX is None else _count(truth_ZYX)
         voxel_ml = prod(float(size) for size in self._properties["spacing"]) / 1000
-        boxes = LabelBoxes(labels_ZYX)
+        boxes = [LabelBoxes(one) for one in (labels_ZYX, truth_ZYX) if one is not None]
         measured = {}
         for number, (name, values) in enumerate(self._classes.items()):
             channel, of_map = (number, number) if self._labels.has_regions else (values[0], 0)
             expected = float(self._sums_Kz[channel].sum())
-            size, common, inside = 0, 0, 0.0
+            size, annotated, common, inside = 0, 0, 0, 0.0
             objects: tuple[ObjectConfidence, ...] = ()
-            box = boxes.of(values)
-            if box is not None:
+            box = union(one.of(values) for one in boxes)
+            if box is not None and boxes[0].of(values) is not None:
                 mask_ZYX = mask_of(labels_ZYX[box], values)
                 certainty_ZYX = self._certainty[of_map].numpy()[box]
                 size, inside = int(mask_ZYX.sum()), float(certainty_ZYX[mask_ZYX].sum(dtype=np.float64))
                 true_ZYX = None if truth_ZYX is None else mask_of(truth_ZYX[box], values)
+                annotated = int((mask_ZYX & ~ignored_ZYX[box]).sum())
                 common = 0 if true_ZYX is None else int((mask_ZYX & true_ZYX).sum())
-                objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, box, voxel_ml)
+                objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, ignored_ZYX[box], box, voxel_ml)
             measured[name] = ClassConfidence(
                 2 * inside / (size + max(expected, inside)) if size else None,
                 size * voxel_ml,
                 expected * voxel_ml,
                 objects,
-                None if true_counts is None else _dice(common, size + sum(true_counts.get(one, 0) for one in values)),
+                None
+                if true_counts is None
+                else _dice(common, annotated + sum(true_counts.get(one, 0) for one in values)),
             )
         return measured
 
@@ -173,6 +177,7 @@ class ConfidenceVolume:
         mask_ZYX: np.ndarray,
         certainty_ZYX: np.ndarray,
         true_ZYX: np.ndarray | None,
+        ignored_ZYX: np.ndarray,
         box: Slices,
         voxel_ml: float,
     ) -> tuple[ObjectConfidence, ...]:
@@ -181,7 +186,9 @@ class ConfidenceVolume:
         sizes = np.bincount(components_ZYX.ravel(), minlength=count + 1)[1:]
         sums = np.bincount(components_ZYX.ravel(), certainty_ZYX.ravel().astype(np.float64), minlength=count + 1)[1:]
         surest = np.array(ndimage.maximum_position(certainty_ZYX, components_ZYX, numbers)).reshape(count, 3)
+        unknown = 2 * np.bincount(components_ZYX[ignored_ZYX], minlength=count + 1)[1:] > sizes
         real = [None] * count if true_ZYX is None else partners(mask_ZYX, true_ZYX, LEAST_IOU).first.tolist()
+        real = [None if is_unknown else one for one, is_unknown in zip(real, unknown, strict=True)]
         shape = self._certainty.shape[1:]
         at = [place_in_file(place, shape, self._properties) for place in surest + [part.start for part in box]]
         found = [
