@@ -4,6 +4,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,17 @@ class Model:
         labels_ZYX = self._automatic.label_map(*self.input.take(image, spacing_mm))
         return self.loaded.postprocessing.applied_to(labels_ZYX)
 
+    @cached_property
+    def networks(self) -> list[Any]:
+        """The networks that answer prompts, one a fold; all sessions of the model share them.
+
+        Raises:
+            PromptError: If the model does not answer prompts.
+        """
+        from sam3dnet.interactive.case import promptable_networks
+
+        return promptable_networks(self.loaded)
+
     def session(self, *, instance: bool = False) -> "PromptSession":
         """Begin to answer prompts on one image after the other.
 
@@ -80,7 +92,7 @@ class Model:
 
 
 def load_model(
-    source: Path | str | int,
+    source: Path | str | int | None = None,
     folds: Sequence[int | str] | None = None,
     device: torch.device | str | None = None,
     *,
@@ -96,7 +108,7 @@ def load_model(
 
     Args:
         source: A model folder of nnUNet_results, a zip file from nnUNetv2_export_model_to_zip, or a dataset by number
-            or name, such as 501.
+            or name, such as 501; None for the only trained model.
         folds: Folds whose logits are averaged; None for all trained ones.
         device: Device or its name; None for the best there is.
         checkpoint: Of each fold, such as "best" or the name of a file; None for the final one, else the best, else the
@@ -114,14 +126,14 @@ def load_model(
         Sam3dError: If there is no such device.
     """
     chosen = device if isinstance(device, torch.device) else choose_device(device)
-    path = Path(str(source)).expanduser()
-    if path.is_file():
+    path = None if source is None else Path(str(source)).expanduser()
+    if path is not None and path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
             found = find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
             loaded = _load(found, folds, checkpoint, chosen, postprocessing)
     else:
-        is_folder = (path / PLANS_FILE).is_file()
-        folder = path if is_folder else _of_dataset(source, root, plans, configuration)
+        named = path if path is not None and (path / PLANS_FILE).is_file() else None
+        folder = named or _of_dataset(source, root, plans, configuration)
         loaded = _load(folder, folds, checkpoint, chosen, postprocessing)
     return Model(loaded, step_size=step_size, mirror=mirror)
 
@@ -139,8 +151,8 @@ def _load(
     return loaded
 
 
-def _of_dataset(source: Path | str | int, root: Path | str | None, plans: str, configuration: str) -> Path:
-    if isinstance(source, Path) or Path(str(source)).is_dir():
+def _of_dataset(source: Path | str | int | None, root: Path | str | None, plans: str, configuration: str) -> Path:
+    if isinstance(source, Path) or (source is not None and Path(str(source)).is_dir()):
         raise CheckpointError(f"{source}: expected a model folder, which holds {PLANS_FILE}, or a zip file; name one")
     results = activate_folders(None if root is None else Path(root)).results
     return find_model(results, source, plans_name=plans, configuration=configuration)

@@ -31,7 +31,7 @@ def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):
         find_model(tmp_path, 902) == find_model(tmp_path, "902") == find_model(tmp_path, "Dataset902_Other") == second
     )
     assert [model.folds for model in list_models(tmp_path)] == [(0,), ("all",)]
-    with pytest.raises(CheckpointError, match=r"Dataset901_Tiny/.* \(folds 0\), Dataset902_Other/.*choose one with -d"):
+    with pytest.raises(CheckpointError, match=r"Dataset901_Tiny/.* \(folds 0\), Dataset902_Other/.*choose a dataset"):
         find_model(tmp_path)
     with pytest.raises(CheckpointError, match=r"for dataset 903; trained are Dataset901_Tiny"):
         find_model(tmp_path, 903)

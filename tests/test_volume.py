@@ -127,12 +127,12 @@ def test_the_oldest_features_go_when_the_cache_is_full():
         computed.append(key)
         return features()
 
-    cache = FeatureCache(budget_bytes=2 * features().nbytes())
+    cache = FeatureCache(2 * features().nbytes())
     for key in "abacab":
         cache.get(key, lambda key=key: compute(key))
     assert computed == ["a", "b", "c", "b"]
     computed.clear()
-    small = FeatureCache(budget_bytes=features().nbytes() - 1)
+    small = FeatureCache(features().nbytes() - 1)
     for key in "aa":
         small.get(key, lambda key=key: compute(key))
     assert computed == ["a", "a"]

@@ -1,8 +1,9 @@
 """Commands made from functions: names, types, defaults and help come from the signature and the docstring.
 
-A positional parameter is a positional argument; a keyword-only one is the option `--parameter-name`, required where it
-has no default, and strings in its `Annotated` type are further names for it. Annotations are objects, not strings:
-`list[T]` takes several values, `Literal[...]` one of its own, `bool` (False by default) none, `T | None` what T takes.
+A positional parameter is a positional argument, which may be left out where it has a default; a keyword-only one is the
+option `--parameter-name`, required where it has none, and strings in its `Annotated` type are further names for it.
+Annotations are objects, not strings: `list[T]` takes several values, `Literal[...]` one of its own, `bool` (False by
+default) none, `T | None` what T takes.
 """
 
 import argparse
@@ -161,6 +162,8 @@ def _add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter,
     settings = _value_settings(_plain_type(parameter.annotation))
     if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD:
         settings.pop("metavar", None)
+        if parameter.default is not inspect.Parameter.empty:
+            settings |= {"nargs": "?", "default": parameter.default}
         parser.add_argument(parameter.name, help=help_text, **settings)
         return
     if parameter.default is inspect.Parameter.empty:

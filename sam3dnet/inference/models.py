@@ -168,7 +168,7 @@ def find_model(
         raise CheckpointError(
             f"{results}: expected {wanted}{option}; {there}; train one first: sam3d_train DATASET fold0{option}"
         )
-    raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose one with -d")
+    raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose a dataset (-d)")
 
 
 def _is_dataset(name: str, wanted: str) -> bool:

@@ -1,6 +1,6 @@
 """Prompts one after the other on one image, as in a viewer: every prompt gives a mask at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,10 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.images import ImageSource
-from sam3dnet.interactive.case import PromptedCase, promptable_networks
+from sam3dnet.interactive.case import PromptedCase
 from sam3dnet.interactive.classes import find_class, prompt_classes
 from sam3dnet.interactive.conversation import Act
-from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeatureCache
+from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeatureCache, FeaturePool
 from sam3dnet.model import Model, load_model
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
 from sam3dnet.prompts.placing import place_prompts
@@ -46,7 +46,8 @@ class PromptSession:
         model: From `load_model`; or what that loads one from, with its defaults.
         instance: Whether masks and label maps hold only the objects that prompts name, as after `sam3d_predict
             --instance`; until one is named all is shown.
-        cache_bytes: What the features of the image's windows may take, so that further prompts cost little.
+        cache_bytes: What the features of the image's windows may take, so that further prompts cost little; or a pool
+            that several sessions share.
 
     Attributes:
         class_names: What prompts can be about.
@@ -61,11 +62,11 @@ class PromptSession:
         model: Model | Path | str | int,
         *,
         instance: bool = False,
-        cache_bytes: int = DEFAULT_BYTES,
+        cache_bytes: int | FeaturePool = DEFAULT_BYTES,
     ):
         model = model if isinstance(model, Model) else load_model(model)
         self._model = model.loaded
-        self._networks = promptable_networks(self._model)
+        self._networks = model.networks
         self._input = model.input
         self._classes = prompt_classes(self._model.labels)
         self.class_names = tuple(self._classes)
@@ -76,7 +77,11 @@ class PromptSession:
         self._labels: np.ndarray | None = None
 
     def set_image(
-        self, image: ImageSource, spacing_mm: Sequence[float] | None = None, space: Space = "voxel"
+        self,
+        image: ImageSource,
+        spacing_mm: Sequence[float] | None = None,
+        space: Space = "voxel",
+        on_progress: Callable[[float], None] | None = None,
     ) -> np.ndarray:
         """Take an image, segment it automatically, and forget all prompts.
 
@@ -86,6 +91,7 @@ class PromptSession:
             spacing_mm: (Z, Y, X) of an array; a file says its own.
             space: Of all coordinates that follow: "LPS" or "RAS" in millimetres, (x, y, z), or "voxel", the index
                 (i, j, k) in the image's file; of an array the index in reversed order, (x, y, z).
+            on_progress: Called with the share that is done, from 0 to 1.
 
         Returns:
             The automatic label map, on the grid of the array, or of the file as nnU-Net's reader gives it: (Z, Y, X).
@@ -102,6 +108,7 @@ class PromptSession:
             self._networks,
             (preprocessed, properties),
             cache=FeatureCache(self._cache_bytes),
+            on_progress=on_progress,
             **self._options,
         )
         self._image = _Image(case, geometry, space)
@@ -148,11 +155,15 @@ class PromptSession:
             PromptError: If a point or a whole box lies outside of the image, the mask does not fit it, or the class is
                 unknown.
         """
+        self.say(prompts, class_name)
+        return self.mask(class_name)
+
+    def say(self, prompts: ClassPrompts, class_name: str | None = None) -> None:
+        """Do as `prompt`, but compute no mask before one is asked for."""
         name, image = find_class(self._classes, class_name), self._set_image()
         placed = place_prompts(prompts, image.space, image.geometry)
         self._prompts.append(_Prompt(name, {self._classes[name].index: placed}))
         self._labels = None
-        return self.mask(name)
 
     def undo(self) -> Mask:
         """Take back the last prompt; give the mask of its class without it.
@@ -178,6 +189,16 @@ class PromptSession:
     def label_map(self) -> np.ndarray:
         """Give the label map under all prompts so far, (Z, Y, X) of the image's grid."""
         return self._current_labels().copy()
+
+    @property
+    def num_prompts(self) -> int:
+        """How many prompts `undo` can take back."""
+        return len(self._prompts)
+
+    @property
+    def geometry(self) -> CaseGeometry:
+        """The way between coordinates and voxels of the image that is set."""
+        return self._set_image().geometry
 
     def _current_labels(self) -> np.ndarray:
         image = self._set_image()

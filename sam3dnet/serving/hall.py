@@ -1,0 +1,138 @@
+"""What all protocols of a server share: one model, one thread for the network, room for features, the clients."""
+
+import logging
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from sam3dnet.errors import PromptError, did_you_mean
+from sam3dnet.interactive.feature_cache import FeaturePool
+from sam3dnet.interactive.session import PromptSession
+from sam3dnet.model import Model
+from sam3dnet.serving.leases import Lease, Leases
+from sam3dnet.serving.recognition import ImageFolder
+from sam3dnet.serving.segment import Segment, orientation_of
+from sam3dnet.serving.worker import NetworkWorker
+
+logger = logging.getLogger(__name__)
+
+
+class Hall:
+    """A model and those who use it.
+
+    Args:
+        model: Answers prompts.
+        leases: The clients.
+        images: Folder whose images viewers show; None to take arrays as they come.
+        instance: Whether masks hold only the objects that prompts name.
+        largest_bytes: Of an image or mask in memory.
+        feature_bytes: What the features of all sessions may take together.
+
+    Attributes:
+        class_names: By their name in addresses.
+        title: Of the model, for viewers.
+        worker: The thread of the network.
+
+    Raises:
+        PromptError: If the model does not answer prompts.
+        DatasetError: If there is no such folder, or it has no image as the model wants it.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        leases: Leases,
+        *,
+        images: Path | None = None,
+        instance: bool = False,
+        largest_bytes: int = 4 << 30,
+        feature_bytes: int = 4 << 30,
+    ):
+        assert model.networks
+        self.model, self.leases = model, leases
+        self.largest_bytes = largest_bytes
+        self.worker = NetworkWorker()
+        self.images = None
+        if images is not None:
+            self.images = ImageFolder(images, model.loaded.reader, model.loaded.dataset_json)
+        self.class_names = slugs(model.class_names)
+        dataset = model.loaded.plans.plans.get("dataset_name", "")
+        self.title = f"{dataset or 'own model'} (sam3dnet)"
+        self._instance = instance
+        self._pool = FeaturePool(feature_bytes)
+        self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
+
+    def claim(self, class_name: str | None) -> Lease:
+        """Begin to serve a client.
+
+        Args:
+            class_name: As in addresses or as the model has it; None for the first.
+
+        Raises:
+            PromptError: If there is no such class.
+            FullError: If there are as many clients as are allowed.
+        """
+        name = self.find_class(class_name)
+        recognise = None if self.images is None else self.images.recognise
+        session = PromptSession(self.model, instance=self._instance, cache_bytes=self._pool)
+        return self.leases.claim(Segment(session, name, self._orientation, recognise))
+
+    def find_class(self, name: str | None) -> str:
+        """Give the model's name of a class.
+
+        Raises:
+            PromptError: If there is none.
+        """
+        if name is None:
+            return next(iter(self.class_names.values()))
+        found = self.class_names.get(slug(name))
+        if found is None:
+            known = ", ".join(f"/{one}" for one in self.class_names)
+            raise PromptError(
+                f"there is no class /{slug(name)}{did_you_mean(slug(name), self.class_names)}; "
+                f"the server's address ends in one of {known}"
+            )
+        return found
+
+    async def set_image(self, lease: Lease, image_CZYX: npt.NDArray[Any], spacing: list[float] | None) -> None:
+        """Give a client's image to the network, and tell the log how far it is."""
+        begun = time.monotonic()
+        await self.worker.run(
+            f"{lease.name}: image", lease.segment.set_image, image_CZYX, spacing, _reporter(lease.name)
+        )
+        shape = "x".join(str(size) for size in image_CZYX.shape)
+        logger.info("%s: image of %s segmented in %.1f s", lease.name, shape, time.monotonic() - begun)
+
+
+def _reporter(name: str) -> Callable[[float], None]:
+    """Make a function that tells the log when another quarter is done."""
+    told = 0
+
+    def report(share: float) -> None:
+        nonlocal told
+        quarter = int(4 * share)
+        if told < quarter < 4:
+            told = quarter
+            logger.info("%s: %d %% of the image is segmented", name, 25 * quarter)
+
+    return report
+
+
+def slug(name: str) -> str:
+    """Write a name as it can stand in an address."""
+    return re.sub(r"[^\w.-]+", "_", name.strip()).strip("_").lower() or "class"
+
+
+def slugs(names: tuple[str, ...]) -> dict[str, str]:
+    """Give names by what they are in addresses, each of its own."""
+    found: dict[str, str] = {}
+    for name in names:
+        short, number = slug(name), 2
+        while short in found:
+            short, number = f"{slug(name)}_{number}", number + 1
+        found[short] = name
+    return found

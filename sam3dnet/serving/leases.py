@@ -1,0 +1,137 @@
+"""Who is being served: a bounded number of clients, each with a token, forgotten when they fall silent.
+
+Two clocks, as the protocol of nnInteractive has them: a client must show some sign of life, and the user must do
+something from time to time. Neither runs out while a request of the client's is being answered.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from sam3dnet.errors import Sam3dError
+from sam3dnet.serving.segment import Segment
+
+logger = logging.getLogger(__name__)
+
+REAP_EVERY_S = 5.0
+
+
+class FullError(Sam3dError):
+    """As many clients as are allowed are being served."""
+
+
+class GoneError(Sam3dError):
+    """A client's session has ended, or never began."""
+
+
+@dataclass(eq=False)
+class Lease:
+    """A client that is being served.
+
+    Attributes:
+        token: Its secret.
+        name: For the log.
+        segment: What it segments.
+        turn: Held while one of its requests changes something.
+    """
+
+    token: str
+    name: str
+    segment: Segment
+    sign_s: float
+    action_s: float
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    running: int = 0
+
+
+class Leases:
+    """All clients that are being served.
+
+    Args:
+        most: How many at the same time.
+        idle_s: Without an action of the user's.
+        silent_s: Without any request.
+        clock: Gives the time in seconds.
+    """
+
+    def __init__(self, most: int, idle_s: float, silent_s: float, clock: Callable[[], float] = time.monotonic):
+        self.most, self.idle_s, self.silent_s = most, idle_s, silent_s
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def claim(self, segment: Segment) -> Lease:
+        """Serve one more client.
+
+        Raises:
+            FullError: If there are as many as are allowed.
+        """
+        self.reap()
+        if len(self._leases) >= self.most:
+            raise FullError(
+                f"all {self.most} sessions of this server are taken; close one in a viewer, or start sam3d_serve with "
+                "a larger --max-sessions"
+            )
+        now = self._clock()
+        self._count += 1
+        lease = Lease(secrets.token_hex(16), f"session {self._count}", segment, now, now)
+        self._leases[lease.token] = lease
+        logger.info('%s begins, class "%s"; %d of %d', lease.name, segment.class_name, len(self._leases), self.most)
+        return lease
+
+    def find(self, token: str | None) -> Lease:
+        """Give the client with a token.
+
+        Raises:
+            GoneError: If there is none.
+        """
+        lease = self._leases.get(token or "")
+        if lease is None:
+            raise GoneError("this session has ended, or the server was started anew; connect again in the viewer")
+        return lease
+
+    def remaining_s(self, lease: Lease) -> float:
+        """How long until the user has done nothing for too long."""
+        return max(0.0, lease.action_s + self.idle_s - self._clock())
+
+    @contextmanager
+    def request(self, lease: Lease, is_action: bool) -> Iterator[None]:
+        """Keep a client while one of its requests is answered, and start its clocks anew."""
+        lease.running += 1
+        try:
+            yield
+        finally:
+            lease.running -= 1
+            lease.sign_s = self._clock()
+            if is_action:
+                lease.action_s = lease.sign_s
+
+    def release(self, token: str | None) -> None:
+        """Serve a client no more; nothing happens where there is none."""
+        lease = self._leases.pop(token or "", None)
+        if lease is not None:
+            logger.info("%s ends", lease.name)
+
+    def reap(self) -> None:
+        """Serve those no more who have been silent or idle for too long."""
+        now = self._clock()
+        for lease in [one for one in self._leases.values() if not one.running]:
+            if now - lease.sign_s > self.silent_s > 0:
+                logger.info("%s ends: nothing was heard of its viewer for %.0f s", lease.name, self.silent_s)
+                del self._leases[lease.token]
+            elif now - lease.action_s > self.idle_s > 0:
+                logger.info("%s ends: its user did nothing for %.0f s", lease.name, self.idle_s)
+                del self._leases[lease.token]
+
+    async def keep_reaping(self) -> None:
+        """Look at the clocks every few seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(REAP_EVERY_S)
+            self.reap()

@@ -1,0 +1,65 @@
+"""What can be asked of a server for viewers."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from sam3dnet.errors import Sam3dError
+from sam3dnet.settings.common import InFolders, OfPlan, OnDevice
+
+PORT = 1527  # nnInteractive's own, which its plugins suggest
+
+
+@dataclass(frozen=True)
+class ServingSettings(InFolders, OnDevice, OfPlan):
+    """Serve a trained model to napari, 3D Slicer, MITK and ITK-SNAP, until Ctrl-C.
+
+    The addresses to paste into each viewer are printed. docs/viewers.md says what to click there.
+
+    Attributes:
+        model: Dataset that the model was trained on, by number or name, or a model folder, or a zip file with one;
+            without it the only trained model.
+        folds: Folds whose answers are averaged, such as 0 1 2 or all; without it every trained one.
+        checkpoint: Checkpoint of each fold: final, best, latest or the name of a file; without it the first of these
+            that there is.
+        images: Folder of images, named as in nnU-Net's imagesTs: what viewers show of them is recognised, and place
+            and further channels are taken from the files.
+        host: Address to listen at; any other than this machine's own asks clients for a key.
+        port: Port to listen at; 0 takes a free one.
+        key: What clients must show; $SAM3D_SERVE_KEY does the same and is not seen by others. Made and printed where
+            one is needed and none is given.
+        name: Further names that the server goes by, such as that of a proxy.
+        instance: Keep only those objects that clicks and boxes name, so that each becomes a segment of its own.
+        no_mirroring: Segment images without the average over mirrored windows: several times as fast, slightly less
+            accurate.
+        max_sessions: Viewers that are served at the same time.
+        idle_minutes: After which a session ends whose user does nothing.
+        max_upload: GB that an image may take.
+    """
+
+    model: str | None = None
+    _: KW_ONLY
+    folds: Annotated[list[str | int] | None, "-f"] = None
+    checkpoint: str | None = None
+    plans: Annotated[str, "-p"] = "SAM3DPlans"
+    images: Annotated[str | Path | None, "-i"] = None
+    host: str = "127.0.0.1"
+    port: int = PORT
+    key: str | None = None
+    name: list[str] | None = None
+    instance: bool = False
+    no_mirroring: bool = False
+    max_sessions: int = 8
+    idle_minutes: float = 60.0
+    max_upload: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise Sam3dError(f"--port {self.port}: expected a number from 0 to 65535")
+        for option, value in (
+            ("max-sessions", self.max_sessions),
+            ("idle-minutes", self.idle_minutes),
+            ("max-upload", self.max_upload),
+        ):
+            if not value > 0:
+                raise Sam3dError(f"--{option} {value}: expected a number above 0")
