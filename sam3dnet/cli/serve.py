@@ -68,10 +68,10 @@ async def _run(application: "web.Application", settings: ServingSettings, hall: 
     """Answer requests until a signal comes."""
     from aiohttp import web
 
-    runner = web.AppRunner(application, access_log=None, handle_signals=False)
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, settings.host, settings.port, shutdown_timeout=2.0)
+        site = web.TCPSite(runner, settings.host, settings.port)
         try:
             await site.start()
         except OSError as problem:

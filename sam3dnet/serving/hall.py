@@ -93,7 +93,7 @@ class Hall:
         if found is None:
             known = ", ".join(f"/{one}" for one in self.class_names)
             raise PromptError(
-                f"there is no class /{slug(name)}{did_you_mean(slug(name), self.class_names)}; "
+                f"there is no class /{slug(name)}{did_you_mean(slug(name), list(self.class_names))}; "
                 f"the server's address ends in one of {known}"
             )
         return found

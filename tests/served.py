@@ -1,0 +1,62 @@
+"""A server in this process, on a free port, for clients of the tests."""
+
+import asyncio
+import threading
+from contextlib import contextmanager
+
+from aiohttp import web
+
+from sam3dnet.model import load_model
+from sam3dnet.serving.access import Access
+from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.leases import Leases
+from sam3dnet.serving.server import make_application
+
+
+class Served:
+    """A running server.
+
+    Attributes:
+        hall: Its model and clients.
+        port: Where it listens.
+    """
+
+    def __init__(self, hall, port):
+        self.hall, self.port = hall, port
+        self.url = f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def serving(model, *, key=None, most=4, idle_s=600.0, silent_s=50.0, **options):
+    """Serve a model folder until the end of the block."""
+    loaded = load_model(model, device="cpu", mirror=options.pop("mirror", True))
+    hall = Hall(loaded, Leases(most, idle_s, silent_s), **options)
+    loop, ready, port = asyncio.new_event_loop(), threading.Event(), []
+
+    async def start():
+        runner = web.AppRunner(make_application(hall, Access(key)), access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        port.append(runner.addresses[0][1])
+        return runner
+
+    def run():
+        asyncio.set_event_loop(loop)
+        try:
+            runner = loop.run_until_complete(start())
+        finally:
+            ready.set()
+        loop.run_forever()
+        loop.run_until_complete(runner.cleanup())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        assert ready.wait(60) and port
+        yield Served(hall, port[0])
+    finally:
+        if port:
+            loop.call_soon_threadsafe(loop.stop)
+        thread.join(60)
