@@ -4,6 +4,7 @@ import gc
 import json
 import logging
 import threading
+import time
 import warnings
 
 import httpx
@@ -11,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fake_prompts import make_model_of_bright_objects, make_promptable_model, write_bright_objects
+from fake_prompts import PromptableNetwork, make_model_of_bright_objects, make_promptable_model, write_bright_objects
 from nnInteractive.inference.remote import (
     ServerAtCapacityError,
     SessionExpiredError,
@@ -384,15 +385,30 @@ def test_sessions_are_bounded_and_freed(model, image, connect):
             third.set_target_buffer(np.zeros((2, 3, 4), np.uint8))
 
 
-def test_a_session_that_was_closed_leaves_no_features(model, image, connect):
+def test_spare_time_prepares_for_prompts_and_a_closed_session_leaves_nothing(model, image, connect):
     with serving(model) as served:
-        client = connect(served, "lesion")
+        client, worker = connect(served, "lesion"), served.hall.worker
         begin(client, array_of(image))
-        client.add_point_interaction((2, 4, 3), True)
-        client.add_point_interaction((2, 4, 3), False)
+        while worker._spare:
+            time.sleep(0.01)
         assert served.hall._pool.nbytes > 0
+        seen = PromptableNetwork.seen
+        for positive in (True, False):
+            client.add_point_interaction((2, 4, 3), positive)
+        assert PromptableNetwork.seen == seen  # all windows were known
         client.close()
         assert served.hall._pool.nbytes == 0
+
+
+def test_a_small_pool_is_filled_and_no_more(model, image, connect):
+    with serving(model, feature_bytes=30_000) as served:
+        client = connect(served, "lesion")
+        mask = begin(client, array_of(image))
+        while served.hall.worker._spare:
+            time.sleep(0.01)
+        assert 0 < served.hall._pool.nbytes <= 30_000
+        client.add_point_interaction((2, 4, 3), True)
+        assert mask[2, 4, 3] == 1
 
 
 def test_heartbeats_are_answered_while_the_network_works(model, image, connect):
@@ -405,7 +421,7 @@ def test_heartbeats_are_answered_while_the_network_works(model, image, connect):
             entered.set()
             held.wait(30)
 
-        waiting = served.hall.worker._thread.submit(hold)
+        waiting = served.hall.worker.submit(hold)
         entered.wait(30)
         clicking = threading.Thread(target=client.add_point_interaction, args=((2, 4, 3), True))
         clicking.start()

@@ -67,7 +67,7 @@ class PromptedCase:
         automatic = AutomaticSegmentation(model, step_size=step_size, mirror=mirror)
         logits = automatic.room_for_logits(image)
         labels = automatic.label_map(image, properties, on_progress, keep=logits)
-        volume = PromptedVolume(
+        self._volume = volume = PromptedVolume(
             networks,
             image,
             logits,
@@ -110,6 +110,10 @@ class PromptedCase:
         if self._instance:
             return only_named_objects(labels_ZYX, said, self._classes)
         return without_unnamed_objects(labels_ZYX, said, self._classes, numbers)
+
+    def look_ahead(self) -> bool:
+        """Prepare for prompts in one more window; see `PromptedVolume.look_ahead`."""
+        return self._volume.look_ahead()
 
     def give_logits(self, take: TakeLogits) -> None:
         """Give the logits under all that was said last, corrected, on the image's grid; see `PromptedExport`."""

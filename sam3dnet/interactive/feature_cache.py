@@ -39,6 +39,10 @@ class FeaturePool:
         """What is kept."""
         return self._bytes
 
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes more would be kept without forgetting others."""
+        return self._bytes + size <= self._budget
+
     def _next_number(self) -> int:
         return next(self._numbers)
 
@@ -82,3 +86,11 @@ class FeatureCache:
             found = compute()
             self._pool._keep((self._number, key), found)
         return found
+
+    def holds(self, key: Hashable) -> bool:
+        """Tell whether what belongs to a key is kept."""
+        return (self._number, key) in self._pool._entries
+
+    def has_room(self, size: int) -> bool:
+        """Tell whether so many bytes more would be kept without forgetting others."""
+        return self._pool.has_room(size)

@@ -177,6 +177,14 @@ class PromptSession:
         self._labels = None
         return self.mask(undone.class_name)
 
+    def look_ahead(self) -> bool:
+        """Use spare time to make the first prompts quick: prepare for those in one more part of the image.
+
+        Returns:
+            Whether there may be more to prepare.
+        """
+        return self._set_image().case.look_ahead()
+
     def reset(self) -> None:
         """Take back all prompts."""
         self._prompts = []

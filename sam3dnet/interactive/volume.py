@@ -145,6 +145,21 @@ class PromptedVolume:
         self._obey(class_index, prompts.points, correction)
         return correction
 
+    @torch.inference_mode()
+    def look_ahead(self) -> bool:
+        """Compute the features of one more window that prompts may ask about, the middle of the image first.
+
+        Returns:
+            Whether there may be more: False once all are known, or there is no room.
+        """
+        for index in self._grid.from_the_middle():
+            missing = [fold for fold in range(len(self._networks)) if not self._cache.holds((fold, index))]
+            if missing:
+                fold = missing[0]
+                found = self._cache.get((fold, index), partial(self._features, self._networks[fold], index))
+                return self._cache.has_room(2 * found.nbytes())
+        return False
+
     def _disputed(self, class_index: int, points: Sequence[Point]) -> tuple[Point, ...]:
         """Give the clicks that say something else than the automatic mask."""
         leads = [self._lead_at(class_index, nearest_voxel(point.at, self._logits_shape)) for point in points]

@@ -52,6 +52,12 @@ class WindowGrid:
         z, y, x = (slice(first, first + size) for first, size in zip(self.corner(index), self.patch_size, strict=True))
         return z, y, x
 
+    def from_the_middle(self) -> list[Voxel]:
+        """List all windows, the nearest to the middle of the image first."""
+        middle = np.array([(len(axis) - 1) / 2 for axis in self.starts])
+        every = product(*(range(len(axis)) for axis in self.starts))
+        return sorted(((z, y, x) for z, y, x in every), key=lambda index: float(np.abs(index - middle).max()))
+
     @property
     def edge(self) -> Voxel:
         """How many voxels at each face of a window, but at the border of the image, see too little around them."""

@@ -66,11 +66,12 @@ class Hall:
         self._pool = FeaturePool(feature_bytes)
         self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
 
-    def claim(self, class_name: str | None) -> Lease:
+    def claim(self, class_name: str | None, beats: bool = True) -> Lease:
         """Begin to serve a client.
 
         Args:
             class_name: As in addresses or as the model has it; None for the first.
+            beats: Whether the client says from time to time that it is still there.
 
         Raises:
             PromptError: If there is no such class.
@@ -79,7 +80,7 @@ class Hall:
         name = self.find_class(class_name)
         recognise = None if self.images is None else self.images.recognise
         session = PromptSession(self.model, instance=self._instance, cache_bytes=self._pool)
-        return self.leases.claim(Segment(session, name, self._orientation, recognise))
+        return self.leases.claim(Segment(session, name, self._orientation, recognise), beats)
 
     def find_class(self, name: str | None) -> str:
         """Give the model's name of a class.
@@ -98,12 +99,15 @@ class Hall:
             )
         return found
 
-    async def set_image(self, lease: Lease, image_CZYX: npt.NDArray[Any], spacing: list[float] | None) -> None:
-        """Give a client's image to the network, and tell the log how far it is."""
+    async def set_image(
+        self, lease: Lease, image_CZYX: npt.NDArray[Any], spacing: list[float] | None, axes: str | None = None
+    ) -> None:
+        """Give a client's image to the network, and tell the log how far it is; see `Segment.set_image`."""
         begun = time.monotonic()
         await self.worker.run(
-            f"{lease.name}: image", lease.segment.set_image, image_CZYX, spacing, _reporter(lease.name)
+            f"{lease.name}: image", lease.segment.set_image, image_CZYX, spacing, axes, _reporter(lease.name)
         )
+        self.worker.in_spare_time(lease.segment, Segment.look_ahead)
         shape = "x".join(str(size) for size in image_CZYX.shape)
         logger.info("%s: image of %s segmented in %.1f s", lease.name, shape, time.monotonic() - begun)
 

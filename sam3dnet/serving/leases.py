@@ -36,6 +36,7 @@ class Lease:
         token: Its secret.
         name: For the log.
         segment: What it segments.
+        beats: Whether it says from time to time that it is still there.
         turn: Held while one of its requests changes something.
     """
 
@@ -44,6 +45,7 @@ class Lease:
     segment: Segment
     sign_s: float
     action_s: float
+    beats: bool = True
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: int = 0
 
@@ -67,7 +69,7 @@ class Leases:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def claim(self, segment: Segment) -> Lease:
+    def claim(self, segment: Segment, beats: bool = True) -> Lease:
         """Serve one more client.
 
         Raises:
@@ -81,7 +83,7 @@ class Leases:
             )
         now = self._clock()
         self._count += 1
-        lease = Lease(secrets.token_hex(16), f"session {self._count}", segment, now, now)
+        lease = Lease(secrets.token_hex(16), f"session {self._count}", segment, now, now, beats)
         self._leases[lease.token] = lease
         logger.info('%s begins, class "%s"; %d of %d', lease.name, segment.class_name, len(self._leases), self.most)
         return lease
@@ -123,7 +125,7 @@ class Leases:
         """Serve those no more who have been silent or idle for too long."""
         now = self._clock()
         for lease in [one for one in self._leases.values() if not one.running]:
-            if now - lease.sign_s > self.silent_s > 0:
+            if lease.beats and now - lease.sign_s > self.silent_s > 0:
                 logger.info("%s ends: nothing was heard of its viewer for %.0f s", lease.name, self.silent_s)
                 del self._leases[lease.token]
             elif now - lease.action_s > self.idle_s > 0:

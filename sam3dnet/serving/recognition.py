@@ -115,4 +115,3 @@ def _alike(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool
 def _stamp(file: Path) -> Stamp:
     status = file.stat()
     return status.st_mtime_ns, status.st_size
-

@@ -98,6 +98,7 @@ class Segment:
         self,
         image_CZYX: npt.NDArray[Any],
         spacing_mm: Sequence[float] | None,
+        axes: str | None = None,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
         """Take an image and segment it automatically.
@@ -105,7 +106,9 @@ class Segment:
         Args:
             image_CZYX: On the viewer's axes.
             spacing_mm: Along them; all negative, as napari has it of NIfTI files, means axes to Superior, Anterior and
-                Right; else the axes are taken for those of the model's images.
+                Right.
+            axes: To which sides of the patient they run, such as "SPL", where the viewer says so; else they are taken
+                for those of the model's images.
             on_progress: Called with the share that is done.
 
         Raises:
@@ -113,16 +116,20 @@ class Segment:
         """
         found = None if self._recognise is None else self._recognise(image_CZYX)
         z, y, x = image_CZYX.shape[-3:]
-        self._shown = self._given = None
+        self._shown = self._given = self._image = None
         if found is not None:
             self._session.set_image(list(found.files), on_progress=on_progress)
             self._image = _Image((z, y, x), found.turn)
             return
-        turn, spacing = self._turn_of(spacing_mm), None
+        turn, spacing = self._turn_of(spacing_mm, axes), None
         if spacing_mm is not None:
             spacing = turn.spacing([abs(mm) for mm in spacing_mm])
         self._session.set_image(turn.forth(image_CZYX), spacing, on_progress=on_progress)
         self._image = _Image((z, y, x), turn)
+
+    def look_ahead(self) -> bool:
+        """Use spare time for what prompts will need; tell whether there may be more."""
+        return self._image is not None and self._session.look_ahead()
 
     def set_buffer(self, shape: Sequence[int], dtype: npt.DTypeLike = np.uint8) -> None:
         """Begin with an empty mask in the viewer.
@@ -216,10 +223,10 @@ class Segment:
         return self._require_image().turn.back(self._session.mask(self.class_name))
 
     def _say(self, prompts: ClassPrompts, run: bool) -> Change:
-        self._buffer()
         if not run:
             self._session.say(prompts, self.class_name)
             return Change()
+        self._buffer()
         return self._show(self._session.prompt(prompts, self.class_name))
 
     def _show(self, mask_ZYX: Mask) -> Change:
@@ -241,8 +248,10 @@ class Segment:
         placed = image.turn.place(voxel, image.shape)
         return as_coordinates(self._session.geometry.from_array(placed, "voxel"), "a point")
 
-    def _turn_of(self, spacing_mm: Sequence[float] | None) -> Turn:
+    def _turn_of(self, spacing_mm: Sequence[float] | None, axes: str | None) -> Turn:
         """Give the way from a viewer's axes to those of the model's images."""
+        if axes is not None:
+            return turn_between(axes, self._orientation[::-1]) if self._orientation else Turn()
         if spacing_mm is None or not all(mm < 0 for mm in spacing_mm):
             return Turn()
         if not self._orientation:

@@ -11,6 +11,7 @@ from sam3dnet.errors import Sam3dError
 from sam3dnet.serving.access import Access
 from sam3dnet.serving.bodies import TooLargeError, answer
 from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.itksnap import ItkSnap
 from sam3dnet.serving.leases import FullError, GoneError
 from sam3dnet.serving.nninteractive import NnInteractive
 
@@ -59,7 +60,7 @@ def make_application(hall: Hall, access: Access) -> web.Application:
         return response
 
     application = web.Application(middlewares=[guard])
-    application.add_routes(NnInteractive(hall).routes())
+    application.add_routes([*ItkSnap(hall).routes(), *NnInteractive(hall).routes()])
     application.cleanup_ctx.append(_reaping(hall))
     return application
 

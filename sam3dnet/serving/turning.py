@@ -40,9 +40,7 @@ class Turn:
         """Give the index in the second array of a place in the first; both may lie between voxels, or outside."""
         moved = [first[axis] for axis in self.order]
         sizes = [first_shape[axis] for axis in self.order]
-        z, y, x = (
-            size - 1 - at if back else at for at, size, back in zip(moved, sizes, self.backwards, strict=True)
-        )
+        z, y, x = (size - 1 - at if back else at for at, size, back in zip(moved, sizes, self.backwards, strict=True))
         return z, y, x
 
     def spacing(self, first_mm: Sequence[float]) -> tuple[float, float, float]:
