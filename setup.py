@@ -13,5 +13,5 @@ setup(
         *(f"sam3dnet.{name}" for name in OUTER_FOLDERS),
     ],
     package_dir={"sam3dnet": "sam3dnet", **{f"sam3dnet.{name}": name for name in OUTER_FOLDERS}},
-    package_data={"sam3dnet": ["py.typed"]},
+    package_data={"sam3dnet": ["py.typed", "serving/page/*"]},
 )

@@ -27,14 +27,14 @@ class Served:
 
 
 @contextmanager
-def serving(model, *, key=None, most=4, idle_s=600.0, silent_s=50.0, **options):
+def serving(model, *, key=None, most=4, idle_s=600.0, output=None, **options):
     """Serve a model folder until the end of the block."""
     loaded = load_model(model, device="cpu", mirror=options.pop("mirror", True))
-    hall = Hall(loaded, Leases(most, idle_s, silent_s), **options)
+    hall = Hall(loaded, Leases(most, idle_s), **options)
     loop, ready, port = asyncio.new_event_loop(), threading.Event(), []
 
     async def start():
-        runner = web.AppRunner(make_application(hall, Access(key)), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(make_application(hall, Access(key), output), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         port.append(runner.addresses[0][1])

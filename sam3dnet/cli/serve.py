@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sam3dnet.serving.hall import Hall
 
 KEY_VARIABLE = "SAM3D_SERVE_KEY"
-SILENT_S = 50.0  # and some seconds until that is noticed
 GB = 10**9
 
 
@@ -36,7 +35,7 @@ def _serve(settings: ServingSettings) -> None:
     hall = _make_hall(settings)
     access = Access(key, settings.name or ())
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_run(make_application(hall, access), settings, hall, key))
+        asyncio.run(_run(make_application(hall, access, settings.output_folder), settings, hall, key))
     print("The server has ended.")
 
 
@@ -57,7 +56,7 @@ def _make_hall(settings: ServingSettings) -> "Hall":
     )
     return Hall(
         model,
-        Leases(settings.max_sessions, 60 * settings.idle_minutes, SILENT_S),
+        Leases(settings.max_sessions, 60 * settings.idle_minutes),
         images=None if settings.images is None else Path(settings.images),
         instance=settings.instance,
         largest_bytes=int(settings.max_upload * GB),
@@ -79,7 +78,7 @@ async def _run(application: "web.Application", settings: ServingSettings, hall: 
             raise Sam3dError(
                 f"cannot listen at {settings.host}, port {settings.port} ({reason}); choose another --port or --host"
             ) from problem
-        _print_addresses(settings.host, runner.addresses[0][1], hall, key)
+        _print_addresses(settings, runner.addresses[0][1], hall, key)
         await _until_stopped()
     finally:
         await runner.cleanup()
@@ -94,13 +93,17 @@ async def _until_stopped() -> None:
     await stopped.wait()
 
 
-def _print_addresses(host: str, port: int, hall: "Hall", key: str | None) -> None:
+def _print_addresses(settings: ServingSettings, port: int, hall: "Hall", key: str | None) -> None:
     """Tell what to paste into viewers."""
-    shown = f"[{host}]" if ":" in host else host
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{shown}:{port}"
     print(f"Serving {hall.title} on {hall.model.loaded.device}. For napari, 3D Slicer and MITK (nnInteractive):")
     for short, name in hall.class_names.items():
         print(f"    {address}/{short:<20} {name}")
+    print(f"For ITK-SNAP: address {shown}, port {port}, each class as a model.")
+    if settings.output_folder is not None:
+        print(f"In the browser: {address}/viewer/{'' if key is None else f'?key={key}'}")
+        print(f"    saved in {settings.output_folder}")
     if key is not None:
         print(f"Key: {key}")
     print("Ctrl-C ends the server.")

@@ -25,6 +25,7 @@ class _Image:
 
     case: PromptedCase
     geometry: CaseGeometry
+    properties: dict[str, Any]
     space: Space
 
 
@@ -111,7 +112,7 @@ class PromptSession:
             on_progress=on_progress,
             **self._options,
         )
-        self._image = _Image(case, geometry, space)
+        self._image = _Image(case, geometry, properties, space)
         self.reset()
         return self.label_map()
 
@@ -207,6 +208,11 @@ class PromptSession:
     def geometry(self) -> CaseGeometry:
         """The way between coordinates and voxels of the image that is set."""
         return self._set_image().geometry
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What nnU-Net's reader and preprocessor say of the image that is set."""
+        return self._set_image().properties
 
     def _current_labels(self) -> np.ndarray:
         image = self._set_image()

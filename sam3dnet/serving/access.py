@@ -15,6 +15,8 @@ from aiohttp import web
 
 FOREIGN_SITES = {"cross-site", "same-site"}
 OPEN_PATHS = {"/healthz"}
+PAGE = "/viewer/"
+PAGES = {"/", "/viewer", PAGE}
 
 
 def is_loopback(host: str) -> bool:
@@ -36,12 +38,15 @@ class Access:
     Args:
         key: That a client must show; None asks for none.
         names: Further names that the server goes by, such as behind a proxy.
-        cookie: Name of the cookie of the page in the browser; its value is made anew for each server.
+
+    Attributes:
+        cookie: Name of the cookie of a page that has shown the key.
     """
 
-    def __init__(self, key: str | None, names: Iterable[str] = (), cookie: str = "sam3d"):
+    def __init__(self, key: str | None, names: Iterable[str] = ()):
         self._key = key
-        self.cookie, self._ticket = cookie, secrets.token_urlsafe(24)
+        self.cookie = f"sam3d_{secrets.token_hex(4)}"  # of its own, since cookies know no ports
+        self._ticket = secrets.token_urlsafe(24)
         own = ("localhost", socket.gethostname(), socket.getfqdn(), *names)
         self._names = {name.lower().rstrip(".") for name in own}
 
@@ -54,7 +59,12 @@ class Access:
         """
         self._require_name(request)
         self._require_own_page(request)
-        if self._key is not None and request.path not in OPEN_PATHS and not self._has_key(request):
+        if (
+            self._key is not None
+            and request.path not in OPEN_PATHS
+            and not self._has_key(request)
+            and not self._enters(request)
+        ):
             raise web.HTTPUnauthorized(
                 text="the key is missing or wrong; give the one that sam3d_serve printed",
                 headers={"WWW-Authenticate": "Bearer"},
@@ -68,6 +78,10 @@ class Access:
     def ticket(self) -> str:
         """What the cookie of a page holds that has shown the key."""
         return self._ticket
+
+    def _enters(self, request: web.Request) -> bool:
+        """Tell whether a page is asked for with the key in its address, which then becomes a cookie."""
+        return request.method == "GET" and request.path == PAGE and self.lets_in(request.query.get("key", ""))
 
     def _require_name(self, request: web.Request) -> None:
         host = request.headers.get("Host", "")
@@ -84,7 +98,9 @@ class Access:
         origin = request.headers.get("Origin")
         is_other = origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower()
         is_foreign = request.headers.get("Sec-Fetch-Site") in FOREIGN_SITES
-        is_visit = request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        is_visit = (
+            request.path in PAGES and request.method == "GET" and request.headers.get("Sec-Fetch-Mode") == "navigate"
+        )
         if is_other or (is_foreign and not is_visit):
             raise web.HTTPForbidden(text="requests from pages of other sites are not answered")
 

@@ -13,12 +13,14 @@ from sam3dnet.errors import PromptError, did_you_mean
 from sam3dnet.interactive.feature_cache import FeaturePool
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import Model
-from sam3dnet.serving.leases import Lease, Leases
+from sam3dnet.serving.leases import GoneError, Lease, Leases
 from sam3dnet.serving.recognition import ImageFolder
 from sam3dnet.serving.segment import Segment, orientation_of
 from sam3dnet.serving.worker import NetworkWorker
 
 logger = logging.getLogger(__name__)
+
+SILENT_S = 50.0  # and some seconds until that is noticed: a viewer that vanished is forgotten within a minute
 
 
 class Hall:
@@ -34,6 +36,8 @@ class Hall:
 
     Attributes:
         class_names: By their name in addresses.
+        images: The folder; None if there is none.
+        instance: As given.
         title: Of the model, for viewers.
         worker: The thread of the network.
 
@@ -62,7 +66,7 @@ class Hall:
         self.class_names = slugs(model.class_names)
         dataset = model.loaded.plans.plans.get("dataset_name", "")
         self.title = f"{dataset or 'own model'} (sam3dnet)"
-        self._instance = instance
+        self.instance = instance
         self._pool = FeaturePool(feature_bytes)
         self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
 
@@ -79,8 +83,13 @@ class Hall:
         """
         name = self.find_class(class_name)
         recognise = None if self.images is None else self.images.recognise
-        session = PromptSession(self.model, instance=self._instance, cache_bytes=self._pool)
-        return self.leases.claim(Segment(session, name, self._orientation, recognise), beats)
+        session = self.new_session()
+        segment = Segment(session, name, self._orientation, recognise)
+        return self.leases.claim(segment, f'class "{name}"', SILENT_S if beats else None)
+
+    def new_session(self) -> PromptSession:
+        """Make a session of one more client."""
+        return PromptSession(self.model, instance=self.instance, cache_bytes=self._pool)
 
     def find_class(self, name: str | None) -> str:
         """Give the model's name of a class.
@@ -105,11 +114,22 @@ class Hall:
         """Give a client's image to the network, and tell the log how far it is; see `Segment.set_image`."""
         begun = time.monotonic()
         await self.worker.run(
-            f"{lease.name}: image", lease.segment.set_image, image_CZYX, spacing, axes, _reporter(lease.name)
+            f"{lease.name}: image", segment_of(lease).set_image, image_CZYX, spacing, axes, _reporter(lease.name)
         )
-        self.worker.in_spare_time(lease.segment, Segment.look_ahead)
+        self.worker.in_spare_time(segment_of(lease), Segment.look_ahead)
         shape = "x".join(str(size) for size in image_CZYX.shape)
         logger.info("%s: image of %s segmented in %.1f s", lease.name, shape, time.monotonic() - begun)
+
+
+def segment_of(lease: Lease) -> Segment:
+    """Give what a viewer segments.
+
+    Raises:
+        GoneError: If the client is no viewer but the page in the browser.
+    """
+    if not isinstance(lease.work, Segment):
+        raise GoneError("this session is of the page in the browser; connect again in the viewer")
+    return lease.work
 
 
 def _reporter(name: str) -> Callable[[float], None]:

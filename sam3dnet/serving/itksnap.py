@@ -22,7 +22,7 @@ from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Mask
 from sam3dnet.serving.arrays import WireError
 from sam3dnet.serving.bodies import answer, parse_json, read_parts
-from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.hall import Hall, segment_of
 from sam3dnet.serving.leases import GoneError, Lease
 
 logger = logging.getLogger(__name__)
@@ -115,8 +115,8 @@ class ItkSnap:
         positive = request.query.get("foreground", "true").lower() in ("true", "1")
 
         def act() -> Mask:
-            lease.segment.point(at, positive, run=False)
-            return lease.segment.mask()
+            segment_of(lease).point(at, positive, run=False)
+            return segment_of(lease).mask()
 
         return await self._mask(lease, "click", act)
 
@@ -127,7 +127,7 @@ class ItkSnap:
             return _invalid()
         with self._hall.leases.request(lease, is_action=True):
             async with lease.turn:
-                await self._hall.worker.run(f"{lease.name}: reset", lease.segment.reset)
+                await self._hall.worker.run(f"{lease.name}: reset", segment_of(lease).reset)
         return answer({"status": "success"})
 
     async def end(self, request: web.Request) -> web.Response:
@@ -150,7 +150,9 @@ class ItkSnap:
 
     def _find(self, request: web.Request) -> Lease | None:
         try:
-            return self._hall.leases.find(request.match_info["session"])
+            lease = self._hall.leases.find(request.match_info["session"])
+            segment_of(lease)
+            return lease
         except GoneError:
             return None
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from sam3dnet.errors import Sam3dError
-from sam3dnet.serving.segment import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -35,17 +34,17 @@ class Lease:
     Attributes:
         token: Its secret.
         name: For the log.
-        segment: What it segments.
-        beats: Whether it says from time to time that it is still there.
+        work: What it does here.
+        silent_s: After which it is taken for dead that says from time to time that it is there; None of others.
         turn: Held while one of its requests changes something.
     """
 
     token: str
     name: str
-    segment: Segment
+    work: object
     sign_s: float
     action_s: float
-    beats: bool = True
+    silent_s: float | None = None
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     running: int = 0
 
@@ -56,12 +55,11 @@ class Leases:
     Args:
         most: How many at the same time.
         idle_s: Without an action of the user's.
-        silent_s: Without any request.
         clock: Gives the time in seconds.
     """
 
-    def __init__(self, most: int, idle_s: float, silent_s: float, clock: Callable[[], float] = time.monotonic):
-        self.most, self.idle_s, self.silent_s = most, idle_s, silent_s
+    def __init__(self, most: int, idle_s: float, clock: Callable[[], float] = time.monotonic):
+        self.most, self.idle_s = most, idle_s
         self._clock = clock
         self._leases: dict[str, Lease] = {}
         self._count = 0
@@ -69,8 +67,13 @@ class Leases:
     def __len__(self) -> int:
         return len(self._leases)
 
-    def claim(self, segment: Segment, beats: bool = True) -> Lease:
+    def claim(self, work: object, title: str, silent_s: float | None) -> Lease:
         """Serve one more client.
+
+        Args:
+            work: What it does here.
+            title: Of that, for the log.
+            silent_s: After which it is taken for dead; None for clients that send no sign of life.
 
         Raises:
             FullError: If there are as many as are allowed.
@@ -83,10 +86,14 @@ class Leases:
             )
         now = self._clock()
         self._count += 1
-        lease = Lease(secrets.token_hex(16), f"session {self._count}", segment, now, now, beats)
+        lease = Lease(secrets.token_hex(16), f"session {self._count}", work, now, now, silent_s)
         self._leases[lease.token] = lease
-        logger.info('%s begins, class "%s"; %d of %d', lease.name, segment.class_name, len(self._leases), self.most)
+        logger.info("%s begins: %s; %d of %d", lease.name, title, len(self._leases), self.most)
         return lease
+
+    def all(self) -> list[Lease]:
+        """List all clients."""
+        return list(self._leases.values())
 
     def find(self, token: str | None) -> Lease:
         """Give the client with a token.
@@ -125,8 +132,8 @@ class Leases:
         """Serve those no more who have been silent or idle for too long."""
         now = self._clock()
         for lease in [one for one in self._leases.values() if not one.running]:
-            if lease.beats and now - lease.sign_s > self.silent_s > 0:
-                logger.info("%s ends: nothing was heard of its viewer for %.0f s", lease.name, self.silent_s)
+            if lease.silent_s is not None and now - lease.sign_s > lease.silent_s:
+                logger.info("%s ends: nothing was heard of its viewer for %.0f s", lease.name, lease.silent_s)
                 del self._leases[lease.token]
             elif now - lease.action_s > self.idle_s > 0:
                 logger.info("%s ends: its user did nothing for %.0f s", lease.name, self.idle_s)

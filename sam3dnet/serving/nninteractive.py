@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from sam3dnet.errors import PromptError
 from sam3dnet.serving.arrays import WireError, pack_array, unpack_array
 from sam3dnet.serving.bodies import answer, parse_json, read_body, read_json
-from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.hall import SILENT_S, Hall, segment_of
 from sam3dnet.serving.leases import Lease
 from sam3dnet.serving.segment import Change
 
@@ -131,7 +131,7 @@ class NnInteractive:
             {
                 "lease_token": lease.token,
                 "idle_timeout_seconds": leases.idle_s,
-                "liveness_timeout_seconds": leases.silent_s,
+                "liveness_timeout_seconds": SILENT_S,
                 "max_sessions": leases.most,
             }
         )
@@ -171,7 +171,7 @@ class NnInteractive:
                 "interaction_decay": 1.0,
                 "do_autozoom": False,
                 "inference_session_version": SPOKEN_VERSION,
-                "license": f"{self._hall.title} | class: {lease.segment.class_name}",
+                "license": f"{self._hall.title} | class: {segment_of(lease).class_name}",
                 "supports_undo": True,
             }
         )
@@ -200,7 +200,7 @@ class NnInteractive:
             if said.dtype not in BUFFER_TYPES:
                 raise WireError(f"dtype: a target buffer of {said.dtype!r} came, expected {', '.join(BUFFER_TYPES)}")
             async with lease.turn:
-                lease.segment.set_buffer(said.shape, np.dtype(said.dtype))
+                segment_of(lease).set_buffer(said.shape, np.dtype(said.dtype))
         return answer({})
 
     async def set_do_autozoom(self, request: web.Request) -> web.Response:
@@ -216,7 +216,7 @@ class NnInteractive:
         with self._hall.leases.request(lease, is_action=True):
             await read_json(request, Nothing)
             async with lease.turn:
-                await self._hall.worker.run(f"{lease.name}: reset", lease.segment.reset)
+                await self._hall.worker.run(f"{lease.name}: reset", segment_of(lease).reset)
         return answer({})
 
     async def point(self, request: web.Request) -> web.Response:
@@ -225,7 +225,7 @@ class NnInteractive:
         with self._hall.leases.request(lease, is_action=True):
             said = await read_json(request, PointRequest)
             run = said.run_prediction
-            segment = lease.segment
+            segment = segment_of(lease)
             return await self._changed(
                 lease, "click", lambda: segment.point(said.coordinates, said.include_interaction, run), run
             )
@@ -236,7 +236,7 @@ class NnInteractive:
         with self._hall.leases.request(lease, is_action=True):
             said = await read_json(request, BoxRequest)
             run = said.run_prediction
-            segment = lease.segment
+            segment = segment_of(lease)
             return await self._changed(
                 lease, "box", lambda: segment.box(said.bbox_coords, said.include_interaction, run), run
             )
@@ -251,21 +251,21 @@ class NnInteractive:
             mask_ZYX = await asyncio.to_thread(unpack_array, body, largest)
             if mask_ZYX.ndim != 3:
                 raise WireError(f"a mask with {mask_ZYX.ndim} axes came, expected 3 (Z, Y, X)")
-            return await self._changed(lease, "mask", lambda: lease.segment.initial_mask(mask_ZYX, run), run)
+            return await self._changed(lease, "mask", lambda: segment_of(lease).initial_mask(mask_ZYX, run), run)
 
     async def predict(self, request: web.Request) -> web.Response:
         """Give the mask under all that was said, or the automatic one."""
         lease = self._lease(request)
         with self._hall.leases.request(lease, is_action=True):
             await read_json(request, Nothing)
-            return await self._changed(lease, "prediction", lease.segment.predict)
+            return await self._changed(lease, "prediction", segment_of(lease).predict)
 
     async def undo(self, request: web.Request) -> web.Response:
         """Take back what was said last."""
         lease = self._lease(request)
         with self._hall.leases.request(lease, is_action=True):
             await read_json(request, Nothing)
-            return await self._changed(lease, "undo", lease.segment.undo)
+            return await self._changed(lease, "undo", segment_of(lease).undo)
 
     async def unknown_kind(self, request: web.Request) -> web.Response:
         """Refuse a scribble or a lasso, which viewers do not offer where they are said to be missing."""
@@ -273,7 +273,9 @@ class NnInteractive:
         raise PromptError("the model knows neither scribbles nor lassos; use clicks and boxes")
 
     def _lease(self, request: web.Request) -> Lease:
-        return self._hall.leases.find(request.headers.get(LEASE_HEADER))
+        lease = self._hall.leases.find(request.headers.get(LEASE_HEADER))
+        segment_of(lease)
+        return lease
 
     async def _changed(
         self, lease: Lease, what: str, act: Callable[[], Change | None], ran: bool = True

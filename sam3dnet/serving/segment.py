@@ -235,7 +235,7 @@ class Segment:
 
     def _changed_to(self, wanted: npt.NDArray[Any]) -> Change:
         shown = self._buffer()
-        sides = _box_around(shown != wanted)
+        sides = box_around(shown != wanted)
         if sides is None:
             return Change()
         box = tuple(slice(*side) for side in sides)
@@ -287,7 +287,7 @@ def orientation_of(plans: Mapping[str, Any], reorients: bool) -> str:
     return str(known[0]) if len(known) == 1 else ""
 
 
-def _box_around(mask: Mask) -> Sides | None:
+def box_around(mask: Mask) -> Sides | None:
     """Give the smallest box that holds all of a mask; None if it is empty."""
     sides = []
     for axis in range(3):

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 from aiohttp import web
 
@@ -14,6 +15,7 @@ from sam3dnet.serving.hall import Hall
 from sam3dnet.serving.itksnap import ItkSnap
 from sam3dnet.serving.leases import FullError, GoneError
 from sam3dnet.serving.nninteractive import NnInteractive
+from sam3dnet.serving.viewer import TakenError, Viewer
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,13 @@ OF_OLD_CLIENTS = {
 }
 
 
-def make_application(hall: Hall, access: Access) -> web.Application:
+def make_application(hall: Hall, access: Access, output: Path | None = None) -> web.Application:
     """Make the application of a server.
 
     Args:
         hall: The model and its clients.
         access: Who may ask.
+        output: Folder for what is made in the page in the browser; None for no page.
     """
 
     @web.middleware
@@ -49,7 +52,7 @@ def make_application(hall: Hall, access: Access) -> web.Application:
             access.require(request)
             response = await handler(request)
         except web.HTTPException as problem:
-            response = problem if problem.status < web.HTTPBadRequest.status_code else _foreign(request, problem)
+            response = _foreign(request, problem)
         except (asyncio.CancelledError, ConnectionError):
             raise
         except Exception as problem:
@@ -60,6 +63,8 @@ def make_application(hall: Hall, access: Access) -> web.Application:
         return response
 
     application = web.Application(middlewares=[guard])
+    if output is not None:
+        application.add_routes(Viewer(hall, access, output).routes())
     application.add_routes([*ItkSnap(hall).routes(), *NnInteractive(hall).routes()])
     application.cleanup_ctx.append(_reaping(hall))
     return application
@@ -83,6 +88,8 @@ def _refusal(problem: Exception) -> web.Response:
         return refusal(503, str(problem), {"Retry-After": str(RETRY_AFTER_S)})
     if isinstance(problem, GoneError):
         return refusal(410, str(problem))
+    if isinstance(problem, TakenError):
+        return refusal(409, str(problem))
     if isinstance(problem, TooLargeError):
         return refusal(413, f"{problem}; start sam3d_serve with a larger --max-upload")
     if isinstance(problem, Sam3dError):

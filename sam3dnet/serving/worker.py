@@ -51,6 +51,11 @@ class NetworkWorker:
         self._waiting.put((future, function, arguments))
         return future
 
+    @property
+    def unfinished(self) -> int:
+        """How many functions run or wait."""
+        return self._unfinished
+
     def in_spare_time(self, owner: Owner, step: Callable[[Owner], bool]) -> None:
         """Call a function while nothing waits, again for as long as it returns True and its owner is alive."""
         self._spare.append((weakref.ref(owner), step))

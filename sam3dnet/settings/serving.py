@@ -24,6 +24,8 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
             that there is.
         images: Folder of images, named as in nnU-Net's imagesTs: what viewers show of them is recognised, and place
             and further channels are taken from the files.
+        viewer: Serve a page in the browser too, for the images of --images; all that is made there is saved at once.
+        output: Folder for label maps and prompts of the page; without it that of the images with "_sam3d" at its end.
         host: Address to listen at; any other than this machine's own asks clients for a key.
         port: Port to listen at; 0 takes a free one.
         key: What clients must show; $SAM3D_SERVE_KEY does the same and is not seen by others. Made and printed where
@@ -43,6 +45,8 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
     checkpoint: str | None = None
     plans: Annotated[str, "-p"] = "SAM3DPlans"
     images: Annotated[str | Path | None, "-i"] = None
+    viewer: bool = False
+    output: Annotated[str | Path | None, "-o"] = None
     host: str = "127.0.0.1"
     port: int = PORT
     key: str | None = None
@@ -53,7 +57,19 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
     idle_minutes: float = 60.0
     max_upload: float = 4.0
 
+    @property
+    def output_folder(self) -> Path | None:
+        """Folder for what is made in the page; None where there is no page."""
+        if not self.viewer or self.images is None:
+            return None
+        images = Path(self.images).absolute()
+        return Path(self.output) if self.output is not None else images.with_name(f"{images.name}_sam3d")
+
     def __post_init__(self) -> None:
+        if self.viewer and self.images is None:
+            raise Sam3dError("--viewer shows the images of a folder; name it: --images FOLDER")
+        if self.output is not None and not self.viewer:
+            raise Sam3dError("--output is for what is made in the page in the browser; add --viewer")
         if not 0 <= self.port < 1 << 16:
             raise Sam3dError(f"--port {self.port}: expected a number from 0 to 65535")
         for option, value in (

@@ -1,0 +1,401 @@
+"""The page in the browser: its files, and what it asks of the server.
+
+The page names cases, never files; what it may read are the images of the folder that is served, and what it writes are
+label maps and prompts in the output folder.
+"""
+
+import asyncio
+import gzip
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.inference.writing import remove_abandoned
+from sam3dnet.interactive.classes import prompt_classes
+from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.serving.access import PAGE, Access
+from sam3dnet.serving.arrays import WireError
+from sam3dnet.serving.bodies import answer, parse_json, read_body, read_json
+from sam3dnet.serving.casework import CaseWork, Seen
+from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.leases import GoneError, Lease
+
+logger = logging.getLogger(__name__)
+
+SILENT_S = 150.0  # a browser lets a page in the background speak once a minute
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+SMALL = 1 << 16  # bytes that are not worth packing
+FASTEST = 1
+SAMPLED = 1_000_000  # voxels
+SHOWN_SHARE = (0.5, 99.5)  # percent of the grey values that a first window shows
+SOFT_TISSUE_HU = (-160.0, 240.0)
+OBLIQUE = 0.02  # radians, about, from which axes are no longer those of the patient
+META = "X-Meta"
+
+Index = Annotated[list[StrictInt], Field(min_length=3, max_length=3)]
+SideOf = Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
+
+
+class TakenError(Sam3dError):
+    """Another window has the case now."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenRequest(_Part):
+    """A case to open."""
+
+    case: StrictStr
+
+
+class SessionRequest(_Part):
+    """Something that says no more than who says it."""
+
+    session: StrictStr
+
+
+class ClickRequest(SessionRequest):
+    """A click at a voxel (i, j, k) of the file."""
+
+    class_name: Annotated[StrictStr, Field(alias="class")]
+    at: Index
+    positive: StrictBool = True
+
+
+class BoxRequest(SessionRequest):
+    """A box between two voxels (i, j, k) of the file, which both belong to it."""
+
+    class_name: Annotated[StrictStr, Field(alias="class")]
+    low: Index
+    high: Index
+
+
+class PaintMeta(_Part):
+    """Beside a stroke: the label, and a box (k, j, i), half-open."""
+
+    label: Annotated[StrictInt, Field(ge=0)]
+    box: Annotated[list[SideOf], Field(min_length=3, max_length=3)]
+
+
+class Viewer:
+    """The page and its routes.
+
+    Args:
+        hall: The model and its clients; it has a folder of images.
+        access: Who may ask.
+        output: Folder for label maps and prompts.
+    """
+
+    def __init__(self, hall: Hall, access: Access, output: Path):
+        assert hall.images is not None
+        self._hall, self._access, self.output = hall, access, output
+        self._images = hall.images
+        self._dataset = hall.model.loaded.dataset_json
+        self._classes = prompt_classes(hall.model.loaded.labels)
+        self._files = _read_files()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._taken: set[str] = set()
+        output.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(output)
+
+    def routes(self) -> list[web.RouteDef]:
+        """Give all routes."""
+        changes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
+            "click": self.click,
+            "box": self.box,
+            "paint": self.paint,
+            "undo": self.undo,
+            "redo": self.redo,
+            "reset": self.reset,
+        }
+        return [
+            web.get("/", self.to_page),
+            web.get("/viewer", self.to_page),
+            web.get("/viewer/", self.page),
+            web.get("/viewer/api/state", self.state),
+            web.post("/viewer/api/open", self.open),
+            web.get("/viewer/api/progress", self.progress),
+            web.get("/viewer/api/image", self.image),
+            web.get("/viewer/api/labels", self.labels),
+            web.post("/viewer/api/save", self.save),
+            web.post("/viewer/api/heartbeat", self.heartbeat),
+            web.post("/viewer/api/close", self.close),
+            *(web.post(f"/viewer/api/{name}", handler) for name, handler in changes.items()),
+            web.get("/viewer/{file}", self.file),
+        ]
+
+    async def to_page(self, _: web.Request) -> web.StreamResponse:
+        """Lead to the page."""
+        return _to_page()
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        """Give the page; the first time with the key in its address, which then goes into a cookie."""
+        if "key" in request.query:
+            response = _to_page()
+            response.set_cookie(
+                self._access.cookie, self._access.ticket, httponly=True, samesite="Strict", path="/viewer/"
+            )
+            return response
+        return self._file("index.html")
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """Give a file of the page."""
+        return self._file(request.match_info["file"])
+
+    async def state(self, _: web.Request) -> web.Response:
+        """Say what there is to segment, and into what."""
+        cases = await asyncio.to_thread(self._images.cases)
+        ending = self._dataset["file_ending"]
+        return answer(
+            {
+                "title": self._hall.title,
+                "classes": [{"name": name, "label": one.label} for name, one in self._classes.items()],
+                "cases": [
+                    {"name": case.name, "begun": (self.output / f"{case.name}{ending}").exists()} for case in cases
+                ],
+                "output": str(self.output),
+                "instance": self._hall.instance,
+            }
+        )
+
+    async def open(self, request: web.Request) -> web.Response:
+        """Begin to work on a case; it is read and segmented while the page asks how far that is."""
+        name = (await read_json(request, OpenRequest)).case
+        case = {one.name: one for one in await asyncio.to_thread(self._images.cases)}.get(name)
+        if case is None:
+            raise DatasetError(f"there is no image {name} any more; reload the page")
+        for lease in self._hall.leases.all():
+            if isinstance(lease.work, CaseWork) and lease.work.case.name == name:
+                self._taken.add(lease.token)
+                self._hall.leases.release(lease.token)
+        work = CaseWork(
+            self._hall.new_session(),
+            case,
+            self._hall.model.loaded.reader,
+            self._classes,
+            self.output,
+            self._dataset["file_ending"],
+        )
+        lease = self._hall.leases.claim(work, f"{name} in the browser", SILENT_S)
+        task = asyncio.create_task(self._open(lease, work))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+        return answer({"session": lease.token})
+
+    async def progress(self, request: web.Request) -> web.Response:
+        """Say how far opening is."""
+        lease, work = self._find(request.query.get("session"))
+        with self._hall.leases.request(lease, is_action=False):
+            return answer(
+                {
+                    "share": work.share,
+                    "waiting": 0 if work.share or work.is_ready else max(0, self._hall.worker.unfinished - 1),
+                    "image": True,
+                    "ready": work.is_ready,
+                    "error": work.problem,
+                }
+            )
+
+    async def image(self, request: web.Request) -> web.Response:
+        """Give a channel's voxels."""
+        lease, work = self._find(request.query.get("session"))
+        channel = _whole_number(request.query.get("channel", "0"))
+        with self._hall.leases.request(lease, is_action=True):
+            voxels = await asyncio.to_thread(work.voxels, channel)
+            meta = await asyncio.to_thread(self._describe, work, voxels, channel)
+        return _binary(meta, memoryview(voxels.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
+
+    async def labels(self, request: web.Request) -> web.Response:
+        """Give the whole label map."""
+        lease, work = self._find(request.query.get("session"))
+        with self._hall.leases.request(lease, is_action=True):
+            async with lease.turn:
+                labels = await self._hall.worker.run(f"{lease.name}: label map", work.labels)
+            return await _packed(work.status() | {"shape": list(labels.shape)}, labels)
+
+    async def click(self, request: web.Request) -> web.Response:
+        """Hear a click."""
+        said = await read_json(request, ClickRequest)
+        lease, work = self._find(said.session)
+        i, j, k = said.at
+        return await self._changed(lease, work, "click", lambda: work.click(said.class_name, (i, j, k), said.positive))
+
+    async def box(self, request: web.Request) -> web.Response:
+        """Hear a box."""
+        said = await read_json(request, BoxRequest)
+        lease, work = self._find(said.session)
+        low, high = (tuple(corner) for corner in (said.low, said.high))
+        return await self._changed(lease, work, "box", lambda: work.box(said.class_name, low, high))  # type: ignore[arg-type]
+
+    async def paint(self, request: web.Request) -> web.Response:
+        """Hear a stroke of the brush."""
+        lease, work = self._find(request.query.get("session"))
+        meta = parse_json(request.headers.get(META, "{}"), PaintMeta)
+        sides = tuple((start, stop) for start, stop in meta.box)
+        shape = [stop - start for start, stop in sides]
+        within = zip(sides, work.grid.shape, strict=True)
+        if not all(0 <= start < stop <= size for (start, stop), size in within):
+            raise WireError(f"a stroke in {meta.box} came, the image has shape {work.grid.shape}")
+        size = int(np.prod(shape))
+        with self._hall.leases.request(lease, is_action=True):
+            body = await read_body(request, size)
+        if len(body) != size:
+            raise WireError(f"a stroke of {len(body)} bytes came, its box {meta.box} asks for {size}")
+        mask = np.frombuffer(body, np.uint8).reshape(shape) != 0
+        return await self._changed(lease, work, "stroke", lambda: work.paint(meta.label, sides, mask))
+
+    async def undo(self, request: web.Request) -> web.Response:
+        """Take back what was done last."""
+        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        return await self._changed(lease, work, "undo", work.undo)
+
+    async def redo(self, request: web.Request) -> web.Response:
+        """Do again what was taken back."""
+        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        return await self._changed(lease, work, "redo", work.redo)
+
+    async def reset(self, request: web.Request) -> web.Response:
+        """Go back to the automatic label map."""
+        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        return await self._changed(lease, work, "reset", work.reset)
+
+    async def save(self, request: web.Request) -> web.Response:
+        """Write the label map, also where nothing was changed."""
+        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        with self._hall.leases.request(lease, is_action=True):
+            async with lease.turn:
+                await self._saved(work)
+        return answer({"saved": work.file.name, "folder": str(self.output)})
+
+    async def heartbeat(self, request: web.Request) -> web.Response:
+        """Hear that the page is still there."""
+        lease, _ = self._find((await read_json(request, SessionRequest)).session)
+        with self._hall.leases.request(lease, is_action=False):
+            return answer({})
+
+    async def close(self, request: web.Request) -> web.Response:
+        """Hear that the page goes."""
+        self._hall.leases.release((await read_json(request, SessionRequest)).session)
+        return answer({})
+
+    async def _open(self, lease: Lease, work: CaseWork) -> None:
+        begun, name = time.monotonic(), work.case.name
+        with self._hall.leases.request(lease, is_action=True):
+            try:
+                await self._hall.worker.run(f"{lease.name}: {name}", work.open)
+            except Sam3dError as problem:
+                logger.warning("%s: %s", name, problem)
+                work.problem = str(problem)
+            except Exception as problem:
+                logger.exception("%s cannot be opened", name)
+                work.problem = f"{name} cannot be opened ({type(problem).__name__}); the server's log says more"
+            else:
+                logger.info("%s: %s segmented in %.1f s", lease.name, name, time.monotonic() - begun)
+                self._hall.worker.in_spare_time(work, CaseWork.look_ahead)
+
+    async def _changed(self, lease: Lease, work: CaseWork, what: str, act: Callable[[], Seen]) -> web.Response:
+        """Do something, save it, and answer with what it changed."""
+        with self._hall.leases.request(lease, is_action=True):
+            async with lease.turn:
+                seen = await self._hall.worker.run(f"{lease.name}: {what}", act)
+                meta = {"message": seen.message, "box": seen.sides}
+                try:
+                    await self._saved(work)
+                except DatasetError as problem:
+                    logger.error("%s", problem)
+                    meta |= {"message": str(problem), "saved": None}
+                meta = work.status() | meta
+            return await _packed(meta, seen.labels)
+
+    async def _saved(self, work: CaseWork) -> None:
+        try:
+            await asyncio.to_thread(work.save)
+        except OSError as problem:
+            raise DatasetError(
+                f"{work.file} cannot be written ({problem.strerror or problem}); make room, then save again"
+            ) from problem
+
+    def _find(self, token: str | None) -> tuple[Lease, CaseWork]:
+        if token in self._taken:
+            raise TakenError(
+                "this image was opened in another window, which has it now; choose it here to take it back"
+            )
+        lease = self._hall.leases.find(token)
+        if not isinstance(lease.work, CaseWork):
+            raise GoneError("this session is of a viewer; reload the page")
+        return lease, lease.work
+
+    def _describe(self, work: CaseWork, voxels: npt.NDArray[Any], channel: int) -> dict[str, Any]:
+        """Say where the voxels lie and how they are best shown."""
+        names = list(channel_names(self._dataset).values())
+        step = max(1, voxels.size // SAMPLED)
+        sample = np.nan_to_num(voxels.reshape(-1)[::step].astype(np.float64), posinf=0.0, neginf=0.0)
+        is_ct = str(names[channel]).lower() == "ct"
+        low, high = SOFT_TISSUE_HU if is_ct else np.percentile(sample, SHOWN_SHARE)
+        direction = np.abs(np.asarray(work.grid.direction).reshape(3, 3))
+        return {
+            "shape": list(voxels.shape),
+            "dtype": voxels.dtype.name,
+            "spacing": [float(mm) for mm in work.grid.spacing_mm[::-1]],
+            "axes": work.grid.orientation,
+            "oblique": bool((direction.max(0) < np.cos(OBLIQUE)).any()),
+            "channels": [str(name) for name in names],
+            "range": [float(sample.min()), float(sample.max())],
+            "window": [float(low), float(max(high, low + 1e-6))],
+            "is_ct": is_ct,
+        }
+
+    def _file(self, name: str) -> web.Response:
+        if name not in self._files:
+            raise web.HTTPNotFound
+        content, kind = self._files[name]
+        headers = {"Content-Security-Policy": POLICY}
+        return web.Response(body=content, content_type=kind, charset="utf-8", headers=headers)
+
+
+def _to_page() -> web.Response:
+    return web.Response(status=302, headers={"Location": PAGE})
+
+
+def _read_files() -> dict[str, tuple[bytes, str]]:
+    """Read the page's own files, by name; nothing else is given out."""
+    folder = resources.files("sam3dnet.serving") / "page"
+    found = {file.name: Path(file.name).suffix for file in folder.iterdir() if file.is_file()}
+    return {name: ((folder / name).read_bytes(), TYPES[end]) for name, end in found.items() if end in TYPES}
+
+
+def _whole_number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 4:
+        raise WireError(f"channel: {text[:20]!r} came, expected a number")
+    return int(text)
+
+
+def _binary(meta: dict[str, Any], body: Any = b"", **headers: str) -> web.Response:
+    headers = {META: json.dumps(meta, separators=(",", ":")), **headers}
+    return web.Response(body=body, content_type="application/octet-stream", headers=headers)
+
+
+async def _packed(meta: dict[str, Any], labels: npt.NDArray[Any] | None) -> web.Response:
+    """Answer with labels, packed where that is worth it."""
+    if labels is None:
+        return _binary(meta)
+    content = await asyncio.to_thread(labels.tobytes)
+    if len(content) < SMALL:
+        return _binary(meta, content)
+    return _binary(meta, await asyncio.to_thread(gzip.compress, content, FASTEST), **{"Content-Encoding": "gzip"})

@@ -1,0 +1,411 @@
+"""The page's requests: what the user does becomes label maps and prompts in files, and nothing of it is lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from fake_prompts import make_promptable_model
+from served import serving
+from tiny_models import OBLIQUE, REGIONS, SHAPE_ZYX, labels_of, write_image
+
+from sam3dnet.inference.images import Case
+from sam3dnet.interactive.classes import prompt_classes
+from sam3dnet.model import load_model
+from sam3dnet.prompts.files import read_prompts
+from sam3dnet.serving.casework import CaseWork, as_drawn
+
+
+class Page:
+    """Asks as the page does.
+
+    Attributes:
+        labels: That the page shows, (k, j, i).
+        meta: Of the last answer.
+    """
+
+    def __init__(self, served, **options):
+        self.http = httpx.Client(base_url=f"{served.url}/viewer/api", trust_env=False, timeout=60, **options)
+
+    def open(self, name):
+        self.session = self.http.post("/open", json={"case": name}).raise_for_status().json()["session"]
+        while True:
+            state = self.http.get("/progress", params={"session": self.session}).raise_for_status().json()
+            if state["error"] is not None:
+                raise ValueError(state["error"])
+            if state["ready"]:
+                break
+            time.sleep(0.02)
+        self.labels, self.meta = self.fetch("labels")
+        return self
+
+    def fetch(self, what, **more):
+        response = self.http.get(f"/{what}", params={"session": self.session, **more}).raise_for_status()
+        meta = json.loads(response.headers["X-Meta"])
+        return np.frombuffer(response.content, np.dtype(meta["dtype"])).reshape(meta["shape"]).copy(), meta
+
+    def change(self, what, **said):
+        return self._apply(self.http.post(f"/{what}", json={"session": self.session, **said}))
+
+    def paint(self, label, box, mask):
+        meta = {"label": label, "box": box}
+        return self._apply(
+            self.http.post(
+                "/paint",
+                params={"session": self.session},
+                content=mask.astype(np.uint8).tobytes(),
+                headers={"X-Meta": json.dumps(meta)},
+            )
+        )
+
+    def _apply(self, response):
+        self.meta = json.loads(response.raise_for_status().headers["X-Meta"])
+        if self.meta["box"] is not None:
+            box = tuple(slice(*side) for side in self.meta["box"])
+            shape = self.labels[box].shape
+            self.labels[box] = np.frombuffer(response.content, np.dtype(self.meta["dtype"])).reshape(shape)
+        return self.meta
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed, name in enumerate("ab", start=3):
+        write_image(tmp_path / "images" / f"{name}_0000.nii.gz", seed)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def output(tmp_path):
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return make_promptable_model(tmp_path / "results")
+
+
+@pytest.fixture
+def page(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        made = Page(served)
+        yield made
+        made.http.close()
+
+
+def session_of(model, file):
+    session = load_model(model, device="cpu").session()
+    session.set_image(file)
+    return session
+
+
+def test_what_there_is(page, output):
+    state = page.http.get("/state").json()
+    assert state["classes"] == [{"name": "organ", "label": 1}, {"name": "lesion", "label": 2}]
+    assert state["cases"] == [{"name": "a", "begun": False}, {"name": "b", "begun": False}]
+    assert state["output"] == str(output)
+    page.open("b")
+    page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+    assert [case["begun"] for case in page.http.get("/state").json()["cases"]] == [False, True]
+
+
+FLIPPED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
+TURNED = (0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("direction", [OBLIQUE, FLIPPED, TURNED], ids=["oblique", "flipped", "turned"])
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "SimpleITKIOWithReorient", "NibabelIOWithReorient"])
+def test_clicks_in_the_voxels_of_the_file_change_the_file_that_is_saved(tmp_path, model, output, reader, direction):
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": reader}))
+    file = tmp_path / "images" / "a_0000.nii.gz"
+    write_image(file, 3, direction=direction)
+    with serving(model, images=file.parent, output=output) as served:
+        page = Page(served).open("a")
+        voxels, meta = page.fetch("image")
+        np.testing.assert_array_equal(voxels, sitk.GetArrayFromImage(sitk.ReadImage(str(file))))
+        assert meta["spacing"] == pytest.approx(sitk.ReadImage(str(file)).GetSpacing())
+        assert meta["oblique"] == (direction is OBLIQUE)
+        lps = sitk.DICOMOrientImageFilter_GetOrientationFromDirectionCosines(direction)
+        assert meta["axes"] == lps
+        session = session_of(model, file)
+        for at, positive in (((3, 4, 2), True), ((5, 7, 3), False), ((1, 2, 1), True)):
+            page.change("click", **{"class": "lesion", "at": list(at), "positive": positive})
+            expected = session.click(at, positive, "lesion")
+            assert (page.labels[at[::-1]] == 2) == positive
+        page.change("box", **{"class": "organ", "low": [4, 5, 1], "high": [1, 2, 1]})
+        expected = session.box((1, 2, 1), (4, 5, 1), class_name="organ")
+        page.http.close()
+    saved = sitk.ReadImage(str(output / "a.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(saved), page.labels)
+    np.testing.assert_allclose(saved.GetDirection(), sitk.ReadImage(str(file)).GetDirection(), atol=1e-6)
+    assert saved.GetOrigin() == pytest.approx(sitk.ReadImage(str(file)).GetOrigin())
+    assert (page.labels == 1).sum() == expected.sum()
+    read = read_prompts(output / "a_prompts.json", ["a"], ["organ", "lesion"]).of_case("a")
+    assert [(point.at, point.positive) for point in read["lesion"][0].points][1] == ((5.0, 7.0, 3.0), False)
+    assert len(read["organ"][0].boxes) == 1
+
+
+def test_what_is_painted_stays_until_a_prompt_is_about_it(page):
+    page.open("a")
+    voxels = np.argwhere(page.labels == 0)[5]
+    k, j, i = (int(at) for at in voxels)
+    page.paint(2, [[k, k + 1], [j, j + 1], [i, i + 1]], np.ones((1, 1, 1)))
+    assert page.labels[k, j, i] == 2
+    other = next((z, y, x) for z, y, x in np.argwhere(page.labels != 2).tolist() if abs(y - j) > 3)
+    page.change("click", **{"class": "lesion", "at": list(other[::-1]), "positive": True})
+    assert page.labels[other] == 2
+    page.change("click", **{"class": "lesion", "at": [i, j, k], "positive": False})
+    assert page.labels[k, j, i] != 2
+    page.paint(0, [[k, k + 1], [j, j + 1], [i, i + 1]], np.ones((1, 1, 1)))
+    assert page.labels[k, j, i] == 0
+    page.change("click", **{"class": "lesion", "at": [i, j, k], "positive": True})
+    assert page.labels[k, j, i] == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"labels": REGIONS}], ids=["labels", "regions"])
+def test_any_steps_are_undone_and_done_again_and_all_is_in_the_file(tmp_path, folder, output, options):
+    model = make_promptable_model(tmp_path / "results", **options)
+    names, values = (("organ", "lesion"), (0, 1, 2)) if not options else (("whole", "core"), (0, 1, 700))
+    rng = np.random.default_rng(1)
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        states, at = [page.labels.copy()], 0
+        for number in range(40):
+            kind = rng.choice(["click", "box", "paint", "undo", "redo", "reset"], p=[0.3, 0.1, 0.2, 0.2, 0.15, 0.05])
+            place = [int(rng.integers(size)) for size in SHAPE_ZYX[::-1]]
+            name = str(rng.choice(names))
+            if kind in ("undo", "redo"):
+                page.change(kind)
+                at = max(at - 1, 0) if kind == "undo" else min(at + 1, len(states) - 1)
+                np.testing.assert_array_equal(page.labels, states[at], err_msg=f"{number} {kind}")
+            else:
+                if kind == "click":
+                    page.change("click", **{"class": name, "at": place, "positive": bool(rng.random() < 0.6)})
+                elif kind == "box":
+                    other = [int(rng.integers(size)) for size in SHAPE_ZYX[::-1]]
+                    page.change("box", **{"class": name, "low": place, "high": other})
+                elif kind == "reset":
+                    page.change("reset")
+                    np.testing.assert_array_equal(page.labels, states[0])
+                else:
+                    low = [int(rng.integers(size - 1)) for size in SHAPE_ZYX]
+                    mask = rng.random((2, 2, 2)) < 0.7
+                    page.paint(int(rng.choice(values)), [[one, one + 2] for one in low], mask)
+                states, at = [*states[: at + 1], page.labels.copy()], at + 1
+            assert (page.meta["undo"], page.meta["redo"]) == (at, len(states) - 1 - at)
+            np.testing.assert_array_equal(labels_of(output / "a.nii.gz"), page.labels, err_msg=f"{number} {kind}")
+            whole, meta = page.fetch("labels")
+            np.testing.assert_array_equal(whole, page.labels)
+            voxel_ml = 0.7 * 1.1 * 3.0 / 1000
+            expected = {0: (0, 0), 1: ((page.labels == 1).sum(), (page.labels == 2).sum())}[1]
+            if options:
+                expected = (page.labels > 0).sum(), (page.labels == 700).sum()
+            assert list(meta["volumes_ml"].values()) == pytest.approx([n * voxel_ml for n in expected], abs=1e-3)
+        page.http.close()
+
+
+def test_the_next_start_goes_on_where_the_last_one_stopped(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        automatic = page.labels.copy()
+        for at, positive in (((3, 4, 2), True), ((3, 4, 3), False)):
+            page.change("click", **{"class": "lesion", "at": list(at), "positive": positive})
+        before = page.labels.copy()
+        page.paint(1, [[4, 5], [0, 2], [0, 2]], np.ones((1, 2, 2)))
+        last = page.labels.copy()
+        page.http.close()
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        np.testing.assert_array_equal(page.labels, last)
+        assert len(page.meta["prompts"]) == 2 and page.meta["undo"] == 2
+        page.change("undo")
+        page.change("redo")
+        np.testing.assert_array_equal(page.labels, last)
+        page.change("undo")
+        page.change("undo")
+        painted = last != before
+        np.testing.assert_array_equal(page.labels[~painted], automatic[~painted])
+        np.testing.assert_array_equal(page.labels[painted], last[painted])
+        assert page.change("undo")["message"] == "there is nothing to undo"
+        page.change("reset")
+        np.testing.assert_array_equal(page.labels, automatic)
+        page.http.close()
+
+
+def test_a_label_map_that_does_not_fit_is_left_alone(model, folder, output):
+    output.mkdir()
+    write_image(output / "a.nii.gz", shape=(4, 9, 7))
+    before = (output / "a.nii.gz").read_bytes()
+    (output / "b.nii.gz").write_bytes(before[: len(before) // 2])
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served)
+        for name, message in (("a", "has shape (4, 9, 7), the image (5, 9, 7)"), ("b", "is damaged")):
+            with pytest.raises(ValueError, match="move it away") as problem:
+                page.open(name)
+            assert message in str(problem.value)
+            assert page.http.post("/save", json={"session": page.session}).status_code == 400
+        page.http.close()
+    assert (output / "a.nii.gz").read_bytes() == before
+
+
+def test_a_second_window_takes_the_case_over(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        first, second = Page(served).open("a"), Page(served).open("a")
+        response = first.http.post("/undo", json={"session": first.session})
+        assert response.status_code == 409 and "another window" in response.json()["detail"]
+        second.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+        second.http.post("/close", json={"session": second.session}).raise_for_status()
+        assert len(served.hall.leases) == 0 and served.hall._pool.nbytes == 0
+        assert second.http.post("/undo", json={"session": second.session}).status_code == 410
+        first.http.close()
+        second.http.close()
+
+
+def test_what_the_page_should_not_send_is_refused_and_changes_nothing(page, output):
+    page.open("a")
+    before = page.labels.copy()
+    for path, said in (
+        ("click", {"class": "lesion", "at": [7, 0, 0], "positive": True}),
+        ("click", {"class": "lesion", "at": [-1, 0, 0], "positive": True}),
+        ("click", {"class": "liver", "at": [1, 0, 0], "positive": True}),
+        ("click", {"class": "lesion", "at": [1, 0], "positive": True}),
+        ("click", {"class": "lesion", "at": [1.5, 0, 0], "positive": True}),
+        ("click", {"class": "lesion", "at": [1, 0, 0], "positive": True, "more": 1}),
+        ("box", {"class": "lesion", "low": [9, 9, 9], "high": [12, 12, 12]}),
+        ("undo", {"session": "x"}),
+        ("open", {"case": "../a"}),
+    ):
+        content = said if "session" in said or path == "open" else {"session": page.session, **said}
+        response = page.http.post(f"/{path}", json=content)
+        assert response.status_code in (400, 410) and response.json()["detail"]
+    for label, box, mask in (
+        (9, [[0, 1], [0, 1], [0, 1]], np.ones((1, 1, 1))),
+        (1, [[0, 6], [0, 1], [0, 1]], np.ones((6, 1, 1))),
+        (1, [[1, 1], [0, 1], [0, 1]], np.ones((1, 1, 1))),
+        (1, [[0, 1], [0, 1], [0, 1]], np.ones((1, 2, 1))),
+        (1, [[0, 2], [0, 1], [0, 1]], np.ones((1, 1, 1))),
+    ):
+        with pytest.raises(httpx.HTTPStatusError, match=r"400|413"):
+            page.paint(label, box, mask)
+    assert page.http.get("/image", params={"session": page.session, "channel": "1"}).status_code == 400
+    assert page.http.get("/image", params={"session": page.session, "channel": "x"}).status_code == 400
+    np.testing.assert_array_equal(page.fetch("labels")[0], before)
+    assert not (output / "a.nii.gz").exists()
+
+
+def test_a_full_disk_is_told_and_what_was_done_is_kept(page, output, monkeypatch):
+    page.open("a")
+    monkeypatch.setattr(CaseWork, "_write_prompts", lambda *_: os.open("/dev/full/x", os.O_RDONLY))
+    meta = page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+    assert meta["saved"] is None and "cannot be written" in meta["message"]
+    assert page.http.post("/save", json={"session": page.session}).status_code == 400
+    monkeypatch.undo()
+    assert page.http.post("/save", json={"session": page.session}).json()["saved"] == "a.nii.gz"
+    np.testing.assert_array_equal(labels_of(output / "a.nii.gz"), page.labels)
+
+
+def test_the_key_opens_the_page_once_and_becomes_a_cookie(model, folder, output):
+    with (
+        serving(model, images=folder, output=output, key="secret") as served,
+        httpx.Client(base_url=served.url, trust_env=False) as client,
+    ):
+        assert client.get("/viewer/").status_code == 401
+        assert client.get("/viewer/?key=wrong").status_code == 401
+        assert client.get("/viewer/api/state").status_code == 401
+        response = client.get("/viewer/?key=secret")
+        assert (response.status_code, response.headers["Location"]) == (302, "/viewer/")
+        cookie = response.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=Strict" in cookie and "secret" not in cookie
+        assert client.get("/viewer/api/state").status_code == 200
+        page = client.get("/viewer/")
+        assert page.headers["Content-Type"].startswith("text/html")
+        assert "script-src 'self'" in page.headers["Content-Security-Policy"]
+        assert "unsafe" not in page.headers["Content-Security-Policy"]
+        assert client.get("/viewer/../serving/access.py").status_code == 404
+        assert client.get("/viewer/%2e%2e%2faccess.py").status_code == 404
+
+
+SAVE_FOR_EVER = """
+import sys, numpy as np
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+from sam3dnet.model import load_model
+from sam3dnet.inference.images import Case
+from sam3dnet.interactive.classes import prompt_classes
+from sam3dnet.serving.casework import CaseWork
+model = load_model({model!r}, device="cpu")
+case = Case("a", (Path({image!r}),))
+classes = prompt_classes(model.loaded.labels)
+work = CaseWork(model.session(), case, model.loaded.reader, classes, Path({out!r}), ".nii.gz")
+work.open()
+print("ready", flush=True)
+while True:
+    for label in (1, 2):
+        work.paint(label, ((0, 5), (0, 9), (0, 7)), np.ones((5, 9, 7), bool))
+        work.save()
+"""
+
+
+def test_a_process_that_is_killed_while_it_saves_leaves_whole_files(tmp_path, model, folder, output):
+    output.mkdir()
+    script = tmp_path / "save.py"
+    tests = os.path.dirname(__file__)
+    image = folder / "a_0000.nii.gz"
+    script.write_text(SAVE_FOR_EVER.format(tests=tests, model=str(model), image=str(image), out=str(output)))
+    for seed in range(3):
+        with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout.readline() == "ready\n"
+            time.sleep(0.3 + 0.13 * seed)
+            process.send_signal(signal.SIGKILL)
+        labels = labels_of(output / "a.nii.gz")
+        assert labels.min() == labels.max() and labels.max() in (1, 2)
+        json.loads((output / "a_prompts.json").read_text())
+    with serving(model, images=folder, output=output):
+        assert sorted(file.name for file in output.iterdir()) == ["a.nii.gz", "a_prompts.json"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shown"),
+    [
+        *(("bool", "uint8"), ("uint8", "uint8"), ("int8", "int16"), ("int16", "int16"), (">i2", "int16")),
+        *(("uint16", "uint16"), ("int32", "int16"), ("uint32", "int16"), ("int64", "int16"), ("float32", "float32")),
+        *(("float64", "float32"), (">f4", "float32"), ("float16", "float32")),
+    ],
+)
+def test_voxels_come_in_types_that_the_page_draws(dtype, shown):
+    values = np.array([[[0, 1], [1, 0]]]).astype(dtype)
+    drawn = as_drawn(values)
+    assert drawn.dtype == np.dtype(shown) and drawn.dtype.isnative
+    np.testing.assert_array_equal(drawn, values)
+    assert as_drawn(np.array([[[0, 60000]]], np.int32)).dtype == np.uint16
+    assert as_drawn(np.array([[[-1, 60000]]], np.int32)).dtype == np.float32
+
+
+def test_further_channels_are_shown(tmp_path, output):
+    model = make_promptable_model(tmp_path / "results", num_channels=2)
+    for channel in (0, 1):
+        write_image(tmp_path / "images" / f"a_000{channel}.nii.gz", channel)
+    with serving(model, images=tmp_path / "images", output=output) as served:
+        page = Page(served).open("a")
+        for channel in (0, 1):
+            voxels, meta = page.fetch("image", channel=channel)
+            file = tmp_path / "images" / f"a_000{channel}.nii.gz"
+            np.testing.assert_array_equal(voxels, labels_of(file))
+            assert len(meta["channels"]) == 2
+        page.http.close()
+
+
+def test_work_that_is_not_ready_says_so(tmp_path, model, folder):
+    loaded = load_model(model, device="cpu")
+    classes = prompt_classes(loaded.loaded.labels)
+    case = Case("a", (folder / "a_0000.nii.gz",))
+    work = CaseWork(loaded.session(), case, loaded.loaded.reader, classes, tmp_path / "out", ".nii.gz")
+    for act in (work.undo, work.redo, work.reset, work.save, work.labels):
+        with pytest.raises(Exception, match="still being segmented"):
+            act()
