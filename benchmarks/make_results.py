@@ -27,6 +27,7 @@ import prompt_latency
 import prompts_drawn
 import real_sets
 import scaling
+import serving
 import step_seconds
 
 from sam3dnet.check.measuring import MIB
@@ -49,6 +50,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
+    "serving": ("A server for viewers", serving.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),
 }
 

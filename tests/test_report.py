@@ -18,8 +18,8 @@ from plans import make_plans
 
 from sam3dnet.cli import report as command
 from sam3dnet.evaluation.report import telling_cases
-from sam3dnet.evaluation.report_pictures import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.inference.calibration import Validated
+from sam3dnet.interactive.planes import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.training.epoch_log import Epoch, append_epoch, in_words, keep_epochs_before, read_log
 

@@ -183,6 +183,10 @@ class ImageInput:
             raise DatasetError("spacing_mm came with a file, which says its own; give it with an array only")
         return self.read(self._case(image))
 
+    def voxels(self, image: ImageSource) -> npt.NDArray[np.float32]:
+        """Give an image as its reader gives it, (C, Z, Y, X); arguments and errors as of `take`."""
+        return self.reader.read_images(self._case(image).files)[0] if _names_files(image) else as_channels(image)
+
     def _case(self, image: str | Path | Sequence[str | Path]) -> Case:
         """Find the files of all channels."""
         ending = self._model.dataset_json["file_ending"]

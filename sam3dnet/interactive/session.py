@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,15 @@ from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geom
 from sam3dnet.prompts.placing import place_prompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
 
+if TYPE_CHECKING:
+    from sam3dnet.interactive.planes import Picture
+
 
 @dataclass(frozen=True, eq=False)
 class _Image:
     """What belongs to the image that is set."""
 
+    source: ImageSource
     case: PromptedCase
     geometry: CaseGeometry
     properties: dict[str, Any]
@@ -112,7 +116,7 @@ class PromptSession:
             on_progress=on_progress,
             **self._options,
         )
-        self._image = _Image(case, geometry, properties, space)
+        self._image = _Image(image, case, geometry, properties, space)
         self.reset()
         return self.label_map()
 
@@ -198,6 +202,26 @@ class PromptSession:
     def label_map(self) -> np.ndarray:
         """Give the label map under all prompts so far, (Z, Y, X) of the image's grid."""
         return self._current_labels().copy()
+
+    def picture(self, class_name: str | None = None) -> "Picture":
+        """Draw the mask of a class on the three planes through the last click, or through its middle.
+
+        Args:
+            class_name: May be left out where the model has only one.
+
+        Returns:
+            A picture that notebooks show, and that `save` writes.
+        """
+        from sam3dnet.interactive.planes import Picture, three_planes
+
+        name, image = find_class(self._classes, class_name), self._set_image()
+        mask_ZYX = self.mask(name)
+        said = [prompt.act[self._classes[name].index] for prompt in self._prompts if prompt.class_name == name]
+        clicks = [point.voxel for placed in said for point in placed.on_image.points]
+        grey_ZYX = self._input.voxels(image.source)[0]
+        nothing = np.zeros_like(mask_ZYX)
+        at = clicks[-1] if clicks else None
+        return Picture(three_planes(grey_ZYX, nothing, mask_ZYX, image.properties["spacing"], at))
 
     @property
     def num_prompts(self) -> int:
