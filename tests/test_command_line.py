@@ -20,6 +20,7 @@ from sam3dnet.cli import (
     plan_and_preprocess,
     predict,
     report,
+    serve,
     train,
     verify,
 )
@@ -34,6 +35,7 @@ WORKERS = {
     "sam3d_predict": predict.predict,
     "sam3d_evaluate": evaluate.evaluate,
     "sam3d_report": report.report,
+    "sam3d_serve": serve.serve,
     "sam3d_find_best": find_best.find_best,
     "sam3d_compare": compare.compare,
     "sam3d_verify": verify.verify,

@@ -19,6 +19,7 @@ COMMANDS = (
     "sam3d_predict",
     "sam3d_evaluate",
     "sam3d_report",
+    "sam3d_serve",
     "sam3d_find_best",
     "sam3d_verify",
     "sam3d_info",
@@ -74,6 +75,8 @@ def test_wheel_holds_every_module_under_its_installed_name(wheel: Path) -> None:
             inside = path.relative_to(ROOT).as_posix()
             assert (inside if folder == "sam3dnet" else f"sam3dnet/{inside}") in names
     assert "sam3dnet/py.typed" in names
+    pages = {f"sam3dnet/serving/page/{path.name}" for path in (ROOT / "sam3dnet" / "serving" / "page").iterdir()}
+    assert pages <= set(names) and "sam3dnet/serving/page/index.html" in pages
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names if "dist-info/licenses/" in name}
 
 
