@@ -257,7 +257,7 @@ def test_a_thousand_random_requests_crash_nothing_and_leak_nothing(served, clien
                 if token != client.headers["X-Lease-Token"]:
                     served.hall.leases.release(token)
     assert {200, 400, 405, 410} <= statuses
-    assert served.hall.worker._unfinished == 0
+    assert served.hall.worker.unfinished == 0
     assert all(lease.running == 0 for lease in served.hall.leases._leases.values())
     send_image(client).raise_for_status()
     for token in list(served.hall.leases._leases):

@@ -389,7 +389,7 @@ def test_spare_time_prepares_for_prompts_and_a_closed_session_leaves_nothing(mod
     with serving(model) as served:
         client, worker = connect(served, "lesion"), served.hall.worker
         begin(client, array_of(image))
-        while worker._spare:
+        while worker.has_spare_work:
             time.sleep(0.01)
         assert served.hall._pool.nbytes > 0
         seen = PromptableNetwork.seen
@@ -404,7 +404,7 @@ def test_a_small_pool_is_filled_and_no_more(model, image, connect):
     with serving(model, feature_bytes=30_000) as served:
         client = connect(served, "lesion")
         mask = begin(client, array_of(image))
-        while served.hall.worker._spare:
+        while served.hall.worker.has_spare_work:
             time.sleep(0.01)
         assert 0 < served.hall._pool.nbytes <= 30_000
         client.add_point_interaction((2, 4, 3), True)
@@ -436,6 +436,43 @@ def test_heartbeats_are_answered_while_the_network_works(model, image, connect):
         clicking.join(30)
         waiting.result(30)
         assert mask[2, 4, 3] == 1
+
+
+def test_a_click_does_not_wait_for_somebody_elses_image(model, image, connect, monkeypatch):
+    """It is answered while the image is being segmented, in the same thread, and both are right."""
+    held, entered = threading.Event(), threading.Event()
+    session = load_model(model, device="cpu").session()
+    session.set_image(array_of(image), SPACING_ZYX)
+    with serving(model) as served:
+        first, second = connect(served, "lesion"), connect(served, "lesion")
+        mask = begin(first, array_of(image))
+        breathe = served.hall.worker.breathe
+
+        def wait_then_breathe():
+            entered.set()
+            held.wait(30)
+            breathe()
+
+        monkeypatch.setattr(served.hall.worker, "breathe", wait_then_breathe)
+        setting = threading.Thread(
+            target=second.set_image, args=(array_of(image)[None, :, ::-1], {"spacing": list(SPACING_ZYX)})
+        )
+        setting.start()
+        assert entered.wait(30)
+        clicking = threading.Thread(target=first.add_point_interaction, args=((2, 4, 3), True))
+        clicking.start()
+        while not served.hall.worker._short:
+            time.sleep(0.01)
+        monkeypatch.setattr(served.hall.worker, "breathe", breathe)
+        held.set()
+        clicking.join(30)
+        setting.join(30)
+        np.testing.assert_array_equal(mask, session.click((3, 4, 2), class_name="lesion"))
+        other = np.zeros(SHAPE_ZYX, np.uint8)
+        second.set_target_buffer(other)
+        second._predict()
+        session.set_image(array_of(image)[:, ::-1], SPACING_ZYX)
+        np.testing.assert_array_equal(other, session.mask("lesion"))
 
 
 def test_without_an_image_or_a_buffer_it_is_said(model, image, connect):

@@ -299,6 +299,45 @@ def test_what_the_page_should_not_send_is_refused_and_changes_nothing(page, outp
     assert not (output / "a.nii.gz").exists()
 
 
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
+def test_a_thousand_random_requests_of_the_page_and_of_itk_snap_crash_nothing(model, folder, output):
+    rng = np.random.default_rng(11)
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        said = [
+            {"session": page.session, "class": "lesion", "at": [3, 4, 2], "positive": True},
+            {"session": page.session, "class": "organ", "low": [1, 2, 1], "high": [4, 5, 1]},
+            *({"session": page.session}, {"case": "b"}, {"session": "x", "case": "../../x"}, {}),
+        ]
+        paths = [
+            *(f"viewer/api/{name}" for name in ("click", "box", "undo", "redo", "reset", "save", "heartbeat", "open")),
+            *(f"viewer/api/{name}?session={page.session}&channel=0" for name in ("paint", "labels", "image")),
+            *("viewer/api/progress?session=", "viewer/main.js", "viewer/%00", "v2/models", "v2/start_session/lesion"),
+            *("start_session", "upload_raw/x", f"upload_raw/{page.session}", f"v2/reset_interactions/{page.session}"),
+            *(f"process_point_interaction/{page.session}?x=1&y=2&z=3", "status", "add_point_interaction", "undo"),
+        ]
+        statuses = set()
+        with httpx.Client(base_url=served.url, trust_env=False, timeout=60) as http:
+            for _ in range(1000):
+                body = bytearray(json.dumps(said[rng.integers(len(said))]).encode())
+                for _ in range(rng.integers(0, 3)):
+                    body[rng.integers(len(body))] = rng.integers(256)
+                meta = ['{"label":1,"box":[[0,1],[0,2],[0,3]]}', '{"label":-1}', "[]", '{"label":1,"box":[[0,9]]}']
+                path, headers = str(rng.choice(paths)), {"X-Meta": str(rng.choice(meta)), "X-Lease-Token": page.session}
+                method = str(rng.choice(["POST", "POST", "POST", "GET", "GET", "PUT"]))
+                if method == "GET":
+                    body = b""
+                response = http.request(method, f"/{path}", content=bytes(body), headers=headers)
+                statuses.add(response.status_code)
+                assert response.status_code < 500 or response.status_code == 503, (method, path, body, response.text)
+                for lease in served.hall.leases.all():
+                    if lease.token != page.session and not lease.running:
+                        served.hall.leases.release(lease.token)
+        assert {200, 400, 405, 410} <= statuses
+        np.testing.assert_array_equal(labels_of(output / "a.nii.gz"), page.fetch("labels")[0])
+        page.http.close()
+
+
 def test_a_full_disk_is_told_and_what_was_done_is_kept(page, output, monkeypatch):
     page.open("a")
     monkeypatch.setattr(CaseWork, "_write_prompts", lambda *_: os.open("/dev/full/x", os.O_RDONLY))

@@ -9,7 +9,7 @@ import json
 import logging
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +92,7 @@ class CaseWork:
 
     Attributes:
         share: How much of the image is segmented.
+        has_begun: Whether it is being read and segmented, or was.
         is_ready: Whether prompts can be given.
         problem: Why it will never be ready, for the user.
     """
@@ -105,7 +106,7 @@ class CaseWork:
         output: Path,
         file_ending: str,
     ):
-        self.case, self.share, self.is_ready = case, 0.0, False
+        self.case, self.share, self.has_begun, self.is_ready = case, 0.0, False, False
         self.problem: str | None = None
         self.file = output / f"{case.name}{file_ending}"
         self.prompts_file = output / f"{case.name}{PROMPTS_ENDING}"
@@ -141,13 +142,23 @@ class CaseWork:
         stored = self._reader.format.voxels(self.case.files[channel])
         return np.ascontiguousarray(as_drawn(stored))
 
-    def open(self) -> None:
+    def open(self, on_progress: Callable[[float], None] | None = None) -> None:
         """Segment the image, and go on from what was saved before.
+
+        Args:
+            on_progress: Called with the share that is done.
 
         Raises:
             Sam3dError: If the image is not as the model wants it, or what was saved does not fit it.
         """
-        self._session.set_image([*self.case.files], on_progress=self._progress)
+        self.has_begun = True
+
+        def progress(share: float) -> None:
+            self.share = share
+            if on_progress is not None:
+                on_progress(share)
+
+        self._session.set_image([*self.case.files], on_progress=progress)
         largest = max(max(*one.members, one.label) for one in self._classes.values())
         labels_ZYX = self._session.label_map()
         dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
@@ -427,9 +438,6 @@ class CaseWork:
     def _of_session(self) -> Labels:
         labels = as_stored(self._session.label_map(), self._session.properties)
         return labels.astype(self._stored.dtype)
-
-    def _progress(self, share: float) -> None:
-        self.share = share
 
     def _require_ready(self) -> None:
         if not self.is_ready:

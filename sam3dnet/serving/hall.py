@@ -108,14 +108,30 @@ class Hall:
             )
         return found
 
+    def reporter(self, name: str) -> Callable[[float], None]:
+        """Make what a segmentation calls with the share that is done: it lets short things go first, and tells the log
+        of every quarter.
+        """
+        told = 0
+
+        def report(share: float) -> None:
+            nonlocal told
+            self.worker.breathe()
+            quarter = int(4 * share)
+            if told < quarter < 4:
+                told = quarter
+                logger.info("%s: %d %% of the image is segmented", name, 25 * quarter)
+
+        return report
+
     async def set_image(
         self, lease: Lease, image_CZYX: npt.NDArray[Any], spacing: list[float] | None, axes: str | None = None
     ) -> None:
         """Give a client's image to the network, and tell the log how far it is; see `Segment.set_image`."""
         begun = time.monotonic()
-        await self.worker.run(
-            f"{lease.name}: image", segment_of(lease).set_image, image_CZYX, spacing, axes, _reporter(lease.name)
-        )
+        report = self.reporter(lease.name)
+        take = segment_of(lease).set_image
+        await self.worker.run(f"{lease.name}: image", take, image_CZYX, spacing, axes, report, is_long=True)
         self.worker.in_spare_time(segment_of(lease), Segment.look_ahead)
         shape = "x".join(str(size) for size in image_CZYX.shape)
         logger.info("%s: image of %s segmented in %.1f s", lease.name, shape, time.monotonic() - begun)
@@ -130,20 +146,6 @@ def segment_of(lease: Lease) -> Segment:
     if not isinstance(lease.work, Segment):
         raise GoneError("this session is of the page in the browser; connect again in the viewer")
     return lease.work
-
-
-def _reporter(name: str) -> Callable[[float], None]:
-    """Make a function that tells the log when another quarter is done."""
-    told = 0
-
-    def report(share: float) -> None:
-        nonlocal told
-        quarter = int(4 * share)
-        if told < quarter < 4:
-            told = quarter
-            logger.info("%s: %d %% of the image is segmented", name, 25 * quarter)
-
-    return report
 
 
 def slug(name: str) -> str:

@@ -205,7 +205,7 @@ class Viewer:
             return answer(
                 {
                     "share": work.share,
-                    "waiting": 0 if work.share or work.is_ready else max(0, self._hall.worker.unfinished - 1),
+                    "waiting": 0 if work.has_begun else max(0, self._hall.worker.unfinished - 1),
                     "image": True,
                     "ready": work.is_ready,
                     "error": work.problem,
@@ -298,7 +298,8 @@ class Viewer:
         begun, name = time.monotonic(), work.case.name
         with self._hall.leases.request(lease, is_action=True):
             try:
-                await self._hall.worker.run(f"{lease.name}: {name}", work.open)
+                report = self._hall.reporter(lease.name)
+                await self._hall.worker.run(f"{lease.name}: {name}", work.open, report, is_long=True)
             except Sam3dError as problem:
                 logger.warning("%s: %s", name, problem)
                 work.problem = str(problem)

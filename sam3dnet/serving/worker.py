@@ -1,13 +1,17 @@
-"""One thread for the network: whatever computes on the device waits for its turn here."""
+"""One thread for the network: whatever computes on the device waits for its turn here.
+
+What takes long, such as the segmentation of an image, lets what is short go first, also in between: a click need not
+wait until somebody else's large image is segmented.
+"""
 
 import asyncio
 import logging
-import queue
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sam3dnet.errors import Sam3dError
@@ -18,108 +22,137 @@ Result = TypeVar("Result")
 Owner = TypeVar("Owner")
 
 
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """Something to be done."""
+
+    future: "Future[Any]"
+    function: Callable[..., Any]
+    arguments: tuple[object, ...]
+
+
 class NetworkWorker:
-    """Runs one function after the other, in the order in which they came, and in between what can wait."""
+    """Runs functions one after the other, in their order but short ones first; what can wait comes in between."""
 
     def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[object, ...]] | None]
-        self._waiting = queue.SimpleQueue()
-        self._unfinished = 0
-        self._counting = threading.Lock()
+        self._changed = threading.Condition()
+        self._short: deque[_Task] = deque()
+        self._long: deque[_Task] = deque()
         self._spare: deque[tuple[weakref.ref[Any], Callable[[Any], bool]]] = deque()
+        self._unfinished = 0
+        self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
         self._thread.start()
 
-    async def run(self, what: str, function: Callable[..., Result], *arguments: object) -> Result:
+    async def run(
+        self, what: str, function: Callable[..., Result], *arguments: object, is_long: bool = False
+    ) -> Result:
         """Run a function when its turn comes, and give what it returns or raise what it raises.
 
         Args:
             what: Its name for the log, which tells how many are before it.
-            function: Any.
+            function: Any; a long one calls `breathe` from time to time.
             arguments: Of the function.
+            is_long: Whether others need not wait for its end.
         """
-        if self._unfinished:
-            logger.info("%s waits for its turn, %d before it", what, self._unfinished)
-        return await asyncio.wrap_future(self.submit(function, *arguments))
+        ahead = self.ahead(is_long)
+        if ahead:
+            logger.info("%s waits for its turn, %d before it", what, ahead)
+        return await asyncio.wrap_future(self.submit(function, *arguments, is_long=is_long))
 
-    def submit(self, function: Callable[..., Result], *arguments: object) -> "Future[Result]":
+    def submit(self, function: Callable[..., Result], *arguments: object, is_long: bool = False) -> "Future[Result]":
         """Have a function run when its turn comes."""
-        future: Future[Result] = Future()
-        with self._counting:
+        task = _Task(Future(), function, arguments)
+        task.future.add_done_callback(self._finished)
+        with self._changed:
             self._unfinished += 1
-        future.add_done_callback(self._finished)
-        self._waiting.put((future, function, arguments))
-        return future
+            (self._long if is_long else self._short).append(task)
+            self._changed.notify()
+        return task.future
+
+    def ahead(self, is_long: bool) -> int:
+        """How many functions would be run before one that came now."""
+        with self._changed:
+            return self._unfinished if is_long else len(self._short)
 
     @property
     def unfinished(self) -> int:
         """How many functions run or wait."""
         return self._unfinished
 
+    def breathe(self) -> None:
+        """Run what is short and waits; for functions that take long, which call it in the thread of the network."""
+        while True:
+            with self._changed:
+                task = self._short.popleft() if self._short else None
+            if task is None:
+                return
+            _run(task)
+
     def in_spare_time(self, owner: Owner, step: Callable[[Owner], bool]) -> None:
         """Call a function while nothing waits, again for as long as it returns True and its owner is alive."""
-        self._spare.append((weakref.ref(owner), step))
-        self._waiting.put(None)  # wakes the thread
+        with self._changed:
+            self._spare.append((weakref.ref(owner), step))
+            self._changed.notify()
+
+    @property
+    def has_spare_work(self) -> bool:
+        """Whether there is something left for spare time."""
+        return bool(self._spare)
 
     def close(self) -> None:
         """Begin nothing more; what runs is finished."""
-        self._spare.clear()
-        while True:
-            try:
-                left = self._waiting.get_nowait()
-            except queue.Empty:
-                break
-            if left is not None:
-                left[0].cancel()
-        self._waiting.put((_END, _nothing, ()))
+        with self._changed:
+            self._is_closed = True
+            left = [*self._short, *self._long]
+            for waiting in (self._short, self._long, self._spare):
+                waiting.clear()
+            self._changed.notify()
+        for task in left:
+            task.future.cancel()
 
     def _work(self) -> None:
         while True:
-            try:
-                task = self._waiting.get(block=not self._spare)
-            except queue.Empty:
-                self._use_spare_time()
-                continue
+            with self._changed:
+                while not (self._short or self._long or self._spare or self._is_closed):
+                    self._changed.wait()
+                if self._is_closed:
+                    return
+                task = self._short.popleft() if self._short else self._long.popleft() if self._long else None
             if task is None:
-                continue
-            if task[0] is _END:
-                return
-            _run(*task)
+                self._use_spare_time()
+            else:
+                _run(task)
             del task  # it may hold an image
 
     def _use_spare_time(self) -> None:
         """Do one step of what came first."""
-        try:
-            owner, step = self._spare[0]
-        except IndexError:
-            return
+        with self._changed:
+            if not self._spare:
+                return
+            first = self._spare[0]
+        owner, step = first
         alive = owner()
         try:
             has_more = alive is not None and step(alive)
         except (Sam3dError, RuntimeError, MemoryError) as problem:  # the same comes up where it is asked for
             logger.debug("nothing is prepared any more: %s", problem)
             has_more = False
-        if not has_more and self._spare and self._spare[0][0] is owner:
-            self._spare.popleft()
+        with self._changed:
+            if not has_more and self._spare and self._spare[0] is first:
+                self._spare.popleft()
 
     def _finished(self, _: object) -> None:
-        with self._counting:
+        with self._changed:
             self._unfinished -= 1
 
 
-_END: Future[Any] = Future()
-
-
-def _nothing() -> None:
-    pass
-
-
-def _run(future: "Future[Any]", function: Callable[..., Any], arguments: tuple[object, ...]) -> None:
-    if not future.set_running_or_notify_cancel():
+def _run(task: _Task) -> None:
+    if not task.future.set_running_or_notify_cancel():
         return
     try:
-        result = function(*arguments)
+        result = task.function(*task.arguments)
     except BaseException as problem:
-        future.set_exception(problem)
+        task.future.set_exception(problem)
     else:
-        future.set_result(result)
+        task.future.set_result(result)
