@@ -27,17 +27,17 @@ class Served:
 
 
 @contextmanager
-def serving(model, *, key=None, most=4, idle_s=600.0, output=None, **options):
+def serving(model, *, key=None, most=4, idle_s=600.0, output=None, port=0, **options):
     """Serve a model folder until the end of the block."""
     loaded = load_model(model, device="cpu", mirror=options.pop("mirror", True))
     hall = Hall(loaded, Leases(most, idle_s), **options)
-    loop, ready, port = asyncio.new_event_loop(), threading.Event(), []
+    loop, ready, ports = asyncio.new_event_loop(), threading.Event(), []
 
     async def start():
         runner = web.AppRunner(make_application(hall, Access(key), output), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port.append(runner.addresses[0][1])
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        ports.append(runner.addresses[0][1])
         return runner
 
     def run():
@@ -54,9 +54,9 @@ def serving(model, *, key=None, most=4, idle_s=600.0, output=None, **options):
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        assert ready.wait(60) and port
-        yield Served(hall, port[0])
+        assert ready.wait(60) and ports
+        yield Served(hall, ports[0])
     finally:
-        if port:
+        if ports:
             loop.call_soon_threadsafe(loop.stop)
         thread.join(60)

@@ -103,3 +103,70 @@ def test_a_click_changes_the_voxel_that_was_clicked_in_the_file_that_is_saved(tm
         image = sitk.ReadImage(str(output / "a.nii.gz"))
         assert image.GetDirection() == pytest.approx(direction, abs=1e-5)
     assert not open_page.said
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_image(tmp_path / "images" / "a_0000.nii.gz", 3, SHAPE, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    write_image(tmp_path / "images" / "b_0000.nii.gz", 4, SHAPE, direction=FLIPPED)
+    return tmp_path / "images"
+
+
+def test_letters_box_brush_and_the_next_image(tmp_path, folder, open_page):
+    model, output = make_promptable_model(tmp_path / "results"), tmp_path / "out"
+    with serving(model, images=folder, output=output) as served:
+        page = open_page(f"{served.url}/viewer/")
+        assert page.evaluate("window.sam3d.letters('axial')") == {"left": "R", "right": "L", "top": "A", "bottom": "P"}
+        page.keyboard.press("b")
+        page.keyboard.press("2")
+        place = page.evaluate("window.sam3d.planePoint('axial', 3, 5, 5)")
+        page.evaluate("window.sam3d.goTo(3, 5, 5)")
+        page.mouse.move(place["x"], place["y"])
+        page.mouse.down()
+        page.mouse.up()
+        wait_for(page, lambda now: now["undo"] == 1 and not now["busy"])
+        assert labels_of(output / "a.nii.gz")[5, 5, 3] == 2
+        page.keyboard.press("x")
+        corners = [
+            page.evaluate("([i, j]) => window.sam3d.planePoint('axial', i, j, 5)", at) for at in ([8, 9], [12, 15])
+        ]
+        page.mouse.move(corners[0]["x"], corners[0]["y"])
+        page.mouse.down()
+        page.mouse.move(corners[1]["x"], corners[1]["y"], steps=4)
+        page.mouse.up()
+        wait_for(page, lambda now: now["undo"] == 2 and not now["busy"])
+        (said,) = page.evaluate("window.sam3d.state().prompts")
+        assert (said["kind"], said["low"], said["high"]) == ("box", [8, 9, 5], [12, 15, 5])
+        page.keyboard.press("n")
+        wait_for(page, lambda now: now["case"] == "b" and now["ready"])
+        assert page.evaluate("window.sam3d.letters('coronal')") == {
+            "left": "R",
+            "right": "L",
+            "top": "S",
+            "bottom": "I",
+        }
+        assert page.evaluate("window.sam3d.letters('sagittal')") == {
+            "left": "A",
+            "right": "P",
+            "top": "S",
+            "bottom": "I",
+        }
+    assert not [text for text in open_page.said if "Failed to fetch" not in text]
+
+
+def test_a_server_that_was_started_anew_goes_on_with_the_open_page(tmp_path, folder, open_page):
+    model, output = make_promptable_model(tmp_path / "results"), tmp_path / "out"
+    with serving(model, images=folder, output=output) as served:
+        page = open_page(f"{served.url}/viewer/")
+        page.keyboard.press("2")
+        before = page.evaluate("window.sam3d.labelAt(4, 6, 3)")
+        click_at(page, (4, 6, 3), button="right" if before == 2 else "left")
+        wait_for(page, lambda now: now["undo"] == 1 and not now["busy"])
+        first, port = page.evaluate("window.sam3d.state().session"), served.port
+    saved = labels_of(output / "a.nii.gz")
+    with serving(model, images=folder, output=output, port=port):
+        click_at(page, (9, 14, 7))  # says the server's anew, or what is there already
+        wait_for(page, lambda now: now["session"] not in (None, first) and not now["busy"] and now["undo"] >= 1)
+        assert page.evaluate("window.sam3d.labelAt(4, 6, 3)") == saved[3, 6, 4]
+        page.keyboard.press("Control+z")
+        wait_for(page, lambda now: not now["busy"])

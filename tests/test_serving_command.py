@@ -78,7 +78,7 @@ def test_other_addresses_ask_for_a_key_which_is_printed(start, tmp_path):
     write_image(tmp_path / "images" / "a_0000.nii.gz")
     _, printed = start("--host", "0.0.0.0", "--viewer", "--images", str(tmp_path / "images"))
     (key,) = re.findall(r"^Key: (\S{30,})$", printed, re.MULTILINE)
-    (port,) = set(re.findall(r"http://0\.0\.0\.0:(\d+)/viewer", printed))
+    (port,) = set(re.findall(rf"http://{re.escape(socket.gethostname())}:(\d+)/viewer", printed))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
         assert client.post("/claim").status_code == 401
         assert client.post("/claim", headers={"Authorization": f"Bearer {key}"}).status_code == 200

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 KEY_VARIABLE = "SAM3D_SERVE_KEY"
 GB = 10**9
+EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def _serve(settings: ServingSettings) -> None:
@@ -95,7 +97,8 @@ async def _until_stopped() -> None:
 
 def _print_addresses(settings: ServingSettings, port: int, hall: "Hall", key: str | None) -> None:
     """Tell what to paste into viewers."""
-    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
+    shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}"
     print(f"Serving {hall.title} on {hall.model.loaded.device}. For napari, 3D Slicer and MITK (nnInteractive):")
     for short, name in hall.class_names.items():
