@@ -238,6 +238,10 @@ class PromptSession:
         """What nnU-Net's reader and preprocessor say of the image that is set."""
         return self._set_image().properties
 
+    def labels(self) -> np.ndarray:
+        """Give what `label_map` gives without a copy; it is not to be changed, and stays as it is."""
+        return self._current_labels()
+
     def _current_labels(self) -> np.ndarray:
         image = self._set_image()
         if self._labels is None:

@@ -35,7 +35,6 @@ logger = logging.getLogger(__name__)
 PROMPTS_ENDING = "_prompts.json"
 LARGEST_BYTE = 255
 AS_SHOWN = ("uint8", "int16", "uint16", "float32")  # what the page draws
-MARGIN = 1  # around a change, in which what was painted is looked for
 
 Labels = npt.NDArray[np.integer[Any]]
 Voxel = tuple[int, int, int]
@@ -160,13 +159,13 @@ class CaseWork:
 
         self._session.set_image([*self.case.files], on_progress=progress)
         largest = max(max(*one.members, one.label) for one in self._classes.values())
-        labels_ZYX = self._session.label_map()
+        labels_ZYX = self._session.labels()
         dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
         self._shown = labels_ZYX.astype(dtype)
         if self.file.exists():
             self._shown = self._saved(labels_ZYX.shape).astype(dtype)
             self._retell()
-        self._stored = as_stored(self._shown, self._session.properties)
+        self._stored = self._in_file(self._shown)
         self._counts = self._count(self._stored)
         self.is_ready = True
 
@@ -258,7 +257,7 @@ class CaseWork:
         self._require_ready()
         before = tuple(self._told)
         self._tell(())
-        wanted = as_stored(self._session.label_map(), self._session.properties).astype(self._stored.dtype)
+        wanted = self._in_file(self._session.labels()).astype(self._stored.dtype)
         whole = tuple((0, size) for size in self._stored.shape)
         return self._finish(Step("reset", {"class": "", "kind": "reset"}, before=before), whole, wanted)
 
@@ -358,49 +357,68 @@ class CaseWork:
         self._require_ready()
         if step.class_name not in self._classes:
             raise PromptError(f'there is no class "{step.class_name}"; there are {", ".join(self._classes)}')
-        before = self._of_session()
+        before = self._session.labels()
         self._say(step)
         try:
-            after = self._of_session()
+            after = self._session.labels()
         except Exception:
             self._told.pop()
             self._session.undo()
             raise
-        wanted = np.where(after != before, after, self._stored)
-        self._bring_back(step, after, wanted)
-        whole = tuple((0, size) for size in wanted.shape)
-        return self._finish(step, whole, wanted, again)
+        sides, wanted = self._following(before, after)
+        sides, wanted = self._brought_back(step, after, sides, wanted)
+        return self._finish(step, sides, wanted, again)
+
+    def _following(self, before_ZYX: Labels, after_ZYX: Labels) -> tuple[Sides | None, Labels]:
+        """Give the labels to be seen where the session changed what it says, in the box around that."""
+        before, after = self._in_file(before_ZYX), self._in_file(after_ZYX)
+        sides = None if after_ZYX is before_ZYX else box_around(after != before)
+        if sides is None:
+            return None, self._stored[:0, :0, :0]
+        box = _slices(sides)
+        return sides, np.where(after[box] != before[box], after[box], self._stored[box]).astype(self._stored.dtype)
 
     def _undo_restored(self) -> Seen:
         """Take back a prompt of before the server ended: where it changes what the session says."""
-        before = self._of_session()
+        before = self._session.labels()
         self._session.undo()
-        after = self._of_session()
-        wanted = np.where(after != before, after, self._stored)
-        sides = box_around(wanted != self._stored)
-        if sides is None:
-            return Seen()
-        return self._show(sides, wanted[_slices(sides)])
+        sides, wanted = self._following(before, self._session.labels())
+        return Seen() if sides is None else self._show(sides, wanted)
 
-    def _bring_back(self, step: Step, after: Labels, wanted: Labels) -> None:
+    def _brought_back(
+        self, step: Step, after_ZYX: Labels, sides: Sides | None, wanted: Labels
+    ) -> tuple[Sides | None, Labels]:
         """Let a click count where something was painted that says otherwise: that stroke goes."""
-        one = self._classes[step.class_name]
+        one, after = self._classes[step.class_name], self._in_file(after_ZYX)
         for point in step.prompts.points:
             i, j, k = point.voxel
-            if (int(wanted[k, j, i]) in one.members) == point.positive:
+            label = self._label_at((k, j, i), sides, wanted)
+            if (label in one.members) == point.positive or label == int(after[k, j, i]):
                 continue
-            painted, _ = ndimage.label(wanted != after, np.ones((3, 3, 3)))
+            seen = self._stored.copy()
+            if sides is not None:
+                seen[_slices(sides)] = wanted
+            painted, _ = ndimage.label(seen != after, np.ones((3, 3, 3)))
             stroke = painted == painted[k, j, i]
-            if painted[k, j, i]:
-                wanted[stroke] = after[stroke]
+            sides = box_around(stroke | (seen != self._stored))
+            assert sides is not None
+            box = _slices(sides)
+            wanted = np.where(stroke[box], after[box], seen[box]).astype(self._stored.dtype)
+        return sides, wanted
 
-    def _finish(self, step: Step, sides: Sides, wanted: Labels, again: bool = False) -> Seen:
+    def _label_at(self, voxel_kji: Voxel, sides: Sides | None, wanted: Labels) -> int:
+        """Give the label of a voxel that will be seen once a box has the labels that are wanted."""
+        if sides is not None and all(low <= at < high for at, (low, high) in zip(voxel_kji, sides, strict=True)):
+            return int(wanted[tuple(at - low for at, (low, _) in zip(voxel_kji, sides, strict=True))])
+        return int(self._stored[voxel_kji])
+
+    def _finish(self, step: Step, sides: Sides | None, wanted: Labels, again: bool = False) -> Seen:
         """Show labels in a box, and remember the step, of which only what changed is kept."""
-        part = self._stored[_slices(sides)]
-        found = box_around(part != wanted)
         if not again:
             self._undone.clear()
-        if found is None:
+        part = wanted if sides is None else self._stored[_slices(sides)]
+        found = box_around(part != wanted)
+        if sides is None or found is None:
             self._done.append(step)
             return Seen()
         inner = _slices(found)
@@ -435,9 +453,9 @@ class CaseWork:
         for step in steps:
             self._say(step)
 
-    def _of_session(self) -> Labels:
-        labels = as_stored(self._session.label_map(), self._session.properties)
-        return labels.astype(self._stored.dtype)
+    def _in_file(self, labels_ZYX: Labels) -> Labels:
+        """Bring labels of the session's to the axes of the file, a view."""
+        return as_stored(labels_ZYX, self._session.properties)
 
     def _require_ready(self) -> None:
         if not self.is_ready:
@@ -445,8 +463,8 @@ class CaseWork:
 
     @staticmethod
     def _count(labels: Labels) -> dict[int, int]:
-        values, counts = np.unique(labels, return_counts=True)
-        return {int(value): int(count) for value, count in zip(values, counts, strict=True) if value}
+        counts = np.bincount(labels.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
 
 
 def as_drawn(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:

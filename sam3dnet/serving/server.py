@@ -77,7 +77,7 @@ def _reaping(hall: Hall) -> Callable[[web.Application], AsyncIterator[None]]:
         reaper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await reaper
-        hall.worker.close()
+        await asyncio.to_thread(hall.worker.close)
 
     return run
 

@@ -18,8 +18,14 @@ from sam3dnet.errors import Sam3dError
 
 logger = logging.getLogger(__name__)
 
+LONGEST_END_S = 20.0
+
 Result = TypeVar("Result")
 Owner = TypeVar("Owner")
+
+
+class ClosedError(Sam3dError):
+    """The server ends."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +87,15 @@ class NetworkWorker:
         return self._unfinished
 
     def breathe(self) -> None:
-        """Run what is short and waits; for functions that take long, which call it in the thread of the network."""
+        """Run what is short and waits; for functions that take long, which call it in the thread of the network.
+
+        Raises:
+            ClosedError: If nobody waits for the end any more.
+        """
         while True:
             with self._changed:
+                if self._is_closed:
+                    raise ClosedError("the server ends")
                 task = self._short.popleft() if self._short else None
             if task is None:
                 return
@@ -101,7 +113,7 @@ class NetworkWorker:
         return bool(self._spare)
 
     def close(self) -> None:
-        """Begin nothing more; what runs is finished."""
+        """Begin nothing more, and wait for what runs to end, which for what takes long is soon."""
         with self._changed:
             self._is_closed = True
             left = [*self._short, *self._long]
@@ -110,6 +122,7 @@ class NetworkWorker:
             self._changed.notify()
         for task in left:
             task.future.cancel()
+        self._thread.join(LONGEST_END_S)
 
     def _work(self) -> None:
         while True:
