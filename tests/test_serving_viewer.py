@@ -19,6 +19,7 @@ from sam3dnet.inference.images import Case
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.model import load_model
 from sam3dnet.prompts.files import read_prompts
+from sam3dnet.serving import case_files
 from sam3dnet.serving.casework import CaseWork, as_drawn
 
 
@@ -243,9 +244,16 @@ def test_a_label_map_that_does_not_fit_is_left_alone(model, folder, output):
     write_image(output / "a.nii.gz", shape=(4, 9, 7))
     before = (output / "a.nii.gz").read_bytes()
     (output / "b.nii.gz").write_bytes(before[: len(before) // 2])
+    write_image(folder / "c_0000.nii.gz", 5)
+    foreign = sitk.ReadImage(str(folder / "c_0000.nii.gz")) * 0 + 7
+    sitk.WriteImage(sitk.Cast(foreign, sitk.sitkUInt8), str(output / "c.nii.gz"))
     with serving(model, images=folder, output=output) as served:
         page = Page(served)
-        for name, message in (("a", "has shape (4, 9, 7), the image (5, 9, 7)"), ("b", "is damaged")):
+        for name, message in (
+            ("a", "has shape (4, 9, 7), the image (5, 9, 7)"),
+            ("b", "is damaged"),
+            ("c", "other labels than the model's, 0, 1, 2"),
+        ):
             with pytest.raises(ValueError, match="move it away") as problem:
                 page.open(name)
             assert message in str(problem.value)
@@ -340,7 +348,7 @@ def test_a_thousand_random_requests_of_the_page_and_of_itk_snap_crash_nothing(mo
 
 def test_a_full_disk_is_told_and_what_was_done_is_kept(page, output, monkeypatch):
     page.open("a")
-    monkeypatch.setattr(CaseWork, "_write_prompts", lambda *_: os.open("/dev/full/x", os.O_RDONLY))
+    monkeypatch.setattr(case_files, "write_label_map", lambda *_: os.open("/dev/full/x", os.O_RDONLY))
     meta = page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
     assert meta["saved"] is None and "cannot be written" in meta["message"]
     assert page.http.post("/save", json={"session": page.session}).status_code == 400

@@ -5,63 +5,34 @@ changes what the network says, so what was painted stays until a later prompt is
 image's file.
 """
 
-import json
 import logging
-import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
 from sam3dnet.errors import DatasetError, PromptError
-from sam3dnet.inference.images import Case, is_damaged
-from sam3dnet.inference.writing import write_label_map
+from sam3dnet.inference.images import Case
 from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.geometry import as_stored
 from sam3dnet.preprocessing.reading import DatasetReader
-from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.types import Box, ClassPrompts, Point
+from sam3dnet.serving.case_files import CaseFiles, Labels, Step
 from sam3dnet.serving.segment import Sides, box_around
 
 logger = logging.getLogger(__name__)
 
-PROMPTS_ENDING = "_prompts.json"
 LARGEST_BYTE = 255
 AS_SHOWN = ("uint8", "int16", "uint16", "float32")  # what the page draws
 
-Labels = npt.NDArray[np.integer[Any]]
 Voxel = tuple[int, int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """Something that the user did.
-
-    Attributes:
-        kind: Of it.
-        said: What was said, for the page.
-        class_name: Of a prompt.
-        prompts: In the space of the file.
-        before: What the session had been told, of a reset.
-        sides: Of the box that changed, in the file's axes; None if nothing did.
-        old, new: Labels in the box before and after, packed.
-    """
-
-    kind: Literal["click", "box", "paint", "reset"]
-    said: Mapping[str, Any] = field(default_factory=dict)
-    class_name: str = ""
-    prompts: ClassPrompts = field(default_factory=ClassPrompts)
-    before: tuple["Step", ...] = ()
-    sides: Sides | None = None
-    old: bytes = b""
-    new: bytes = b""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +59,10 @@ class CaseWork:
         reader: Of the model's dataset.
         classes: Of the model, by name.
         output: Folder for label maps and prompts.
+        file_ending: Of label maps.
 
     Attributes:
+        files: What is saved.
         share: How much of the image is segmented.
         has_begun: Whether it is being read and segmented, or was.
         is_ready: Whether prompts can be given.
@@ -107,8 +80,7 @@ class CaseWork:
     ):
         self.case, self.share, self.has_begun, self.is_ready = case, 0.0, False, False
         self.problem: str | None = None
-        self.file = output / f"{case.name}{file_ending}"
-        self.prompts_file = output / f"{case.name}{PROMPTS_ENDING}"
+        self.files = CaseFiles(case, reader, classes, output, file_ending)
         self._session, self._reader, self._classes = session, reader, classes
         self._grid: Grid | None = None
         self._told: list[Step] = []  # what the session knows, in its order
@@ -117,7 +89,6 @@ class CaseWork:
         self._shown: Labels = np.zeros((0, 0, 0), np.uint8)  # in the axes of the reader
         self._stored: Labels = self._shown  # the same in those of the file, a view
         self._counts: dict[int, int] = {}
-        self._saving = threading.Lock()
 
     @property
     def grid(self) -> Grid:
@@ -162,9 +133,11 @@ class CaseWork:
         labels_ZYX = self._session.labels()
         dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
         self._shown = labels_ZYX.astype(dtype)
-        if self.file.exists():
-            self._shown = self._saved(labels_ZYX.shape).astype(dtype)
-            self._retell()
+        saved_ZYX = self.files.read_labels(labels_ZYX.shape)
+        if saved_ZYX is not None:
+            self._shown = saved_ZYX.astype(dtype)
+            for step in self.files.read_steps():
+                self._remember(step)
         self._stored = self._in_file(self._shown)
         self._counts = self._count(self._stored)
         self.is_ready = True
@@ -279,76 +252,23 @@ class CaseWork:
             "redo": len(self._undone),
             "prompts": [step.said for step in self._told],
             "volumes_ml": volumes,
-            "saved": self.file.name if self.file.exists() else None,
+            "saved": self.files.labels.name if self.files.labels.exists() else None,
         }
 
     def save(self) -> None:
-        """Write the label map, and the prompts beside it; each appears whole or not at all.
+        """Write the label map, and the prompts beside it.
 
         Raises:
             OSError: If it cannot be written.
         """
         self._require_ready()
-        with self._saving:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_label_map(
-                self._shown, self.file, self.case.files[0], self._session.properties, self._reader, self._write_prompts
-            )
-
-    def _write_prompts(self, folder: Path) -> None:
-        by_class: dict[str, dict[str, Any]] = {}
-        for step in self._told:
-            entry = by_class.setdefault(step.class_name, {})
-            if step.kind == "click":
-                entry.setdefault("points", []).append({"at": step.said["at"], "positive": step.said["positive"]})
-            else:
-                entry.setdefault("boxes", []).append({"min": step.said["low"], "max": step.said["high"]})
-        content = {"format": FORMAT, "space": "voxel", "cases": {self.case.name: by_class} if by_class else {}}
-        (folder / self.prompts_file.name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-    def _saved(self, shape_ZYX: Sequence[int]) -> Labels:
-        """Read the label map that was saved before."""
-        what_to_do = "move it away, or choose another folder with --output"
-        if is_damaged(self.file):
-            raise DatasetError(f"{self.file}: is damaged; {what_to_do}")
-        labels_ZYX: Labels = np.rint(self._reader.read_seg(self.file)[0][0]).astype(np.int64)
-        if labels_ZYX.shape != tuple(shape_ZYX):
-            raise DatasetError(
-                f"{self.file}: has shape {labels_ZYX.shape}, the image {tuple(shape_ZYX)} (z, y, x); {what_to_do}"
-            )
-        known = {0, *(label for one in self._classes.values() for label in (*one.members, one.label))}
-        foreign = sorted(set(np.unique(labels_ZYX).tolist()) - known)
-        if foreign:
-            raise DatasetError(f"{self.file}: has labels {foreign}, which the model does not know; {what_to_do}")
-        return labels_ZYX
-
-    def _retell(self) -> None:
-        """Tell the session what was said before the server ended; what is seen stays as it was saved."""
-        if not self.prompts_file.exists():
-            return
-        try:
-            read = read_prompts(self.prompts_file, [self.case.name], list(self._classes))
-        except PromptError as problem:
-            logger.warning("Warning: %s; the prompts of before are left out", problem)
-            return
-        for name, stated in read.of_case(self.case.name).items():
-            for one in stated:
-                for point in one.points:
-                    at = [int(value) for value in point.at]
-                    said = {"class": name, "kind": "click", "at": at, "positive": point.positive, "restored": True}
-                    self._remember(Step("click", said, name, ClassPrompts(points=(point,))))
-                for corners in one.boxes:
-                    low, high = np.min(corners, 0), np.max(corners, 0)
-                    said = {"class": name, "kind": "box", "low": low.astype(int).tolist()}
-                    said |= {"high": high.astype(int).tolist(), "restored": True}
-                    box = Box(tuple(low.tolist()), tuple(high.tolist()))
-                    self._remember(Step("box", said, name, ClassPrompts(boxes=(box,))))
+        self.files.write(self._shown, self._session.properties, self._told)
 
     def _remember(self, step: Step) -> None:
         try:
             self._say(step)
         except PromptError as problem:
-            logger.warning("Warning: %s: %s; it is left out", self.prompts_file, problem)
+            logger.warning("Warning: %s: %s; it is left out", self.files.prompts, problem)
         else:
             self._done.append(step)
 

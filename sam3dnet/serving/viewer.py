@@ -281,7 +281,7 @@ class Viewer:
         with self._hall.leases.request(lease, is_action=True):
             async with lease.turn:
                 await self._saved(work)
-        return answer({"saved": work.file.name, "folder": str(self.output)})
+        return answer({"saved": work.files.labels.name, "folder": str(self.output)})
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Hear that the page is still there."""
@@ -329,7 +329,7 @@ class Viewer:
             await asyncio.to_thread(work.save)
         except OSError as problem:
             raise DatasetError(
-                f"{work.file} cannot be written ({problem.strerror or problem}); make room, then save again"
+                f"{work.files.labels} cannot be written ({problem.strerror or problem}); make room, then save again"
             ) from problem
 
     def _find(self, token: str | None) -> tuple[Lease, CaseWork]:

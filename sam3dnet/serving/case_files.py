@@ -1,0 +1,170 @@
+"""What is saved of the work on a case: a label map on the image's own grid, and the prompts beside it."""
+
+import json
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sam3dnet.errors import DatasetError, PromptError
+from sam3dnet.inference.images import Case, is_damaged
+from sam3dnet.inference.writing import write_label_map
+from sam3dnet.interactive.classes import PromptClass
+from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.prompts.files import FORMAT, read_prompts
+from sam3dnet.prompts.stated import StatedPrompts
+from sam3dnet.prompts.types import Box, ClassPrompts, as_coordinates
+from sam3dnet.serving.segment import Sides
+
+logger = logging.getLogger(__name__)
+
+PROMPTS_ENDING = "_prompts.json"
+LARGEST_LABEL = 65535
+
+Labels = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """Something that the user did.
+
+    Attributes:
+        kind: Of it.
+        said: What was said, for the page.
+        class_name: Of a prompt.
+        prompts: In the space of the file.
+        before: What the session had been told, of a reset.
+        sides: Of the box that changed, in the file's axes; None if nothing did.
+        old, new: Labels in the box before and after, packed.
+    """
+
+    kind: Literal["click", "box", "paint", "reset"]
+    said: Mapping[str, Any] = field(default_factory=dict)
+    class_name: str = ""
+    prompts: ClassPrompts = field(default_factory=ClassPrompts)
+    before: tuple["Step", ...] = ()
+    sides: Sides | None = None
+    old: bytes = b""
+    new: bytes = b""
+
+
+class CaseFiles:
+    """The files of a case's work.
+
+    Args:
+        case: The image.
+        reader: Of the model's dataset.
+        classes: Of the model, by name.
+        output: Folder for label maps and prompts.
+        file_ending: Of label maps.
+
+    Attributes:
+        labels: The file of the label map.
+        prompts: The file of the prompts.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        reader: DatasetReader,
+        classes: Mapping[str, PromptClass],
+        output: Path,
+        file_ending: str,
+    ):
+        self._case, self._reader, self._classes = case, reader, classes
+        self.labels = output / f"{case.name}{file_ending}"
+        self.prompts = output / f"{case.name}{PROMPTS_ENDING}"
+        self._writing = threading.Lock()
+
+    def write(self, labels_ZYX: Labels, properties: Mapping[str, Any], told: Sequence[Step]) -> None:
+        """Write both; each appears whole or not at all, the label map last.
+
+        Args:
+            labels_ZYX: As the reader gives the image.
+            properties: That the reader gave.
+            told: The prompts.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        content = json.dumps(self._stated(told), indent=2) + "\n"
+
+        def write_prompts(folder: Path) -> None:
+            (folder / self.prompts.name).write_text(content, encoding="utf-8")
+
+        with self._writing:
+            self.labels.parent.mkdir(parents=True, exist_ok=True)
+            write_label_map(labels_ZYX, self.labels, self._case.files[0], properties, self._reader, write_prompts)
+
+    def read_labels(self, shape_ZYX: Sequence[int]) -> Labels | None:
+        """Read the label map that was saved before; None if there is none.
+
+        Raises:
+            DatasetError: If it is damaged, or not of this image and model.
+        """
+        if not self.labels.exists():
+            return None
+        what_to_do = "move it away, or choose another folder with --output"
+        if is_damaged(self.labels):
+            raise DatasetError(f"{self.labels}: is damaged; {what_to_do}")
+        values_ZYX = self._reader.read_seg(self.labels)[0][0]
+        if values_ZYX.shape != tuple(shape_ZYX):
+            raise DatasetError(
+                f"{self.labels}: has shape {values_ZYX.shape}, the image {tuple(shape_ZYX)} (z, y, x); {what_to_do}"
+            )
+        known = {0, *(label for one in self._classes.values() for label in (*one.members, one.label))}
+        if values_ZYX.min() >= 0 and values_ZYX.max() <= LARGEST_LABEL:
+            labels_ZYX = np.rint(values_ZYX).astype(np.uint16)
+            foreign = set(np.flatnonzero(np.bincount(labels_ZYX.ravel())).tolist()) - known
+            if not foreign:
+                return labels_ZYX
+        shown = ", ".join(map(str, sorted(known)))
+        raise DatasetError(f"{self.labels}: has other labels than the model's, {shown}; {what_to_do}")
+
+    def read_steps(self) -> list[Step]:
+        """Read the prompts that were saved before; none where there are none that can be read."""
+        if not self.prompts.exists():
+            return []
+        try:
+            read = read_prompts(self.prompts, [self._case.name], list(self._classes))
+        except PromptError as problem:
+            logger.warning("Warning: %s; the prompts of before are left out", problem)
+            return []
+        return [
+            step
+            for name, stated in read.of_case(self._case.name).items()
+            for one in stated
+            for step in _steps_of(name, one)
+        ]
+
+    def _stated(self, told: Sequence[Step]) -> dict[str, Any]:
+        by_class: dict[str, dict[str, Any]] = {}
+        for step in told:
+            entry = by_class.setdefault(step.class_name, {})
+            if step.kind == "click":
+                entry.setdefault("points", []).append({"at": step.said["at"], "positive": step.said["positive"]})
+            else:
+                entry.setdefault("boxes", []).append({"min": step.said["low"], "max": step.said["high"]})
+        return {"format": FORMAT, "space": "voxel", "cases": {self._case.name: by_class} if by_class else {}}
+
+
+def _steps_of(class_name: str, stated: StatedPrompts) -> list[Step]:
+    """Give what a file states about a class, one thing after the other."""
+    if stated.space != "voxel":
+        logger.warning("Warning: %s: is in %s, expected voxel; it is left out", stated.source.file, stated.space)
+        return []
+    steps = []
+    for point in stated.points:
+        said = {"class": class_name, "kind": "click", "at": list(point.voxel), "positive": point.positive}
+        steps.append(Step("click", said | {"restored": True}, class_name, ClassPrompts(points=(point,))))
+    for corners in stated.boxes:
+        low, high = (np.rint(extreme(corners, 0)).astype(int).tolist() for extreme in (np.min, np.max))
+        said = {"class": class_name, "kind": "box", "low": low, "high": high}
+        box = Box(as_coordinates(low, "a box's lowest corner"), as_coordinates(high, "a box's highest corner"))
+        steps.append(Step("box", said | {"restored": True}, class_name, ClassPrompts(boxes=(box,))))
+    return steps
