@@ -38,6 +38,7 @@ from sam3dnet.model import Model, load_model
 STEPS = ("set image", "first click", "further click", "undo")
 BROWSERS = 4  # of how many clients one is a browser
 SEED = 0
+PAUSE_S = 0.3  # in which threads of the other process that wait for work give up their core
 
 
 @contextmanager
@@ -77,17 +78,18 @@ def compare(arguments: argparse.Namespace, address: str, model: Model) -> list[d
             buffer = np.zeros(array.shape[1:], np.uint8)
 
             def timed(step: str, by: str, act: Any) -> Any:
+                time.sleep(PAUSE_S)
                 begun = time.perf_counter()
                 result = act()
                 seconds.setdefault((step, by), []).append(time.perf_counter() - begun)
                 return result
 
             timed("set image", "client", lambda a=array, s=spacing: client.set_image(a, {"spacing": s}))
+            time.sleep(arguments.rest)  # features are computed ahead meanwhile
             timed("set image", "session", lambda a=array[0], s=spacing: session.set_image(a, s))
             client.set_target_buffer(buffer)
             client._predict()
             truth = sitk.GetArrayFromImage(sitk.ReadImage(str(label_of(file, arguments.labels)))) == arguments.label
-            time.sleep(arguments.rest)  # features are computed ahead meanwhile
             while session.look_ahead():
                 pass
             mask = session.mask(arguments.class_name)
