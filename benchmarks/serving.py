@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,7 +128,7 @@ def require_same(came: np.ndarray, expected: np.ndarray, what: str) -> None:
         )
 
 
-class User:
+class User(ABC):
     """Somebody who asks at random, and compares each answer with a session of their own.
 
     Attributes:
@@ -163,8 +164,9 @@ class User:
         if not np.array_equal(came, expected):
             self.wrong.append(f"{what}: {int((came != expected).sum())} voxels differ")
 
+    @abstractmethod
     def _one_image(self, until: float) -> None:
-        raise NotImplementedError
+        """Open an image, ask about it some times, and leave it."""
 
     def _file(self) -> Path:
         return self._random.choice(sorted(self._arguments.images.glob("*_0000*"))[:2])

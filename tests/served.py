@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from contextlib import contextmanager
 
 from aiohttp import web
@@ -24,6 +25,13 @@ class Served:
     def __init__(self, hall, port):
         self.hall, self.port = hall, port
         self.url = f"http://127.0.0.1:{port}"
+
+    def keeps_nothing(self):
+        """Tell whether no features are kept, once what is being computed ahead has ended."""
+        end = time.monotonic() + 30
+        while self.hall._pool.nbytes and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.hall._pool.nbytes == 0
 
 
 @contextmanager

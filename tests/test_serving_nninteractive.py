@@ -397,7 +397,7 @@ def test_spare_time_prepares_for_prompts_and_a_closed_session_leaves_nothing(mod
             client.add_point_interaction((2, 4, 3), positive)
         assert PromptableNetwork.seen == seen  # all windows were known
         client.close()
-        assert served.hall._pool.nbytes == 0
+        assert served.keeps_nothing()
 
 
 def test_a_small_pool_is_filled_and_no_more(model, image, connect):

@@ -269,7 +269,7 @@ def test_a_second_window_takes_the_case_over(model, folder, output):
         assert response.status_code == 409 and "another window" in response.json()["detail"]
         second.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
         second.http.post("/close", json={"session": second.session}).raise_for_status()
-        assert len(served.hall.leases) == 0 and served.hall._pool.nbytes == 0
+        assert len(served.hall.leases) == 0 and served.keeps_nothing()
         assert second.http.post("/undo", json={"session": second.session}).status_code == 410
         first.http.close()
         second.http.close()
@@ -355,6 +355,35 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(page, output, monkeypatch
     monkeypatch.undo()
     assert page.http.post("/save", json={"session": page.session}).json()["saved"] == "a.nii.gz"
     np.testing.assert_array_equal(labels_of(output / "a.nii.gz"), page.labels)
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".nii"])
+def test_other_formats_are_saved_as_what_the_images_are(tmp_path, output, ending):
+    model = make_promptable_model(tmp_path / "results", ending=ending)
+    file = tmp_path / "images" / f"a_0000{ending}"
+    write_image(file, 3, direction=FLIPPED)
+    with serving(model, images=file.parent, output=output) as served:
+        page = Page(served).open("a")
+        np.testing.assert_array_equal(page.fetch("image")[0], labels_of(file))
+        for positive in (True, False):
+            page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": positive})
+            assert (page.labels[2, 4, 3] == 2) == positive
+        page.http.close()
+    with serving(model, images=file.parent, output=output) as served:
+        again = Page(served).open("a")
+        np.testing.assert_array_equal(again.labels, page.labels)
+        again.http.close()
+    np.testing.assert_array_equal(labels_of(output / f"a{ending}"), page.labels)
+
+
+def test_a_writer_that_fails_in_its_own_way_is_told_too(page, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no space left")
+
+    page.open("a")
+    monkeypatch.setattr(case_files, "write_label_map", fail)
+    meta = page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+    assert meta["saved"] is None and "cannot be written (no space left)" in meta["message"]
 
 
 def test_the_key_opens_the_page_once_and_becomes_a_cookie(model, folder, output):

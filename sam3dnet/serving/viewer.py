@@ -327,9 +327,10 @@ class Viewer:
     async def _saved(self, work: CaseWork) -> None:
         try:
             await asyncio.to_thread(work.save)
-        except OSError as problem:
+        except (OSError, RuntimeError) as problem:  # ITK raises its own
+            reason = getattr(problem, "strerror", None) or problem
             raise DatasetError(
-                f"{work.files.labels} cannot be written ({problem.strerror or problem}); make room, then save again"
+                f"{work.files.labels} cannot be written ({reason}); make room, then save again"
             ) from problem
 
     def _find(self, token: str | None) -> tuple[Lease, CaseWork]:
