@@ -1,5 +1,6 @@
 """Who may ask a server, and what it answers to what nobody should send."""
 
+import gc
 import json
 import socket
 import struct
@@ -220,6 +221,33 @@ def test_what_is_said_beside_an_image_is_checked(client, meta):
 def test_images_of_another_shape_are_refused(client, shape):
     claim(client)
     assert send_image(client, np.zeros(shape, np.float32)).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("add_point_interaction", b'{"coordinates":[2,4]}'),
+        ("set_target_buffer", b'{"shape":[1,2,3]}'),
+        ("set_image", b"no array"),
+        ("set_image", pack_array(np.zeros((2, *SHAPE_ZYX), np.float32))),
+        ("add_initial_seg_interaction", pack_array(np.ones((2, 2, 2), np.uint8))),
+    ],
+    ids=["parsing", "handler", "unpacking", "image", "network"],
+)
+def test_what_was_refused_keeps_no_image(served, client, path, body):
+    """Not even until garbage is collected: an image may take gigabytes."""
+    claim(client)
+    send_image(client).raise_for_status()
+    client.post("/set_target_buffer", json={"shape": list(SHAPE_ZYX)}).raise_for_status()
+    client.post("/add_point_interaction", json={"coordinates": [2, 4, 3]}).raise_for_status()
+    gc.collect()
+    gc.disable()
+    try:
+        assert client.post(f"/{path}", content=body).status_code == 400
+        served.hall.leases.release(client.headers["X-Lease-Token"])
+        assert served.keeps_nothing()
+    finally:
+        gc.enable()
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid value:RuntimeWarning")

@@ -93,7 +93,7 @@ def _refusal(problem: Exception) -> web.Response:
     if isinstance(problem, TooLargeError):
         return refusal(413, f"{problem}; start sam3d_serve with a larger --max-upload")
     if isinstance(problem, Sam3dError):
-        logger.warning("refused: %s", problem)
+        logger.warning("refused: %s", str(problem))  # a record that is kept must not keep the client's image
         return refusal(400, str(problem))
     if isinstance(problem, MemoryError):
         logger.error("the memory does not suffice for a request")

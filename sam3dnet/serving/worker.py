@@ -167,5 +167,6 @@ def _run(task: _Task) -> None:
         result = task.function(*task.arguments)
     except BaseException as problem:
         task.future.set_exception(problem)
+        del task  # which the problem's traceback would keep, and the image with it
     else:
         task.future.set_result(result)
