@@ -47,7 +47,9 @@ def server(arguments: argparse.Namespace, output: Path) -> Iterator[str]:
     """Run sam3d_serve until the end of the block, and give its address."""
     script = "import sys; from sam3dnet.cli.serve import main; sys.exit(main())"
     line = [sys.executable, "-c", script, str(arguments.model), "--port", "0", "--device", arguments.device]
-    line += ["--no-mirroring", "--max-sessions", "32", "--images", str(arguments.images), "--viewer", "-o", str(output)]
+    line += ["--no-mirroring", "--max-sessions", "32"]
+    if not arguments.no_folder:
+        line += ["--images", str(arguments.images), "--viewer", "-o", str(output)]
     with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         address = ""
@@ -315,6 +317,7 @@ def main() -> None:
     parser.add_argument("--label", type=int, default=2, help="value of the class in the label maps")
     parser.add_argument("--further", type=int, default=5, help="clicks after the first")
     parser.add_argument("--rest", type=float, default=0.0, help="seconds before the first click")
+    parser.add_argument("--no-folder", action="store_true", help="the server takes arrays as they come; no page")
     parser.add_argument("--clients", type=int, default=0, help="users at once, of whom every fourth has a browser")
     parser.add_argument("--minutes", type=float, default=5.0)
     arguments = parser.parse_args()

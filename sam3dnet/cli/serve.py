@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,8 +46,10 @@ def _make_hall(settings: ServingSettings) -> "Hall":
     from sam3dnet.model import load_model
     from sam3dnet.serving.hall import Hall
     from sam3dnet.serving.leases import Leases
+    from sam3dnet.serving.worker import NetworkWorker
 
-    model = load_model(
+    load = partial(
+        load_model,
         settings.model,
         settings.folds,
         settings.device,
@@ -56,13 +59,19 @@ def _make_hall(settings: ServingSettings) -> "Hall":
         configuration=settings.configuration,
         plans=settings.plans,
     )
-    return Hall(
-        model,
-        Leases(settings.max_sessions, 60 * settings.idle_minutes),
-        images=None if settings.images is None else Path(settings.images),
-        instance=settings.instance,
-        largest_bytes=int(settings.max_upload * GB),
-    )
+    worker = NetworkWorker()
+    try:
+        return Hall(
+            worker.submit(load).result(),
+            Leases(settings.max_sessions, 60 * settings.idle_minutes),
+            worker=worker,
+            images=None if settings.images is None else Path(settings.images),
+            instance=settings.instance,
+            largest_bytes=int(settings.max_upload * GB),
+        )
+    except Sam3dError:
+        worker.close()
+        raise
 
 
 async def _run(application: "web.Application", settings: ServingSettings, hall: "Hall", key: str | None) -> None:

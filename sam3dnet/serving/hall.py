@@ -29,6 +29,8 @@ class Hall:
     Args:
         model: Answers prompts.
         leases: The clients.
+        worker: Its thread has loaded the model; None for a new one. OpenMP keeps threads for each thread that
+            computed, and slows all of them down where these are more than there are cores.
         images: Folder whose images viewers show; None to take arrays as they come.
         instance: Whether masks hold only the objects that prompts name.
         largest_bytes: Of an image or mask in memory.
@@ -51,6 +53,7 @@ class Hall:
         model: Model,
         leases: Leases,
         *,
+        worker: NetworkWorker | None = None,
         images: Path | None = None,
         instance: bool = False,
         largest_bytes: int = 4 << 30,
@@ -59,7 +62,7 @@ class Hall:
         assert model.networks
         self.model, self.leases = model, leases
         self.largest_bytes = largest_bytes
-        self.worker = NetworkWorker()
+        self.worker = worker or NetworkWorker()
         self.images = None
         if images is not None:
             self.images = ImageFolder(images, model.loaded.reader, model.loaded.dataset_json)
