@@ -76,3 +76,21 @@ def predict(tmp_path: Path, model: Path, images: Path) -> Callable[..., Any]:
         return predict_folder(images, tmp_path / "out", options.pop("model", model), device="cpu", **options)
 
     return run
+
+
+@pytest.fixture
+def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Make clients of nnInteractive's that are closed at the end."""
+    from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    clients = []
+
+    def make(served: Any, class_name: str = "", **options: Any) -> Any:
+        client = nnInteractiveRemoteInferenceSession(f"{served.url}/{class_name}", **options)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()

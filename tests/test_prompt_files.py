@@ -9,7 +9,7 @@ import pytest
 from sam3dnet.errors import PromptError
 from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import FilePrompts, Source, StatedPrompts, corners_of
-from sam3dnet.prompts.types import Box, Point
+from sam3dnet.prompts.types import Box, Point, Scribble
 
 CASES = ("kidney_1", "kidney_10")
 CLASSES = ("kidney", "tumour")
@@ -37,7 +37,14 @@ def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
     mask.touch()
     points = [{"at": [3, 4, 5], "positive": False}, {"at": [1, 2.5, -3]}, {"at": [7, 8, 9], "positive": True}]
     boxes = [{"min": [1, 2, 3], "max": [4, 5, 3]}]
-    content = {"points": points, "boxes": boxes, "mask": "masks/previous.nii.gz", "instance": True}
+    scribbles = [{"at": [[1, 2, 3], [1, 2, 4]]}, {"at": [[5, 5, 5]], "positive": False}]
+    content = {
+        "points": points,
+        "scribbles": scribbles,
+        "boxes": boxes,
+        "mask": "masks/previous.nii.gz",
+        "instance": True,
+    }
     path = write(tmp_path, {"kidney_1": {"tumour": content, "kidney": {}}, "kidney_10": {}}, space="RAS")
     expected = StatedPrompts(
         Source(path, "kidney_1", "tumour"),
@@ -46,6 +53,7 @@ def test_everything_that_a_file_says_is_read(tmp_path: Path) -> None:
         (corners_of(Box((1, 2, 3), (4, 5, 3))),),
         mask.resolve(),
         True,
+        (Scribble(((1, 2, 3), (1, 2, 4))), Scribble(((5, 5, 5),), False)),
     )
     assert read(path).cases == {"kidney_1": {"tumour": (expected,)}}
     assert read(path).of_case("kidney_1") == {"tumour": (expected,)}
@@ -155,7 +163,10 @@ def test_wrong_key_of_the_file_is_refused(tmp_path: Path, keys: dict[str, Any], 
     ("content", "message"),
     [
         ([], " must be an object, not "),
-        ({"point": [POINT]}, "an object with no other keys than 'points', 'boxes', 'mask', 'instance', not {'point'"),
+        (
+            {"point": [POINT]},
+            "an object with no other keys than 'points', 'scribbles', 'boxes', 'mask', 'instance', not {'point'",
+        ),
         ({"points": POINT}, ".points must be a list, not {"),
         ({"points": [[1, 2, 3]]}, r"points\[0\] must be an object, not \[1, 2, 3\]"),
         ({"points": [POINT, {}]}, r"points\[1\].at is missing"),

@@ -65,7 +65,7 @@ def test_both_versions_give_the_masks_of_a_session(model, image, client):
     assert client.get("/status").json()["status"] == "ok"
     models = client.get("/v2/models").json()["models"]
     assert [one["id"] for one in models] == ["organ", "lesion"]
-    assert all(one["interactions"] == ["point"] for one in models)
+    assert all(one["interactions"] == ["point", "scribble", "lasso"] for one in models)
     new = client.get("/v2/start_session/lesion").json()["session_id"]
     assert upload(client, f"/v2/upload_raw/{new}?filename=a", image).status_code == 200
     clicked = client.get(f"/v2/process_point_interaction/{new}?point=3&point=4&point=2&foreground=true")

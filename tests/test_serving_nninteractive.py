@@ -1,17 +1,14 @@
 """The real client of nnInteractive, as napari, 3D Slicer and MITK use it, against the masks of a session."""
 
 import gc
-import json
 import logging
 import threading
 import time
 import warnings
 
 import httpx
-import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
 from fake_prompts import PromptableNetwork, make_model_of_bright_objects, make_promptable_model, write_bright_objects
 from nnInteractive.inference.remote import (
     ServerAtCapacityError,
@@ -19,31 +16,10 @@ from nnInteractive.inference.remote import (
     nnInteractiveRemoteInferenceSession,
 )
 from served import serving
-from tiny_models import REGIONS, SHAPE_ZYX, SPACING_XYZ, write_image
+from tiny_models import REGIONS, SHAPE_ZYX, write_image
+from viewers import SPACING_ZYX, array_of, begin
 
 from sam3dnet.model import load_model
-
-SPACING_ZYX = SPACING_XYZ[::-1]
-
-
-@pytest.fixture(autouse=True)
-def without_proxies(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-
-
-@pytest.fixture
-def connect():
-    """Make clients that are closed at the end."""
-    clients = []
-
-    def make(served, class_name="", **options):
-        client = nnInteractiveRemoteInferenceSession(f"{served.url}/{class_name}", **options)
-        clients.append(client)
-        return client
-
-    yield make
-    for client in clients:
-        client.close()
 
 
 @pytest.fixture
@@ -67,18 +43,6 @@ def refusal_of(kind, served, class_name="", **options):
             message = str(problem)
         gc.collect()
     return message
-
-
-def array_of(file):
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
-
-
-def begin(client, array_ZYX, spacing=SPACING_ZYX, dtype=np.uint8):
-    """Give a client an image, and a buffer for the mask."""
-    client.set_image(array_ZYX[None], {"spacing": list(spacing)})
-    buffer = np.zeros(array_ZYX.shape, dtype)
-    client.set_target_buffer(buffer)
-    return buffer
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8])
@@ -175,10 +139,19 @@ def test_what_lies_outside_is_answered_logged_and_changes_nothing(model, image, 
             assert client.add_point_interaction(at, True) is None
         assert client.add_bbox_interaction([[0, 1], [9, 12], [0, 3]], True) is None
         assert client.add_bbox_interaction([[0, 1], [-4, 0], [0, 3]], True) is None
-        assert client.add_bbox_interaction([[0, 1], [0, 4], [0, 3]], False) is None
+        assert (
+            client.add_scribble_interaction(
+                np.zeros((1, 2, 2), np.uint8), True, interaction_bbox=[[0, 1], [0, 2], [0, 2]]
+            )
+            is None
+        )
+        assert (
+            client.add_lasso_interaction(np.ones((1, 2, 2), np.uint8), True, interaction_bbox=[[0, 1], [9, 11], [0, 2]])
+            is None
+        )
         np.testing.assert_array_equal(mask, before)
         assert not client.undo()
-    assert caplog.text.count("it is not heard") == 8
+    assert caplog.text.count("it is not heard") == 9
 
 
 def test_boxes_are_half_open_and_cut_at_the_image(model, image, connect):
@@ -254,121 +227,6 @@ def test_objects_one_by_one(tmp_path, connect):
         client.reset_interactions()
         client.add_point_interaction((2, 6, 4), True)
         assert mask[2, 6, 4] and not mask[2, 2, 1]
-
-
-ORIENTATIONS = ["LPS", "RAS", "LAS", "RPI", "PSR", "SAL", "ILP"]
-
-
-def write_stored(file, orientation, seed=3):
-    """Write one image in an orientation, the same patient for all."""
-    write_image(file, seed, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
-    sitk.WriteImage(sitk.DICOMOrient(sitk.ReadImage(str(file)), orientation), str(file))
-
-
-def as_napari(file):
-    """Read a file as napari's reader of NIfTI files does: axes to Superior, Anterior and Right, scale negative."""
-    canonical = nib.as_closest_canonical(nib.load(file))
-    return np.asarray(canonical.dataobj).transpose(), [-float(mm) for mm in canonical.header.get_zooms()[::-1]]
-
-
-def back_from_napari(mask, file):
-    """Bring a mask from napari's axes to those of the file as ITK reads it."""
-    to_file = nib.orientations.ornt_transform(
-        nib.orientations.axcodes2ornt("RAS"), nib.orientations.io_orientation(nib.load(file).affine)
-    )
-    return nib.orientations.apply_orientation(mask.transpose(), to_file).transpose()
-
-
-def index_in_napari(voxel_zyx, file):
-    shape = array_of(file).shape
-    marked = np.zeros(shape, np.uint8)
-    marked[voxel_zyx] = 1
-    turned = nib.as_closest_canonical(nib.Nifti1Image(marked.transpose(), nib.load(file).affine))
-    return tuple(int(at) for at in np.argwhere(np.asarray(turned.dataobj).transpose())[0])
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("with_folder", [False, True], ids=["by the axes", "by the folder"])
-def test_napari_sees_the_patient_the_right_way_round(tmp_path, connect, orientation, with_folder):
-    """For a model that was trained on images in this orientation, the masks are those of the file."""
-    model = make_promptable_model(tmp_path / "results")
-    plans = json.loads((model / "plans.json").read_text())
-    (model / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": [orientation]}}))
-    file = tmp_path / "images" / "a_0000.nii.gz"
-    write_stored(file, orientation)
-    array, spacing = as_napari(file)
-    session = load_model(model, device="cpu").session()
-    session.set_image(file)
-    voxel = tuple(size // 3 for size in array_of(file).shape)
-    expected = session.click(voxel[::-1], class_name="lesion")
-    with serving(model, images=file.parent if with_folder else None) as served:
-        client = connect(served, "lesion")
-        mask = begin(client, array, spacing)
-        at = index_in_napari(voxel, file)
-        client.add_point_interaction(at, True)
-        np.testing.assert_array_equal(back_from_napari(mask, file), expected)
-        assert mask[at] == 1
-        other = (size - 1 - size // 4 for size in array_of(file).shape)
-        corners = voxel, tuple(other)
-        ends = zip(*(index_in_napari(corner, file) for corner in corners), strict=True)
-        client.add_bbox_interaction([[min(pair), max(pair) + 1] for pair in ends], True)
-        low, high = np.min(corners, 0), np.max(corners, 0)
-        expected = session.box(tuple(map(float, low[::-1])), tuple(map(float, high[::-1])), class_name="lesion")
-        np.testing.assert_array_equal(back_from_napari(mask, file), expected)
-
-
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_slicer_and_mitk_show_the_file_as_it_is_stored(tmp_path, connect, orientation):
-    model = make_promptable_model(tmp_path / "results")
-    file = tmp_path / "images" / "a_0000.nii.gz"
-    write_stored(file, orientation)
-    session = load_model(model, device="cpu").session()
-    session.set_image(file)
-    array = array_of(file)
-    at = tuple(size // 2 for size in array.shape)
-    with serving(model) as served:
-        client = connect(served, "lesion")
-        mask = begin(client, array, sitk.ReadImage(str(file)).GetSpacing()[::-1], np.uint16)
-        client.add_point_interaction(at, True)
-        np.testing.assert_array_equal(mask, session.click(at[::-1], class_name="lesion"))
-
-
-def test_a_reader_that_reorients_gets_what_napari_shows(tmp_path, connect):
-    model = make_promptable_model(tmp_path / "results")
-    plans = json.loads((model / "plans.json").read_text())
-    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": "NibabelIOWithReorient"}))
-    file = tmp_path / "images" / "a_0000.nii.gz"
-    write_stored(file, "LPS")
-    array, spacing = as_napari(file)
-    session = load_model(model, device="cpu").session()
-    session.set_image(file)
-    for images in (None, file.parent):
-        with serving(model, images=images) as served:
-            client = connect(served, "lesion")
-            mask = begin(client, array, spacing)
-            client._predict()
-            np.testing.assert_array_equal(mask, session.mask("lesion"))
-
-
-def test_further_channels_come_from_the_folder(tmp_path, connect, caplog):
-    caplog.set_level(logging.INFO, "sam3dnet")
-    model = make_promptable_model(tmp_path / "results", num_channels=2)
-    for name, seed in (("a", 1), ("b", 3)):
-        for channel in (0, 1):
-            write_image(tmp_path / "images" / f"{name}_000{channel}.nii.gz", seed + 10 * channel)
-    session = load_model(model, device="cpu").session()
-    session.set_image(tmp_path / "images" / "b_0000.nii.gz")
-    with serving(model, images=tmp_path / "images") as served:
-        client = connect(served, "lesion")
-        for channel in (0, 1):
-            shown = array_of(tmp_path / "images" / f"b_000{channel}.nii.gz")[:, ::-1]
-            mask = begin(client, shown)
-            client.add_point_interaction((2, 8 - 4, 3), True)
-            np.testing.assert_array_equal(mask[:, ::-1], session.click((3, 4, 2), class_name="lesion"))
-            session.undo()
-        with pytest.raises(httpx.HTTPStatusError, match="1 channels, the model wants 2"):
-            begin(client, shown + 1)
-    assert "b_0001.nii.gz" in caplog.text and "is none of" in caplog.text
 
 
 def test_sessions_are_bounded_and_freed(model, image, connect):
@@ -485,11 +343,9 @@ def test_without_an_image_or_a_buffer_it_is_said(model, image, connect):
             client._predict()
         with pytest.raises(httpx.HTTPStatusError, match=r"400 .*target buffer has shape"):
             client.set_target_buffer(np.zeros((5, 9, 8), np.uint8))
-        with pytest.raises(httpx.HTTPStatusError, match="neither scribbles nor lassos"):
-            client.add_scribble_interaction(np.zeros(SHAPE_ZYX, np.uint8), True)
         with pytest.raises(httpx.HTTPStatusError, match="spacing_mm is None"):
             client.set_image(array_of(image)[None])
-        assert client.supported_interactions["points"] and not client.supported_interactions["scribble"]
+        assert all(client.supported_interactions.values())
 
 
 def test_an_image_that_fails_leaves_the_session_usable(model, image, connect):

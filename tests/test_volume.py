@@ -9,7 +9,7 @@ from sam3dnet.interactive.feature_cache import FeatureCache
 from sam3dnet.interactive.volume import OBEYED_LOGIT, PromptedVolume
 from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
-from sam3dnet.prompts.types import Box, ClassPrompts, Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble
 
 PATCH = (4, 16, 8)
 SHAPE = (5, 60, 9)
@@ -290,6 +290,23 @@ def test_a_click_near_the_margin_is_followed_by_one_in_the_middle_of_what_it_gav
     (first, *_), (second, *_) = network.asked
     np.testing.assert_array_equal(second - first[0], [[0, 0, 0], [1, 1, 1]])
     assert network.seen == 1
+
+
+def test_a_stroke_near_the_margin_is_followed_by_a_click_in_the_middle_of_what_it_gave():
+    image, logits = blank(NARROW)
+    image[0, :3, 21:28, 2:7] = 1
+    volume, network = make_volume(image, logits)
+    stroke = Scribble(tuple((0, y, 2) for y in range(21, 28)))
+    mask = corrected(logits, volume.correction(1, ClassPrompts(scribbles=(stroke,))))
+    np.testing.assert_array_equal(mask, image[0].numpy() > 0)
+    (first, *_), (second, *_) = network.asked
+    assert len(first) == 3 and len(second) == 4
+    (added,) = {tuple(one) for one in second} - {tuple(one) for one in first}
+    np.testing.assert_array_equal(added - first.min(0), (1, 1, 1))
+    two = ClassPrompts((Point((2, 22, 5)),), scribbles=(stroke,))
+    network.asked.clear()
+    volume.correction(1, two)
+    assert len(network.asked) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from numpy.random import Generator
 from sam3dnet.evaluation.lesions import CONNECTIVITY
 from sam3dnet.prompts.components import connected
 from sam3dnet.prompts.sampling import corrective_click, innermost_voxel, margin_voxel
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble
 from sam3dnet.settings.evaluation import FirstClick
 
 Mask = npt.NDArray[np.bool_]
@@ -159,7 +159,8 @@ def prompt_session(session: Session, prompts: ClassPrompts, class_name: str) -> 
         return _step(lambda: session.mask(class_name), None)
     points = tuple(Point(_reversed(point.at), point.positive) for point in prompts.points)
     boxes = tuple(Box(_reversed(box.low), _reversed(box.high)) for box in prompts.boxes)
-    return _step(lambda: session.prompt(ClassPrompts(points, boxes, prompts.mask), class_name), None)
+    scribbles = tuple(Scribble(tuple(map(_reversed, one.at)), one.positive) for one in prompts.scribbles)
+    return _step(lambda: session.prompt(ClassPrompts(points, boxes, prompts.mask, scribbles), class_name), None)
 
 
 def _reversed(at: Coordinates) -> Coordinates:

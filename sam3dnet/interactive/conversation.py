@@ -6,6 +6,7 @@ that agrees with the label map that its user sees leaves it as it is, whatever t
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.interactive.correction import Correction
 from sam3dnet.interactive.label_map import Click
 from sam3dnet.prompts.placing import PlacedPrompts
-from sam3dnet.prompts.types import ClassPrompts
+from sam3dnet.prompts.types import ClassPrompts, Point, Scribble
 
 Act: TypeAlias = Mapping[int, PlacedPrompts]  # by channel of the logits
 Answer = Callable[[int, ClassPrompts], Correction]
@@ -95,7 +96,7 @@ class Conversation:
             said[number] = together(said.get(number, ClassPrompts()), denied.prompts, own.prompts)
             if not (self._agrees(number, own, labels_ZYX) and self._agrees(number, denied, labels_ZYX)):
                 corrections[number] = self._answer(number, said[number])
-        new = [(number, point) for number, placed in act.items() for point in placed.on_image.points]
+        new = [(number, point) for number, placed in act.items() for point in placed.on_image.clicks]
         clicks = (*state.clicks, *(Click(number, point.voxel, point.positive) for number, point in new))
         return State(act, said, clicks, corrections)
 
@@ -105,21 +106,29 @@ class Conversation:
         They are heard where the class was not found in the first place, so that an answer does not flow there;
         elsewhere it is the other class that must win.
         """
-        points, clicked = [], []
+        points, clicked = list[Point](), list[Point]()
+        strokes, drawn = list[Scribble](), list[Scribble]()
         for placed in (one for other, one in sorted(act.items()) if other != number and self._exclusive):
-            if len(placed.on_image.points) != len(placed.prompts.points):
+            if len(placed.on_image.clicks) != len(placed.prompts.clicks):
                 continue  # some lie where the network does not see them
             for on_image, point in zip(placed.on_image.points, placed.prompts.points, strict=True):
                 if point.positive and not self._is_there(number, on_image.voxel, self._automatic):
                     points.append(replace(point, positive=False))
                     clicked.append(replace(on_image, positive=False))
-        return PlacedPrompts(ClassPrompts(tuple(points)), ClassPrompts(tuple(clicked)))
+            for whole, seen in zip(placed.on_image.scribbles, placed.prompts.scribbles, strict=True):
+                new = [not self._is_there(number, point.voxel, self._automatic) for point in whole.points]
+                if whole.positive and any(new):
+                    drawn.append(Scribble(tuple(compress(whole.at, new)), positive=False))
+                    strokes.append(Scribble(tuple(compress(seen.at, new)), positive=False))
+        return PlacedPrompts(
+            ClassPrompts(tuple(points), scribbles=tuple(strokes)), ClassPrompts(tuple(clicked), scribbles=tuple(drawn))
+        )
 
     def _agrees(self, number: int, placed: PlacedPrompts, labels_ZYX: np.ndarray) -> bool:
         """Tell whether prompts of a class are only clicks that say what a label map says."""
         if placed.prompts.boxes or placed.prompts.mask is not None:
             return False
-        points = placed.on_image.points
+        points = placed.on_image.clicks
         return all(self._is_there(number, point.voxel, labels_ZYX) == point.positive for point in points)
 
     def _is_there(self, number: int, voxel: tuple[int, int, int], labels_ZYX: np.ndarray) -> bool:
@@ -133,4 +142,5 @@ def together(*prompts: ClassPrompts) -> ClassPrompts:
         tuple(point for one in prompts for point in one.points),
         tuple(box for one in prompts for box in one.boxes),
         masks[-1] if masks else None,
+        tuple(scribble for one in prompts for scribble in one.scribbles),
     )

@@ -5,6 +5,7 @@ Axes in names: K classes or regions, Z Y X voxels; boxes are of the transposed a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -84,11 +85,13 @@ class PromptedExport:
             if all(start < stop for start, stop in box):
                 part = _slices(box)
                 cropped[part] = decide(self._channels(part, corrections), self._labels)
-        for voxel in dict.fromkeys(click.voxel for click in clicks):
-            at = self._voxel_of_crop(voxel)
-            said = [click for click in clicks if click.voxel == voxel]
+        said: dict[Voxel, list[Click]] = {}
+        for click in clicks:
+            said.setdefault(click.voxel, []).append(click)
+        for voxel, on_it in said.items():
+            logits = partial(self._logits_at, self._voxel_of_crop(voxel), corrections)
             transposed[tuple(voxel[axis] for axis in self._plans.transpose_forward)] = obeying_label(
-                self._logits_at(at, corrections), said, self._classes, self._labels.has_regions
+                logits, on_it, self._classes, self._labels.has_regions
             )
         return result
 
@@ -169,12 +172,12 @@ class PromptedExport:
 
 
 def obeying_label(
-    logits_K: np.ndarray, clicks: Sequence[Click], classes: Mapping[int, PromptClass], has_regions: bool
+    logits: Callable[[], np.ndarray], clicks: Sequence[Click], classes: Mapping[int, PromptClass], has_regions: bool
 ) -> int:
     """Decide on the label of a clicked voxel.
 
     Args:
-        logits_K: Its logits.
+        logits: Gives its logits (K,), where they matter.
         clicks: On this voxel, in their order; the later counts.
         classes: By channel.
         has_regions: Whether the channels are regions that may overlap; else classes, of which the highest is taken.
@@ -183,7 +186,7 @@ def obeying_label(
         A label of the class after a positive click, none of its labels after a negative one.
     """
     if has_regions:
-        return _obeying_region(logits_K, clicks, classes)
+        return _obeying_region(logits(), clicks, classes)
     chosen: int | None = None
     out = set()
     for click in clicks:
@@ -195,6 +198,7 @@ def obeying_label(
             out.add(click.class_index)
     if chosen is not None:
         return classes[chosen].label
+    logits_K = logits()
     allowed = [number for number in range(len(logits_K)) if number not in out]
     best = max(allowed, key=lambda number: logits_K[number])
     return classes[best].label if best in classes else 0

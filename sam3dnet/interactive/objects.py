@@ -148,7 +148,7 @@ def find_named(labels_ZYX: np.ndarray, prompts: ClassPrompts, wanted: PromptClas
 
 def _clicked(prompts: ClassPrompts) -> list[Voxel]:
     """Give the voxels that were clicked positively, of two clicks on one by the later."""
-    clicks = {point.voxel: point.positive for point in prompts.points}
+    clicks = {point.voxel: point.positive for point in prompts.clicks}
     return [voxel for voxel, positive in clicks.items() if positive]
 
 

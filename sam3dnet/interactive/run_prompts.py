@@ -156,8 +156,9 @@ def prompt_reader(
 
 def _statement(stated: StatedPrompts) -> dict[str, Any]:
     """Give what one file states; what older runs could not state is there only where it is stated."""
-    mask = stated.mask_file
-    return ({"instance": True} if stated.instance else {}) | {
+    mask, scribbles = stated.mask_file, [[one.positive, *map(list, one.at)] for one in stated.scribbles]
+    new = ({"instance": True} if stated.instance else {}) | ({"scribbles": scribbles} if scribbles else {})
+    return new | {
         "space": stated.space,
         "points": [[*point.at, point.positive] for point in stated.points],
         "boxes": [[list(corner) for corner in corners] for corners in stated.boxes],

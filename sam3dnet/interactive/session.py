@@ -16,7 +16,7 @@ from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeatureCache, Feat
 from sam3dnet.model import Model, load_model
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
 from sam3dnet.prompts.placing import place_prompts
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble
 
 if TYPE_CHECKING:
     from sam3dnet.interactive.planes import Picture
@@ -140,6 +140,23 @@ class PromptSession:
         """Draw a box around an object, or around a slice of it; arguments and result otherwise as of `click`."""
         return self.prompt(ClassPrompts(boxes=(Box(low, high),)), class_name)
 
+    def scribble(self, at: Sequence[Coordinates], positive: bool = True, class_name: str | None = None) -> Mask:
+        """Draw a stroke along which a class is, or is not.
+
+        Args:
+            at: Its places, (N, 3); the mask obeys at the voxels that hold them. What lies outside of the image is
+                left out.
+            positive: Whether the class is there.
+            class_name: As of `click`.
+
+        Returns:
+            As of `click`.
+
+        Raises:
+            PromptError: If all of it lies outside of the image, it is empty, or the class is unknown.
+        """
+        return self.prompt(ClassPrompts(scribbles=(Scribble(tuple(at), positive),)), class_name)
+
     def set_mask(self, mask_ZYX: Mask, class_name: str | None = None) -> Mask:
         """Give a previous mask, bool on the image's grid, in place of an earlier one of the class; see `click`."""
         return self.prompt(ClassPrompts(mask=mask_ZYX), class_name)
@@ -217,7 +234,7 @@ class PromptSession:
         name, image = find_class(self._classes, class_name), self._set_image()
         mask_ZYX = self.mask(name)
         said = [prompt.act[self._classes[name].index] for prompt in self._prompts if prompt.class_name == name]
-        clicks = [point.voxel for placed in said for point in placed.on_image.points]
+        clicks = [point.voxel for placed in said for point in placed.on_image.clicks]
         grey_ZYX = self._input.voxels(image.source)[0]
         nothing = np.zeros_like(mask_ZYX)
         at = clicks[-1] if clicks else None

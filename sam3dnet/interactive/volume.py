@@ -33,7 +33,8 @@ from sam3dnet.network.target_device import product_type
 from sam3dnet.preprocessing.geometry import Mask, Voxel, nearest_voxel
 from sam3dnet.prompts.components import FACES, connected
 from sam3dnet.prompts.sampling import deeper_voxel, innermost_voxel
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+from sam3dnet.prompts.strokes import heard
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
 BUMP_WIDTH = 1.0  # standard deviation of what follows a click that the networks did not obey, in the smallest spacing
@@ -121,7 +122,9 @@ class PromptedVolume:
         Returns:
             What is added to the logits of the class; nothing where the prompts ask for no change.
         """
-        prompts = replace(prompts, points=one_click_a_voxel(prompts.points, self._logits_shape))
+        prompts = replace(prompts, scribbles=tuple(map(heard, prompts.scribbles)))
+        points = one_click_a_voxel(prompts.clicks, self._logits_shape)
+        strokes, prompts = prompts.scribbles, replace(prompts, points=points, scribbles=())
         complaint = replace(
             prompts,
             points=self._disputed(class_index, prompts.points),
@@ -136,7 +139,7 @@ class PromptedVolume:
         padded = replace(padded, points=(*padded.points, *middles))
         if stitching is None or padded.points or padded.mask is not None:
             stitching = self._stitched(class_index, padded, windows, clicked)
-        middle = self._middle(named, stitching)
+        middle = self._middle(named.points, stitching) if _is_one_stroke(complaint, strokes) else None
         if middle is not None:
             padded = replace(padded, points=(*padded.points, middle))
             clicked = (*clicked, middle)
@@ -193,19 +196,22 @@ class PromptedVolume:
             waiting = stitching.next_windows()
         return stitching
 
-    def _middle(self, complaint: ClassPrompts, stitching: Stitching) -> Point | None:
-        """Find the middle of what a single click gave, so that it matters less where in it was clicked.
+    def _middle(self, points: Sequence[Point], stitching: Stitching) -> Point | None:
+        """Find the middle of what a single click or stroke gave, so that it matters less where in it that was.
 
         On Dataset502 (12 cases) it raises the tumour's Dice after a click at the centre from 0.715 to 0.733, after one
         near the margin from 0.660 to 0.714.
 
+        Args:
+            points: The click, or those of the stroke, in voxels of the padded image.
+            stitching: What they gave.
+
         Returns:
-            A click there; None where more is asked for than by a single click, or where that is in the middle.
+            A click there; None where that is in the middle.
         """
-        points = complaint.points
-        if len(points) != 1 or not points[0].positive or complaint.boxes or complaint.mask is not None:
-            return None
-        clicked = nearest_voxel(points[0].at, self._image.shape[1:])
+        places = np.array([point.at for point in points])
+        central = places[np.square(places - places.mean(0)).sum(1).argmin()]
+        clicked = nearest_voxel(central, self._image.shape[1:])
         low, mask_zyx = stitching.mask_around(clicked)
         inside = _relative(clicked, low)
         if not mask_zyx[inside]:
@@ -415,6 +421,13 @@ class PromptedVolume:
             kept.append(slice(start - first, min(stop, part.stop) - first))
         z, y, x = low
         return CorrectedBox((z, y, x), corrected.values_zyx[tuple(kept)])
+
+
+def _is_one_stroke(complaint: ClassPrompts, strokes: Sequence[Scribble]) -> bool:
+    """Tell whether no more is asked for than by a single positive click, or by clicks of a single positive stroke."""
+    if complaint.boxes or complaint.mask is not None or not all(point.positive for point in complaint.points):
+        return False
+    return len(complaint.points) == 1 or any({*complaint.points} <= {*stroke.points} for stroke in strokes)
 
 
 def _seen_from(corner: Voxel, point: Point) -> Point:

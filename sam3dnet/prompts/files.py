@@ -2,6 +2,7 @@
 
     {"format": "sam3dnet-prompts/1", "space": "LPS" | "RAS" | "voxel",
      "cases": {CASE: {CLASS: {"points": [{"at": [x, y, z], "positive": true}],
+                              "scribbles": [{"at": [[x, y, z], ...], "positive": true}],
                               "boxes": [{"min": [x, y, z], "max": [x, y, z]}],
                               "mask": "file.nii.gz",
                               "instance": false}}}}
@@ -22,7 +23,7 @@ from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.schemas import ClosedPart, checked
 from sam3dnet.prompts.slicer import MARKUPS_ENDING, read_markups
 from sam3dnet.prompts.stated import Corners, FilePrompts, Source, StatedPrompts, corners_of
-from sam3dnet.prompts.types import Box, Coordinates, Point, as_coordinates
+from sam3dnet.prompts.types import Box, Coordinates, Point, Scribble, as_coordinates
 
 FORMAT = "sam3dnet-prompts/1"
 ENDING = ".json"
@@ -45,6 +46,13 @@ class PointEntry(ClosedPart):
     positive: StrictBool = True
 
 
+class ScribbleEntry(ClosedPart):
+    """A stroke: many places of one polarity."""
+
+    at: Annotated[tuple[Place, ...], Field(min_length=1)]
+    positive: StrictBool = True
+
+
 class BoxEntry(ClosedPart):
     """A box by two opposite corners."""
 
@@ -56,6 +64,7 @@ class ClassEntry(ClosedPart):
     """What is said about one class of one case; `mask` is the name of a file beside or below the one that names it."""
 
     points: tuple[PointEntry, ...] = ()
+    scribbles: tuple[ScribbleEntry, ...] = ()
     boxes: tuple[BoxEntry, ...] = ()
     mask: Annotated[StrictStr, Field(min_length=1)] | None = None
     instance: StrictBool = False
@@ -132,14 +141,15 @@ def _read_ours(
         for class_name, given in by_class.items():
             _require_known(Source(file, case), "class", class_name, class_names, "give one of the model's classes")
             stated.append(_as_stated(Source(file, case, class_name), given, read.space))
-    return [one for one in stated if one.points or one.boxes or one.mask_file or one.instance]
+    return [one for one in stated if one.points or one.scribbles or one.boxes or one.mask_file or one.instance]
 
 
 def _as_stated(source: Source, given: ClassEntry, space: Space) -> StatedPrompts:
     points = tuple(Point(entry.at, entry.positive) for entry in given.points)
     boxes = tuple(_corners(source, entry, number) for number, entry in enumerate(given.boxes, start=1))
     mask_file = None if given.mask is None else _mask_file(source, given.mask)
-    return StatedPrompts(source, space, points, boxes, mask_file, given.instance)
+    scribbles = tuple(Scribble(entry.at, entry.positive) for entry in given.scribbles)
+    return StatedPrompts(source, space, points, boxes, mask_file, given.instance, scribbles)
 
 
 def _corners(source: Source, given: BoxEntry, number: int) -> Corners:

@@ -14,7 +14,7 @@ from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, Voxel, ne
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import Floats
 from sam3dnet.prompts.stated import CasePrompts, Corners, StatedPrompts, corners_of
-from sam3dnet.prompts.types import Box, ClassPrompts, Point, as_coordinates, format_coordinates
+from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble, as_coordinates, format_coordinates
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ class PlacedPrompts:
     Attributes:
         prompts: In preprocessed voxels (z, y, x); what lies in the part of the image that the crop leaves out (it is
             all zeros) is not among them.
-        on_image: All of them, in voxels (z, y, x) of the array that the reader gave: points at the centres of the
-            voxels that were clicked, boxes from the first to the last voxel that they touch.
+        on_image: All of them, in voxels (z, y, x) of the array that the reader gave: points and scribbles at
+            the centres of the voxels that were clicked, boxes from the first to the last voxel that they touch.
         instance: Whether only those objects of the class are wanted that the prompts name.
     """
 
@@ -58,7 +58,8 @@ def place_prompts(prompts: ClassPrompts, space: Space, geometry: CaseGeometry) -
     points = [_clicked(point, space, geometry) for point in prompts.points]
     boxes = [_voxel_box(corners_of(box), space, geometry) for box in prompts.boxes]
     mask = None if prompts.mask is None else prompts.mask.copy()  # a user may draw on
-    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask), geometry)
+    scribbles = [_scribbled(scribble, space, geometry) for scribble in prompts.scribbles]
+    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask, tuple(scribbles)), geometry)
 
 
 def place_case(
@@ -88,18 +89,20 @@ def _place_class(
 ) -> PlacedPrompts:
     points: list[Point] = []
     boxes: list[Box] = []
+    scribbles: list[Scribble] = []
     mask: Mask | None = None
     for one in stated:
         try:
             points += [_clicked(point, one.space, geometry) for point in one.points]
             boxes += [_voxel_box(corners, one.space, geometry) for corners in one.boxes]
+            scribbles += [_scribbled(scribble, one.space, geometry) for scribble in one.scribbles]
             if one.mask_file is not None:
                 read = read_mask(one.mask_file, reader, properties, geometry.array_shape)
                 mask = read if mask is None else mask | read
         except PromptError as error:
             raise one.source.error(error) from error
     instance = any(one.instance for one in stated)
-    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask), geometry, instance)
+    return _placed(ClassPrompts(tuple(points), tuple(boxes), mask, tuple(scribbles)), geometry, instance)
 
 
 def read_mask(file: Path, reader: DatasetReader, image_properties: Mapping[str, Any], array_shape: Voxel) -> Mask:
@@ -158,6 +161,23 @@ def _clicked(point: Point, space: Space, geometry: CaseGeometry) -> Point:
     return Point(nearest_voxel(at_zyx, geometry.array_shape), point.positive)
 
 
+def _scribbled(scribble: Scribble, space: Space, geometry: CaseGeometry) -> Scribble:
+    """Bring a scribble to the centres of the voxels of the array that hold its places, each once.
+
+    What sticks out of the image is cut off.
+    """
+    placed = geometry.to_array(scribble.at, space)
+    last, edge = np.asarray(geometry.array_shape) - 1, 0.5 + _TOLERANCE_VOXELS
+    inside = np.all((placed >= -edge) & (placed <= last + edge), axis=1)
+    if not inside.any():
+        raise PromptError(
+            f"scribble at {format_coordinates(scribble.at[0])} in {space} lies outside of the image"
+            f"{_extent(geometry, space)}; {_remedy(space)}"
+        )
+    voxels = np.clip(np.floor(placed[inside] + 0.5), 0, last)
+    return Scribble(tuple(dict.fromkeys(map(tuple, voxels.tolist()))), scribble.positive)
+
+
 def _voxel_box(corners: Corners, space: Space, geometry: CaseGeometry) -> Box:
     """Give the first and the last voxel of the array that a box touches."""
     placed = geometry.to_array(corners, space)
@@ -202,11 +222,15 @@ def _placed(on_image: ClassPrompts, geometry: CaseGeometry, instance: bool = Fal
         for point in on_image.points
         if _in_crop(point.at, point.at, geometry)
     ]
+    scribbles = [_preprocessed_scribble(scribble, geometry) for scribble in on_image.scribbles]
     inside = [box for box in on_image.boxes if _in_crop(box.low, box.high, geometry)]
+    if len(points) < len(on_image.points) or len(inside) < len(on_image.boxes) or None in scribbles:
+        logger.warning("some prompts lie where the image has zeros only up to its edge; the network does not see them")
     prompts = ClassPrompts(
         points=tuple(points),
         boxes=tuple(_preprocessed_box(box, geometry) for box in inside),
         mask=None if mask is None else geometry.mask_to_preprocessed(mask),
+        scribbles=tuple(one for one in scribbles if one is not None),
     )
     return PlacedPrompts(prompts, on_image, instance)
 
@@ -216,10 +240,17 @@ def _in_crop(low: Sequence[float], high: Sequence[float], geometry: CaseGeometry
     first = np.asarray(geometry.crop_low)
     last = first + geometry.crop_shape - 1
     transposed_low, transposed_high = (np.asarray(end)[list(geometry.transpose_forward)] for end in (low, high))
-    reaches = bool(np.all(transposed_high >= first) and np.all(transposed_low <= last))
-    if not reaches:
-        logger.warning("a prompt lies where the image has zeros only up to its edge; the network does not see it")
-    return reaches
+    return bool(np.all(transposed_high >= first) and np.all(transposed_low <= last))
+
+
+def _preprocessed_scribble(scribble: Scribble, geometry: CaseGeometry) -> Scribble | None:
+    """Bring what of a scribble the crop holds to the preprocessed voxels; None if it holds nothing of it."""
+    places = np.asarray(scribble.at)
+    transposed = places[:, list(geometry.transpose_forward)] - geometry.crop_low
+    held = places[np.all((transposed >= 0) & (transposed < geometry.crop_shape), axis=1)]
+    if not len(held):
+        return None
+    return Scribble(tuple(map(tuple, geometry.array_to_preprocessed(held).tolist())), scribble.positive)
 
 
 def _preprocessed_box(box: Box, geometry: CaseGeometry) -> Box:

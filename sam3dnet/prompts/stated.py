@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Space
-from sam3dnet.prompts.types import Box, Coordinates, Point
+from sam3dnet.prompts.types import Box, Coordinates, Point, Scribble
 
 Corners: TypeAlias = tuple[Coordinates, ...]  # the eight corners of a box, which may be rotated
 
@@ -38,6 +38,7 @@ class StatedPrompts:
         boxes: The eight corners of each.
         mask_file: A previous mask, on the image's grid.
         instance: Whether only those objects of the class are wanted that prompts name.
+        scribbles: Their places as of points.
     """
 
     source: Source
@@ -46,6 +47,7 @@ class StatedPrompts:
     boxes: tuple[Corners, ...] = ()
     mask_file: Path | None = None
     instance: bool = False
+    scribbles: tuple[Scribble, ...] = ()
 
 
 CasePrompts: TypeAlias = Mapping[str, tuple[StatedPrompts, ...]]

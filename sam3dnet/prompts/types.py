@@ -1,4 +1,4 @@
-"""What a user says about one class of one image: points, boxes and a previous mask.
+"""What a user says about one class of one image: points, scribbles, boxes and a previous mask.
 
 The function that takes or gives them says in which space they are. Inside (engine, network) they are float voxel
 coordinates (z, y, x) of the preprocessed array, voxel centres at integers.
@@ -42,6 +42,33 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Scribble:
+    """A stroke of a pencil: the class is, or is not, at each of its places.
+
+    Args:
+        at: Its places, at least one, in the space that the caller says; nothing is drawn between them.
+        positive: Whether the class is there.
+
+    Raises:
+        PromptError: If there is none, or one is not three finite numbers.
+    """
+
+    at: tuple[Coordinates, ...]
+    positive: bool = True
+
+    def __post_init__(self) -> None:
+        places = tuple(as_coordinates(one, "a place of a scribble") for one in self.at)
+        if not places:
+            raise PromptError("a scribble has no places; give at least one")
+        object.__setattr__(self, "at", places)
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Its places as so many clicks."""
+        return tuple(Point(one, self.positive) for one in self.at)
+
+
+@dataclass(frozen=True)
 class Box:
     """A box around the object; in voxels, both corners are centres of voxels that belong to it.
 
@@ -76,6 +103,7 @@ class ClassPrompts:
         points: In the order in which they were made; of two on one voxel the later counts.
         boxes: Each holds a part of the object, or all of it.
         mask: A previous mask on the grid of the space, bool, (Z, Y, X).
+        scribbles: In the order in which they were made, all after the points.
 
     Raises:
         PromptError: If the mask is not a bool array with three axes.
@@ -84,9 +112,11 @@ class ClassPrompts:
     points: tuple[Point, ...] = ()
     boxes: tuple[Box, ...] = ()
     mask: npt.NDArray[np.bool_] | None = None
+    scribbles: tuple[Scribble, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", tuple(self.points))
+        object.__setattr__(self, "scribbles", tuple(self.scribbles))
         object.__setattr__(self, "boxes", tuple(self.boxes))
         if self.mask is not None and (self.mask.dtype != bool or self.mask.ndim != 3):
             raise PromptError(
@@ -96,7 +126,14 @@ class ClassPrompts:
 
     def __bool__(self) -> bool:
         """Whether anything is said at all."""
-        return bool(self.points or self.boxes or self.mask is not None)
+        return bool(self.points or self.scribbles or self.boxes or self.mask is not None)
+
+    @property
+    def clicks(self) -> tuple[Point, ...]:
+        """The points, and the places of scribbles as so many more."""
+        if not self.scribbles:
+            return self.points
+        return (*self.points, *(point for one in self.scribbles for point in one.points))
 
 
 def as_coordinates(given: Any, what: str) -> Coordinates:

@@ -11,6 +11,7 @@ import logging
 import math
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,12 +19,12 @@ import numpy.typing as npt
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.geometry import Mask
 from sam3dnet.serving.arrays import WireError
 from sam3dnet.serving.bodies import answer, parse_json, read_parts
 from sam3dnet.serving.hall import Hall, segment_of
 from sam3dnet.serving.leases import GoneError, Lease
+from sam3dnet.serving.segment import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ class ItkSnap:
             *(web.get(f"{prefix}/reset_interactions/{{session}}", self.reset) for prefix in ("", "/v2")),
             *(web.get(f"{prefix}/end_session/{{session}}", self.end) for prefix in ("", "/v2")),
         ]
-        unknown = [
-            web.post(f"{prefix}/process_{kind}_interaction/{{session}}", self.unknown_kind)
+        drawn = [
+            web.post(f"{prefix}/process_{kind}_interaction/{{session}}", partial(self.drawn, kind, hear))
             for prefix in ("", "/v2")
-            for kind in ("scribble", "lasso")
+            for kind, hear in (("scribble", Segment.scribble), ("lasso", Segment.lasso))
         ]
         return [
             web.get("/status", self.status),
@@ -74,7 +75,7 @@ class ItkSnap:
             web.get("/start_session", self.start),
             web.get("/v2/start_session/{model}", self.start),
             *both,
-            *unknown,
+            *drawn,
         ]
 
     async def status(self, _: web.Request) -> web.Response:
@@ -83,7 +84,7 @@ class ItkSnap:
 
     async def models(self, _: web.Request) -> web.Response:
         """List the classes, each as a model."""
-        known = {"channels": [1], "dimensions": 3, "interactions": ["point"]}
+        known = {"channels": [1], "dimensions": 3, "interactions": ["point", "scribble", "lasso"]}
         return answer({"models": [{"id": short, **known} for short in self._hall.class_names]})
 
     async def start(self, request: web.Request) -> web.Response:
@@ -96,12 +97,8 @@ class ItkSnap:
         if lease is None:
             return _invalid()
         with self._hall.leases.request(lease, is_action=True):
-            parts = await read_parts(request, self._hall.largest_bytes + BYTES_BESIDE)
-            meta = parse_json(parts.get("metadata", b"{}"), Metadata)
-            if "file" not in parts:
-                raise WireError("the part with the image is missing")
             async with lease.turn:
-                image_CZYX = await asyncio.to_thread(_unpacked, parts.pop("file"), meta, self._hall.largest_bytes)
+                image_CZYX, meta = await self._image(request)
                 spacing = [abs(mm) for mm in meta.spacing[::-1]]
                 await self._hall.set_image(lease, image_CZYX, spacing, _axes(meta.direction))
         return answer({"message": "the image is segmented"})
@@ -112,10 +109,9 @@ class ItkSnap:
         if lease is None:
             return _invalid()
         at = _place(request)
-        positive = request.query.get("foreground", "true").lower() in ("true", "1")
 
         def act() -> Mask:
-            segment_of(lease).point(at, positive, run=False)
+            segment_of(lease).point(at, _is_positive(request), run=False)
             return segment_of(lease).mask()
 
         return await self._mask(lease, "click", act)
@@ -135,11 +131,31 @@ class ItkSnap:
         self._hall.leases.release(request.match_info["session"])
         return answer({"message": "the session has ended"})
 
-    async def unknown_kind(self, request: web.Request) -> web.Response:
-        """Refuse a scribble or a lasso."""
-        if self._find(request) is None:
+    async def drawn(self, kind: str, hear: Callable[..., object], request: web.Request) -> web.Response:
+        """Hear a scribble or a lasso, and give the whole mask."""
+        lease = self._find(request)
+        if lease is None:
             return _invalid()
-        raise PromptError("the model knows neither scribbles nor lassos; use clicks")
+        with self._hall.leases.request(lease, is_action=True):
+            drawn_CZYX, _ = await self._image(request)
+            if len(drawn_CZYX) != 1:
+                raise WireError(f"a {kind} with {len(drawn_CZYX)} components came, expected 1")
+
+        def act() -> Mask:
+            segment = segment_of(lease)
+            segment.require_shape(drawn_CZYX.shape[1:], f"the {kind}")
+            hear(segment, drawn_CZYX[0], (0, 0, 0), _is_positive(request), run=False)
+            return segment.mask()
+
+        return await self._mask(lease, kind, act)
+
+    async def _image(self, request: web.Request) -> tuple[npt.NDArray[np.float32], Metadata]:
+        """Take an array (C, Z, Y, X), and what is said of it."""
+        parts = await read_parts(request, self._hall.largest_bytes + BYTES_BESIDE)
+        meta = parse_json(parts.get("metadata", b"{}"), Metadata)
+        if "file" not in parts:
+            raise WireError("the part with the image is missing")
+        return await asyncio.to_thread(_unpacked, parts.pop("file"), meta, self._hall.largest_bytes), meta
 
     async def _mask(self, lease: Lease, what: str, act: Callable[[], Mask]) -> web.Response:
         with self._hall.leases.request(lease, is_action=True):
@@ -159,6 +175,10 @@ class ItkSnap:
 
 def _invalid() -> web.Response:
     return answer({"error": "Invalid session"})
+
+
+def _is_positive(request: web.Request) -> bool:
+    return request.query.get("foreground", "true").lower() in ("true", "1")
 
 
 def _place(request: web.Request) -> list[float]:

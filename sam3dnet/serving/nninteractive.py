@@ -1,7 +1,6 @@
 """The protocol of nnInteractive, version 2, which napari, 3D Slicer and MITK speak, for the user's own model.
 
 A class is chosen by a prefix of the path, such as /tumour/claim; without one it is the model's only or first class.
-What the network does not know (scribbles, lassos) is said to be missing, so that viewers grey it out.
 """
 
 import asyncio
@@ -11,15 +10,15 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from sam3dnet.errors import PromptError
 from sam3dnet.serving.arrays import WireError, pack_array, unpack_array
 from sam3dnet.serving.bodies import answer, parse_json, read_body, read_json
 from sam3dnet.serving.hall import SILENT_S, Hall, segment_of
 from sam3dnet.serving.leases import Lease
-from sam3dnet.serving.segment import Change
+from sam3dnet.serving.segment import Change, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +30,7 @@ BYTES_BESIDE = 1 << 20  # of a body, beside its array
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Three = Annotated[list[Number], Field(min_length=3, max_length=3)]
+Extent = Annotated[list[Annotated[int, Field(ge=-LARGEST_AXIS, le=LARGEST_AXIS)]], Field(min_length=2, max_length=2)]
 Side = Annotated[list[Number], Field(min_length=2, max_length=2)]
 
 
@@ -73,6 +73,14 @@ class BoxRequest(_Part):
     run_prediction: StrictBool = True
 
 
+class DrawingMeta(_Part):
+    """Beside what was drawn."""
+
+    include_interaction: StrictBool = True
+    run_prediction: StrictBool = True
+    interaction_bbox: Annotated[list[Extent], Field(min_length=3, max_length=3)] | None = None
+
+
 class MaskMeta(_Part):
     """Beside an initial mask."""
 
@@ -105,8 +113,8 @@ class NnInteractive:
             "reset_interactions": self.reset,
             "add_point_interaction": self.point,
             "add_bbox_interaction": self.box,
-            "add_scribble_interaction": self.unknown_kind,
-            "add_lasso_interaction": self.unknown_kind,
+            "add_scribble_interaction": self.scribble,
+            "add_lasso_interaction": self.lasso,
             "add_initial_seg_interaction": self.initial_mask,
             "predict": self.predict,
             "undo": self.undo,
@@ -161,7 +169,7 @@ class NnInteractive:
             {
                 "supported_interactions": {
                     **{"points": True, "bbox2d": True, "bbox3d": True},
-                    **{"scribble": False, "lasso": False},
+                    **{"scribble": True, "lasso": True},
                 },
                 "channel_mapping": {"prev_seg": 0, "points": [1, 2], "bbox": [3, 3]},
                 "num_interaction_channels": 4,
@@ -241,16 +249,20 @@ class NnInteractive:
                 lease, "box", lambda: segment.box(said.bbox_coords, said.include_interaction, run), run
             )
 
+    async def scribble(self, request: web.Request) -> web.Response:
+        """Hear a stroke of a pencil."""
+        return await self._drawn(request, "scribble", Segment.scribble)
+
+    async def lasso(self, request: web.Request) -> web.Response:
+        """Hear an outline in a slice."""
+        return await self._drawn(request, "lasso", Segment.lasso)
+
     async def initial_mask(self, request: web.Request) -> web.Response:
         """Begin anew with a mask."""
         lease = self._lease(request)
         with self._hall.leases.request(lease, is_action=True):
             run = _meta(request, MaskMeta).run_prediction
-            largest = self._hall.largest_bytes
-            body = await read_body(request, largest + BYTES_BESIDE)
-            mask_ZYX = await asyncio.to_thread(unpack_array, body, largest)
-            if mask_ZYX.ndim != 3:
-                raise WireError(f"a mask with {mask_ZYX.ndim} axes came, expected 3 (Z, Y, X)")
+            mask_ZYX = await self._mask(request)
             return await self._changed(lease, "mask", lambda: segment_of(lease).initial_mask(mask_ZYX, run), run)
 
     async def predict(self, request: web.Request) -> web.Response:
@@ -267,10 +279,28 @@ class NnInteractive:
             await read_json(request, Nothing)
             return await self._changed(lease, "undo", segment_of(lease).undo)
 
-    async def unknown_kind(self, request: web.Request) -> web.Response:
-        """Refuse a scribble or a lasso, which viewers do not offer where they are said to be missing."""
-        self._lease(request)
-        raise PromptError("the model knows neither scribbles nor lassos; use clicks and boxes")
+    async def _drawn(self, request: web.Request, what: str, hear: Callable[..., Change]) -> web.Response:
+        lease = self._lease(request)
+        with self._hall.leases.request(lease, is_action=True):
+            meta = _meta(request, DrawingMeta)
+            drawn_zyx = await self._mask(request)
+            sides = meta.interaction_bbox or [[0, size] for size in drawn_zyx.shape]
+            if tuple(high - low for low, high in sides) != drawn_zyx.shape:
+                raise WireError(
+                    f"a {what} of shape {drawn_zyx.shape} came for the box {sides}; expected the box's shape"
+                )
+            corner, run = [low for low, _ in sides], meta.run_prediction
+            segment, positive = segment_of(lease), meta.include_interaction
+            return await self._changed(lease, what, lambda: hear(segment, drawn_zyx, corner, positive, run), run)
+
+    async def _mask(self, request: web.Request) -> npt.NDArray[Any]:
+        """Take a mask of three axes."""
+        largest = self._hall.largest_bytes
+        body = await read_body(request, largest + BYTES_BESIDE)
+        mask_zyx = await asyncio.to_thread(unpack_array, body, largest)
+        if mask_zyx.ndim != 3:
+            raise WireError(f"a mask with {mask_zyx.ndim} axes came, expected 3 (Z, Y, X)")
+        return mask_zyx
 
     def _lease(self, request: web.Request) -> Lease:
         lease = self._hall.leases.find(request.headers.get(LEASE_HEADER))

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sam3dnet.errors import PromptError
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.preprocessing.geometry import Mask, Voxel
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, as_coordinates, format_coordinates
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble, as_coordinates, format_coordinates
 from sam3dnet.serving.turning import Turn, turn_between
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 Sides = tuple[tuple[int, int], ...]  # of a box, half-open, an entry an axis
 OF_NAPARI = "SAR"  # where the axes run that its reader of NIfTI files gives
 LPS = "LPS"
+LARGEST_SCRIBBLE = 100_000  # voxels
 FACE = 0.5 + 1e-3  # of a voxel, from its centre
 
 
@@ -157,19 +158,21 @@ class Segment:
         return self._say(ClassPrompts(points=(Point(self._in_session(voxel), positive),)), run)
 
     def box(self, sides: Sequence[Sequence[float]], positive: bool, run: bool = True) -> Change:
-        """Hear a box, half-open along each axis of the viewer's array; one outside of it, or a negative one, changes
-        nothing.
+        """Hear a box, half-open along each axis of the viewer's array; one outside of it changes nothing.
+
+        A negative one says of all voxels of the mask within it that the class is not there.
         """
         image = self._require_image()
         low, high = (as_coordinates([side[end] for side in sides], "a box's corner") for end in (0, 1))
         first = [int(at) for at in np.floor(np.minimum(low, high) + 0.5)]
         last = [int(at) for at in np.maximum(np.floor(np.maximum(low, high) + 0.5) - 1, first)]
-        if not positive:
-            logger.warning("a negative box came, which the model does not know; it is not heard: use negative clicks")
-            return Change()
         if any(end < 0 or start >= size for start, end, size in zip(first, last, image.shape, strict=True)):
             logger.warning("a box %s lies outside of the image, whose shape is %s; it is not heard", sides, image.shape)
             return Change()
+        if not positive:
+            part = tuple(slice(max(start, 0), end + 1) for start, end in zip(first, last, strict=True))
+            places = np.argwhere(self.mask()[part]) + np.array([one.start for one in part])
+            return self._not_in(places, run)
         corners = [
             self._in_session([min(max(one, 0), size - 1) for one, size in zip(corner, image.shape, strict=True)])
             for corner in (first, last)
@@ -178,20 +181,49 @@ class Segment:
         box = Box(as_coordinates(lowest, "a box's corner"), as_coordinates(highest, "a box's corner"))
         return self._say(ClassPrompts(boxes=(box,)), run)
 
+    def scribble(self, drawn_zyx: npt.NDArray[Any], corner: Sequence[int], positive: bool, run: bool = True) -> Change:
+        """Hear a stroke of a pencil: what is not 0 in a part of the viewer's array that begins at a corner.
+
+        Raises:
+            PromptError: If it is far more than a stroke.
+        """
+        places = self._drawn(drawn_zyx, corner)
+        return Change() if places is None else self._scribbled(places, positive, run)
+
+    def lasso(self, drawn_zyx: npt.NDArray[Any], corner: Sequence[int], positive: bool, run: bool = True) -> Change:
+        """Hear an outline around an object, filled, as `scribble` has it: a positive one is heard as the box around it;
+        a negative one says of all voxels of the mask within it that the class is not there.
+        """
+        places = self._drawn(drawn_zyx, corner)
+        if places is None:
+            return Change()
+        if positive:
+            return self.box(np.stack([places.min(0), places.max(0) + 1], 1).tolist(), positive, run)
+        return self._not_in(places, run)
+
     def initial_mask(self, mask_ZYX: npt.NDArray[Any], run: bool = False) -> Change:
         """Begin anew with a mask, which the viewer's buffer holds from now on.
 
         Raises:
             PromptError: If its shape is not the image's.
         """
-        image = self._require_image()
-        if mask_ZYX.shape != image.shape:
-            raise PromptError(f"the mask has shape {mask_ZYX.shape}, the image {image.shape}; save it on its grid")
+        image = self.require_shape(mask_ZYX.shape, "the mask")
         shown = self._buffer()
         self._session.reset()
         np.copyto(shown, mask_ZYX.astype(shown.dtype, copy=False))
         self._given = shown.copy()
         return self._say(ClassPrompts(mask=np.ascontiguousarray(image.turn.forth(mask_ZYX != 0))), run)
+
+    def require_shape(self, shape: Sequence[int], what: str) -> "_Image":
+        """Check that something fits the image.
+
+        Raises:
+            PromptError: If its shape is not the image's.
+        """
+        image = self._require_image()
+        if tuple(shape) != image.shape:
+            raise PromptError(f"{what} has shape {tuple(shape)}, the image {image.shape}; save it on its grid")
+        return image
 
     def predict(self) -> Change:
         """Give the mask under all that was said; before anything is said, the automatic one."""
@@ -221,6 +253,35 @@ class Segment:
     def mask(self) -> Mask:
         """Give the whole mask under all that was said, on the viewer's axes."""
         return self._require_image().turn.back(self._session.mask(self.class_name))
+
+    def _drawn(self, drawn_zyx: npt.NDArray[Any], corner: Sequence[int]) -> npt.NDArray[np.int64] | None:
+        """Give the voxels of the viewer's array that were drawn, (N, 3); None where there are none in the image."""
+        shape = self._require_image().shape
+        places = np.argwhere(drawn_zyx) + np.asarray(corner)
+        inside = np.all((places >= 0) & (places < shape), axis=1)
+        if not inside.any():
+            logger.warning("what was drawn lies outside of the image, or is empty; it is not heard")
+            return None
+        return np.asarray(places[inside])
+
+    def _not_in(self, places: npt.NDArray[np.int64], run: bool) -> Change:
+        """Say that the class is not where the mask has it among some voxels."""
+        mask_ZYX = self.mask()
+        held = places[mask_ZYX[tuple(places.T)]]
+        if not len(held):
+            logger.warning("the mask has nothing where a negative box or lasso was drawn; it is not heard")
+            return Change()
+        return self._scribbled(held, False, run)
+
+    def _scribbled(self, places: npt.NDArray[np.int64], positive: bool, run: bool) -> Change:
+        if len(places) > LARGEST_SCRIBBLE:
+            raise PromptError(
+                f"{len(places)} voxels were drawn at once, at most {LARGEST_SCRIBBLE} are heard; draw less"
+            )
+        image = self._require_image()
+        placed = [image.turn.place(place, image.shape) for place in places.tolist()]
+        at = self._session.geometry.from_array(placed, "voxel")
+        return self._say(ClassPrompts(scribbles=(Scribble(tuple(map(tuple, at.tolist())), positive),)), run)
 
     def _say(self, prompts: ClassPrompts, run: bool) -> Change:
         if not run:
