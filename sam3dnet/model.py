@@ -3,7 +3,8 @@
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,16 +127,30 @@ def load_model(
         Sam3dError: If there is no such device.
     """
     chosen = device if isinstance(device, torch.device) else choose_device(device)
+    with model_folder(source, root, configuration, plans) as folder:
+        loaded = _load(folder, folds, checkpoint, chosen, postprocessing)
+    return Model(loaded, step_size=step_size, mirror=mirror)
+
+
+@contextmanager
+def model_folder(
+    source: Path | str | int | None,
+    root: Path | str | None = None,
+    configuration: str = "3d_fullres",
+    plans: str = OUR_PLANS,
+) -> Iterator[Path]:
+    """Give the folder of a model, that of a zip file until the end of the block; arguments as of `load_model`.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
     path = None if source is None else Path(str(source)).expanduser()
     if path is not None and path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
-            found = find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
-            loaded = _load(found, folds, checkpoint, chosen, postprocessing)
-    else:
-        named = path if path is not None and (path / PLANS_FILE).is_file() else None
-        folder = named or _of_dataset(source, root, plans, configuration)
-        loaded = _load(folder, folds, checkpoint, chosen, postprocessing)
-    return Model(loaded, step_size=step_size, mirror=mirror)
+            yield find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
+        return
+    named = path if path is not None and (path / PLANS_FILE).is_file() else None
+    yield named or _of_dataset(source, root, plans, configuration)
 
 
 def _load(

@@ -23,6 +23,9 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
         continue_training: Go on from the newest whole checkpoint; also after the end, with more --epochs or --minutes.
         sam_checkpoint: SAM's weights to start from: sam, medsam, or a file in SAM's format; without it those that the
             plan was made for.
+        from_model: Start from a model that was trained before: a dataset by number or name, a model folder, or a zip
+            file of nnU-Net's export. What means the same in both is taken over, classes and channels by their names;
+            the log says what.
         from_scratch: Train the whole network without SAM's weights, whatever the plan says.
         num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the
             number of cores.
@@ -48,6 +51,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     continue_training: Annotated[bool, "--continue"] = False
     plans: Annotated[str, "-p"] = "SAM3DPlans"
     sam_checkpoint: str | None = None
+    from_model: Annotated[str | None, "--from"] = None
     from_scratch: bool = False
     num_processes: NumProcesses = None
     tensorboard: bool = False
@@ -65,6 +69,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             "--iterations-per-epoch": self.iterations_per_epoch,
             "--continue": self.continue_training,
             "--sam-checkpoint": self.sam_checkpoint,
+            "--from": self.from_model,
             "--from-scratch": self.from_scratch,
             "--tensorboard": self.tensorboard,
             "--wandb": self.wandb,
@@ -72,3 +77,5 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
         given = [name for name, value in of_training.items() if value]
         if self.validate_only and given:
             raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(given)}")
+        if self.continue_training and self.from_model:
+            raise Sam3dError("--continue goes on with this fold's own weights; leave out --from")

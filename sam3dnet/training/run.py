@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -37,6 +37,9 @@ from sam3dnet.preprocessing.splits import (
 )
 from sam3dnet.settings.common import OfPlan
 from sam3dnet.settings.training import TrainingSettings
+
+if TYPE_CHECKING:
+    from sam3dnet.training.starting import StartingPoint
 
 TRAINER = "nnUNetTrainerSAM3D"
 VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
@@ -75,6 +78,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
+    starting_point = _starting_point(asked, settings)
     plans = as_fitted_before(plans, settings.configuration, asked.model_folder / "plans.json")
     plans["continue_training"] = settings.continue_training
     with joined_processes(asked.device) as place, _lost_processes_told():
@@ -86,6 +90,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         trainer.num_iterations_per_epoch = settings.iterations_per_epoch or trainer.num_iterations_per_epoch
         trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
         trainer.sam_checkpoint = settings.sam_checkpoint
+        trainer.starting_point = starting_point
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
@@ -284,6 +289,17 @@ def _stored_in(plans: dict[str, Any], configuration: str) -> str:
     content = plans["configurations"][configuration]
     parent = plans["configurations"].get(content.get("inherits_from"), {})
     return str(content.get("data_identifier", parent.get("data_identifier", f"{plans['plans_name']}_{configuration}")))
+
+
+def _starting_point(asked: _Asked, settings: TrainingSettings) -> "StartingPoint | None":
+    """Read the model to start from."""
+    if settings.from_model is None:
+        return None
+    from sam3dnet.model import model_folder
+    from sam3dnet.training.starting import read_starting_point
+
+    with model_folder(settings.from_model, settings.root, settings.configuration) as folder:
+        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"])
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:

@@ -4,6 +4,7 @@ import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from math import isfinite
 from os.path import join
@@ -51,6 +52,7 @@ from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
 from sam3dnet.training.random_state import random_state, restore_random_state
 from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
+from sam3dnet.training.starting import StartingPoint, meaning_of
 from sam3dnet.training.target_classes import make_classes
 from sam3dnet.training.validation import is_ours_to_validate, validate_trained
 
@@ -62,7 +64,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
     """Train the SAM-3D network of a SAM3DPlans plan inside nnU-Net.
 
     Loss, data loading and augmentation are nnU-Net's. Length and weights are set through attributes before training:
-    `num_epochs`, `minutes`, `num_iterations_per_epoch`, `sam_checkpoint`.
+    `num_epochs`, `minutes`, `num_iterations_per_epoch`, `sam_checkpoint`, `starting_point`.
     """
 
     current_epoch: int
@@ -88,6 +90,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.num_epochs = 300
         self.minutes: float | None = None
         self.sam_checkpoint: str | Path | None = None
+        self.starting_point: StartingPoint | None = None
         self.initial_lr = LEARNING_RATE_NEW
         self.weight_decay = WEIGHT_DECAY
         self.num_val_iterations_per_epoch = 25
@@ -163,6 +166,16 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
                 path = require_sam_weights(encoder, self.sam_checkpoint, planned)
             load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
+        if self.starting_point is not None and not self._loading_own_weights:
+            self._start_from(self.starting_point)
+
+    def _start_from(self, point: StartingPoint) -> None:
+        """Take over what means the same in a model that was trained before."""
+        own = meaning_of(self.dataset_json, self.is_cascaded)
+        build = partial(self.build_network_architecture, self.plans_manager, self.configuration_manager)
+        taken = point.give_to(self._bare_network(), own, build)
+        for line in (f"starting from {point.file}", *taken.in_words()):
+            self.print_to_log_file(line)
 
     def _do_i_compile(self) -> bool:
         """Leave our networks to `_compile`; others are compiled by nnU-Net as a whole."""
