@@ -43,7 +43,7 @@ class Step:
         old, new: Labels in the box before and after, packed.
     """
 
-    kind: Literal["click", "box", "paint", "reset"]
+    kind: Literal["click", "scribble", "box", "paint", "reset"]
     said: Mapping[str, Any] = field(default_factory=dict)
     class_name: str = ""
     prompts: ClassPrompts = field(default_factory=ClassPrompts)
@@ -143,14 +143,24 @@ class CaseFiles:
         ]
 
     def _stated(self, told: Sequence[Step]) -> dict[str, Any]:
-        by_class: dict[str, dict[str, Any]] = {}
-        for step in told:
-            entry = by_class.setdefault(step.class_name, {})
-            if step.kind == "click":
-                entry.setdefault("points", []).append({"at": step.said["at"], "positive": step.said["positive"]})
-            else:
-                entry.setdefault("boxes", []).append({"min": step.said["low"], "max": step.said["high"]})
+        """Say it as files do: there scribbles come after all clicks, so that they leave out what was clicked later."""
+        by_class: dict[str, dict[str, list[dict[str, Any]]]] = {}
+        for number, step in enumerate(told):
+            kinds, said = by_class.setdefault(step.class_name, {}), step.said
+            if step.kind == "box":
+                kinds.setdefault("boxes", []).append({"min": said["low"], "max": said["high"]})
+            elif step.kind == "click":
+                kinds.setdefault("points", []).append({"at": said["at"], "positive": said["positive"]})
+            elif places := _not_clicked(step, told[number + 1 :]):
+                kinds.setdefault("scribbles", []).append({"at": places, "positive": said["positive"]})
         return {"format": FORMAT, "space": "voxel", "cases": {self._case.name: by_class} if by_class else {}}
+
+
+def _not_clicked(scribble: Step, later: Sequence[Step]) -> list[list[int]]:
+    """Give the places of a scribble at which nothing is said of its class later by a click."""
+    of_class = (step for step in later if step.kind == "click" and step.class_name == scribble.class_name)
+    clicked = {tuple(step.said["at"]) for step in of_class}
+    return [place for place in scribble.said["at"] if tuple(place) not in clicked]
 
 
 def _steps_of(class_name: str, stated: StatedPrompts) -> list[Step]:
@@ -162,6 +172,10 @@ def _steps_of(class_name: str, stated: StatedPrompts) -> list[Step]:
     for point in stated.points:
         said = {"class": class_name, "kind": "click", "at": list(point.voxel), "positive": point.positive}
         steps.append(Step("click", said | {"restored": True}, class_name, ClassPrompts(points=(point,))))
+    for scribble in stated.scribbles:
+        places = [list(point.voxel) for point in scribble.points]
+        said = {"class": class_name, "kind": "scribble", "at": places, "positive": scribble.positive}
+        steps.append(Step("scribble", said | {"restored": True}, class_name, ClassPrompts(scribbles=(scribble,))))
     for corners in stated.boxes:
         low, high = (np.rint(extreme(corners, 0)).astype(int).tolist() for extreme in (np.min, np.max))
         said = {"class": class_name, "kind": "box", "low": low, "high": high}

@@ -6,8 +6,10 @@ image's file.
 """
 
 import logging
+import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from sam3dnet.interactive.session import PromptSession
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.geometry import as_stored
 from sam3dnet.preprocessing.reading import DatasetReader
-from sam3dnet.prompts.types import Box, ClassPrompts, Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble
 from sam3dnet.serving.case_files import CaseFiles, Labels, Step
 from sam3dnet.serving.segment import Sides, box_around
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BYTE = 255
 AS_SHOWN = ("uint8", "int16", "uint16", "float32")  # what the page draws
+TOLD_TO_USERS = ("sam3dnet.inference.images", "sam3dnet.serving")  # what these warn of while an image is opened
 
 Voxel = tuple[int, int, int]
 
@@ -67,6 +70,7 @@ class CaseWork:
         has_begun: Whether it is being read and segmented, or was.
         is_ready: Whether prompts can be given.
         problem: Why it will never be ready, for the user.
+        warnings: What the log warned of while it was opened, for the user.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class CaseWork:
     ):
         self.case, self.share, self.has_begun, self.is_ready = case, 0.0, False, False
         self.problem: str | None = None
+        self.warnings: list[str] = []
         self.files = CaseFiles(case, reader, classes, output, file_ending)
         self._session, self._reader, self._classes = session, reader, classes
         self._grid: Grid | None = None
@@ -128,16 +133,9 @@ class CaseWork:
             if on_progress is not None:
                 on_progress(share)
 
-        self._session.set_image([*self.case.files], on_progress=progress)
-        largest = max(max(*one.members, one.label) for one in self._classes.values())
-        labels_ZYX = self._session.labels()
-        dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
-        self._shown = labels_ZYX.astype(dtype)
-        saved_ZYX = self.files.read_labels(labels_ZYX.shape)
-        if saved_ZYX is not None:
-            self._shown = saved_ZYX.astype(dtype)
-            for step in self.files.read_steps():
-                self._remember(step)
+        with _hearing(self.warnings):
+            self._session.set_image([*self.case.files], on_progress=progress)
+            self._go_on()
         self._stored = self._in_file(self._shown)
         self._counts = self._count(self._stored)
         self.is_ready = True
@@ -155,6 +153,24 @@ class CaseWork:
         said = {"class": class_name, "kind": "click", "at": list(at), "positive": positive}
         prompts = ClassPrompts(points=(Point((float(at[0]), float(at[1]), float(at[2])), positive),))
         return self._do(Step("click", said, class_name, prompts))
+
+    def scribble(self, class_name: str, places: Sequence[Voxel], positive: bool) -> Seen:
+        """Say that a class is, or is not, at each voxel (i, j, k) of a stroke.
+
+        Raises:
+            PromptError: If one lies outside, there is none, or there is no such class.
+        """
+        self._require_ready()
+        size = self._stored.shape[::-1]
+        for place in places:
+            if not all(0 <= at < end for at, end in zip(place, size, strict=True)):
+                raise PromptError(
+                    f"a scribble over {place} leaves the image, whose last voxel is {tuple(end - 1 for end in size)}; "
+                    "draw within it"
+                )
+        said = {"class": class_name, "kind": "scribble", "at": [list(place) for place in places], "positive": positive}
+        prompts = ClassPrompts(scribbles=(Scribble(tuple(places), positive),))
+        return self._do(Step("scribble", said, class_name, prompts))
 
     def box(self, class_name: str, low: Voxel, high: Voxel) -> Seen:
         """Draw a box between two voxels (i, j, k), which both belong to it.
@@ -264,6 +280,18 @@ class CaseWork:
         self._require_ready()
         self.files.write(self._shown, self._session.properties, self._told)
 
+    def _go_on(self) -> None:
+        """Show what was saved before, or the automatic label map."""
+        largest = max(max(*one.members, one.label) for one in self._classes.values())
+        labels_ZYX = self._session.labels()
+        dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
+        self._shown = labels_ZYX.astype(dtype)
+        saved_ZYX = self.files.read_labels(labels_ZYX.shape)
+        if saved_ZYX is not None:
+            self._shown = saved_ZYX.astype(dtype)
+            for step in self.files.read_steps():
+                self._remember(step)
+
     def _remember(self, step: Step) -> None:
         try:
             self._say(step)
@@ -308,29 +336,37 @@ class CaseWork:
     def _brought_back(
         self, step: Step, after_ZYX: Labels, sides: Sides | None, wanted: Labels
     ) -> tuple[Sides | None, Labels]:
-        """Let a click count where something was painted that says otherwise: that stroke goes."""
+        """Let clicks and scribbles count where something was painted that says otherwise: that stroke goes."""
         one, after = self._classes[step.class_name], self._in_file(after_ZYX)
-        for point in step.prompts.points:
-            i, j, k = point.voxel
-            label = self._label_at((k, j, i), sides, wanted)
-            if (label in one.members) == point.positive or label == int(after[k, j, i]):
-                continue
-            seen = self._stored.copy()
-            if sides is not None:
-                seen[_slices(sides)] = wanted
-            painted, _ = ndimage.label(seen != after, np.ones((3, 3, 3)))
-            stroke = painted == painted[k, j, i]
-            sides = box_around(stroke | (seen != self._stored))
-            assert sides is not None
-            box = _slices(sides)
-            wanted = np.where(stroke[box], after[box], seen[box]).astype(self._stored.dtype)
-        return sides, wanted
+        clicks = step.prompts.clicks
+        places = np.array([click.voxel for click in clicks], int).reshape(-1, 3)[:, ::-1]
+        inside = np.all((places >= 0) & (places < self._stored.shape), axis=1)  # a file's scribble may stick out
+        places, positive = places[inside], np.array([click.positive for click in clicks], bool)[inside]
+        at = tuple(places.T)
+        labels = self._labels_at(places, sides, wanted)
+        missed = (np.isin(labels, one.members) != positive) & (labels != after[at])
+        if not missed.any():
+            return sides, wanted
+        seen = self._stored.copy()
+        if sides is not None:
+            seen[_slices(sides)] = wanted
+        painted, count = ndimage.label(seen != after, np.ones((3, 3, 3)))
+        goes = np.zeros(count + 1, bool)
+        goes[painted[at][missed]] = True
+        strokes = goes[painted]
+        sides = box_around(strokes | (seen != self._stored))
+        assert sides is not None
+        box = _slices(sides)
+        return sides, np.where(strokes[box], after[box], seen[box]).astype(self._stored.dtype)
 
-    def _label_at(self, voxel_kji: Voxel, sides: Sides | None, wanted: Labels) -> int:
-        """Give the label of a voxel that will be seen once a box has the labels that are wanted."""
-        if sides is not None and all(low <= at < high for at, (low, high) in zip(voxel_kji, sides, strict=True)):
-            return int(wanted[tuple(at - low for at, (low, _) in zip(voxel_kji, sides, strict=True))])
-        return int(self._stored[voxel_kji])
+    def _labels_at(self, places_kji: npt.NDArray[Any], sides: Sides | None, wanted: Labels) -> Labels:
+        """Give the labels of voxels that will be seen once a box has the labels that are wanted."""
+        labels = self._stored[tuple(places_kji.T)]
+        if sides is not None:
+            low, high = np.array(sides).T
+            held = np.all((places_kji >= low) & (places_kji < high), axis=1)
+            labels[held] = wanted[tuple((places_kji[held] - low).T)]
+        return labels
 
     def _finish(self, step: Step, sides: Sides | None, wanted: Labels, again: bool = False) -> Seen:
         """Show labels in a box, and remember the step, of which only what changed is kept."""
@@ -385,6 +421,33 @@ class CaseWork:
     def _count(labels: Labels) -> dict[int, int]:
         counts = np.bincount(labels.ravel())
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
+
+
+class _Ear(logging.Handler):
+    """Hears what the thread that made it warns of."""
+
+    def __init__(self, heard: list[str]):
+        super().__init__(logging.WARNING)
+        self._heard, self._thread = heard, threading.get_ident()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sentence = record.getMessage().removeprefix("Warning: ")
+        if record.thread == self._thread and sentence not in self._heard:
+            self._heard.append(sentence)
+
+
+@contextmanager
+def _hearing(heard: list[str]) -> Iterator[None]:
+    """Add to a list what this thread warns users of."""
+    ear = _Ear(heard)
+    loggers = [logging.getLogger(name) for name in TOLD_TO_USERS]
+    for one in loggers:
+        one.addHandler(ear)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeHandler(ear)
 
 
 def as_drawn(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -9,10 +9,12 @@ import gzip
 import json
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +27,11 @@ from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.serving.access import PAGE, Access
 from sam3dnet.serving.arrays import WireError
-from sam3dnet.serving.bodies import answer, parse_json, read_body, read_json
+from sam3dnet.serving.bodies import LARGEST_JSON, TooLargeError, answer, parse_json, read_body
 from sam3dnet.serving.casework import CaseWork, Seen
 from sam3dnet.serving.hall import Hall
 from sam3dnet.serving.leases import GoneError, Lease
+from sam3dnet.serving.segment import LARGEST_SCRIBBLE
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +48,14 @@ SHOWN_SHARE = (0.5, 99.5)  # percent of the grey values that a first window show
 SOFT_TISSUE_HU = (-160.0, 240.0)
 OBLIQUE = 0.02  # radians, about, from which axes are no longer those of the patient
 META = "X-Meta"
+LARGEST_INDEX = 1 << 31
+BYTES_A_PLACE = 64  # of JSON, most of them blanks
+MOST_TAKEN = 1000
 
-Index = Annotated[list[StrictInt], Field(min_length=3, max_length=3)]
+Whole = Annotated[StrictInt, Field(ge=-LARGEST_INDEX, le=LARGEST_INDEX)]
+Index = Annotated[list[Whole], Field(min_length=3, max_length=3)]
 SideOf = Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
+Said = TypeVar("Said", bound=BaseModel)
 
 
 class TakenError(Sam3dError):
@@ -75,6 +83,14 @@ class ClickRequest(SessionRequest):
 
     class_name: Annotated[StrictStr, Field(alias="class")]
     at: Index
+    positive: StrictBool = True
+
+
+class ScribbleRequest(SessionRequest):
+    """A stroke of a pencil over voxels (i, j, k) of the file."""
+
+    class_name: Annotated[StrictStr, Field(alias="class")]
+    at: Annotated[list[Index], Field(min_length=1, max_length=LARGEST_SCRIBBLE)]
     positive: StrictBool = True
 
 
@@ -110,7 +126,7 @@ class Viewer:
         self._classes = prompt_classes(hall.model.loaded.labels)
         self._files = _read_files()
         self._opening: set[asyncio.Task[None]] = set()
-        self._taken: set[str] = set()
+        self._taken: deque[str] = deque(maxlen=MOST_TAKEN)  # tokens of sessions whose case another window has
         output.mkdir(parents=True, exist_ok=True)
         remove_abandoned(output)
 
@@ -118,6 +134,7 @@ class Viewer:
         """Give all routes."""
         changes: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {
             "click": self.click,
+            "scribble": self.scribble,
             "box": self.box,
             "paint": self.paint,
             "undo": self.undo,
@@ -176,13 +193,13 @@ class Viewer:
 
     async def open(self, request: web.Request) -> web.Response:
         """Begin to work on a case; it is read and segmented while the page asks how far that is."""
-        name = (await read_json(request, OpenRequest)).case
+        name = (await _hear(request, OpenRequest)).case
         case = {one.name: one for one in await asyncio.to_thread(self._images.cases)}.get(name)
         if case is None:
             raise DatasetError(f"there is no image {name} any more; reload the page")
         for lease in self._hall.leases.all():
             if isinstance(lease.work, CaseWork) and lease.work.case.name == name:
-                self._taken.add(lease.token)
+                self._taken.append(lease.token)
                 self._hall.leases.release(lease.token)
         work = CaseWork(
             self._hall.new_session(),
@@ -209,6 +226,7 @@ class Viewer:
                     "image": True,
                     "ready": work.is_ready,
                     "error": work.problem,
+                    "warnings": work.warnings,
                 }
             )
 
@@ -231,14 +249,22 @@ class Viewer:
 
     async def click(self, request: web.Request) -> web.Response:
         """Hear a click."""
-        said = await read_json(request, ClickRequest)
+        said = await _hear(request, ClickRequest)
         lease, work = self._find(said.session)
         i, j, k = said.at
         return await self._changed(lease, work, "click", lambda: work.click(said.class_name, (i, j, k), said.positive))
 
+    async def scribble(self, request: web.Request) -> web.Response:
+        """Hear a stroke of a pencil."""
+        said = await _hear(request, ScribbleRequest, BYTES_A_PLACE * LARGEST_SCRIBBLE)
+        lease, work = self._find(said.session)
+        places = [(i, j, k) for i, j, k in said.at]
+        act = partial(work.scribble, said.class_name, places, said.positive)
+        return await self._changed(lease, work, "scribble", act)
+
     async def box(self, request: web.Request) -> web.Response:
         """Hear a box."""
-        said = await read_json(request, BoxRequest)
+        said = await _hear(request, BoxRequest)
         lease, work = self._find(said.session)
         low, high = (tuple(corner) for corner in (said.low, said.high))
         return await self._changed(lease, work, "box", lambda: work.box(said.class_name, low, high))  # type: ignore[arg-type]
@@ -254,7 +280,12 @@ class Viewer:
             raise WireError(f"a stroke in {meta.box} came, the image has shape {work.grid.shape}")
         size = int(np.prod(shape))
         with self._hall.leases.request(lease, is_action=True):
-            body = await read_body(request, size)
+            try:
+                body = await read_body(request, size)
+            except TooLargeError:
+                raise WireError(
+                    f"a stroke of more than {size} bytes came, its box {meta.box} asks for {size}"
+                ) from None
         if len(body) != size:
             raise WireError(f"a stroke of {len(body)} bytes came, its box {meta.box} asks for {size}")
         mask = np.frombuffer(body, np.uint8).reshape(shape) != 0
@@ -262,22 +293,22 @@ class Viewer:
 
     async def undo(self, request: web.Request) -> web.Response:
         """Take back what was done last."""
-        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        lease, work = self._find((await _hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "undo", work.undo)
 
     async def redo(self, request: web.Request) -> web.Response:
         """Do again what was taken back."""
-        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        lease, work = self._find((await _hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "redo", work.redo)
 
     async def reset(self, request: web.Request) -> web.Response:
         """Go back to the automatic label map."""
-        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        lease, work = self._find((await _hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "reset", work.reset)
 
     async def save(self, request: web.Request) -> web.Response:
         """Write the label map, also where nothing was changed."""
-        lease, work = self._find((await read_json(request, SessionRequest)).session)
+        lease, work = self._find((await _hear(request, SessionRequest)).session)
         with self._hall.leases.request(lease, is_action=True):
             async with lease.turn:
                 await self._saved(work)
@@ -285,13 +316,13 @@ class Viewer:
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Hear that the page is still there."""
-        lease, _ = self._find((await read_json(request, SessionRequest)).session)
+        lease, _ = self._find((await _hear(request, SessionRequest)).session)
         with self._hall.leases.request(lease, is_action=False):
             return answer({})
 
     async def close(self, request: web.Request) -> web.Response:
         """Hear that the page goes."""
-        self._hall.leases.release((await read_json(request, SessionRequest)).session)
+        self._hall.leases.release((await _hear(request, SessionRequest)).session)
         return answer({})
 
     async def _open(self, lease: Lease, work: CaseWork) -> None:
@@ -371,6 +402,19 @@ class Viewer:
         return web.Response(body=content, content_type=kind, charset="utf-8", headers=headers)
 
 
+async def _hear(request: web.Request, form: type[Said], largest: int = LARGEST_JSON) -> Said:
+    """Read what the page says, which has a limit of its own.
+
+    Raises:
+        WireError: If it is not as expected.
+    """
+    try:
+        body = await read_body(request, largest)
+    except TooLargeError as problem:
+        raise WireError(f"{problem} for this; draw or say less at once") from None
+    return parse_json(body or b"{}", form)
+
+
 def _to_page() -> web.Response:
     return web.Response(status=302, headers={"Location": PAGE})
 
@@ -394,10 +438,14 @@ def _binary(meta: dict[str, Any], body: Any = b"", **headers: str) -> web.Respon
 
 
 async def _packed(meta: dict[str, Any], labels: npt.NDArray[Any] | None) -> web.Response:
-    """Answer with labels, packed where that is worth it."""
-    if labels is None:
-        return _binary(meta)
-    content = await asyncio.to_thread(labels.tobytes)
+    """Answer with labels, and after them the prompts, too long for a header; packed where that is worth it."""
+    content, meta = await asyncio.to_thread(_framed, meta, labels)
     if len(content) < SMALL:
         return _binary(meta, content)
     return _binary(meta, await asyncio.to_thread(gzip.compress, content, FASTEST), **{"Content-Encoding": "gzip"})
+
+
+def _framed(meta: dict[str, Any], labels: npt.NDArray[Any] | None) -> tuple[bytes, dict[str, Any]]:
+    prompts = json.dumps(meta["prompts"], separators=(",", ":")).encode()
+    rest = {name: value for name, value in meta.items() if name != "prompts"}
+    return (b"" if labels is None else labels.tobytes()) + prompts, rest | {"prompts_bytes": len(prompts)}

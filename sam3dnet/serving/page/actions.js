@@ -3,6 +3,7 @@
 import * as api from "./api.js";
 import { ask, showHelp } from "./dialogs.js";
 import { PLANE_NAMES } from "./orientation.js";
+import { between, joined } from "./voxels.js";
 
 const ZOOM_STEP = 1.25;
 const PAN_STEP = 40; // CSS pixels
@@ -25,6 +26,12 @@ export function makeActions({ store, session, changes, views }) {
   const { now } = store;
   const view = (name = now.active) => views.find((each) => each.name === name);
   const note = (text) => session.say("info", text);
+  const sendBox = (low, high) => {
+    const { name, label } = now.classes[now.class];
+    store.set({ draft: null });
+    actions.unhide(label);
+    changes.box(name, low, high);
+  };
 
   const actions = {
     /** Whether prompts can be given now; says why if not. */
@@ -54,7 +61,7 @@ export function makeActions({ store, session, changes, views }) {
       await session.reopen();
       changes.resume();
     },
-    dismiss: () => store.set({ message: null }),
+    dismiss: () => store.set(now.message ? { message: null } : { warnings: now.warnings.slice(1) }),
 
     setTool: (tool) => store.set({ tool, draft: null }),
     chooseClass(index) {
@@ -113,6 +120,14 @@ export function makeActions({ store, session, changes, views }) {
       const { plane, slice } = view();
       actions.goTo(plane.voxel(plane.column(now.crosshair) + columns, plane.row(now.crosshair) + rows, slice));
     },
+    /** Draw a stroke from the cross-hair on, which moves by a voxel; with other tools the view moves. */
+    drawOrPan(columns, rows) {
+      if (now.tool !== "scribble") return void actions.pan(-columns, -rows);
+      if (!now.volume || !actions.mayPrompt()) return;
+      const from = now.crosshair;
+      actions.move(columns, rows);
+      store.set({ draft: { kind: "scribble", at: joined(now.draft?.at ?? [], from, now.crosshair) } });
+    },
     pan: (dx, dy) => now.volume && view().pan(dx * PAN_STEP, dy * PAN_STEP),
     zoom: (direction) => now.volume && view().zoom(ZOOM_STEP ** direction),
     fit: () => now.volume && views.forEach((each) => each.fit()),
@@ -141,25 +156,51 @@ export function makeActions({ store, session, changes, views }) {
       actions.goTo(at);
       changes.click(name, at, positive);
     },
-    clickHere: (positive) => actions.click([...now.crosshair], positive),
+    /** A stroke over voxels [i, j, k], along which the class is or is not. */
+    scribble(places, positive) {
+      if (!places.length) return;
+      const { name, label } = now.classes[now.class];
+      actions.unhide(label);
+      actions.goTo(places.at(-1));
+      changes.scribble(name, places, positive);
+    },
     /** A box in a slice; a deep one waits for a drag in another plane that tells how far it reaches. */
     box(from, { low, high }, shift) {
-      const { name, label } = now.classes[now.class];
       const { draft } = now;
-      if (draft && draft.depth !== from.plane.depth) {
+      if (draft?.kind === "slice" && draft.depth !== from.plane.depth) {
         const whole = { low: [...draft.low], high: [...draft.high] };
         whole.low[draft.depth] = low[draft.depth];
         whole.high[draft.depth] = high[draft.depth];
-        store.set({ draft: null });
-        actions.unhide(label);
-        changes.box(name, whole.low, whole.high);
+        sendBox(whole.low, whole.high);
       } else if (now.deep || shift) {
-        store.set({ draft: { low, high, depth: from.plane.depth } });
+        store.set({ draft: { kind: "slice", low, high, depth: from.plane.depth } });
         actions.goTo(low.map((n, axis) => Math.round((n + high[axis]) / 2)));
       } else {
-        actions.unhide(label);
-        changes.box(name, low, high);
+        sendBox(low, high);
       }
+    },
+    /** At the cross-hair: the end of a stroke, a corner of a box, or with other tools a click. */
+    sayHere(positive) {
+      if (!now.volume || !actions.mayPrompt()) return;
+      const { tool, draft } = now;
+      const at = [...now.crosshair];
+      if (tool === "scribble") {
+        store.set({ draft: null });
+        actions.scribble(draft?.at ?? [at], positive);
+      } else if (tool !== "box") {
+        actions.click(at, positive);
+      } else if (draft?.kind === "corner") {
+        const { low, high } = between(draft.at, at);
+        sendBox(low, high);
+      } else {
+        store.set({ draft: { kind: "corner", at } });
+      }
+    },
+    /** Give up a stroke or a box that is not finished. @returns {boolean} whether there was one. */
+    drop() {
+      const had = now.draft !== null;
+      store.set({ draft: null });
+      return had;
     },
 
     undo: () => possible(now).undo && changes.step("undo"),
@@ -183,7 +224,7 @@ export function makeActions({ store, session, changes, views }) {
     },
     help: showHelp,
 
-    clear: () => store.set({ measures: [], draft: null }),
+    clear: () => store.set({ measures: [] }),
   };
   return actions;
 }

@@ -60,13 +60,19 @@ function meta(response) {
   return JSON.parse(response.headers.get("X-Meta"));
 }
 
+// The prompts, which stand after the voxels from a byte on; an image has none.
+function prompts(buffer, from) {
+  return from < buffer.byteLength ? JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, from))) : [];
+}
+
 // Read as it arrives into one buffer of the final size: a CT of 300 MB would otherwise be held twice.
 async function voxels(response, onShare) {
   const header = meta(response);
   const kind = KINDS[header.dtype];
   if (!kind) throw new ServerError(500, `The image has voxels of a kind that this page cannot show (${header.dtype}).`);
   const count = header.shape.reduce((a, b) => a * b, 1);
-  const bytes = new Uint8Array(count * kind.BYTES_PER_ELEMENT);
+  const size = count * kind.BYTES_PER_ELEMENT;
+  const bytes = new Uint8Array(size + (header.prompts_bytes ?? 0));
   const reader = response.body.getReader();
   let filled = 0;
   for (;;) {
@@ -77,14 +83,17 @@ async function voxels(response, onShare) {
     onShare(filled / bytes.length);
   }
   if (filled !== bytes.length) throw new OfflineError();
-  return { meta: header, data: new kind(bytes.buffer) };
+  return { meta: { ...header, prompts: prompts(bytes.buffer, size) }, data: new kind(bytes.buffer, 0, count) };
 }
 
 async function change(path, options) {
   const response = await send(path, options);
   const header = meta(response);
   const body = await online(() => response.arrayBuffer());
-  return { meta: header, data: header.box ? new KINDS[header.dtype](body) : null };
+  const size = body.byteLength - header.prompts_bytes;
+  const kind = KINDS[header.dtype];
+  const data = header.box ? new kind(body, 0, size / kind.BYTES_PER_ELEMENT) : null;
+  return { meta: { ...header, prompts: prompts(body, size) }, data };
 }
 
 const of = (session) => `session=${encodeURIComponent(session)}`;
@@ -93,7 +102,7 @@ const of = (session) => `session=${encodeURIComponent(session)}`;
 export const readState = () => json("state");
 /** Begin a session for a case: {session}. */
 export const open = (name) => json("open", posted({ case: name }));
-/** How far reading and segmenting are: {share, waiting, image, ready, error}. */
+/** How far reading and segmenting are: {share, waiting, image, ready, error, warnings}. */
 export const progress = (session) => json(`progress?${of(session)}`);
 /** Tell the server that the page is still there. */
 export const heartbeat = (session) => json("heartbeat", posted({ session }));
@@ -114,6 +123,9 @@ export async function readLabels(session) {
 
 /** A positive or negative click for a class at voxel [i, j, k]; answers a change {meta, data}. */
 export const click = (session, name, at, positive) => change("click", posted({ session, class: name, at, positive }));
+/** A stroke for a class over voxels [i, j, k], along which it is or is not; answers a change. */
+export const scribble = (session, name, at, positive) =>
+  change("scribble", posted({ session, class: name, at, positive }));
 /** A box for a class; low and high are voxels [i, j, k] that both belong to it; answers a change. */
 export const box = (session, name, low, high) => change("box", posted({ session, class: name, low, high }));
 /** "undo", "redo" or "reset"; answers a change. */

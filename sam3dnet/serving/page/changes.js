@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 
-const ADDING = new Set(["click", "box", "paint"]);
+const ADDING = new Set(["click", "scribble", "box", "paint"]);
 
 /** The changes that are still to be sent. What was painted shows at once and is kept over answers to earlier ones. */
 export class Changes {
@@ -21,6 +21,11 @@ export class Changes {
   /** A click for a class at voxel [i, j, k]. */
   click(name, at, positive) {
     this.#add({ kind: "click", class: name, at, positive, send: (id) => api.click(id, name, at, positive) });
+  }
+
+  /** A stroke for a class over voxels [i, j, k]. */
+  scribble(name, at, positive) {
+    this.#add({ kind: "scribble", class: name, at, positive, send: (id) => api.scribble(id, name, at, positive) });
   }
 
   /** A box for a class from voxel low to voxel high, both in it. */

@@ -6,8 +6,10 @@ const MOUSE = {
   title: "Mouse",
   rows: [
     ["Left click", "Click tool: this belongs to the class. Other tools: see the line above the planes"],
+    ["Drag", "Scribble tool: the class is along this stroke"],
     ["Right click", "Click tool: this does not belong to it; also Ctrl, Alt or Shift + left click"],
-    ["Right drag", "Brush: erase. Cross-hair, window, distance: window and level"],
+    ["Right drag", "Scribble tool: it is not along this stroke; also Ctrl, Alt or Shift + drag. Brush: erase"],
+    ["Right drag", "Cross-hair, window, distance: window and level"],
     ["Shift + right drag", "Window and level with every tool"],
     ["Wheel", "Slices"],
     ["Ctrl + wheel, pinch", "Zoom"],
@@ -19,7 +21,7 @@ const MOUSE = {
 // Each row: keys as `pressed` names them, how the help shows them, what they mean, what they do.
 function table(actions, tools) {
   const escape = () => {
-    if (tools.cancel()) return;
+    if (tools.cancel() || actions.drop()) return;
     actions.clear();
     actions.dismiss();
   };
@@ -28,6 +30,7 @@ function table(actions, tools) {
     ["Tools", [
       [{ V: () => actions.setTool("navigate") }, "V", "Cross-hair"],
       [{ P: () => actions.setTool("click") }, "P", "Click"],
+      [{ I: () => actions.setTool("scribble") }, "I", "Scribble"],
       [{ X: () => actions.setTool("box") }, "X", "Box"],
       [{ B: () => actions.setTool("brush") }, "B", "Brush"],
       [{ E: () => actions.setTool("eraser") }, "E", "Eraser"],
@@ -35,11 +38,16 @@ function table(actions, tools) {
       [{ M: () => actions.setTool("distance") }, "M", "Distance in mm"],
       [{ D: actions.depth }, "D", "Box, brush and eraser in three dimensions"],
       [{ "[": () => actions.size(-1), "]": () => actions.size(1) }, "[ and ]", "Smaller, larger brush"],
-      [{ Escape: escape }, "Esc", "Give up a drag, clear distances and messages"],
+      [{ Escape: escape }, "Esc", "Give up a drag, a stroke or a box; clear distances and messages"],
     ]],
     ["Segmentation", [
-      [{ Enter: () => actions.clickHere(true) }, "Enter", "Positive click at the cross-hair"],
-      [{ "Shift+Enter": () => actions.clickHere(false) }, "Shift+Enter", "Negative click at the cross-hair"],
+      [{ Enter: () => actions.sayHere(true) }, "Enter", "Positive click at the cross-hair"],
+      [{ "Shift+Enter": () => actions.sayHere(false) }, "Shift+Enter", "Negative click at the cross-hair"],
+      [{
+        "Shift+ArrowLeft": () => actions.drawOrPan(-1, 0), "Shift+ArrowRight": () => actions.drawOrPan(1, 0),
+        "Shift+ArrowUp": () => actions.drawOrPan(0, -1), "Shift+ArrowDown": () => actions.drawOrPan(0, 1),
+      }, "Shift+arrows", "Scribble: draw from the cross-hair; then Enter: the class is there, Shift+Enter: it is not"],
+      [{}, "Enter, twice", "Box: at one corner, then with the cross-hair at the opposite one, in any plane"],
       [range(9, (n) => [String(n + 1), () => actions.chooseClass(n)]), "1 to 9", "Choose the class"],
       [{ "Ctrl+Z": actions.undo }, "Ctrl+Z", "Undo"],
       [{ "Ctrl+Y": actions.redo, "Ctrl+Shift+Z": actions.redo }, "Ctrl+Y, Ctrl+Shift+Z", "Redo"],
@@ -56,10 +64,7 @@ function table(actions, tools) {
         PageUp: () => actions.scroll(undefined, -1), PageDown: () => actions.scroll(undefined, 1),
       }, "Page Up, Page Down", "Slices of the active plane"],
       [{ Home: () => actions.end(-1), End: () => actions.end(1) }, "Home, End", "First, last slice"],
-      [{
-        "Shift+ArrowLeft": () => actions.pan(1, 0), "Shift+ArrowRight": () => actions.pan(-1, 0),
-        "Shift+ArrowUp": () => actions.pan(0, 1), "Shift+ArrowDown": () => actions.pan(0, -1),
-      }, "Shift+arrows", "Move the view"],
+      [{}, "Shift+arrows", "Move the view (not with the scribble tool)"],
       [{ "+": () => actions.zoom(1), "=": () => actions.zoom(1), "-": () => actions.zoom(-1) }, "+ and -", "Zoom"],
       [{ 0: actions.fit }, "0", "Fit all planes"],
       [{

@@ -22,6 +22,7 @@ const store = new Store({
   // the case's
   case: null, volume: null, channel: 0, labels: null, ready: false, failed: false, progress: null, changed: null,
   prompts: [], pending: [], undo: 0, redo: 0, volumes: {}, saved: null, online: true, message: null,
+  warnings: [],
   // the user's; crosshair is a voxel [i, j, k]
   crosshair: [0, 0, 0], hover: null, class: 0, hidden: new Set(), tool: "click", brushMm: 10, ball: false, deep: false,
   draft: null, measures: [], window: { low: 0, high: 1 }, presets: [], opacity: 0.35, outline: false, shown: true,
@@ -137,6 +138,7 @@ window.sam3d = {
     crosshair: [...now.crosshair], undo: now.undo, redo: now.redo, saved: now.saved,
     busy: now.pending.length > 0 || !now.ready, pending: now.pending.length, ready: now.ready,
     prompts: now.prompts, online: now.online, message: now.message?.text ?? null, window: { ...now.window },
+    warnings: now.warnings, draft: now.draft,
   }),
   labelAt: (i, j, k) => now.labels?.at([i, j, k]) ?? null,
   goTo: (i, j, k) => actions.goTo([i, j, k]),

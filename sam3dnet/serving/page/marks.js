@@ -1,7 +1,11 @@
 /** What is drawn above the image: cross-hair, letters, scale, prompts, boxes, distances, the brush. */
 
+import { between } from "./voxels.js";
+
 const NEIGHBOURS = 2; // slices in which a prompt is still seen, fainter
 const FAINT = 0.35;
+const THICKNESS = [2.5, 6]; // CSS pixels of a scribble, about half a voxel
+const DOT = 0.01; // CSS pixels; a line without a length is not drawn
 const FONT = '600 13px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
 const SMALL = '12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
 const POSITIVE = "#35c759";
@@ -16,7 +20,7 @@ export function drawMarks(context, view, now, colours) {
   const classes = new Map(now.classes.map((item) => [item.name, colours.get(item.label)]));
   for (const prompt of now.prompts) drawPrompt(context, view, prompt, classes.get(prompt.class), false);
   for (const item of now.pending) drawPrompt(context, view, item, classes.get(item.class), true);
-  if (now.draft) drawBox(context, view, now.draft, "#fff", true);
+  if (now.draft) drawDraft(context, view, now);
   const here = now.measures.filter((line) => line.view === view.name && line.slice === view.slice);
   for (const line of here) drawDistance(context, view, line);
   drawSketch(context, view, now, colours);
@@ -89,6 +93,7 @@ function strength(view, from, to) {
 function drawPrompt(context, view, prompt, colour, waiting) {
   if (prompt.kind === "box") drawBox(context, view, prompt, colour, waiting);
   if (prompt.kind === "click") drawClick(context, view, prompt, waiting);
+  if (prompt.kind === "scribble") drawScribble(context, view, prompt, waiting);
 }
 
 function drawClick(context, view, { at, positive }, waiting) {
@@ -115,6 +120,41 @@ function drawClick(context, view, { at, positive }, waiting) {
   context.lineWidth = 1.6;
   context.stroke();
   context.globalAlpha = 1;
+}
+
+// A stroke without a polarity is one that is being drawn with the keys.
+function drawScribble(context, view, { at, positive }, waiting) {
+  const [x, y] = view.place(0, 0);
+  const [right, bottom] = view.place(1, 1);
+  const width = Math.max(THICKNESS[0], Math.min(THICKNESS[1], Math.min(right - x, bottom - y) / 2));
+  context.save();
+  context.lineCap = context.lineJoin = "round";
+  for (const alpha of [FAINT, 1]) {
+    context.globalAlpha = alpha * (waiting ? 0.6 : 1);
+    trace(context, view, at, alpha);
+    stroke(context, positive === undefined ? "#fff" : positive ? POSITIVE : NEGATIVE, width);
+  }
+  context.restore();
+}
+
+// The lines between voxels that touch, and dots for those that are alone, of the slices that are drawn so strongly.
+function trace(context, view, places, alpha) {
+  const { depth } = view.plane;
+  let before = null;
+  context.beginPath();
+  for (const at of places) {
+    const [x, y] = view.placeOf(at);
+    const seen = strength(view, at[depth], at[depth]) === alpha;
+    const goesOn = before?.every((index, axis) => Math.abs(index - at[axis]) <= 1);
+    if (seen && !goesOn) context.moveTo(x, y);
+    if (seen) context.lineTo(x + DOT, y);
+    before = seen ? at : null;
+  }
+}
+
+function drawDraft(context, view, { draft, crosshair }) {
+  if (draft.kind === "scribble") drawScribble(context, view, draft, false);
+  else drawBox(context, view, draft.kind === "corner" ? between(draft.at, crosshair) : draft, "#fff", true);
 }
 
 /** The corners in CSS pixels of a box from voxel low to voxel high, both in it: [left, top, right, bottom]. */
@@ -161,6 +201,7 @@ function drawDistance(context, view, { from, to, mm }) {
 function drawSketch(context, view, now, colours) {
   const { sketch, pointer } = view;
   if (sketch?.kind === "box") drawBox(context, view, sketch, "#fff", true);
+  if (sketch?.kind === "scribble") drawScribble(context, view, sketch, false);
   if (sketch?.kind === "distance") drawDistance(context, view, sketch);
   if (pointer && now.ready && (now.tool === "brush" || now.tool === "eraser")) drawBrush(context, view, now, colours);
 }

@@ -8,17 +8,25 @@ const part = (id) => document.getElementById(id);
 const all = (selector) => [...document.querySelectorAll(selector)];
 const INFO_MS = 9000;
 const OFFLINE = "The server does not answer. The page tries again every few seconds; nothing that was made is lost.";
-const PROMPTING = new Set(["click", "box", "brush", "eraser"]);
+const PROMPTING = new Set(["click", "scribble", "box", "brush", "eraser"]);
 
 const HINTS = {
   navigate: "Click or drag to move the cross-hair",
   click: "Left click: belongs to the class. Right click (or Ctrl, Alt, Shift + click): does not",
+  scribble: "Drag along the class. Right drag (or Ctrl, Alt, Shift + drag): where it is not",
   box: "Drag around the object in a slice",
   brush: "Drag to paint, right drag to erase. Hidden classes are kept",
   eraser: "Drag to erase labels. Hidden classes are kept",
   window: "Drag sideways for the width, up for brighter",
   distance: "Drag to measure; Esc clears",
 };
+
+const DRAFTS = {
+  scribble: "Shift + arrows draw on. Enter: belongs to the class. Shift + Enter: does not. Esc gives it up",
+  corner: "Move the cross-hair to the opposite corner, in any plane, and press Enter again. Esc gives it up",
+  slice: "Now drag in another plane: from where to where the box reaches. Esc gives it up",
+};
+const BY_KEY = "Or Enter at two opposite corners";
 
 function create(tag, className, text) {
   const element = document.createElement(tag);
@@ -149,8 +157,9 @@ function showNote(now) {
 }
 
 function showMessage(now, actions) {
-  const { message, online } = now;
-  const shown = online ? message : { kind: "error", text: OFFLINE, again: false };
+  const { message, online, warnings } = now;
+  const warning = warnings.length ? { kind: "warning", text: warnings[0], again: false } : null;
+  const shown = online ? message ?? warning : { kind: "error", text: OFFLINE, again: false };
   part("banner").hidden = !shown;
   if (!shown) return;
   part("banner").dataset.kind = shown.kind;
@@ -172,9 +181,9 @@ function showOptions(now) {
   part("brush-size").value = now.brushMm;
   part("brush-size-value").textContent = `${now.brushMm} mm`;
   part("hint").textContent =
-    now.draft ? "Now drag in another plane: from where to where the box reaches. Esc gives it up"
-    : now.tool === "box" && now.deep ? "Drag around the object in a slice, then drag its depth in another plane"
-    : now.tool === "box" ? `${HINTS.box}. With Shift: a 3D box`
+    now.draft ? DRAFTS[now.draft.kind]
+    : now.tool === "box" && now.deep ? `${HINTS.box}, then drag its depth in another plane. ${BY_KEY}`
+    : now.tool === "box" ? `${HINTS.box}. With Shift: a 3D box. ${BY_KEY}`
     : HINTS[now.tool];
   part("hint").title = part("hint").textContent;
 }
@@ -281,7 +290,7 @@ export function buildPanels({ store, session, actions, views }) {
   store.watch(["online", "pending", "ready", "saved", "failed", "output"], showSaved);
   store.watch(["hover", "crosshair", "volume", "labels", "changed"], showVoxel);
   store.watch(["volume", "instance"], showNote);
-  store.watch(["message", "online"], (now) => showMessage(now, actions));
+  store.watch(["message", "online", "warnings"], (now) => showMessage(now, actions));
   store.watch(["tool", "deep", "ball", "brushMm", "draft", "measures"], showOptions);
   store.watch(["opacity", "outline", "shown", "smooth", "cross", "layout"], showDisplay);
   store.watch(["presets"], fillPresets);

@@ -20,6 +20,7 @@ export class Session {
   #reopened = 0;
   #recovering = null;
   #opened = null;
+  #warned = 0;
   #used = performance.now();
   #asleep = false;
   id = null;
@@ -43,8 +44,8 @@ export class Session {
 
   /** Open a case in place of the one that is shown. */
   open(name) {
-    this.#reopened = 0;
-    const fresh = { volume: null, labels: null, channel: 0, measures: [], draft: null, hover: null };
+    this.#reopened = this.#warned = 0;
+    const fresh = { volume: null, labels: null, channel: 0, measures: [], draft: null, hover: null, warnings: [] };
     this.#store.set({ ...fresh, case: name, message: null, prompts: [], undo: 0, redo: 0, volumes: {}, saved: null });
     return this.#begin(name);
   }
@@ -85,6 +86,7 @@ export class Session {
     for (;;) {
       const progress = await this.#patiently(() => api.progress(id), stale);
       if (stale()) return;
+      this.#warn(progress.warnings);
       if (progress.error) throw new api.ServerError(500, progress.error);
       this.#store.set({ progress: { ...now.progress, ...progress } });
       if (!image && (progress.image || progress.ready)) {
@@ -98,6 +100,13 @@ export class Session {
     }
     await image;
     if (!stale()) await this.#readLabels(id, stale);
+  }
+
+  // A case that is opened once more has the same warnings, which the user has seen.
+  #warn(warnings) {
+    const fresh = warnings.slice(this.#warned);
+    this.#warned += fresh.length;
+    if (fresh.length) this.#store.set({ warnings: [...this.#store.now.warnings, ...fresh] });
   }
 
   async #readImage(id, channel, stale, onShare) {

@@ -1,6 +1,8 @@
 /** What the mouse, a pen or fingers do on a plane. */
 
 import { Stroke } from "./brush.js";
+import { Pencil } from "./scribble.js";
+import { between } from "./voxels.js";
 import { dragged } from "./windows.js";
 
 const STILL = 5; // CSS pixels that a click may move
@@ -141,6 +143,7 @@ export class Tools {
     if (button === 0 && tool === "distance") return this.#distance(view, start);
     if (free || button > 2 || !this.#actions.mayPrompt()) return null;
     if (tool === "click") return this.#click(view, start, button === 0 && plain);
+    if (tool === "scribble") return this.#scribble(view, start, button === 0 && plain);
     if (tool === "box" && button === 0) return this.#box(view, start, event.shiftKey);
     if (tool === "brush" && button === 0) return this.#paint(view, start, false);
     if (tool === "brush" && button === 2) return this.#paint(view, start, true);
@@ -183,12 +186,29 @@ export class Tools {
     };
   }
 
+  #scribble(view, start, positive) {
+    const pencil = new Pencil(view.plane, view.slice);
+    const clear = () => {
+      view.sketch = null;
+      view.invalidate("over");
+    };
+    const move = (at) => {
+      pencil.to(view.columnRow(...at));
+      view.sketch = { kind: "scribble", at: pencil.places, positive };
+      view.invalidate("over");
+    };
+    move(start);
+    const end = (at) => {
+      move(at);
+      clear();
+      this.#actions.scribble(pencil.places, positive);
+    };
+    return { move, end, cancel: clear };
+  }
+
   #box(view, start, deep) {
     const from = view.voxel(...start, true);
-    const spans = (at) => {
-      const to = view.voxel(...at, true);
-      return { low: from.map((n, axis) => Math.min(n, to[axis])), high: from.map((n, axis) => Math.max(n, to[axis])) };
-    };
+    const spans = (at) => between(from, view.voxel(...at, true));
     const clear = () => {
       view.sketch = null;
       view.invalidate("over");
