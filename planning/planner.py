@@ -418,7 +418,7 @@ def plan_dataset(
         folders: nnU-Net's three folders, already active (see `activate_folders`).
         cost: (arch_kwargs, input channels, classes, batch size) -> bytes of a training step.
         gpu_memory_target_gb: Plan for a card with this much memory, whatever the device.
-        encoder: "auto", "tiny", "small", "vit_b", "vit_l" or "vit_h".
+        encoder: "auto", "none" (no transformer), "tiny", "small", "vit_b", "vit_l" or "vit_h".
         find_weights: (encoder, asked for) -> what there is of SAM's weights; called where they would be taken.
         seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core;
             needed where `device` is a CPU and no memory target is given.

@@ -252,6 +252,15 @@ def test_weights_that_a_small_encoder_does_not_take_are_told(
     assert "--encoder tiny is trained from scratch: --sam-checkpoint is not used" in capsys.readouterr().out
 
 
+def test_published_systems_are_not_planned_without_their_transformer(
+    planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["-d", "501", "--encoder", "none", "--device", "cpu"]
+    assert plan_and_preprocess.main([*line, "--method", "3dsam-adapter"]) == 2
+    assert "method 3dsam-adapter is made of an image encoder; --encoder none is for sam3d" in capsys.readouterr().err
+    assert plan_and_preprocess.main(line) == 0
+
+
 def test_verification_stops_before_planning_and_can_be_skipped(
     planning: dict[str, Recorder], capsys: pytest.CaptureFixture[str]
 ) -> None:

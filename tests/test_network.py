@@ -10,8 +10,10 @@ from torch.nn import functional
 from sam3dnet.errors import PlanError
 from sam3dnet.network import attention
 from sam3dnet.network.cost import training_cost
+from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.segmentation import ENCODER_SIZES
+from sam3dnet.prompts.types import ClassPrompts, Point
 
 STRIDES = {
     (4, 4, 4): [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
@@ -44,6 +46,19 @@ def test_every_input_gives_logits_of_its_own_size(stride, channels, classes, bat
     assert logits[0].shape == (batch, classes, *shape)
     assert len(logits) == len(STRIDES[stride]) - 1
     assert all(torch.isfinite(level).all() for level in logits)
+
+
+@pytest.mark.parametrize("shape", [(8, 12, 16), (5, 6, 7)])
+def test_without_a_transformer_there_are_convolutions_alone(shape):
+    network = make(encoder="none", prompts=True)
+    assert not len(network.image_encoder.blocks)
+    features = network.features(torch.randn(1, 1, *shape))
+    assert features.logits[0].shape == (1, 3, *shape)
+    batch = PromptBatch.of([Query(0, 1, ClassPrompts((Point((2, 3, 4)),)))], shape)
+    margin = torch.zeros(1, *shape)
+    (features.logits[0].mean() + network.prompted(features, batch, margin).mean()).backward()
+    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert all(name.startswith(("decoder.heads", "prompt_decoder")) for name in unused)
 
 
 def test_deep_supervision_follows_the_strides_and_can_be_switched_off():
@@ -218,7 +233,7 @@ def test_the_network_learns_one_case():
 
 
 def test_unknown_encoder_and_wrong_strides_are_refused():
-    with pytest.raises(PlanError, match="expected one of tiny, small, vit_b"):
+    with pytest.raises(PlanError, match="expected one of none, tiny, small, vit_b"):
         make(encoder="vit_x")
     with pytest.raises(PlanError, match="multiply to"):
         SAM3D(1, 2, encoder="tiny", patch_size=(8, 8, 8), token_stride=(4, 4, 8), strides=STRIDES[4, 4, 4])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam3dnet.cli.command import run_command
+from sam3dnet.errors import PlanError
 from sam3dnet.settings.choices import EncoderChoice
 from sam3dnet.settings.function import function_of
 from sam3dnet.settings.planning import PlanningSettings
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
-    from sam3dnet.planning.methods import MethodChoice
+    from sam3dnet.planning.methods import DEFAULT_METHOD, MethodChoice
     from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 
     folders = activate_folders(settings.root)
@@ -32,6 +33,8 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
         settings.method, settings.fidelity, settings.tuning, prompts=prompts, network=settings.network
     )
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
+    if encoder == "none" and choice.name != DEFAULT_METHOD:
+        raise PlanError(f"method {choice.name} is made of an image encoder; --encoder none is for {DEFAULT_METHOD} alone")
 
     from sam3dnet.planning.asked import choose_configurations, require_plannable, tell_stale
     from sam3dnet.planning.plan import format_decisions, load_plan
@@ -119,7 +122,7 @@ def _encoder_for(encoder: EncoderChoice, sam_checkpoint: str | None) -> EncoderC
     """Check the file of weights that the user named, and say which encoder that asks for."""
     from sam3dnet.network.weights_file import check_named_file
 
-    if encoder in ("tiny", "small"):
+    if encoder in ("none", "tiny", "small"):
         if sam_checkpoint:
             _log.warning("Warning: --encoder %s is trained from scratch: --sam-checkpoint is not used", encoder)
         return encoder

@@ -55,7 +55,7 @@ class EncoderSize:
     global_table: int | None = None
 
     def level_blocks(self) -> tuple[int, ...]:
-        """Return the four blocks, counted from 0, after which a level leaves the encoder."""
+        """Return the four blocks, counted from 0, after which a level leaves the encoder; -1 for before the first."""
         return tuple(self.depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4))
 
 
@@ -272,14 +272,14 @@ class ImageEncoder3D(nn.Module):
         # each token's channels beside one another: otherwise every norm and linear layer copies
         tokens_BDHWE = embedded_BEDHW.permute(0, 2, 3, 4, 1).contiguous() + self._position(embedded_BEDHW.shape[2:])
         leaving = self.size.level_blocks()
-        levels: list[Tensor] = []
+        levels = [neck(_channels_first(tokens_BDHWE)) for neck in self.necks[: leaving.count(-1)]]
         for index, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
                 tokens_BDHWE = checkpoint(block, tokens_BDHWE, use_reentrant=False)
             else:
                 tokens_BDHWE = block(tokens_BDHWE)
-            if index in leaving:
-                levels.append(self.necks[len(levels)](tokens_BDHWE.permute(0, 4, 1, 2, 3)))
+            for _ in range(leaving.count(index)):
+                levels.append(self.necks[len(levels)](_channels_first(tokens_BDHWE)))
         return levels
 
     def _position(self, grid: tuple[int, int, int]) -> Tensor:
@@ -290,3 +290,7 @@ class ImageEncoder3D(nn.Module):
         if depth_DE.shape[0] != grid[0]:
             depth_DE = F.interpolate(depth_DE.t()[None], grid[0], mode="linear")[0].t()
         return in_plane_HWE[None] + depth_DE[:, None, None]
+
+
+def _channels_first(tokens_BDHWE: Tensor) -> Tensor:
+    return tokens_BDHWE.permute(0, 4, 1, 2, 3)

@@ -24,6 +24,7 @@ from sam3dnet.network.reach import KEY, UNLIMITED
 from sam3dnet.network.target_device import order_kernels
 
 ENCODER_SIZES = {
+    "none": EncoderSize(192, 0, 6, (), (8, 8, 8), 96, 96),  # no transformer: convolutions alone
     "tiny": EncoderSize(48, 4, 3, (1, 3), (4, 4, 4), 24, 32),
     "small": EncoderSize(192, 8, 6, (1, 3, 5, 7), (8, 8, 8), 96, 96),
     "vit_b": EncoderSize(768, 12, 12, (2, 5, 8, 11), (8, 14, 14), 384, 256, 64),

@@ -10,7 +10,7 @@ FidelityName = Literal["corrected", "as-published"]
 TuningName = Literal[
     "spatial-adapter", "adapter", "pro-tuning", "st-adapter", "med-tuning", "lora", "layernorm", "full", "frozen"
 ]
-EncoderName = Literal["tiny", "small", "vit_b", "vit_l", "vit_h"]
+EncoderName = Literal["none", "tiny", "small", "vit_b", "vit_l", "vit_h"]
 EncoderChoice = Literal["auto", EncoderName]
 CheckName = Literal[
     "installation",

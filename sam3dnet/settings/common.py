@@ -52,7 +52,7 @@ class OnSam:
 
     Attributes:
         encoder: Size of the image encoder; vit_b, vit_l and vit_h start from SAM's weights, auto takes vit_b where
-            these are to be had and, on a CPU, a step with it costs little more.
+            these are to be had and, on a CPU, a step with it costs little more; none leaves the transformer out.
         sam_checkpoint: SAM's weights to plan for, which asks for vit_b where no encoder is named: sam, medsam, or a
             file in SAM's format; without it $SAM3D_WEIGHTS, else sam, from the cache or by a download.
         gpu_memory_target: GB of memory that training may take, for methods that our planner plans; without it, what
