@@ -257,7 +257,7 @@ def test_published_systems_are_not_planned_without_their_transformer(
 ) -> None:
     line = ["-d", "501", "--encoder", "none", "--device", "cpu"]
     assert plan_and_preprocess.main([*line, "--method", "3dsam-adapter"]) == 2
-    assert "method 3dsam-adapter is made of an image encoder; --encoder none is for sam3d" in capsys.readouterr().err
+    assert "method 3dsam-adapter needs an image encoder; --encoder none is for sam3d" in capsys.readouterr().err
     assert plan_and_preprocess.main(line) == 0
 
 

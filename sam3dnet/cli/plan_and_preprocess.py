@@ -34,7 +34,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     )
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
     if encoder == "none" and choice.name != DEFAULT_METHOD:
-        raise PlanError(f"method {choice.name} is made of an image encoder; --encoder none is for {DEFAULT_METHOD} alone")
+        raise PlanError(f"method {choice.name} needs an image encoder; --encoder none is for {DEFAULT_METHOD} alone")
 
     from sam3dnet.planning.asked import choose_configurations, require_plannable, tell_stale
     from sam3dnet.planning.plan import format_decisions, load_plan
