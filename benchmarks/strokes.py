@@ -2,9 +2,9 @@
 
     python benchmarks/strokes.py --model MODEL_FOLDER --images imagesTr --labels labelsTr --class-name tumour --json OUT
 
-In each validation case of fold 0 the largest error of the automatic mask is named: by a click at its innermost voxel, by
-a stroke along the longest line through its largest slice, and by strokes in other directions. Then its largest object
-is named: by a click in its middle, a box around it, and a box around its largest slice.
+In each validation case of fold 0 the largest error of the automatic mask is named: by a click at its innermost voxel,
+and by strokes along the longest line through its largest slice across each axis. Then its largest object is named: by a
+click in its middle, a box around it, and boxes around its largest slice.
 """
 
 import re

@@ -2,8 +2,9 @@
 
     python benchmarks/variants.py VARIANT -- DATASET fold0 --minutes 20 --root DIR
 
-The rest of the line is that of sam3d_train. What is trained lies in the usual folders, and predicts only by this
-command's own validation, since the network that sam3d_predict makes knows no variant where one changes its parts.
+The rest of the line is that of sam3d_train. What is trained lies in the usual folders. Where a variant changes parts of
+the network it predicts only by this command's own validation, since the network that sam3d_predict makes knows nothing
+of it; "no-blocks" changes the plan, and is a model as any other.
 """
 
 import sys
@@ -21,7 +22,7 @@ from torch import nn
 from sam3dnet.cli import train
 from sam3dnet.network.image_encoder import ImageEncoder3D, TransformerBlock3D
 from sam3dnet.network.sam3d import SAM3D
-from sam3dnet.training import optimizer
+from sam3dnet.training import optimizer, run
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 
@@ -60,7 +61,6 @@ LEAST_HARD = 0.1  # what a class with Dice 1 still counts
 Change = Callable[[ImageEncoder3D], None]
 VARIANTS: Mapping[str, Change] = MappingProxyType(
     {
-        "no-blocks": lambda encoder: leave_blocks(encoder, ()),
         "every-second": lambda encoder: leave_blocks(encoder, range(1, len(encoder.blocks), 2)),
         "last-half": lambda encoder: leave_blocks(encoder, range(len(encoder.blocks) // 2, len(encoder.blocks))),
         "last-two": lambda encoder: leave_blocks(encoder, range(len(encoder.blocks) - 2, len(encoder.blocks))),
@@ -153,8 +153,28 @@ SAMPLING: Mapping[str, Callable[[], None]] = MappingProxyType(
 )
 
 
+def without_transformer() -> None:
+    """Train by the plan that there is, but with the encoder "none"."""
+    read = run._read_plan
+
+    def changed(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        plans, dataset_json = read(*arguments)
+        for configuration in plans["configurations"].values():
+            if "architecture" in configuration:
+                configuration["architecture"]["arch_kwargs"] |= {"encoder": "none", "pretrained": False}
+        return plans, dataset_json
+
+    run._read_plan = changed
+
+
+PLANS: Mapping[str, Callable[[], None]] = MappingProxyType({"no-blocks": without_transformer})
+
+
 def change(variant: str) -> None:
     """Change what training makes: every network that is built from now on in this process, or how it learns."""
+    if variant in PLANS:
+        PLANS[variant]()
+        return
     if variant in SAMPLING:
         SAMPLING[variant]()
         return
@@ -173,7 +193,7 @@ def change(variant: str) -> None:
     SAM3D.__init__ = changed  # type: ignore[assignment,method-assign]
 
 
-ALL = (*VARIANTS, *RATES, *AUGMENTATIONS, *SAMPLING)
+ALL = (*VARIANTS, *PLANS, *RATES, *AUGMENTATIONS, *SAMPLING)
 
 
 def main() -> int:

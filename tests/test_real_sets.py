@@ -114,6 +114,14 @@ def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
     assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
 
 
+def test_without_blocks_the_plan_has_no_transformer(monkeypatch):
+    plans = {"configurations": {"3d_fullres": {"architecture": {"arch_kwargs": {"encoder": "small"}}}, "low": {}}}
+    monkeypatch.setattr(variants.run, "_read_plan", lambda *_: (plans, {}))
+    variants.change("no-blocks")
+    changed, _ = variants.run._read_plan("Dataset501_Hippocampus", None, "SAM3DPlans")
+    assert changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == "none"
+
+
 @pytest.mark.parametrize("variant", variants.AUGMENTATIONS)
 def test_variants_of_augmentation_leave_grey_values_alone(variant, monkeypatch):
     spatial = SpatialTransform((8, 8, 8), 0, False, p_elastic_deform=0.2, p_rotation=0.2, p_scaling=0.2)
