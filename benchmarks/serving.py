@@ -245,8 +245,7 @@ class BrowserUser(User):
                 meta = json.loads(response.raise_for_status().headers["X-Meta"])
                 if meta["box"] is not None:
                     box = tuple(slice(*side) for side in meta["box"])
-                    values = np.frombuffer(response.content, np.dtype(meta["dtype"]))
-                    labels[box] = values.reshape(labels[box].shape)
+                    labels[box] = _values(response.content, meta).reshape(labels[box].shape)
                 saved = sitk.GetArrayFromImage(sitk.ReadImage(str(self._output / meta["saved"])))
                 self._check(saved, labels, f"what the page saved after {kind}")
             http.post("/close", json={"session": session}).raise_for_status()
@@ -255,7 +254,12 @@ class BrowserUser(User):
 def _labels(http: httpx.Client, session: str) -> tuple[np.ndarray, list[int]]:
     response = http.get("/labels", params={"session": session}).raise_for_status()
     meta = json.loads(response.headers["X-Meta"])
-    return np.frombuffer(response.content, np.dtype(meta["dtype"])).reshape(meta["shape"]).copy(), meta["shape"]
+    return _values(response.content, meta).reshape(meta["shape"]).copy(), meta["shape"]
+
+
+def _values(content: bytes, meta: dict[str, Any]) -> np.ndarray:
+    """Give the labels of an answer, after which its prompts stand."""
+    return np.frombuffer(content[: len(content) - meta["prompts_bytes"]], np.dtype(meta["dtype"]))
 
 
 def crowd(arguments: argparse.Namespace, address: str, model: Model, output: Path) -> list[dict[str, Any]]:

@@ -18,9 +18,11 @@ from tiny_models import OBLIQUE, REGIONS, SHAPE_ZYX, labels_of, write_image
 from sam3dnet.inference.images import Case
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.model import load_model
+from sam3dnet.preprocessing.geometry import as_stored
 from sam3dnet.prompts.files import read_prompts
-from sam3dnet.serving import case_files
+from sam3dnet.serving import case_files, viewer
 from sam3dnet.serving.casework import CaseWork, as_drawn
+from sam3dnet.serving.segment import LARGEST_SCRIBBLE
 
 
 class Page:
@@ -48,8 +50,8 @@ class Page:
 
     def fetch(self, what, **more):
         response = self.http.get(f"/{what}", params={"session": self.session, **more}).raise_for_status()
-        meta = json.loads(response.headers["X-Meta"])
-        return np.frombuffer(response.content, np.dtype(meta["dtype"])).reshape(meta["shape"]).copy(), meta
+        values, meta = self._unpack(response)
+        return values.reshape(meta["shape"]).copy(), meta
 
     def change(self, what, **said):
         return self._apply(self.http.post(f"/{what}", json={"session": self.session, **said}))
@@ -66,12 +68,20 @@ class Page:
         )
 
     def _apply(self, response):
-        self.meta = json.loads(response.raise_for_status().headers["X-Meta"])
+        values, self.meta = self._unpack(response.raise_for_status())
         if self.meta["box"] is not None:
             box = tuple(slice(*side) for side in self.meta["box"])
-            shape = self.labels[box].shape
-            self.labels[box] = np.frombuffer(response.content, np.dtype(self.meta["dtype"])).reshape(shape)
+            self.labels[box] = values.reshape(self.labels[box].shape)
         return self.meta
+
+    @staticmethod
+    def _unpack(response):
+        """Give the values of a body, and what is said beside them: in a header, and of prompts after the values."""
+        meta, content = json.loads(response.headers["X-Meta"]), response.content
+        size = len(content) - meta.get("prompts_bytes", 0)
+        if "prompts_bytes" in meta:
+            meta["prompts"] = json.loads(content[size:])
+        return np.frombuffer(content[:size], np.dtype(meta["dtype"])), meta
 
 
 @pytest.fixture
@@ -152,6 +162,118 @@ def test_clicks_in_the_voxels_of_the_file_change_the_file_that_is_saved(tmp_path
     assert len(read["organ"][0].boxes) == 1
 
 
+STROKES = (
+    ([(1, 2, 1), (2, 2, 1), (3, 3, 1), (3, 4, 1)], True),
+    ([(3, 3, 1), (4, 3, 2), (5, 3, 3)], False),
+    ([(6, 8, 4)], True),
+)
+
+
+@pytest.mark.parametrize("direction", [OBLIQUE, FLIPPED, TURNED], ids=["oblique", "flipped", "turned"])
+@pytest.mark.parametrize("reader", ["SimpleITKIO", "NibabelIOWithReorient"])
+def test_scribbles_say_what_they_say_in_a_session(tmp_path, model, output, reader, direction):
+    plans = json.loads((model / "plans.json").read_text())
+    (model / "plans.json").write_text(json.dumps(plans | {"image_reader_writer": reader}))
+    file = tmp_path / "images" / "a_0000.nii.gz"
+    write_image(file, 3, direction=direction)
+    session = session_of(model, file)
+    with serving(model, images=file.parent, output=output) as served:
+        page = Page(served).open("a")
+        for places, positive in STROKES:
+            page.change("scribble", **{"class": "lesion", "at": places, "positive": positive})
+            assert all((page.labels[k, j, i] == 2) == positive for i, j, k in places)
+            assert session.scribble(places, positive, "lesion").any()
+            np.testing.assert_array_equal(page.labels, as_stored(session.label_map(), session.properties))
+        told = [(said["kind"], [tuple(at) for at in said["at"]], said["positive"]) for said in page.meta["prompts"]]
+        assert told == [("scribble", *stroke) for stroke in STROKES]
+        page.http.close()
+    np.testing.assert_array_equal(labels_of(output / "a.nii.gz"), page.labels)
+
+
+def test_scribbles_are_undone_done_again_and_there_after_a_restart(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        states = [page.labels.copy()]
+        for places, positive in STROKES:
+            page.change("scribble", **{"class": "lesion", "at": places, "positive": positive})
+            states.append(page.labels.copy())
+        for state in states[-2::-1]:
+            page.change("undo")
+            np.testing.assert_array_equal(page.labels, state)
+        for state in states[1:]:
+            page.change("redo")
+            np.testing.assert_array_equal(page.labels, state)
+        page.http.close()
+    read = read_prompts(output / "a_prompts.json", ["a"], ["organ", "lesion"]).of_case("a")["lesion"]
+    assert [(one.at, one.positive) for one in read[0].scribbles] == [(tuple(at), sign) for at, sign in STROKES]
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        np.testing.assert_array_equal(page.labels, states[-1])
+        assert [said["kind"] for said in page.meta["prompts"]] == ["scribble"] * 3
+        for state in states[-2::-1]:
+            page.change("undo")
+            np.testing.assert_array_equal(page.labels, state)
+        for state in states[1:]:
+            page.change("redo")
+            np.testing.assert_array_equal(page.labels, state)
+        page.change("reset")
+        np.testing.assert_array_equal(page.labels, states[0])
+        page.http.close()
+    assert json.loads((output / "a_prompts.json").read_text())["cases"] == {}
+
+
+def test_the_file_of_prompts_says_of_a_voxel_what_was_said_last(page, output):
+    page.open("a")
+    page.change("scribble", **{"class": "lesion", "at": [[1, 2, 1], [2, 2, 1], [3, 2, 1]], "positive": True})
+    page.change("click", **{"class": "organ", "at": [1, 2, 1], "positive": True})
+    page.change("click", **{"class": "lesion", "at": [2, 2, 1], "positive": False})
+    page.change("scribble", **{"class": "lesion", "at": [[5, 5, 3]], "positive": True})
+    page.change("click", **{"class": "lesion", "at": [5, 5, 3], "positive": False})
+    stated = json.loads((output / "a_prompts.json").read_text())["cases"]["a"]["lesion"]
+    assert stated["scribbles"] == [{"at": [[1, 2, 1], [3, 2, 1]], "positive": True}]
+    assert [one["at"] for one in stated["points"]] == [[2, 2, 1], [5, 5, 3]]
+    page.change("undo")
+    stated = json.loads((output / "a_prompts.json").read_text())["cases"]["a"]["lesion"]
+    assert stated["scribbles"][1] == {"at": [[5, 5, 3]], "positive": True}
+
+
+def test_a_scribble_takes_away_the_strokes_of_the_brush_that_say_otherwise_and_no_others(page):
+    page.open("a")
+    for i in (0, 3, 6):  # three strokes that do not touch
+        page.paint(1, [[0, 5], [4, 5], [i, i + 1]], np.ones((5, 1, 1)))
+    page.change("scribble", **{"class": "lesion", "at": [[0, 4, 2], [1, 4, 2], [3, 4, 2]], "positive": True})
+    assert (page.labels[2, 4, [0, 1, 3]] == 2).all()
+    assert (page.labels[:, 4, 6] == 1).all() and (page.labels[:, 4, 3] != 1).any()
+    page.change("undo")
+    assert (page.labels[:, 4, [0, 3, 6]] == 1).all()
+
+
+def test_many_long_scribbles_fit_an_answer(page, output):
+    page.open("a")
+    places = [[n % 7, n // 7 % 9, n // 63] for n in range(315)]
+    for _ in range(3):
+        page.change("scribble", **{"class": "lesion", "at": places * 20, "positive": True})
+    assert (page.labels == 2).all() and (labels_of(output / "a.nii.gz") == 2).all()
+    assert [len(said["at"]) for said in page.meta["prompts"]] == [6300] * 3
+    assert page.fetch("labels")[1]["prompts"] == page.meta["prompts"]
+
+
+def test_a_scribble_of_a_file_that_sticks_out_of_the_image_is_cut_off(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        page.change("scribble", **{"class": "lesion", "at": [[6, 2, 1]], "positive": True})
+        page.http.close()
+    stated = json.loads((output / "a_prompts.json").read_text())
+    stated["cases"]["a"]["lesion"]["scribbles"][0]["at"] += [[7, 2, 1], [-1, 2, 1]]
+    (output / "a_prompts.json").write_text(json.dumps(stated))
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        page.change("undo")
+        page.change("redo")
+        assert page.labels[1, 2, 6] == 2
+        page.http.close()
+
+
 def test_what_is_painted_stays_until_a_prompt_is_about_it(page):
     page.open("a")
     voxels = np.argwhere(page.labels == 0)[5]
@@ -178,7 +300,8 @@ def test_any_steps_are_undone_and_done_again_and_all_is_in_the_file(tmp_path, fo
         page = Page(served).open("a")
         states, at = [page.labels.copy()], 0
         for number in range(40):
-            kind = rng.choice(["click", "box", "paint", "undo", "redo", "reset"], p=[0.3, 0.1, 0.2, 0.2, 0.15, 0.05])
+            kinds = ["click", "scribble", "box", "paint", "undo", "redo", "reset"]
+            kind = rng.choice(kinds, p=[0.2, 0.1, 0.1, 0.2, 0.2, 0.15, 0.05])
             place = [int(rng.integers(size)) for size in SHAPE_ZYX[::-1]]
             name = str(rng.choice(names))
             if kind in ("undo", "redo"):
@@ -188,6 +311,9 @@ def test_any_steps_are_undone_and_done_again_and_all_is_in_the_file(tmp_path, fo
             else:
                 if kind == "click":
                     page.change("click", **{"class": name, "at": place, "positive": bool(rng.random() < 0.6)})
+                elif kind == "scribble":
+                    places = rng.integers(SHAPE_ZYX[::-1], size=(6, 3)).tolist()
+                    page.change("scribble", **{"class": name, "at": places, "positive": bool(rng.random() < 0.6)})
                 elif kind == "box":
                     other = [int(rng.integers(size)) for size in SHAPE_ZYX[::-1]]
                     page.change("box", **{"class": name, "low": place, "high": other})
@@ -275,6 +401,48 @@ def test_a_second_window_takes_the_case_over(model, folder, output):
         second.http.close()
 
 
+def test_only_the_newest_sessions_that_were_taken_over_are_remembered(model, folder, output, monkeypatch):
+    monkeypatch.setattr(viewer, "MOST_TAKEN", 2)
+    with serving(model, images=folder, output=output) as served:
+        pages = [Page(served).open("a") for _ in range(4)]
+        statuses = [page.http.post("/heartbeat", json={"session": page.session}).status_code for page in pages]
+        assert statuses == [410, 409, 409, 200]
+        for page in pages:
+            page.http.close()
+
+
+@pytest.mark.parametrize(("known", "told"), [(["RAS", "LPI"], True), (["LPS"], False), (None, False)])
+def test_an_image_in_an_orientation_unlike_the_trainings_is_told_in_log_and_page(
+    model, folder, output, caplog, known, told
+):
+    plans = json.loads((model / "plans.json").read_text())
+    sam3d = {} if known is None else {"sam3d": plans.get("sam3d", {}) | {"orientations": known}}
+    (model / "plans.json").write_text(json.dumps(plans | sam3d))
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        state = page.http.get("/progress", params={"session": page.session}).json()
+        page.http.close()
+    logged = [text.removeprefix("Warning: ") for text in caplog.messages if "orientation" in text]
+    assert state["warnings"] == logged and len(logged) == told
+    if told:
+        assert (
+            "a_0000.nii.gz is stored in the orientation LPS, all images of the training were in RAS, LPI" in logged[0]
+        )
+
+
+def test_prompts_of_before_that_cannot_be_read_are_told(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+        page.http.close()
+    (output / "a_prompts.json").write_text("{")
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        (warning,) = page.http.get("/progress", params={"session": page.session}).json()["warnings"]
+        assert "a_prompts.json" in warning and "the prompts of before are left out" in warning
+        page.http.close()
+
+
 def test_what_the_page_should_not_send_is_refused_and_changes_nothing(page, output):
     page.open("a")
     before = page.labels.copy()
@@ -285,13 +453,25 @@ def test_what_the_page_should_not_send_is_refused_and_changes_nothing(page, outp
         ("click", {"class": "lesion", "at": [1, 0], "positive": True}),
         ("click", {"class": "lesion", "at": [1.5, 0, 0], "positive": True}),
         ("click", {"class": "lesion", "at": [1, 0, 0], "positive": True, "more": 1}),
+        ("click", {"class": "lesion", "at": [10**400, 0, 0], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0, 0], [7, 0, 0]], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0, 0], [1, -1, 0]], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0, 10**400]], "positive": True}),
+        ("scribble", {"class": "liver", "at": [[1, 0, 0]], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [1, 0, 0], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0]], "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0, 0]] * (LARGEST_SCRIBBLE + 1), "positive": True}),
+        ("scribble", {"class": "lesion", "at": [[1, 0, 0]], "positive": True, "more": " " * 64 * LARGEST_SCRIBBLE}),
         ("box", {"class": "lesion", "low": [9, 9, 9], "high": [12, 12, 12]}),
+        ("box", {"class": "lesion", "low": [1, 0, 0], "high": [10**400, 0, 0]}),
         ("undo", {"session": "x"}),
         ("open", {"case": "../a"}),
     ):
         content = said if "session" in said or path == "open" else {"session": page.session, **said}
         response = page.http.post(f"/{path}", json=content)
         assert response.status_code in (400, 410) and response.json()["detail"]
+        assert "--max-upload" not in response.json()["detail"]  # which would not help
     for label, box, mask in (
         (9, [[0, 1], [0, 1], [0, 1]], np.ones((1, 1, 1))),
         (1, [[0, 6], [0, 1], [0, 1]], np.ones((6, 1, 1))),
@@ -299,8 +479,9 @@ def test_what_the_page_should_not_send_is_refused_and_changes_nothing(page, outp
         (1, [[0, 1], [0, 1], [0, 1]], np.ones((1, 2, 1))),
         (1, [[0, 2], [0, 1], [0, 1]], np.ones((1, 1, 1))),
     ):
-        with pytest.raises(httpx.HTTPStatusError, match=r"400|413"):
+        with pytest.raises(httpx.HTTPStatusError, match="400") as refused:
             page.paint(label, box, mask)
+        assert "--max-upload" not in refused.value.response.json()["detail"]
     assert page.http.get("/image", params={"session": page.session, "channel": "1"}).status_code == 400
     assert page.http.get("/image", params={"session": page.session, "channel": "x"}).status_code == 400
     np.testing.assert_array_equal(page.fetch("labels")[0], before)
@@ -315,10 +496,12 @@ def test_a_thousand_random_requests_of_the_page_and_of_itk_snap_crash_nothing(mo
         said = [
             {"session": page.session, "class": "lesion", "at": [3, 4, 2], "positive": True},
             {"session": page.session, "class": "organ", "low": [1, 2, 1], "high": [4, 5, 1]},
+            {"session": page.session, "class": "lesion", "at": [[1, 2, 1], [2, 3, 1]], "positive": False},
             *({"session": page.session}, {"case": "b"}, {"session": "x", "case": "../../x"}, {}),
         ]
         paths = [
-            *(f"viewer/api/{name}" for name in ("click", "box", "undo", "redo", "reset", "save", "heartbeat", "open")),
+            *(f"viewer/api/{name}" for name in ("click", "scribble", "box", "undo", "redo", "reset", "save", "open")),
+            "viewer/api/heartbeat",
             *(f"viewer/api/{name}?session={page.session}&channel=0" for name in ("paint", "labels", "image")),
             *("viewer/api/progress?session=", "viewer/main.js", "viewer/%00", "v2/models", "v2/start_session/lesion"),
             *("start_session", "upload_raw/x", f"upload_raw/{page.session}", f"v2/reset_interactions/{page.session}"),

@@ -15,19 +15,20 @@ from sam3dnet.prompts.types import ClassPrompts, Point, Scribble
 LINE = tuple((2, y, 3) for y in range(9))  # (z, y, x)
 
 
-def test_a_short_stroke_is_heard_at_its_middle_and_its_ends():
-    places = heard(Scribble(LINE)).at
-    assert places[0] == (2, 4, 3)
-    assert set(places) == {(2, y, 3) for y in (0, 2, 4, 6, 8)}
+def test_a_short_stroke_is_heard_at_its_middle_a_long_one_at_further_places():
+    assert heard(Scribble(LINE)).at == ((2, 4, 3),)
+    places = heard(Scribble(tuple((2, y, 3) for y in range(41)))).at
+    assert places[0] == (2, 20, 3)
+    assert set(places) == {(2, y, 3) for y in (0, 10, 20, 30, 40)}
 
 
 def test_of_a_long_or_broad_one_some_places_are_heard_that_say_all_of_it():
-    drawn = {(z, y, x) for z in (5,) for y in range(40) for x in range(30, 60)}
+    drawn = {(z, y, x) for z in (5,) for y in range(80) for x in range(30, 120)}
     for places in (tuple(sorted(drawn)), tuple(sorted(drawn, key=lambda at: at[::-1]))):
         kept = heard(Scribble(places, positive=False))
         assert len(kept.at) == MOST_PLACES and len(set(kept.at)) == MOST_PLACES and not kept.positive
         away = np.abs(np.array(places)[:, None] - np.array(kept.at)[None]).max(-1).min(1)
-        assert away.max() <= 8
+        assert away.max() <= 25
 
 
 def test_a_single_place_is_a_click():

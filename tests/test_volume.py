@@ -9,6 +9,7 @@ from sam3dnet.interactive.feature_cache import FeatureCache
 from sam3dnet.interactive.volume import OBEYED_LOGIT, PromptedVolume
 from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.prompts import strokes
 from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble
 
 PATCH = (4, 16, 8)
@@ -292,7 +293,8 @@ def test_a_click_near_the_margin_is_followed_by_one_in_the_middle_of_what_it_gav
     assert network.seen == 1
 
 
-def test_a_stroke_near_the_margin_is_followed_by_a_click_in_the_middle_of_what_it_gave():
+def test_a_stroke_near_the_margin_is_followed_by_a_click_in_the_middle_of_what_it_gave(monkeypatch):
+    monkeypatch.setattr(strokes, "APART_VOXELS", 2)
     image, logits = blank(NARROW)
     image[0, :3, 21:28, 2:7] = 1
     volume, network = make_volume(image, logits)

@@ -204,21 +204,30 @@ class ImageInput:
             DatasetError: If a file is damaged, or the case is not as the model wants it.
         """
         require_whole(case, self.reader, accepted_checks(self._model.dataset_json))
-        self._compare_orientation(case)
+        remark = self._other_orientation(case)
+        if remark is not None:
+            logger.warning("Warning: %s", remark)
         image, properties = self.reader.read_images(case.files)
         world = self.reader.world_of(case.files[0])
         return self.preprocess(image, properties if world is None else {**properties, WORLD: world}, case)
 
-    def _compare_orientation(self, case: Case) -> None:
-        """Warn of an image that is stored in another orientation than all that the model was trained on."""
+    def remarks(self, image: ImageSource) -> list[str]:
+        """Say what is unusual of an image, for its user; of an array nothing is known."""
+        if not _names_files(image):
+            return []
+        remark = self._other_orientation(self._case(image))
+        return [] if remark is None else [remark]
+
+    def _other_orientation(self, case: Case) -> str | None:
+        """Say that an image is stored in another orientation than all that the model was trained on; None if not."""
         known = self._model.plans.plans.get("sam3d", {}).get("orientations")
         grid, _ = self.reader.read_grid(case.name, case.files[0])
-        if known and grid is not None and grid.orientation not in known:
-            logger.warning(
-                "Warning: %s is stored in the orientation %s, all images of the training were in %s: the model sees it "
-                "rotated or mirrored; bring it to one of these",
-                *(case.files[0], grid.orientation, ", ".join(known)),
-            )
+        if not known or grid is None or grid.orientation in known:
+            return None
+        return (
+            f"{case.files[0]} is stored in the orientation {grid.orientation}, all images of the training were in "
+            f"{', '.join(known)}: the model sees it rotated or mirrored; bring it to one of these"
+        )
 
     def preprocess(
         self, image_CZYX: np.ndarray, properties: Mapping[str, Any], case: Case | None = None

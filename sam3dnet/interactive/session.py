@@ -255,6 +255,11 @@ class PromptSession:
         """What nnU-Net's reader and preprocessor say of the image that is set."""
         return self._set_image().properties
 
+    @property
+    def remarks(self) -> list[str]:
+        """What is unusual of the image that is set, in sentences for its user."""
+        return self._input.remarks(self._set_image().source)
+
     def labels(self) -> np.ndarray:
         """Give what `label_map` gives without a copy; it is not to be changed, and stays as it is."""
         return self._current_labels()

@@ -4,7 +4,9 @@ import numpy as np
 
 from sam3dnet.prompts.types import Scribble
 
-APART_VOXELS = 2  # along some axis: closer places say nothing new
+# Along some axis. On Dataset502 (two models, 12 cases, strokes in three planes) the tumour's Dice after one stroke is
+# 0.625 and 0.623 with 8, 0.618 and 0.616 with 5, 0.594 and 0.597 with 2, and 0.632 and 0.613 after one click.
+APART_VOXELS = 8
 MOST_PLACES = 16
 
 

@@ -1,7 +1,6 @@
 """What is saved of the work on a case: a label map on the image's own grid, and the prompts beside it."""
 
 import json
-import logging
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import StatedPrompts
 from sam3dnet.prompts.types import Box, ClassPrompts, as_coordinates
 from sam3dnet.serving.segment import Sides
-
-logger = logging.getLogger(__name__)
 
 PROMPTS_ENDING = "_prompts.json"
 LARGEST_LABEL = 65535
@@ -127,14 +124,14 @@ class CaseFiles:
         raise DatasetError(f"{self.labels}: has other labels than the model's, {shown}; {what_to_do}")
 
     def read_steps(self) -> list[Step]:
-        """Read the prompts that were saved before; none where there are none that can be read."""
+        """Read the prompts that were saved before; none where there are none.
+
+        Raises:
+            PromptError: If they cannot be read.
+        """
         if not self.prompts.exists():
             return []
-        try:
-            read = read_prompts(self.prompts, [self._case.name], list(self._classes))
-        except PromptError as problem:
-            logger.warning("Warning: %s; the prompts of before are left out", problem)
-            return []
+        read = read_prompts(self.prompts, [self._case.name], list(self._classes))
         return [
             step
             for name, stated in read.of_case(self._case.name).items()
@@ -166,8 +163,7 @@ def _not_clicked(scribble: Step, later: Sequence[Step]) -> list[list[int]]:
 def _steps_of(class_name: str, stated: StatedPrompts) -> list[Step]:
     """Give what a file states about a class, one thing after the other."""
     if stated.space != "voxel":
-        logger.warning("Warning: %s: is in %s, expected voxel; it is left out", stated.source.file, stated.space)
-        return []
+        raise PromptError(f"{stated.source.file}: is in {stated.space}, expected voxel")
     steps = []
     for point in stated.points:
         said = {"class": class_name, "kind": "click", "at": list(point.voxel), "positive": point.positive}

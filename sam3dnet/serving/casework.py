@@ -6,10 +6,8 @@ image's file.
 """
 
 import logging
-import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ logger = logging.getLogger(__name__)
 
 LARGEST_BYTE = 255
 AS_SHOWN = ("uint8", "int16", "uint16", "float32")  # what the page draws
-TOLD_TO_USERS = ("sam3dnet.inference.images", "sam3dnet.serving")  # what these warn of while an image is opened
 
 Voxel = tuple[int, int, int]
 
@@ -70,7 +67,7 @@ class CaseWork:
         has_begun: Whether it is being read and segmented, or was.
         is_ready: Whether prompts can be given.
         problem: Why it will never be ready, for the user.
-        warnings: What the log warned of while it was opened, for the user.
+        warnings: What is unusual of the image, or could not be read of what was saved, for the user.
     """
 
     def __init__(
@@ -133,9 +130,9 @@ class CaseWork:
             if on_progress is not None:
                 on_progress(share)
 
-        with _hearing(self.warnings):
-            self._session.set_image([*self.case.files], on_progress=progress)
-            self._go_on()
+        self._session.set_image([*self.case.files], on_progress=progress)
+        self.warnings += self._session.remarks
+        self._go_on()
         self._stored = self._in_file(self._shown)
         self._counts = self._count(self._stored)
         self.is_ready = True
@@ -289,16 +286,25 @@ class CaseWork:
         saved_ZYX = self.files.read_labels(labels_ZYX.shape)
         if saved_ZYX is not None:
             self._shown = saved_ZYX.astype(dtype)
-            for step in self.files.read_steps():
-                self._remember(step)
+            try:
+                steps = self.files.read_steps()
+            except PromptError as problem:
+                self._warn(f"{problem}; the prompts of before are left out")
+            else:
+                for step in steps:
+                    self._remember(step)
 
     def _remember(self, step: Step) -> None:
         try:
             self._say(step)
         except PromptError as problem:
-            logger.warning("Warning: %s: %s; it is left out", self.files.prompts, problem)
+            self._warn(f"{self.files.prompts}: {problem}; it is left out")
         else:
             self._done.append(step)
+
+    def _warn(self, remark: str) -> None:
+        logger.warning("Warning: %s", remark)
+        self.warnings.append(remark)
 
     def _do(self, step: Step, again: bool = False) -> Seen:
         """Say something to the session, and change what is seen where that changes what it says."""
@@ -421,33 +427,6 @@ class CaseWork:
     def _count(labels: Labels) -> dict[int, int]:
         counts = np.bincount(labels.ravel())
         return {int(value): int(counts[value]) for value in np.flatnonzero(counts) if value}
-
-
-class _Ear(logging.Handler):
-    """Hears what the thread that made it warns of."""
-
-    def __init__(self, heard: list[str]):
-        super().__init__(logging.WARNING)
-        self._heard, self._thread = heard, threading.get_ident()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        sentence = record.getMessage().removeprefix("Warning: ")
-        if record.thread == self._thread and sentence not in self._heard:
-            self._heard.append(sentence)
-
-
-@contextmanager
-def _hearing(heard: list[str]) -> Iterator[None]:
-    """Add to a list what this thread warns users of."""
-    ear = _Ear(heard)
-    loggers = [logging.getLogger(name) for name in TOLD_TO_USERS]
-    for one in loggers:
-        one.addHandler(ear)
-    try:
-        yield
-    finally:
-        for one in loggers:
-            one.removeHandler(ear)
 
 
 def as_drawn(voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ const MOUSE = {
   title: "Mouse",
   rows: [
     ["Left click", "Click tool: this belongs to the class. Other tools: see the line above the planes"],
-    ["Drag", "Scribble tool: the class is along this stroke"],
+    ["Left drag", "Scribble tool: the class is along this stroke"],
     ["Right click", "Click tool: this does not belong to it; also Ctrl, Alt or Shift + left click"],
     ["Right drag", "Scribble tool: it is not along this stroke; also Ctrl, Alt or Shift + drag. Brush: erase"],
     ["Right drag", "Cross-hair, window, distance: window and level"],

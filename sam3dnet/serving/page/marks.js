@@ -4,7 +4,7 @@ import { between } from "./voxels.js";
 
 const NEIGHBOURS = 2; // slices in which a prompt is still seen, fainter
 const FAINT = 0.35;
-const THICKNESS = [2.5, 6]; // CSS pixels of a scribble, about half a voxel
+const THICKNESS = [4, 6]; // CSS pixels of a scribble, about half a voxel
 const DOT = 0.01; // CSS pixels; a line without a length is not drawn
 const FONT = '600 13px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
 const SMALL = '12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif';
@@ -135,6 +135,7 @@ function drawScribble(context, view, { at, positive }, waiting) {
     stroke(context, positive === undefined ? "#fff" : positive ? POSITIVE : NEGATIVE, width);
   }
   context.restore();
+  if (positive !== undefined) drawClick(context, view, { at: at[0], positive }, waiting);
 }
 
 // The lines between voxels that touch, and dots for those that are alone, of the slices that are drawn so strongly.
