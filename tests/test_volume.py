@@ -355,13 +355,25 @@ def test_a_box_that_gives_nothing_is_followed_by_a_click_in_its_middle():
     assert len(network.asked[-1][0]) == 1
 
 
-def test_a_box_alone_that_finds_its_object_is_asked_once():
+@pytest.mark.parametrize("is_flat", [False, True])
+@pytest.mark.parametrize("is_hollow", [False, True])
+def test_a_box_that_finds_its_object_is_followed_by_a_click_in_the_middle_of_that(is_flat, is_hollow):
     image, logits = blank(NARROW)
-    image[0, :3, 21:26, 2:7] = 1
+    image[0, :3, 21:28, 2:7] = 1
+    if is_hollow:
+        image[0, :3, 24:27, 3:6] = 0
+    box = Box((0, 20, 1), (2, 30, 7))  # wide of the object
+    drawn = Box((1, *box.low[1:]), (1, *box.high[1:])) if is_flat else box
     volume, network = make_volume(image, logits)
-    volume.correction(1, ClassPrompts(boxes=(Box((0, 21, 2), (2, 25, 6)),)))
-    assert len(network.asked) == 1
-    assert not len(network.asked[0][0])
+    volume.correction(1, ClassPrompts(boxes=(drawn,)))
+    (first, boxes, _), (second, *_) = network.asked
+    assert not len(first)
+    ((z, y, x),) = (second - boxes[0, 0] + drawn.low).astype(int)  # in the image
+    assert ((z, y, x) == (1, 25, 4)) != is_hollow
+    assert image[0, z, y, x]
+    for positive in (True, False):
+        volume.correction(1, ClassPrompts((Point((z, y, x), positive),), (drawn,)))
+        assert len(network.asked[-1][0]) == 1
 
 
 @pytest.mark.parametrize(

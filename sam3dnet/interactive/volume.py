@@ -39,6 +39,7 @@ from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribb
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
 BUMP_WIDTH = 1.0  # standard deviation of what follows a click that the networks did not obey, in the smallest spacing
 BUMP_REACH = 3  # where it ends, likewise
+FLAT_MM = 1e6  # along an axis along which there is no outside
 NOTHING = 0.2  # of a box: what fills less of it is not its object
 
 
@@ -135,8 +136,8 @@ class PromptedVolume:
         padded, named = self._place_in_padded(prompts), self._place_in_padded(complaint)
         windows = first_windows(self._grid, named)
         clicked = () if named.boxes or named.mask is not None else named.points
-        middles, stitching = self._middles_of_boxes(class_index, padded, named.boxes)
-        padded = replace(padded, points=(*padded.points, *middles))
+        in_boxes, stitching = self._clicks_in_boxes(class_index, padded, named.boxes)
+        padded = replace(padded, points=(*padded.points, *in_boxes))
         if stitching is None or padded.points or padded.mask is not None:
             stitching = self._stitched(class_index, padded, windows, clicked)
         middle = self._middle(named.points, stitching) if _is_one_stroke(complaint, strokes) else None
@@ -223,17 +224,18 @@ class PromptedVolume:
         z, y, x = (position + first for position, first in zip(deeper, low, strict=True))
         return Point((z, y, x))
 
-    def _middles_of_boxes(
+    def _clicks_in_boxes(
         self, class_index: int, prompts: ClassPrompts, boxes: Sequence[Box]
     ) -> tuple[Sequence[Point], Stitching | None]:
-        """Click in the middle of each box that by itself gives next to nothing.
+        """Click in each box: in its middle; where what it gave has a hole there, in the middle of that.
 
-        On Dataset502 (12 cases, five of whose tumours are missed) it raises the tumour's Dice after a box from 0.548 to
-        0.727, and after five clicks more from 0.888 to 0.923.
+        On Dataset502 (12 cases, four models) it raises the tumour's Dice after a box around the object from 0.648 to
+        0.682, after one around its largest slice from 0.593 to 0.633.
 
         Args:
             class_index: Channel of the logits.
-            prompts: All, in voxels of the padded image; a negative click in a middle keeps it from being clicked.
+            prompts: All, in voxels of the padded image; a negative click close by keeps a place from being clicked, and
+                a positive one in a box that gave something takes its place.
             boxes: Those of them that ask for a change.
 
         Returns:
@@ -241,20 +243,24 @@ class PromptedVolume:
         """
         if not boxes:
             return (), None
-        shape, middles = self._image.shape[1:], []
+        shape, clicks = self._image.shape[1:], []
         alone = ClassPrompts(boxes=prompts.boxes)
         stitching = self._stitched(class_index, alone, first_windows(self._grid, ClassPrompts(boxes=tuple(boxes))), ())
-        negative = [point.at for point in prompts.points if not point.positive]
+        voxel_of = {point: nearest_voxel(point.at, shape) for point in prompts.points}
+        negative = [voxel for point, voxel in voxel_of.items() if not point.positive]
         for box in boxes:
-            middle = nearest_voxel(np.add(box.low, box.high) / 2, shape)
-            low, mask_zyx = stitching.mask_around(middle)
-            inside_zyx, seen_zyx = (
-                _cut(mask_zyx, low, part) for part in (_voxels_of(box, shape), looked_at(box, shape))
-            )
-            has_found = inside_zyx.mean() >= NOTHING or box_agrees(seen_zyx, looked_at(box, shape), box)
-            if not has_found and all(np.abs(np.subtract(at, middle)).max() > BUMP_REACH for at in negative):
-                middles.append(Point(middle))
-        return middles, stitching
+            place = nearest_voxel(np.add(box.low, box.high) / 2, shape)
+            low, mask_zyx = stitching.mask_around(place)
+            voxels, seen = _voxels_of(box, shape), looked_at(box, shape)
+            inside_zyx = _cut(mask_zyx, low, voxels)
+            if inside_zyx.mean() >= NOTHING or box_agrees(_cut(mask_zyx, low, seen), seen, box):
+                if any(point.positive and _holds(voxels, voxel) for point, voxel in voxel_of.items()):
+                    continue
+                if not mask_zyx[_relative(place, low)]:
+                    place = _innermost(inside_zyx, voxels, self._spacing_mm)
+            if all(np.abs(np.subtract(at, place)).max() > BUMP_REACH for at in negative):
+                clicks.append(Point(place))
+        return clicks, stitching
 
     def _answer(
         self,
@@ -454,6 +460,17 @@ def one_click_a_voxel(points: Sequence[Point], shape: Sequence[int]) -> tuple[Po
 def _voxels_of(box: Box, shape: Sequence[int]) -> Slices:
     first, last = (nearest_voxel(corner, shape) for corner in (box.low, box.high))
     z, y, x = (slice(start, stop + 1) for start, stop in zip(first, last, strict=True))
+    return z, y, x
+
+
+def _holds(part: Slices, voxel: Voxel) -> bool:
+    return all(side.start <= at < side.stop for at, side in zip(voxel, part, strict=True))
+
+
+def _innermost(mask_zyx: Mask, part: Slices, spacing_mm: Sequence[float]) -> Voxel:
+    """Give the innermost voxel of a mask in a part of the image; in one slice, of what that shows."""
+    deep_mm = [mm if size > 1 else FLAT_MM for mm, size in zip(spacing_mm, mask_zyx.shape, strict=True)]
+    z, y, x = (at + side.start for at, side in zip(innermost_voxel(mask_zyx, deep_mm), part, strict=True))
     return z, y, x
 
 
