@@ -22,6 +22,7 @@ from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
+from sam3dnet.planning.likeness import Likeness
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
@@ -64,6 +65,7 @@ class SAM3DPlanner(ExperimentPlanner):
         plans_name: Name of the plans file.
         choice: The method, and how it is tuned.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
+        like: A model whose spacing, crop, network and normalisation are taken; then full resolution alone is planned.
     """
 
     def __init__(
@@ -78,12 +80,16 @@ class SAM3DPlanner(ExperimentPlanner):
         plans_name: str = DEFAULT_PLANS_NAME,
         choice: MethodChoice | None = None,
         target_spacing_mm: Sequence[float] | None = None,
+        like: Likeness | None = None,
     ) -> None:
+        if like is not None:
+            target_spacing_mm = like.spacing_mm
         overwrite = None if target_spacing_mm is None else [float(mm) for mm in target_spacing_mm]
         super().__init__(dataset_name, plans_name=plans_name, overwrite_target_spacing=overwrite)
         listed = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)
         self.cases = {case.name: case for case in listed}  # `dataset`, nnU-Net's, has files that begin with "._" too
         limits, budget_decision = budget
+        self.like = like
         self.encoder = encoder
         self.find_weights = find_weights
         self.chosen_encoder: EncoderChoice | None = None
@@ -105,6 +111,17 @@ class SAM3DPlanner(ExperimentPlanner):
             crop_multiple=self.choice.method.crop_multiple,
             seconds=seconds,
         )
+
+    def determine_transpose(self) -> tuple[list[int], list[int]]:
+        """Take nnU-Net's order of axes, or the model's that is planned after."""
+        return super().determine_transpose() if self.like is None else self.like.transpose
+
+    def determine_normalization_scheme_and_whether_mask_is_used_for_norm(self) -> tuple[list[str], list[bool]]:
+        """Normalise as nnU-Net does, or channels of the same name as the model that is planned after."""
+        schemes, use_mask = super().determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        if self.like is None:
+            return schemes, use_mask
+        return self.like.normalization(list(channel_names(self.dataset_json).values()), schemes, use_mask)
 
     def determine_resampling(self, *_args: Any, **_kwargs: Any) -> tuple[Callable, dict, Callable, dict]:
         """Take nnU-Net's torch resampling: linear, with thick slices apart, many times faster than its default."""
@@ -141,7 +158,10 @@ class SAM3DPlanner(ExperimentPlanner):
         """
         grid = Grid(spacing, median_shape, self.object_extent(spacing))
         encoder = self.encoder_choice(grid, approximate_n_voxels_dataset)
-        fit = self.fitter.find(grid, encoder)
+        if self.like is None:
+            fit = self.fitter.find(grid, encoder)
+        else:
+            fit = self.like.fit(lambda kwargs: self.fitter.step_bytes(kwargs, rules.SMALLEST_BATCH))
         if fit is None:
             raise PlanError(self.too_little_memory(encoder))
         batch = rules.choose_batch_size(
@@ -188,6 +208,9 @@ class SAM3DPlanner(ExperimentPlanner):
         """Choose the encoder at the first stage that is planned, full resolution; the others share it."""
         if self.choice.method.peer:
             return NO_ENCODER
+        if self.like is not None:
+            self.weights = self.like.weights
+            return self.like.encoder
         if self.chosen_encoder is None:
             times = partial(self.fitter.times_the_seconds, grid)
             chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times)
@@ -220,7 +243,10 @@ class SAM3DPlanner(ExperimentPlanner):
         """Plan all 3D configurations and write the plans file; no 2D one is ever planned."""
         forward, backward = self.determine_transpose()
         spacing = np.asarray(self.determine_fullres_target_spacing(), dtype=float)
-        self.decisions.append(spacing_decision(spacing, self.dataset_fingerprint, self.overwrite_target_spacing))
+        if self.like is not None:
+            self.decisions += self.like.decisions()
+        else:
+            self.decisions.append(spacing_decision(spacing, self.dataset_fingerprint, self.overwrite_target_spacing))
         shapes = [
             compute_new_shape(shape, original, spacing)
             for original, shape in zip(
@@ -268,7 +294,11 @@ class SAM3DPlanner(ExperimentPlanner):
             if sides.pairs
             else None,
             "decisions": [asdict(decision) for decision in self.decisions],
-            **({} if self.overwrite_target_spacing is None else {ASKED_SPACING: self.overwrite_target_spacing}),
+            **(
+                {ASKED_SPACING: self.overwrite_target_spacing}
+                if self.overwrite_target_spacing and not self.like
+                else {}
+            ),
         }
         self.plans = self.save_plans(plans)
         return self.plans
@@ -296,6 +326,8 @@ class SAM3DPlanner(ExperimentPlanner):
         fullres = self.get_plans_for_configuration(
             spacing, median_shape, self.generate_data_identifier(FULLRES), math.prod(median_shape) * cases, {}
         )
+        if self.like is not None:
+            return {FULLRES: fullres}
         patch_voxels = math.prod(fullres["patch_size"])
         finest = max(fullres["architecture"]["arch_kwargs"]["token_stride"])
 
@@ -334,6 +366,8 @@ class SAM3DPlanner(ExperimentPlanner):
             window = rules.choose_window(channel, properties[channel], quantiles, self.block["classes"])
             properties[channel].update(window.value)
             self.decisions.append(window)
+        if self.like is not None:
+            return self.like.intensities(list(channel_names(self.dataset_json).values()), properties)
         return properties
 
     def save_plans(self, plans: dict[str, Any]) -> dict[str, Any]:
@@ -410,6 +444,7 @@ def plan_dataset(
     choice: MethodChoice | None = None,
     target_spacing_mm: Sequence[float] | None = None,
     cluster: Workers | None = None,
+    like: Likeness | None = None,
 ) -> Path:
     """Plan a dataset and write its plans file.
 
@@ -429,6 +464,7 @@ def plan_dataset(
         choice: The method, and how it is tuned; None: the default.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images; None: nnU-Net's.
         cluster: Reads the cases in place of processes of this machine.
+        like: A model whose spacing, crop, network and normalisation are taken.
 
     Returns:
         The plans file, folders.preprocessed / dataset_name / (plans_name + ".json").
@@ -451,6 +487,7 @@ def plan_dataset(
         plans_name=plans_name,
         choice=choice,
         target_spacing_mm=target_spacing_mm,
+        like=like,
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"

@@ -15,6 +15,7 @@ from sam3dnet.settings.function import function_of
 from sam3dnet.settings.planning import PlanningSettings
 
 if TYPE_CHECKING:
+    from sam3dnet.planning.likeness import Likeness
     from sam3dnet.planning.methods import MethodChoice, Text
     from sam3dnet.preprocessing.folders import Folders
     from sam3dnet.preprocessing.workers import Workers
@@ -32,6 +33,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     choice = MethodChoice(
         settings.method, settings.fidelity, settings.tuning, prompts=prompts, network=settings.network
     )
+    like = None if settings.like is None else _likeness(settings, choice.name)
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
     if encoder == "none" and choice.name != DEFAULT_METHOD:
         raise PlanError(f"method {choice.name} needs an image encoder; --encoder none is for {DEFAULT_METHOD} alone")
@@ -45,7 +47,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     from sam3dnet.preprocessing.workers import default_num_processes
 
     processes = default_num_processes() if settings.num_processes is None else settings.num_processes
-    plan = _planner(settings, folders, choice, encoder, processes)
+    plan = partial(_planner(settings, folders, choice, encoder, processes), like=like)
     plan_files = []
     for name in names:
         require_plannable(settings.configurations, folders.preprocessed / name / f"{choice.plans_name}.json")
@@ -65,6 +67,19 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
 
 
 plan_and_preprocess = function_of(PlanningSettings, _plan_and_preprocess, "plan_and_preprocess")
+
+
+def _likeness(settings: PlanningSettings, method: str) -> "Likeness":
+    """Read the plan of the model to plan after."""
+    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.model import model_folder
+    from sam3dnet.planning.likeness import likeness_of
+
+    with model_folder(settings.like, settings.root) as folder:
+        found = likeness_of(read_model_plans(folder), read_model_dataset(folder))
+    if found.method != method:
+        raise PlanError(f"{settings.like} is a model of method {found.method}, asked for is {method}; give --method")
+    return found
 
 
 def _planner(

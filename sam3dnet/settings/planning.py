@@ -36,6 +36,9 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
             3d_fullres, and those that have been preprocessed before, so that none becomes stale. All are planned.
         overwrite_target_spacing: Spacing of 3d_fullres and 3d_cascade_fullres in mm, Z Y X as the reader gives images,
             in place of the planned one, and for this planning alone.
+        like: Plan after a model that was trained before, a dataset by number or name, a model folder or a zip file: its
+            spacing, crop and network, and channels of the same name normalised as there, so that a training that
+            starts --from it has nothing to fit.
         scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
             docs/cluster.md.
 
@@ -61,9 +64,16 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
     phrases: str | Path | None = None
     configurations: Annotated[list[str] | None, "-c"] = None
     overwrite_target_spacing: Annotated[list[float] | None, "-overwrite_target_spacing"] = None
+    like: str | None = None
     scheduler: str | None = None
 
     def __post_init__(self) -> None:
+        given_too = [
+            *(["--encoder"] if self.encoder != "auto" else []),
+            *(["--overwrite-target-spacing"] if self.overwrite_target_spacing is not None else []),
+        ]
+        if self.like is not None and given_too:
+            raise PlanError(f"--like takes encoder and spacing from a model; leave out {', '.join(given_too)}")
         spacing_mm = self.overwrite_target_spacing
         if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm)):
             given = " ".join(map(str, spacing_mm))
