@@ -89,7 +89,7 @@ class CarelessNetwork(ObjectNetwork):
 
 
 class PromptableNetwork(TinyNetwork):
-    """The smallest network that answers prompts: where the normalised image is like the clicked voxels.
+    """The smallest network that answers prompts: where the image is like the clicked voxels, in a box if there is one.
 
     Attributes:
         seen: Windows whose features were computed, of all networks.
@@ -111,13 +111,17 @@ class PromptableNetwork(TinyNetwork):
     def prompted(self, features, batch, margin_Qzyx):
         image_zyx = features.tokens_BCDHW[0, 0]
         correction = torch.zeros_like(image_zyx)
+        boxes = batch.corners_QR23[0][batch.has_box_QR[0]].round().int().tolist()
+        inside = torch.full_like(image_zyx, float(not boxes))
+        for low, high in boxes:
+            inside[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] = 1
         for point, kind in zip(batch.points_QP3[0], batch.polarity_QP[0].tolist(), strict=True):
             if kind >= 0:
                 z, y, x = point.round().int().tolist()
                 alike = (-5 * (image_zyx - image_zyx[z, y, x]) ** 2).exp()
-                correction += (SURE if kind == POSITIVE else -SURE) * alike
-        for low, high in batch.corners_QR23[0][batch.has_box_QR[0]].round().int().tolist():
-            correction[tuple(slice(first, last + 1) for first, last in zip(low, high, strict=True))] += SURE
+                correction += (SURE if kind == POSITIVE else -SURE) * alike * inside
+        if boxes:
+            correction += SURE * inside
         if batch.mask_Qzyx is not None:
             correction += SURE * batch.mask_Qzyx[0]
         return correction[None]
