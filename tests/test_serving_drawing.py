@@ -12,7 +12,16 @@ import SimpleITK as sitk
 from fake_prompts import make_promptable_model
 from served import serving
 from tiny_models import SHAPE_ZYX, write_image
-from viewers import SPACING_ZYX, array_of, as_napari, back_from_napari, begin, index_in_napari, write_stored
+from viewers import (
+    SPACING_ZYX,
+    array_of,
+    as_napari,
+    back_from_napari,
+    begin,
+    index_in_napari,
+    make_model_stored_in,
+    write_stored,
+)
 
 from sam3dnet.model import load_model
 from sam3dnet.serving import segment
@@ -106,9 +115,7 @@ def test_in_a_negative_box_or_lasso_nothing_of_the_mask_is_left(model, image, se
 
 @pytest.mark.parametrize("orientation", ["LPS", "RAS", "PSR", "ILP"])
 def test_what_is_drawn_in_napari_lands_in_the_file(tmp_path, connect, orientation):
-    model = make_promptable_model(tmp_path / "results")
-    plans = json.loads((model / "plans.json").read_text())
-    (model / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": [orientation]}}))
+    model = make_model_stored_in(orientation, tmp_path / "results")
     file = tmp_path / "images" / "a_0000.nii.gz"
     write_stored(file, orientation)
     array, spacing = as_napari(file)

@@ -8,19 +8,16 @@ import httpx
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from fake_prompts import make_promptable_model
 from served import serving
 from tiny_models import SHAPE_ZYX, write_image
+from viewers import make_model_stored_in
 
 from sam3dnet.model import load_model
 
 
 @pytest.fixture
 def model(tmp_path):
-    folder = make_promptable_model(tmp_path / "results")
-    plans = json.loads((folder / "plans.json").read_text())
-    (folder / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": ["LPS"]}}))
-    return folder
+    return make_model_stored_in("LPS", tmp_path / "results")
 
 
 @pytest.fixture

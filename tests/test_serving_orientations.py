@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from fake_prompts import make_promptable_model
 from served import serving
 from tiny_models import write_image
-from viewers import array_of, as_napari, back_from_napari, begin, index_in_napari, write_stored
+from viewers import array_of, as_napari, back_from_napari, begin, index_in_napari, make_model_stored_in, write_stored
 
 from sam3dnet.model import load_model
 
@@ -21,9 +21,7 @@ ORIENTATIONS = ["LPS", "RAS", "LAS", "RPI", "PSR", "SAL", "ILP"]
 @pytest.mark.parametrize("with_folder", [False, True], ids=["by the axes", "by the folder"])
 def test_napari_sees_the_patient_the_right_way_round(tmp_path, connect, orientation, with_folder):
     """For a model that was trained on images in this orientation, the masks are those of the file."""
-    model = make_promptable_model(tmp_path / "results")
-    plans = json.loads((model / "plans.json").read_text())
-    (model / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": [orientation]}}))
+    model = make_model_stored_in(orientation, tmp_path / "results")
     file = tmp_path / "images" / "a_0000.nii.gz"
     write_stored(file, orientation)
     array, spacing = as_napari(file)

@@ -1,8 +1,11 @@
 """What viewers do with images and with the client of nnInteractive."""
 
+import json
+
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from fake_prompts import make_promptable_model
 from tiny_models import SPACING_XYZ, write_image
 
 SPACING_ZYX = SPACING_XYZ[::-1]
@@ -18,6 +21,14 @@ def begin(client, array_ZYX, spacing=SPACING_ZYX, dtype=np.uint8):
     buffer = np.zeros(array_ZYX.shape, dtype)
     client.set_target_buffer(buffer)
     return buffer
+
+
+def make_model_stored_in(orientation, results):
+    """Make a promptable model whose training images were all stored in one orientation."""
+    folder = make_promptable_model(results)
+    plans = json.loads((folder / "plans.json").read_text())
+    (folder / "plans.json").write_text(json.dumps(plans | {"sam3d": {"orientations": [orientation]}}))
+    return folder
 
 
 def write_stored(file, orientation, seed=3):
