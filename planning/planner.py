@@ -291,7 +291,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "orientations": orientations(grids, self.reader),
             "mirror_axes": mirror_axes.value,
             "sides": {"axis": list(forward).index(left_right), "pairs": [list(pair) for pair in sides.pairs]}
-            if sides.pairs
+            if left_right is not None and sides.pairs
             else None,
             "decisions": [asdict(decision) for decision in self.decisions],
             **(

@@ -97,6 +97,18 @@ def test_the_class_is_chosen_by_the_address(tmp_path, image, connect):
     assert "/left_kidney, /a_b" in problem
 
 
+def test_a_class_may_be_called_as_the_page_is(tmp_path, image, connect):
+    model = make_promptable_model(tmp_path / "results", labels={"background": 0, "viewer": 1, "end session": 2})
+    session = load_model(model, device="cpu").session()
+    session.set_image(array_of(image), SPACING_ZYX)
+    with serving(model, images=image.parent, output=tmp_path / "out") as served:
+        for address, name in (("viewer_2", "viewer"), ("end_session_2", "end session")):
+            client = connect(served, address)
+            mask = begin(client, array_of(image))
+            assert client._predict() is not None
+            np.testing.assert_array_equal(mask, session.mask(name))
+
+
 def test_regions(tmp_path, image, connect):
     model = make_promptable_model(tmp_path / "results", labels=REGIONS)
     session = load_model(model, device="cpu").session()

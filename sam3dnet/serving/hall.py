@@ -20,6 +20,10 @@ from sam3dnet.serving.worker import NetworkWorker
 
 logger = logging.getLogger(__name__)
 
+RESERVED = frozenset(  # what addresses of the page and of ITK-SNAP begin with
+    {"viewer", "v2", "upload_raw", "end_session", "reset_interactions"}
+    | {f"process_{kind}_interaction" for kind in ("point", "scribble", "lasso")}
+)
 SILENT_S = 50.0  # and some seconds until that is noticed: a viewer that vanished is forgotten within a minute
 
 
@@ -157,11 +161,11 @@ def slug(name: str) -> str:
 
 
 def slugs(names: tuple[str, ...]) -> dict[str, str]:
-    """Give names by what they are in addresses, each of its own."""
+    """Give names by what they are in addresses, each of its own and none that is reserved."""
     found: dict[str, str] = {}
     for name in names:
         short, number = slug(name), 2
-        while short in found:
+        while short in found or short in RESERVED:
             short, number = f"{slug(name)}_{number}", number + 1
         found[short] = name
     return found
