@@ -207,6 +207,7 @@ def test_options_of_planning_reach_its_steps(
             "num_processes": 0,
             "target_spacing_mm": [3.0, 1.0, 1.5],
             "cluster": None,
+            "like": None,
         }
     asked_for = ["3d_lowres", "3d_fullres"]
     files = [places.preprocessed / name / f"{choice.plans_name}.json" for name in names]
