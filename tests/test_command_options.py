@@ -24,6 +24,7 @@ class Recorder:
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Replace the search for folders and datasets."""
+    import sam3dnet.training.run  # noqa: F401  (what is imported under the replacement would keep it)
     from sam3dnet.preprocessing import folders
 
     there = folders.Folders(tmp_path / "raw", tmp_path / "preprocessed", tmp_path / "results")
