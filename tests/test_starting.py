@@ -129,15 +129,17 @@ def loaders_in_this_process(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_training_goes_on_from_another_dataset(tiny_dataset, loaders_in_this_process, caplog):
+def test_a_training_goes_on_from_another_dataset(loaders_in_this_process, caplog):
     folders = activate_folders(None)
+    source = "Dataset976_Source"
+    make_raw_dataset(folders.raw / source)
     options = {"cost": training_cost, "seconds": training_seconds, "encoder": "tiny", "device": "cpu"}
     make_raw_dataset(folders.raw / "Dataset977_Other", seed=5)
-    for name in (tiny_dataset, "Dataset977_Other"):
+    for name in (source, "Dataset977_Other"):
         plan_dataset(name, folders, progress=False, **options)
         preprocess_dataset(name, folders, num_processes=0, progress=False)
     short = {"epochs": 1, "iterations_per_epoch": 1, "device": "cpu", "validate": False}
-    first = train_fold(tiny_dataset, 0, folders, **short)
+    first = train_fold(source, 0, folders, **short)
     start = load_safely(first / "checkpoint_final.pth")["network_weights"]
     second = train_fold("Dataset977_Other", 1, folders, from_model=str(first.parent), **short)
     log = next(second.glob("training_log_*.txt")).read_text()
@@ -146,10 +148,10 @@ def test_a_training_goes_on_from_another_dataset(tiny_dataset, loaders_in_this_p
     away = [float((trained[name] - value).abs().max()) for name, value in start.items() if value.is_floating_point()]
     assert np.nanmedian(away) < 0.01  # one step of the same weights
     caplog.clear()
-    train_fold(tiny_dataset, 1, folders, from_model=tiny_dataset, **short)
+    train_fold(source, 1, folders, from_model=source, **short)
     assert "has seen cases of this dataset in fold 0 that fold 1 validates on" in caplog.text
-    with pytest.raises(CheckpointError, match="expected a trained model for dataset 978"):
-        train_fold(tiny_dataset, 1, folders, from_model="978", **short)
+    with pytest.raises(CheckpointError, match="expected a trained model for dataset 970"):
+        train_fold(source, 1, folders, from_model="970", **short)
     with pytest.raises(Sam3dError, match="leave out --from"):
-        train_fold(tiny_dataset, 1, folders, from_model=tiny_dataset, continue_training=True, **short)
+        train_fold(source, 1, folders, from_model=source, continue_training=True, **short)
     assert json.loads((second.parent / "plans.json").read_text())["dataset_name"] == "Dataset977_Other"
