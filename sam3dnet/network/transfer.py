@@ -114,12 +114,8 @@ def take_over(
         axes: Of the network, from `find_axes`.
     """
     taken = Taken()
-    for axis in ("class", "channel"):
-        both, new = _in_both(own.names(axis), theirs.names(axis))
-        if axis == "class":
-            taken.classes, taken.new_classes = both, new
-        else:
-            taken.channels, taken.new_channels = both, new
+    taken.classes, taken.new_classes = _in_both(own.classes, theirs.classes)
+    taken.channels, taken.new_channels = _in_both(own.channels, theirs.channels)
     for name, value in network.state_dict().items():
         given = state.get(name)
         if given is None:
