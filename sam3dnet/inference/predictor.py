@@ -70,7 +70,11 @@ ReadPrompts = Callable[[Collection[str], Any], Prompts]  # given all cases, and 
 
 
 def predict_folder(
-    settings: PredictionSettings, prompts: ReadPrompts | None = None, cluster: "DaskCluster | None" = None
+    settings: PredictionSettings,
+    prompts: ReadPrompts | None = None,
+    cluster: "DaskCluster | None" = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> PredictionReport:
     """Predict a label map for every image of a folder.
 
@@ -79,6 +83,7 @@ def predict_folder(
         prompts: Reads what is said about the cases, see `interactive.run_prompts.prompt_reader`; None for nothing.
         cluster: Predicts in place of this process; None for one at the settings' address, if there is one. Each worker
             loads the model once and takes whole cases.
+        only: Names of the cases to predict; None for all.
 
     Returns:
         What was written, skipped and failed; a case fails alone.
@@ -92,13 +97,16 @@ def predict_folder(
         raise DatasetError(f"step size {settings.step}: expected a share of the window above 0 and at most 1")
     settings = _with_whole_paths(settings)
     if cluster is not None:
-        return _predict_folder(settings, prompts, cluster)
+        return _predict_folder(settings, prompts, cluster, only)
     with cluster_at(settings.scheduler, settings.num_processes) as found:
-        return _predict_folder(settings, prompts, found)
+        return _predict_folder(settings, prompts, found, only)
 
 
 def _predict_folder(
-    settings: PredictionSettings, prompts: ReadPrompts | None, cluster: "DaskCluster | None"
+    settings: PredictionSettings,
+    prompts: ReadPrompts | None,
+    cluster: "DaskCluster | None",
+    only: Collection[str] | None,
 ) -> PredictionReport:
     inputs, output, model_path = (
         Path(str(folder)) for folder in (settings.input_folder, settings.output_folder, settings.model_folder)
@@ -106,6 +114,11 @@ def _predict_folder(
     dataset_json = read_model_dataset(model_path)
     ending = dataset_json["file_ending"]
     cases, failed = find_cases(inputs, ending, len(channel_names(dataset_json)))
+    if only is not None:
+        cases, failed = (
+            [case for case in cases if case.name in only],
+            {n: why for n, why in failed.items() if n in only},
+        )
     cases = cases[settings.part_id :: settings.num_parts]
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)

@@ -39,6 +39,7 @@ class _Prompt:
 
     class_name: str
     act: Act
+    counts: dict[str, int]
 
 
 class PromptSession:
@@ -184,7 +185,7 @@ class PromptSession:
         """Do as `prompt`, but compute no mask before one is asked for."""
         name, image = find_class(self._classes, class_name), self._set_image()
         placed = place_prompts(prompts, image.space, image.geometry)
-        self._prompts.append(_Prompt(name, {self._classes[name].index: placed}))
+        self._prompts.append(_Prompt(name, {self._classes[name].index: placed}, prompts.counts()))
         self._labels = None
 
     def undo(self) -> Mask:
@@ -244,6 +245,15 @@ class PromptSession:
     def num_prompts(self) -> int:
         """How many prompts `undo` can take back."""
         return len(self._prompts)
+
+    def prompt_counts(self) -> dict[str, dict[str, int]]:
+        """Count the prompts so far by class and kind: points, boxes, scribbles, masks."""
+        counts: dict[str, dict[str, int]] = {}
+        for prompt in self._prompts:
+            of_class = counts.setdefault(prompt.class_name, {})
+            for kind, number in prompt.counts.items():
+                of_class[kind] = of_class.get(kind, 0) + number
+        return counts
 
     @property
     def geometry(self) -> CaseGeometry:

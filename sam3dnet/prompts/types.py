@@ -128,6 +128,12 @@ class ClassPrompts:
         """Whether anything is said at all."""
         return bool(self.points or self.scribbles or self.boxes or self.mask is not None)
 
+    def counts(self) -> dict[str, int]:
+        """Count what is said by kind, without kinds of which there is nothing."""
+        masks = () if self.mask is None else (self.mask,)
+        kinds = {"points": self.points, "boxes": self.boxes, "scribbles": self.scribbles, "masks": masks}
+        return {kind: len(said) for kind, said in kinds.items() if said}
+
     @property
     def clicks(self) -> tuple[Point, ...]:
         """The points, and the places of scribbles as so many more."""

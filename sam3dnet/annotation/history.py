@@ -1,0 +1,297 @@
+"""What happened to a dataset that is annotated, one event after the other, and the state that follows from them.
+
+The history is the truth: an event counts from the moment its line is whole, and the folders of the dataset follow it.
+Nothing in it is ever changed; to go back is an event, too.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
+
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.schemas import Part, checked
+
+FILE = "history.jsonl"
+REMEDY = "restore the file from a copy; without it nothing can be gone back to, and sam3d_annotation begins anew"
+
+
+class Dated(Part):
+    """What all events have.
+
+    Attributes:
+        number: From 1, without gaps.
+        at: When, in UTC.
+    """
+
+    number: int = 0
+    at: str = ""
+
+
+class Accepted(Dated):
+    """A label map was accepted.
+
+    Attributes:
+        case: Its name.
+        version: Of the case's label maps, from 1.
+        digest: SHA-256 of the files of the version.
+        by: Who accepted it; a program says its name.
+        model: Folder of the model that proposed the label map; None if it was drawn elsewhere.
+        corrected: Whether anything was changed by hand.
+        prompts: How many of each kind were given for each class.
+        dice: Of what the model proposed with what was accepted, by class; None where both are empty.
+        seconds: From the opening of the case on.
+        held_back: Whether the case judges models, and trains none.
+    """
+
+    kind: Literal["accepted"] = "accepted"
+    case: str
+    version: int
+    digest: str
+    by: str = ""
+    model: str | None = None
+    corrected: bool = True
+    prompts: dict[str, dict[str, int]] = Field(default_factory=dict)
+    dice: dict[str, float | None] = Field(default_factory=dict)
+    seconds: float | None = None
+    held_back: bool = False
+
+
+class Found(Dated):
+    """A label map was there that the history did not know: of before, or edited in the folder."""
+
+    kind: Literal["found"] = "found"
+    case: str
+    version: int
+    digest: str
+
+
+class Removed(Dated):
+    """Somebody took an accepted case out of the dataset's folder."""
+
+    kind: Literal["removed"] = "removed"
+    case: str
+
+
+class Skipped(Dated):
+    """A case was put off: it is not proposed before all others."""
+
+    kind: Literal["skipped"] = "skipped"
+    case: str
+
+
+class ModelChosen(Dated):
+    """A model proposes label maps from now on.
+
+    Attributes:
+        folder: The model's.
+    """
+
+    kind: Literal["model"] = "model"
+    folder: str
+
+
+class TrainingBegun(Dated):
+    """A training began.
+
+    Attributes:
+        training: Its number, which names its folder.
+        cases: That it trains on.
+        held_back: That judge it.
+        start: Folder of the model that it starts from; None for none.
+        minutes: It was given.
+    """
+
+    kind: Literal["training"] = "training"
+    training: int
+    cases: tuple[str, ...]
+    held_back: tuple[str, ...]
+    start: str | None
+    minutes: float
+
+
+class TrainingEnded(Dated):
+    """A training ended.
+
+    Attributes:
+        training: Its number.
+        folder: Of its model; None if there is none.
+        used: Whether that model proposes label maps from now on.
+        before, after: Mean Dice of the cases that were held back, by the model before and by this one; None where
+            there is nothing to compare.
+        why: A sentence.
+    """
+
+    kind: Literal["trained"] = "trained"
+    training: int
+    folder: str | None
+    used: bool
+    before: float | None
+    after: float | None
+    why: str
+
+
+class Returned(Dated):
+    """Everything went back to what it was after an earlier event; 0 is before the first."""
+
+    kind: Literal["returned"] = "returned"
+    to: int
+
+
+Event = Accepted | Found | Removed | Skipped | ModelChosen | TrainingBegun | TrainingEnded | Returned
+
+
+Happened = TypeVar("Happened", bound=Dated)
+
+
+class _Line(Part):
+    event: Annotated[Event, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class State:
+    """What follows from the events so far.
+
+    Attributes:
+        labels: The event that gave each case its present label map; other cases of the dataset are not known here.
+        skipped: Cases that were put off, the earliest first.
+        model: Folder of the model that proposes label maps; None for none.
+        trained_on: All cases that this model has learned from in this history, itself or through those it started from.
+        training: What has begun and not ended; None for nothing.
+        trainings: How many have begun.
+    """
+
+    labels: dict[str, Accepted | Found] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
+    model: str | None = None
+    trained_on: frozenset[str] = frozenset()
+    training: TrainingBegun | None = None
+    trainings: int = 0
+
+    @property
+    def held_back(self) -> tuple[str, ...]:
+        """The cases that judge models, sorted."""
+        return tuple(sorted(name for name, event in self.labels.items() if getattr(event, "held_back", False)))
+
+
+class History:
+    """The events of a dataset, in a file to which lines are added.
+
+    Args:
+        folder: That the file is in; made with the first event.
+
+    Attributes:
+        events: In their order.
+
+    Raises:
+        DatasetError: If the file is damaged. A last line that was never written to its end is left out.
+    """
+
+    def __init__(self, folder: Path):
+        self.file = folder / FILE
+        self.events: list[Event] = _read(self.file)
+
+    def add(self, event: Happened) -> Happened:
+        """Add an event; when this returns it is on the disk.
+
+        Returns:
+            The event with its number and time.
+
+        Raises:
+            OSError: If it cannot be written; it has not happened then.
+        """
+        now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        dated = event.model_copy(update={"number": len(self.events) + 1, "at": now})
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with self.file.open("ab") as file:
+            size = file.tell()
+            try:
+                file.write(dated.model_dump_json().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:  # the disk is full: half a line would spoil the next one
+                os.truncate(self.file, size)
+                raise
+        self.events.append(dated)  # type: ignore[arg-type]
+        return dated
+
+    @property
+    def state(self) -> State:
+        """What follows from all events."""
+        return state_after(self.events, len(self.events))
+
+
+def state_after(events: Sequence[Event], number: int) -> State:
+    """Give the state after the event of this number, 0 for that before the first.
+
+    A label map that was there before its case was annotated has always been there.
+    """
+    known: dict[str, Accepted | Found] = {}
+    for event in events:
+        if isinstance(event, Accepted | Found) and event.version == 1:
+            known.setdefault(event.case, event)
+    from_before: dict[str, Accepted | Found] = {
+        case: event for case, event in known.items() if isinstance(event, Found)
+    }
+    states = [State(labels=from_before)]
+    for event in events[:number]:
+        states.append(_after(states, event))
+    trainings = sum(isinstance(event, TrainingBegun) for event in events)
+    return replace(states[-1], trainings=trainings)
+
+
+def _after(states: Sequence[State], event: Event) -> State:
+    """Give the state after one more event."""
+    now = states[-1]
+    if isinstance(event, Accepted | Found):
+        skipped = tuple(case for case in now.skipped if case != event.case)
+        return replace(now, labels={**now.labels, event.case: event}, skipped=skipped)
+    if isinstance(event, Removed):
+        return replace(now, labels={case: one for case, one in now.labels.items() if case != event.case})
+    if isinstance(event, Skipped):
+        return replace(now, skipped=(*(case for case in now.skipped if case != event.case), event.case))
+    if isinstance(event, ModelChosen):
+        return replace(now, model=event.folder, trained_on=frozenset())
+    if isinstance(event, TrainingBegun):
+        return replace(now, training=event)
+    if isinstance(event, TrainingEnded):
+        return _after_training(now, event)
+    return replace(states[event.to], training=None)
+
+
+def _after_training(now: State, event: TrainingEnded) -> State:
+    begun = now.training
+    if not event.used or begun is None:
+        return replace(now, training=None)
+    before = now.trained_on if begun.start is not None else frozenset[str]()
+    return replace(now, model=event.folder, trained_on=before | set(begun.cases), training=None)
+
+
+def _read(file: Path) -> list[Event]:
+    if not file.exists():
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):  # the process was killed while it wrote: the event has not happened
+        with file.open("r+b") as written:
+            written.truncate(len(whole))
+    events: list[Event] = []
+    for number, line in enumerate(whole.splitlines(), 1):
+        place = f"{file}: line {number}"
+        event = checked(_Line, {"event": _parse(line, place)}, place, DatasetError, REMEDY).event
+        if event.number != number or (isinstance(event, Returned) and not 0 <= event.to < number):
+            raise DatasetError(f"{place}: expected event {number}, came {line.decode()[:80]}; {REMEDY}")
+        events.append(event)
+    return events
+
+
+def _parse(line: bytes, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as problem:
+        raise DatasetError(f"{place}: expected an object of JSON ({problem}); {REMEDY}") from None

@@ -1,0 +1,161 @@
+"""What runs beside the annotation, in a process of its own: a training, or the order of what is left to annotate.
+
+python -m sam3dnet.annotation.job JOB.json
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from sam3dnet.annotation.background import give_way
+from sam3dnet.annotation.judging import dice_by_class, mean_of
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.preprocessing.folders import VARIABLES, Folders, activate_folders, write_json
+from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.schemas import Part, checked
+
+RESULT = "result.json"
+REMEDY = "begin the training again"
+
+logger = logging.getLogger(__name__)
+
+
+class Job(Part):
+    """What to do.
+
+    Attributes:
+        kind: A training, or the expected Dice of images, by which they are put in order.
+        dataset: Its name.
+        folders: nnU-Net's three, of this job: the raw data are the dataset's own.
+        model: Folder of the model to start from, or of that which says the expected Dice.
+        work: Folder for the result, and all that is made on the way.
+        device: See the commands; None for the best.
+        minutes: To train.
+        cases: That train.
+        held_back: That judge.
+        images: Folder of images to put in order.
+        pending: Their names.
+    """
+
+    kind: Literal["train", "rank"]
+    dataset: str
+    folders: tuple[str, str, str]
+    model: str | None
+    work: str
+    device: str | None = None
+    minutes: float = 0.0
+    cases: tuple[str, ...] = ()
+    held_back: tuple[str, ...] = ()
+    images: str = ""
+    pending: tuple[str, ...] = ()
+
+
+class Result(Part):
+    """What came of a training.
+
+    Attributes:
+        folder: Of the model.
+        before, after: Mean Dice of the held-back cases.
+        problem: Why there is none.
+    """
+
+    folder: str | None = None
+    before: float | None = None
+    after: float | None = None
+    problem: str | None = None
+
+
+def read_result(work: Path) -> Result | None:
+    """Read what came of a training; None while there is nothing."""
+    if not (work / RESULT).exists():
+        return None
+    return checked(Result, read_json(work / RESULT, DatasetError, REMEDY), work / RESULT, DatasetError, REMEDY)
+
+
+def train(job: Job) -> Result:
+    """Plan like the model to start from, preprocess what is new, train, and judge both models by the held-back cases.
+
+    A training that was cut off goes on from its newest checkpoint.
+    """
+    from sam3dnet import plan_and_preprocess
+    from sam3dnet.preprocessing.splits import splits_file
+    from sam3dnet.settings.training import TrainingSettings
+    from sam3dnet.training.run import train_fold
+
+    folders = activate_folders(None)
+    plan_and_preprocess(datasets=[job.dataset], like=job.model, device=job.device)
+    split = {"train": list(job.cases), "val": list(job.held_back)}
+    write_json(splits_file(job.dataset, folders), [split])
+    fold = "0" if job.held_back else "all"
+    begun = any(folders.results.glob(f"{job.dataset}/*/fold_{fold}/checkpoint_*.pth"))
+    settings = TrainingSettings(
+        dataset=job.dataset,
+        fold=fold,
+        minutes=job.minutes,
+        device=job.device,
+        from_model=None if begun else job.model,
+        continue_training=begun,
+    )
+    trained = train_fold(settings, folders, validate=bool(job.held_back))
+    if not job.held_back:
+        return Result(folder=str(trained.parent))
+    return _judged(job, folders, trained)
+
+
+def _judged(job: Job, folders: Folders, trained: Path) -> Result:
+    """Compare the model with the one before, by the held-back cases."""
+    from sam3dnet.model import load_model
+    from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
+    from sam3dnet.preprocessing.reading import reader_of_cases
+
+    dataset_json = read_dataset_json(folders.raw / job.dataset)
+    cases = list_training_cases(folders.raw / job.dataset, dataset_json)
+    reader = reader_of_cases(dataset_json, cases)
+    model = None if job.model is None else load_model(job.model, device=job.device)
+    before, after = [], []
+    for case in cases:
+        if case.name not in job.held_back:
+            continue
+        truth = reader.read_seg(case.label)[0][0]
+        predicted = reader.read_seg(trained / "validation" / f"{case.name}{dataset_json['file_ending']}")[0][0]
+        after.append(mean_of(dice_by_class(predicted, truth, dataset_json).values()))
+        if model is not None:
+            before.append(mean_of(dice_by_class(model.segment(case.images), truth, dataset_json).values()))
+    return Result(folder=str(trained.parent), before=mean_of(before), after=mean_of(after))
+
+
+def rank(job: Job) -> None:
+    """Segment the images, with what Dice is to be expected of each beside its label map."""
+    from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.settings.prediction import PredictionSettings
+
+    settings = PredictionSettings(
+        input_folder=job.images, output_folder=job.work, model_folder=job.model, device=job.device, confidence=True
+    )
+    predict_folder(settings, only=job.pending)
+
+
+def main() -> int:
+    """Do what the file that is named says."""
+    give_way()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    file = Path(sys.argv[1])
+    job = checked(Job, read_json(file, DatasetError, REMEDY), file, DatasetError, REMEDY)
+    os.environ.update(zip(VARIABLES, job.folders, strict=True))
+    try:
+        if job.kind == "rank":
+            rank(job)
+        else:
+            write_json(Path(job.work) / RESULT, train(job).model_dump())
+    except Sam3dError as problem:
+        logger.error("%s", problem)
+        if job.kind == "train":
+            write_json(Path(job.work) / RESULT, Result(problem=str(problem)).model_dump())
+        return problem.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

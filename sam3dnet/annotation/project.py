@@ -1,0 +1,534 @@
+"""A dataset that is annotated: images that wait, a model that proposes, masks that are accepted, and what is learned.
+
+    with AnnotationProject(501, images="new_images") as project:
+        for case in project.waiting():
+            session = project.session(case)
+            session.click(...)
+            project.accept(case, session)
+            if project.accepted_since_training >= 5:
+                project.train(minutes=3)
+
+All lies in the folder sam3d_annotation of the raw dataset: its history, all versions of label maps, and images of cases
+that were taken out again; what is trained lies in a folder of this name below nnUNet_results.
+"""
+
+import getpass
+import logging
+import random
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock, Timeout
+
+from sam3dnet.annotation.history import (
+    Accepted,
+    Found,
+    History,
+    ModelChosen,
+    Removed,
+    Returned,
+    Skipped,
+    State,
+    TrainingBegun,
+    TrainingEnded,
+)
+from sam3dnet.annotation.judging import dice_by_class, is_no_worse
+from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, digest_of, label_files
+from sam3dnet.annotation.learning import Learning
+from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
+from sam3dnet.inference.images import Case, find_cases
+from sam3dnet.inference.models import find_model
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.reading import dataset_reader, first_file
+
+if TYPE_CHECKING:
+    from sam3dnet.interactive.session import PromptSession
+    from sam3dnet.model import Model
+
+FOLDER = "sam3d_annotation"
+APPLIED = "applied.json"  # the last event that the dataset's folders follow
+LOCK = ".lock"
+HELD_BACK_EVERY = 5  # one of so many cases that were corrected by hand judges models
+MOST_HELD_BACK = 10
+
+Order = Literal["unsure", "name", "random"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """A case as it was proposed."""
+
+    automatic_ZYX: npt.NDArray[Any]
+    model: str | None
+    since: float
+
+
+class AnnotationProject:
+    """A dataset with images that wait to be labelled.
+
+    Args:
+        dataset: By number or name; its folder is in nnUNet_raw, with a dataset.json that names channels and classes.
+        images: Folder of the images, named as in imagesTr.
+        model: The first to propose label maps: a model folder; None for that of the last time, or the trained one of
+            the dataset, or none.
+        device: To compute on; None for the best there is.
+        root: Folder of nnU-Net's three folders; None for the variables.
+
+    Raises:
+        DatasetError: If the dataset or the images are not there, or somebody annotates the dataset already.
+        CheckpointError: If there is no such model.
+    """
+
+    def __init__(
+        self,
+        dataset: str | int,
+        images: Path | str,
+        *,
+        model: Path | str | None = None,
+        device: str | None = None,
+        root: Path | str | None = None,
+    ):
+        folders = activate_folders(root)
+        self.name, self.images = find_dataset_name(dataset, folders), Path(images).absolute()
+        self._device = device
+        self._model: tuple[str, Model] | None = None
+        self._opened: dict[str, _Opened] = {}
+        raw = folders.raw / self.name
+        self.folder = raw / FOLDER
+        self._dataset = LabelledDataset(raw)
+        self._lock = _only_this_process(self.folder)
+        try:
+            self._open(folders, model)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _open(self, folders: Any, model: Path | str | None) -> None:
+        self.history = History(self.folder)
+        waiting, left_out = find_cases(self.images, self._dataset.ending, self._num_channels)
+        for name, why in left_out.items():
+            logger.warning("Warning: %s is left out: %s", name, why)
+        example = first_file(case.files[0] for case in waiting)
+        self.reader = dataset_reader(self._dataset.json, example)
+        self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
+        self.learning = Learning(self.name, folders, self.folder, self._device)
+        self._recover()
+        chosen = str(Path(model).absolute()) if model is not None else self._trained(folders)
+        if chosen is not None and (model is not None or self.state.model is None) and chosen != self.state.model:
+            self.history.add(ModelChosen(folder=chosen))
+        self.conclude()
+
+    def __enter__(self) -> "AnnotationProject":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End what runs beside, and let others annotate the dataset; a training goes on the next time."""
+        self.learning.end()
+        self._lock.release()
+
+    @property
+    def state(self) -> State:
+        """What is labelled, skipped and trained now."""
+        return self.history.state
+
+    @property
+    def _num_channels(self) -> int:
+        return len(channel_names(self._dataset.json))
+
+    # Images and label maps
+
+    def images_waiting(self) -> dict[str, Case]:
+        """Give the images without a label map, by name."""
+        there = self._dataset.cases()
+        found = {case.name: case for case in self._images() if case.name not in there}
+        return dict(sorted(found.items()))
+
+    def waiting(self, order: Order = "unsure", seed: int = 0) -> list[str]:
+        """Name the images without a label map in the order in which they are best annotated; skipped ones come last.
+
+        Args:
+            order: The ones of which the model is the least sure first, as far as that is known; by name; or by chance.
+            seed: Of chance.
+        """
+        names = list(self.images_waiting())
+        if order == "random":
+            random.Random(seed).shuffle(names)
+        model = self.state.model
+        if order == "unsure" and model is not None:
+            known = self.learning.expected_dice(model, names)
+            middle = statistics.median(known.values()) if known else 0.0
+            names.sort(key=lambda name: known.get(name, middle))
+        skipped = self.state.skipped
+        return sorted(names, key=lambda name: skipped.index(name) + 1 if name in skipped else 0)
+
+    def session(self, case: str) -> "PromptSession":
+        """Open an image: segmented by the model, ready for prompts.
+
+        Raises:
+            DatasetError: If there is no such image, or it is damaged.
+            CheckpointError: If there is no model.
+            PromptError: If the model does not answer prompts.
+        """
+        from sam3dnet.interactive.session import PromptSession
+
+        begun = time.monotonic()
+        session = PromptSession(self.model)
+        automatic_ZYX = session.set_image(self._image(case).files)
+        self._opened = {case: _Opened(automatic_ZYX, self.state.model, begun)}
+        return session
+
+    @property
+    def model(self) -> "Model":
+        """The model that proposes label maps.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        from sam3dnet.model import load_model
+
+        folder = self.state.model
+        if folder is None:
+            raise CheckpointError(
+                f"{self.name}: no model yet; label some cases and train one: sam3d_train {self.name} all, or train()"
+            )
+        if self._model is None or self._model[0] != folder:
+            self._model = None  # its memory first
+            self._model = folder, load_model(folder, device=self._device)
+        return self._model[1]
+
+    def accept(
+        self,
+        case: str,
+        labels: "PromptSession | npt.NDArray[Any] | Path",
+        *,
+        corrected: bool | None = None,
+        prompts: Mapping[str, Mapping[str, int]] | None = None,
+        seconds: float | None = None,
+        by: str | None = None,
+    ) -> Accepted:
+        """Take an image with its label map into the dataset.
+
+        Args:
+            case: Name of the image.
+            labels: The session that it was opened with; or a label map, (Z, Y, X) on the grid of the image as nnU-Net's
+                reader gives it, or its file.
+            corrected: Whether anything was changed by hand; None: if the label map is not the one that was proposed.
+            prompts: How many of each kind were given for each class; None: those of the session.
+            seconds: That the case took; None: since it was opened.
+            by: Who accepts it; None for the user of the machine.
+
+        Returns:
+            The event of the history.
+
+        Raises:
+            DatasetError: If there is no such image, another one of the dataset has its name, or the label map does not
+                fit it or has labels that dataset.json does not name.
+            OSError: If it cannot be written; nothing has changed then.
+        """
+        image = self._image(case)
+        there = self._dataset.cases().get(case)
+        self._dataset.require_addable(image, there)
+        if there is not None and case not in self.state.labels:
+            self._find(case, there.label)
+        properties: Mapping[str, Any] | None = None
+        if isinstance(labels, Path):
+            labels_ZYX = self.reader.read_seg(labels)[0][0]
+        elif isinstance(labels, np.ndarray):
+            labels_ZYX = labels
+        else:
+            prompts = labels.prompt_counts() if prompts is None else prompts
+            labels_ZYX, properties = labels.labels(), labels.properties
+        labels_ZYX = self._checked(labels_ZYX, image)
+        if properties is None:
+            properties = self.reader.read_images(image.files)[1]
+        version = self._next_version(case)
+        digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
+        opened = self._opened.get(case)
+        dice = {} if opened is None else dice_by_class(opened.automatic_ZYX, labels_ZYX, self._dataset.json)
+        if corrected is None:
+            corrected = opened is None or not np.array_equal(opened.automatic_ZYX, labels_ZYX)
+        event = self.history.add(
+            Accepted(
+                case=case,
+                version=version,
+                digest=digest,
+                by=_user() if by is None else by,
+                model=None if opened is None else opened.model,
+                corrected=corrected,
+                prompts={name: dict(counts) for name, counts in (prompts or {}).items()},
+                dice=dice,
+                seconds=seconds if seconds is not None or opened is None else round(time.monotonic() - opened.since, 1),
+                held_back=self._is_held_back(case, corrected),
+            )
+        )
+        self._opened.pop(case, None)
+        self._follow([case])
+        return event
+
+    def skip(self, case: str) -> None:
+        """Put an image off.
+
+        Raises:
+            DatasetError: If there is no such image.
+        """
+        self._image(case)
+        self.history.add(Skipped(case=case))
+        self._follow([])
+
+    def go_back(self, number: int) -> None:
+        """Make everything as it was after an event; later label maps and models are kept, and can be gone back to.
+
+        Args:
+            number: Of the event; 0 for before the first.
+
+        Raises:
+            DatasetError: If there is no such event.
+        """
+        if not 0 <= number <= len(self.history.events):
+            raise DatasetError(f"event {number}: the history of {self.name} has 0 to {len(self.history.events)}")
+        self.learning.end()
+        self.history.add(Returned(to=number))
+        self._opened = {}
+        self._follow()
+
+    # Learning
+
+    @property
+    def accepted_since_training(self) -> int:
+        """How many label maps were accepted since the last training began, or since the first."""
+        count = 0
+        for event in self.history.events:
+            count = 0 if isinstance(event, TrainingBegun) else count + isinstance(event, Accepted)
+        return count
+
+    def begin_training(self, minutes: float) -> TrainingBegun:
+        """Begin to train in the background on all that is labelled, from the present model; `conclude` ends it.
+
+        A training that was cut off goes on instead.
+
+        Args:
+            minutes: To train for.
+
+        Raises:
+            DatasetError: If there is nothing to train on.
+        """
+        self.conclude()
+        state, cases = self.state, self._dataset.cases()
+        begun = state.training
+        if begun is None:
+            held_back = tuple(name for name in state.held_back if name in cases)
+            training = tuple(sorted(set(cases) - set(held_back)))
+            if not training:
+                raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
+            event = TrainingBegun(
+                training=state.trainings + 1, cases=training, held_back=held_back, start=state.model, minutes=minutes
+            )
+            begun = self.history.add(event)
+            self._follow([])
+        self.learning.begin_training(begun, cases, self._dataset.json, self.reader)
+        return begun
+
+    def conclude(self) -> TrainingEnded | None:
+        """Use the model of a training that has ended, if it is not worse than the one before; None where none has."""
+        begun = self.state.training
+        result = None if begun is None else self.learning.result_of(begun.training)
+        if begun is None or result is None:
+            return None
+        used = result.folder is not None and is_no_worse(result.before, result.after, len(begun.held_back))
+        event = self.history.add(
+            TrainingEnded(
+                training=begun.training,
+                folder=result.folder if used else None,
+                used=used,
+                before=result.before,
+                after=result.after,
+                why=result.problem or _why(used, result.before, result.after, len(begun.held_back)),
+            )
+        )
+        self._follow([])
+        if not used:
+            self.learning.forget_model_of(begun.training)
+        logger.info("training %d: %s", event.training, event.why)
+        return event
+
+    def train(self, minutes: float) -> TrainingEnded:
+        """Train on all that is labelled, wait for the end, and use the model if it is not worse; see `begin_training`.
+
+        Raises:
+            DatasetError: If there is nothing to train on.
+        """
+        self.begin_training(minutes)
+        self.learning.wait()
+        ended = self.conclude()
+        assert ended is not None
+        return ended
+
+    def rank(self, wait: bool = True) -> None:
+        """Find out of which images the model is the least sure, in the background unless that is waited for.
+
+        Raises:
+            CheckpointError: If there is no model.
+        """
+        model = self.state.model
+        if model is None:
+            raise CheckpointError(f"{self.name}: no model yet, so nothing is known of the images")
+        self.learning.begin_ranking(model, self.images, list(self.images_waiting()))
+        if wait:
+            self.learning.wait()
+
+    # The folders follow the history
+
+    def _follow(self, cases: Sequence[str] | None = None) -> None:
+        """Have the dataset's folder hold what the history says, of some cases or all."""
+        labels = self.state.labels
+        known = {event.case for event in self.history.events if isinstance(event, Accepted | Found)}
+        for case in sorted(known) if cases is None else cases:
+            event = labels.get(case)
+            if event is None:
+                self._dataset.take_out(case, self.folder / "images", self.reader)
+            else:
+                self._keep(case)
+                files = self._versions.files(case, event.version)
+                self._dataset.put(case, self._image(case).files, files, self.reader)
+        write_json(self.folder / APPLIED, {"event": len(self.history.events)})
+
+    def _recover(self) -> None:
+        """Finish what was cut off, or take notice of what was changed in the folders."""
+        content = read_json_if_whole(self.folder / APPLIED) or {}
+        if content.get("event") != len(self.history.events):
+            self._follow()
+            return
+        there = self._dataset.cases()
+        for case, event in self.state.labels.items():
+            if case not in there:
+                logger.warning("Warning: %s is no longer in %s; it waits again", case, self._dataset.folder)
+                self.history.add(Removed(case=case))
+            elif self._digest(case) not in (event.digest, None):
+                logger.warning("Warning: the label map of %s was changed elsewhere; that is kept", case)
+                self._keep(case)
+        self._follow([])
+
+    def _keep(self, case: str) -> None:
+        """Keep the label map that the folder holds as a version, if the history does not know it."""
+        digest = self._digest(case)
+        events = [event for event in self.history.events if isinstance(event, Accepted | Found) and event.case == case]
+        if digest is not None and digest not in {event.digest for event in events}:
+            self._find(case, self._dataset.label(case))
+
+    def _find(self, case: str, label: Path) -> None:
+        version = self._next_version(case)
+        self.history.add(Found(case=case, version=version, digest=self._versions.take(label, case, version)))
+
+    def _digest(self, case: str) -> str | None:
+        """Give the digest of the label map that the dataset's folder holds; None for none."""
+        label = self._dataset.label(case)
+        return digest_of(label_files(label, self.reader)) if label.is_file() else None
+
+    def _next_version(self, case: str) -> int:
+        events = (one for one in self.history.events if isinstance(one, Accepted | Found))
+        return 1 + max((event.version for event in events if event.case == case), default=0)
+
+    def _is_held_back(self, case: str, corrected: bool) -> bool:
+        """Tell whether a case is to judge models: some of those that no model has learned from, nor made alone."""
+        state = self.state
+        before = state.labels.get(case)
+        if before is not None:
+            return getattr(before, "held_back", False)
+        if not corrected or case in state.trained_on or len(state.held_back) >= MOST_HELD_BACK:
+            return False
+        by_hand = sum(isinstance(one, Accepted) and one.corrected for one in state.labels.values())
+        return by_hand % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
+
+    def _images(self) -> list[Case]:
+        """List all images: those of the folder, those of cases that were taken out, and those in the dataset."""
+        found: dict[str, Case] = {}
+        for folder in (self.images, self.folder / "images"):
+            if folder.is_dir() and any(folder.iterdir()):
+                for case in find_cases(folder, self._dataset.ending, self._num_channels)[0]:
+                    found.setdefault(case.name, case)
+        for name, there in self._dataset.cases().items():
+            found.setdefault(name, Case(name, there.images))
+        return list(found.values())
+
+    def _image(self, name: str) -> Case:
+        found = {case.name: case for case in self._images()}
+        if name not in found:
+            raise DatasetError(
+                f"{name}: no such image in {self.images}{did_you_mean(name, list(found))}; give its name without the "
+                "channel and the ending"
+            )
+        return found[name]
+
+    def _checked(self, labels_ZYX: npt.NDArray[Any], image: Case) -> npt.NDArray[np.uint16]:
+        """See that a label map fits its image and dataset."""
+        place, shape = f"the label map of {image.name}", self._shape(image)
+        if labels_ZYX.shape != shape:
+            raise DatasetError(f"{place} has shape {labels_ZYX.shape}; expected that of the image, {shape} (z, y, x)")
+        ignored = self._dataset.json["labels"].get("ignore", 0)
+        named = [(0, ignored), *foreground_classes(self._dataset.json).values()]
+        known = sorted({int(value) for values in named for value in values})
+        foreign = sorted(set(np.unique(labels_ZYX).tolist()) - set(known))
+        if foreign:
+            came, expected = (", ".join(f"{value:g}" for value in values) for values in (foreign, known))
+            raise DatasetError(f"{place} has the labels {came}; dataset.json names {expected}")
+        return labels_ZYX.astype(np.uint16)
+
+    def _shape(self, image: Case) -> tuple[int, ...]:
+        grid, problems = self.reader.read_grid(image.name, image.files[0])
+        if grid is None:
+            raise DatasetError("; ".join(problem.message for problem in problems))
+        return tuple(grid.shape)
+
+    def _trained(self, folders: Any) -> str | None:
+        """Find the model that was trained on the dataset, if there is one."""
+        try:
+            return str(find_model(folders.results, self.name))
+        except CheckpointError:
+            return None
+
+
+def _why(used: bool, before: float | None, after: float | None, count: int) -> str:
+    if before is None or after is None:
+        return "used; there is nothing to compare it with yet"
+    said = f"mean Dice {after:.3f} of {count} cases that were held back, before {before:.3f}"
+    return f"used: {said}" if used else f"left out: {said}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # no name in this environment, such as a container's
+        return ""
+
+
+def _only_this_process(folder: Path) -> FileLock:
+    """Take the lock of a project.
+
+    Raises:
+        DatasetError: If another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DatasetError(f"{folder}: somebody annotates this dataset already; end that first") from None
+    except (NotImplementedError, OSError) as problem:
+        logger.debug("%s cannot be locked: %s", folder, problem)
+    return lock
