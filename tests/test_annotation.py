@@ -344,4 +344,3 @@ def test_the_least_sure_comes_first(root, model):
         assert project.waiting() == ["test_3", "test_1", "test_2", "test_0"]  # nothing is known of test_1
         (folder / "job.json").write_text(json.dumps({"model": "another"}))
         assert project.waiting() == ["test_0", "test_1", "test_2", "test_3"]
-

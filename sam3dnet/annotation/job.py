@@ -17,6 +17,7 @@ from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.schemas import Part, checked
 
 RESULT = "result.json"
+ITERATIONS_PER_EPOCH = 50  # a checkpoint after each: trainings are short, and may be cut off
 REMEDY = "begin the training again"
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ def train(job: Job) -> Result:
         dataset=job.dataset,
         fold=fold,
         minutes=job.minutes,
+        iterations_per_epoch=ITERATIONS_PER_EPOCH,
         device=job.device,
         from_model=None if begun else job.model,
         continue_training=begun,

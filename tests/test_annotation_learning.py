@@ -1,0 +1,207 @@
+"""Training beside the annotation: it gives way, goes on where it was cut off, and its model is used if no worse."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from phantoms import make_raw_dataset
+
+from sam3dnet.annotation import learning
+from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
+from sam3dnet.annotation.history import TrainingBegun
+from sam3dnet.annotation.job import Result
+from sam3dnet.annotation.judging import dice_by_class, is_no_worse, mean_of
+from sam3dnet.annotation.project import AnnotationProject
+from sam3dnet.errors import DatasetError
+from sam3dnet.preprocessing.folders import write_json
+
+NAME = "Dataset974_Learned"
+SECONDS = 300.0
+
+
+def until(condition):
+    """Wait until something is so."""
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end, "it has never become so"
+        time.sleep(0.01)
+
+
+def is_alive(pid):
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def beside(tmp_path):
+    environment = {"PYTHONPATH": str(Path(__file__).parent)}
+    process = BackgroundProcess(
+        "left_alone", [str(tmp_path / "count")], tmp_path / "log", tmp_path / "record.json", environment
+    )
+    until((tmp_path / "count").exists)
+    yield process
+    process.end()
+
+
+def counts(folder):
+    """Tell whether the process beside goes on."""
+    before = (folder / "count").read_text()
+    time.sleep(0.2)
+    return (folder / "count").read_text() != before
+
+
+def test_what_runs_beside_rests_while_something_is_urgent(beside, tmp_path):
+    assert psutil.Process(beside._process.pid).nice() >= NICENESS
+    with beside.paused():
+        with beside.paused():
+            assert not counts(tmp_path)
+        assert not counts(tmp_path)  # the outer block is not at its end
+    until(lambda: counts(tmp_path))
+    assert beside.status is None and "begun" in beside.last_lines()
+    beside.end()
+    assert beside.status is not None and not (tmp_path / "record.json").exists()
+
+
+def test_what_is_left_while_it_rests_is_ended_the_next_time(beside, tmp_path):
+    with beside.paused():
+        end_left(tmp_path / "record.json")
+        until(lambda: beside.status is not None)
+    write_json(tmp_path / "record.json", {"pid": os.getpid(), "created": 0.0})  # the number is another process's now
+    end_left(tmp_path / "record.json")
+    assert not (tmp_path / "record.json").exists()
+
+
+def test_it_ends_with_the_process_that_started_it(tmp_path):
+    line = (
+        "import sys, time; from pathlib import Path; from sam3dnet.annotation.background import BackgroundProcess;"
+        "folder = Path(sys.argv[1]);"
+        "one = BackgroundProcess('left_alone', [str(folder / 'count')], folder / 'log', folder / 'record.json');"
+        "print(one._process.pid, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    parent = subprocess.Popen([sys.executable, "-c", line, str(tmp_path)], env=environment, stdout=subprocess.PIPE)
+    try:
+        pid = int(parent.stdout.readline())
+        until((tmp_path / "count").exists)
+        assert is_alive(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+    until(lambda: not is_alive(pid))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setattr(learning, "MODULE", "unhurried_job")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=4, num_test=5)
+    raw = tmp_path / "nnUNet_raw" / NAME
+    (raw / "imagesTs").rename(tmp_path / "pool")
+    return tmp_path
+
+
+def open_project(root):
+    return AnnotationProject(974, root / "pool", root=root, device="cpu")
+
+
+def accept(project, root, *names):
+    for name in names:
+        labels = np.zeros(project._shape(project._image(name)), np.uint8)
+        labels[2:6, 4:9, 3:12] = 1
+        labels[4:6, 5:7, 8:11] = 2
+        project.accept(name, labels)
+
+
+@pytest.mark.timeout(900)
+def test_the_loop(root):
+    with open_project(root) as project:
+        ended = project.train(0.05)
+        assert ended.used and ended.before is None and "nothing to compare" in ended.why
+        first = project.state.model
+        assert Path(first, "fold_all", "checkpoint_final.pth").is_file()
+        accept(project, root, *(f"test_{n}" for n in range(4)))
+        project.session("test_4")  # the model segments and listens
+        accept(project, root, "test_4")
+        assert project.accepted_since_training == 5 and project.state.held_back == ("test_4",)
+        begun = project.begin_training(0.05)
+        assert begun.start == first and begun.held_back == ("test_4",) and "test_4" not in begun.cases
+        assert project.accepted_since_training == 0
+        shutil.copy(root / "pool" / "test_0_0000.nii.gz", root / "pool" / "more_0000.nii.gz")
+        accept(project, root, "more")  # while it trains, it sees what there was
+        project.learning.wait()
+        ended = project.conclude()
+        assert ended.before is not None and ended.after is not None
+        assert project.conclude() is None
+        shutil.copy(root / "pool" / "test_0_0000.nii.gz", root / "pool" / "last_0000.nii.gz")
+        project.rank()
+        known = project.learning.expected_dice(project.state.model, ["last", "more"])
+        assert list(known) == ["last"] and 0 <= known["last"] <= 1
+        project.go_back(begun.number - 1)
+        assert project.state.model == first and project.state.trained_on == {f"case_{n}" for n in range(4)}
+        assert "more" in project.waiting() and project.state.training is None
+
+
+@pytest.mark.timeout(900)
+def test_a_training_that_was_cut_off_goes_on(root):
+    with open_project(root) as project:
+        begun = project.begin_training(0.2)
+        checkpoints = project.learning.folder_of(1) / NAME
+        until(lambda: any(checkpoints.glob("*/*/checkpoint_latest.pth")))
+        assert project.learning.trains
+    with open_project(root) as project:  # ended as if by kill -9, so there is no result
+        assert project.state.training == begun and project.conclude() is None
+        assert project.begin_training(99.0) == begun
+        project.learning.wait()
+        ended = project.conclude()
+        assert ended.used and project.state.model == ended.folder
+    log = next(checkpoints.rglob("training_log*.txt")).parent
+    assert len(list(log.glob("training_log*.txt"))) == 2  # the second went on in the same folder
+
+
+def test_a_training_that_fails_is_told(root):
+    with open_project(root) as project:
+        for file in (root / "nnUNet_raw" / NAME / "labelsTr").iterdir():
+            file.write_bytes(b"no image")
+        ended = project.train(0.05)
+        assert not ended.used and ended.folder is None and "case_0" in ended.why
+        assert project.state.model is None and project.state.training is None
+
+
+def test_a_worse_model_is_left_out(root, monkeypatch):
+    with open_project(root) as project:
+        accept(project, root, "test_0")
+        begun = TrainingBegun(training=1, cases=("case_0",), held_back=("test_0",), start=None, minutes=1.0)
+        project.history.add(begun)
+        folder = project.learning.folder_of(1) / NAME
+        folder.mkdir(parents=True)
+        result = Result(folder=str(folder / "model"), before=0.8, after=0.7)
+        write_json(project.learning.folder_of(1) / "result.json", result.model_dump())
+        ended = project.conclude()
+        assert not ended.used and ended.why == "left out: mean Dice 0.700 of 1 cases that were held back, before 0.800"
+        assert not folder.exists() and project.state.model is None
+
+
+def test_there_must_be_something_to_train_on(tmp_path):
+    raw = make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=0, num_test=1)
+    (raw / "imagesTs").rename(tmp_path / "pool")
+    with open_project(tmp_path) as project, pytest.raises(DatasetError, match="has no case to train on"):
+        project.begin_training(1.0)
+
+
+def test_no_worse_is_more_than_chance():
+    assert is_no_worse(0.80, 0.785, 1) and not is_no_worse(0.80, 0.785, 4)
+    assert is_no_worse(None, 0.1, 3) and not is_no_worse(0.5, None, 3)
+    assert mean_of([None, 0.5, 1.0]) == 0.75 and mean_of([None]) is None
+
+
+def test_dice_of_what_is_there():
+    one, other = np.array([[[0, 1, 1, 2]]]), np.array([[[0, 1, 2, 2]]])
+    labels = {"labels": {"background": 0, "organ": 1, "lesion": 2, "cyst": 3}}
+    found = dice_by_class(one, other, labels)
+    assert found == {"organ": pytest.approx(2 / 3), "lesion": pytest.approx(2 / 3), "cyst": None}
