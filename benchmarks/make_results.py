@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import annotation_study
 import attention
 import data_chain
 import encoder_and_step
@@ -50,6 +51,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
+    "annotation_study": ("Clicks to label a dataset", annotation_study.table),
     "serving": ("A server for viewers", serving.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),
 }
@@ -101,7 +103,12 @@ def section_name(results: Mapping[str, Any], file: Path) -> str:
 
 def draw(results: Mapping[str, Any], name: str, folder: Path) -> list[str]:
     """Draw what is worth it; give the paths of the plots relative to the page."""
-    drawings = {"encoder_and_step": draw_steps, "scaling": draw_growth, "real_sets": real_sets.draw}
+    drawings = {
+        "encoder_and_step": draw_steps,
+        "scaling": draw_growth,
+        "real_sets": real_sets.draw,
+        "annotation_study": annotation_study.draw,
+    }
     drawing = drawings.get(results["benchmark"])
     if drawing is None:
         return []

@@ -94,3 +94,39 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     yield make
     for client in clients:
         client.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A headless Chromium."""
+    from browsing import CHROMIUM, QUIETLY
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as running:
+        made = running.chromium.launch(executable_path=CHROMIUM, args=QUIETLY)
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open an address in a new window; what the page writes to its console is an error."""
+    from browsing import WAIT_MS, wait_for
+
+    windows, said = [], []
+
+    def make(address: str, **options: Any) -> Any:
+        window = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
+        windows.append(window)
+        page = window.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda problem: said.append(str(problem)))
+        page.goto(address)
+        wait_for(page, lambda now: now["session"] and not now["busy"])
+        return page
+
+    make.said = said  # type: ignore[attr-defined]
+    yield make
+    for window in windows:
+        window.close()

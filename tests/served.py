@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import contextmanager
+from functools import partial
 
 from aiohttp import web
 
@@ -35,14 +36,17 @@ class Served:
 
 
 @contextmanager
-def serving(model, *, key=None, most=4, idle_s=600.0, output=None, port=0, **options):
-    """Serve a model folder until the end of the block."""
-    loaded = load_model(model, device="cpu", mirror=options.pop("mirror", True))
-    hall = Hall(loaded, Leases(most, idle_s), **options)
+def serving(model, *, key=None, most=4, idle_s=600.0, output=None, port=0, annotate=None, **options):
+    """Serve a model folder until the end of the block; annotate: makes an Annotating from the hall and what loads."""
+    load = partial(load_model, device="cpu", mirror=options.pop("mirror", True))
+    hall = Hall(load(model), Leases(most, idle_s), **options)
+    annotating = None if annotate is None else annotate(hall, load)
     loop, ready, ports = asyncio.new_event_loop(), threading.Event(), []
 
     async def start():
-        runner = web.AppRunner(make_application(hall, Access(key), output), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            make_application(hall, Access(key), output, annotating), access_log=None, shutdown_timeout=1.0
+        )
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", port).start()
         ports.append(runner.addresses[0][1])

@@ -10,6 +10,7 @@ import pytest
 
 import sam3dnet
 from sam3dnet.cli import (
+    annotate,
     check,
     compare,
     convert,
@@ -35,6 +36,7 @@ WORKERS = {
     "sam3d_predict": predict.predict,
     "sam3d_evaluate": evaluate.evaluate,
     "sam3d_report": report.report,
+    "sam3d_annotate": annotate.annotate,
     "sam3d_serve": serve.serve,
     "sam3d_find_best": find_best.find_best,
     "sam3d_compare": compare.compare,

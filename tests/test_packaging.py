@@ -19,6 +19,7 @@ COMMANDS = (
     "sam3d_predict",
     "sam3d_evaluate",
     "sam3d_report",
+    "sam3d_annotate",
     "sam3d_serve",
     "sam3d_find_best",
     "sam3d_verify",

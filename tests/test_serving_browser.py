@@ -1,75 +1,21 @@
 """The page in headless Chromium: load, click, see the voxel change in the file that was saved, undo, save, reload."""
 
 import json
-import shutil
-import time
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from browsing import click_at, needs_browser, wait_for
 from fake_prompts import make_promptable_model
 from served import serving
 from tiny_models import OBLIQUE, labels_of, write_image
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = needs_browser
 
 SHAPE = (11, 24, 17)
 FLIPPED = (-1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, -1.0)
 TURNED = (0.0, 0.0, 1.0, -1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-QUIETLY = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run", "--disable-sync"]
-WAIT_MS = 30_000
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as running:
-        made = running.chromium.launch(executable_path=CHROMIUM, args=QUIETLY)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def open_page(browser):
-    """Open an address in a new window; what the page writes to its console is an error."""
-    windows, said = [], []
-
-    def make(address, **options):
-        window = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
-        windows.append(window)
-        page = window.new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda problem: said.append(str(problem)))
-        page.goto(address)
-        wait_for(page, lambda now: now["session"] and not now["busy"])
-        return page
-
-    make.said = said
-    yield make
-    for window in windows:
-        window.close()
-
-
-def wait_for(page, is_so):
-    """Wait until the page's state is as it should be; by asking, since its policy forbids scripts from elsewhere."""
-    end = time.monotonic() + WAIT_MS / 1000
-    while time.monotonic() < end:
-        now = page.evaluate("window.sam3d ? window.sam3d.state() : null")
-        if now is not None and is_so(now):
-            return
-        page.wait_for_timeout(30)
-    raise AssertionError(f"the page did not come to that; its state is {now}")
-
-
-def click_at(page, voxel, plane="axial", **options):
-    """Click on a voxel (i, j, k)."""
-    page.evaluate("([i, j, k]) => window.sam3d.goTo(i, j, k)", list(voxel))
-    page.wait_for_timeout(100)
-    place = page.evaluate("([p, i, j, k]) => window.sam3d.planePoint(p, i, j, k)", [plane, *voxel])
-    page.mouse.click(place["x"], place["y"], **options)
 
 
 @pytest.fixture

@@ -226,6 +226,27 @@ class History:
         return state_after(self.events, len(self.events))
 
 
+def in_words(event: Event) -> str:
+    """Say what happened, for whoever chooses where to go back to."""
+    if isinstance(event, Accepted):
+        number = sum(sum(kinds.values()) for kinds in event.prompts.values())
+        how = f"{number} prompts" if number else "corrected" if event.corrected else "as proposed"
+        return f"{event.case} accepted, {how}" + (", held back to judge models" if event.held_back else "")
+    if isinstance(event, Found):
+        return f"{event.case}: a label map was there"
+    if isinstance(event, Removed):
+        return f"{event.case} was taken out of the folder"
+    if isinstance(event, Skipped):
+        return f"{event.case} put off"
+    if isinstance(event, ModelChosen):
+        return f"model {event.folder}"
+    if isinstance(event, TrainingBegun):
+        return f"training {event.training} began, on {len(event.cases)} cases, {event.minutes:g} minutes"
+    if isinstance(event, TrainingEnded):
+        return f"training {event.training}: {event.why}"
+    return f"back to event {event.to}"
+
+
 def state_after(events: Sequence[Event], number: int) -> State:
     """Give the state after the event of this number, 0 for that before the first.
 

@@ -40,7 +40,7 @@ from sam3dnet.annotation.history import (
     TrainingEnded,
 )
 from sam3dnet.annotation.judging import dice_by_class, is_no_worse
-from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, digest_of, label_files
+from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
@@ -66,10 +66,16 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class _Opened:
-    """A case as it was proposed."""
+class Proposal:
+    """What a model proposed for a case.
 
-    automatic_ZYX: npt.NDArray[Any]
+    Attributes:
+        labels_ZYX: Label map on the grid of the image as its reader gives it.
+        model: Folder of the model.
+        since: When the case was opened, of `time.monotonic`.
+    """
+
+    labels_ZYX: npt.NDArray[Any]
     model: str | None
     since: float
 
@@ -103,7 +109,7 @@ class AnnotationProject:
         self.name, self.images = find_dataset_name(dataset, folders), Path(images).absolute()
         self._device = device
         self._model: tuple[str, Model] | None = None
-        self._opened: dict[str, _Opened] = {}
+        self._opened: dict[str, Proposal] = {}
         raw = folders.raw / self.name
         self.folder = raw / FOLDER
         self._dataset = LabelledDataset(raw)
@@ -190,7 +196,7 @@ class AnnotationProject:
         begun = time.monotonic()
         session = PromptSession(self.model)
         automatic_ZYX = session.set_image(self._image(case).files)
-        self._opened = {case: _Opened(automatic_ZYX, self.state.model, begun)}
+        self._opened = {case: Proposal(automatic_ZYX, self.state.model, begun)}
         return session
 
     @property
@@ -221,6 +227,8 @@ class AnnotationProject:
         prompts: Mapping[str, Mapping[str, int]] | None = None,
         seconds: float | None = None,
         by: str | None = None,
+        proposal: Proposal | None = None,
+        prompts_file: Path | None = None,
     ) -> Accepted:
         """Take an image with its label map into the dataset.
 
@@ -232,6 +240,8 @@ class AnnotationProject:
             prompts: How many of each kind were given for each class; None: those of the session.
             seconds: That the case took; None: since it was opened.
             by: Who accepts it; None for the user of the machine.
+            proposal: What was proposed; None: by the session of this project that the case was opened with.
+            prompts_file: What was said, to be kept beside the label map.
 
         Returns:
             The event of the history.
@@ -259,27 +269,35 @@ class AnnotationProject:
             properties = self.reader.read_images(image.files)[1]
         version = self._next_version(case)
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
-        opened = self._opened.get(case)
-        dice = {} if opened is None else dice_by_class(opened.automatic_ZYX, labels_ZYX, self._dataset.json)
-        if corrected is None:
-            corrected = opened is None or not np.array_equal(opened.automatic_ZYX, labels_ZYX)
+        if prompts_file is not None and prompts_file.is_file():
+            copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
+        compared = self._compared(labels_ZYX, proposal or self._opened.pop(case, None), corrected, seconds)
         event = self.history.add(
             Accepted(
                 case=case,
                 version=version,
                 digest=digest,
                 by=_user() if by is None else by,
-                model=None if opened is None else opened.model,
-                corrected=corrected,
                 prompts={name: dict(counts) for name, counts in (prompts or {}).items()},
-                dice=dice,
-                seconds=seconds if seconds is not None or opened is None else round(time.monotonic() - opened.since, 1),
-                held_back=self._is_held_back(case, corrected),
+                held_back=self._is_held_back(case, bool(compared["corrected"])),
+                **compared,
             )
         )
-        self._opened.pop(case, None)
         self._follow([case])
         return event
+
+    def _compared(
+        self, labels_ZYX: npt.NDArray[Any], proposal: Proposal | None, corrected: bool | None, seconds: float | None
+    ) -> dict[str, Any]:
+        """Say what became of a proposal."""
+        if proposal is None:
+            return {"corrected": corrected is not False, "seconds": seconds}
+        return {
+            "model": proposal.model,
+            "corrected": not np.array_equal(proposal.labels_ZYX, labels_ZYX) if corrected is None else corrected,
+            "dice": dice_by_class(proposal.labels_ZYX, labels_ZYX, self._dataset.json),
+            "seconds": round(time.monotonic() - proposal.since, 1) if seconds is None else seconds,
+        }
 
     def skip(self, case: str) -> None:
         """Put an image off.
@@ -392,6 +410,11 @@ class AnnotationProject:
         if wait:
             self.learning.wait()
 
+    def unranked(self) -> bool:
+        """Tell whether there are images of which nothing is known by the present model."""
+        waiting, model = self.images_waiting(), self.state.model
+        return model is not None and len(self.learning.expected_dice(model, list(waiting))) < len(waiting)
+
     # The folders follow the history
 
     def _follow(self, cases: Sequence[str] | None = None) -> None:
@@ -453,7 +476,7 @@ class AnnotationProject:
         if not corrected or case in state.trained_on or len(state.held_back) >= MOST_HELD_BACK:
             return False
         by_hand = sum(isinstance(one, Accepted) and one.corrected for one in state.labels.values())
-        return by_hand % HELD_BACK_EVERY == HELD_BACK_EVERY - 1
+        return by_hand % HELD_BACK_EVERY == 1  # so that the first training has one already
 
     def _images(self) -> list[Case]:
         """List all images: those of the folder, those of cases that were taken out, and those in the dataset."""

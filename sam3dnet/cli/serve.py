@@ -1,4 +1,4 @@
-"""sam3d_serve: the user's model in napari, 3D Slicer, MITK and ITK-SNAP."""
+"""sam3d_serve: the user's model in napari, 3D Slicer, MITK and ITK-SNAP; and what sam3d_annotate shares with it."""
 
 import asyncio
 import contextlib
@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from sam3dnet.cli.command import run_command
 from sam3dnet.errors import Sam3dError
 from sam3dnet.settings.function import function_of
-from sam3dnet.settings.serving import ServingSettings
+from sam3dnet.settings.serving import AtAddress, ServingSettings
 
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from sam3dnet.model import Model
+    from sam3dnet.serving.access import Access
     from sam3dnet.serving.hall import Hall
 
 KEY_VARIABLE = "SAM3D_SERVE_KEY"
@@ -27,26 +29,9 @@ EVERYWHERE = ("0.0.0.0", "::", "")
 
 
 def _serve(settings: ServingSettings) -> None:
-    try:
-        import aiohttp  # noqa: F401
-    except ImportError as problem:
-        raise Sam3dError("sam3d_serve needs aiohttp; install it: pip install 'sam3dnet[serve]'") from problem
-    from sam3dnet.serving.access import Access, is_loopback, make_key
-    from sam3dnet.serving.server import make_application
-
-    key = settings.key or os.environ.get(KEY_VARIABLE) or (None if is_loopback(settings.host) else make_key())
-    hall = _make_hall(settings)
-    access = Access(key, settings.name or ())
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_run(make_application(hall, access, settings.output_folder), settings, hall, key))
-    print("The server has ended.")
-
-
-def _make_hall(settings: ServingSettings) -> "Hall":
+    require_server_packages("sam3d_serve")
     from sam3dnet.model import load_model
-    from sam3dnet.serving.hall import Hall
-    from sam3dnet.serving.leases import Leases
-    from sam3dnet.serving.worker import NetworkWorker
+    from sam3dnet.serving.server import make_application
 
     load = partial(
         load_model,
@@ -59,14 +44,53 @@ def _make_hall(settings: ServingSettings) -> "Hall":
         configuration=settings.configuration,
         plans=settings.plans,
     )
+    images = None if settings.images is None else Path(settings.images)
+    hall = make_hall(settings, load, images, settings.instance)
+    key = key_of(settings)
+    application = make_application(hall, access_of(settings, key), settings.output_folder)
+    run_server(application, settings, lambda port: _print_addresses(settings, port, hall, key))
+
+
+def require_server_packages(command: str) -> None:
+    """See that the packages of the extra "serve" are there.
+
+    Raises:
+        Sam3dError: If not.
+    """
+    try:
+        import aiohttp  # noqa: F401
+    except ImportError as problem:
+        raise Sam3dError(f"{command} needs aiohttp; install it: pip install 'sam3dnet[serve]'") from problem
+
+
+def key_of(settings: AtAddress) -> str | None:
+    """Give the key that clients must show; None where none is needed."""
+    from sam3dnet.serving.access import is_loopback, make_key
+
+    return settings.key or os.environ.get(KEY_VARIABLE) or (None if is_loopback(settings.host) else make_key())
+
+
+def access_of(settings: AtAddress, key: str | None) -> "Access":
+    """Give the rule of who may ask."""
+    from sam3dnet.serving.access import Access
+
+    return Access(key, settings.name or ())
+
+
+def make_hall(settings: AtAddress, load: Callable[[], "Model"], images: Path | None, instance: bool = False) -> "Hall":
+    """Load a model in the thread that will compute with it, and make what serves it."""
+    from sam3dnet.serving.hall import Hall
+    from sam3dnet.serving.leases import Leases
+    from sam3dnet.serving.worker import NetworkWorker
+
     worker = NetworkWorker()
     try:
         return Hall(
             worker.submit(load).result(),
             Leases(settings.max_sessions, 60 * settings.idle_minutes),
             worker=worker,
-            images=None if settings.images is None else Path(settings.images),
-            instance=settings.instance,
+            images=images,
+            instance=instance,
             largest_bytes=int(settings.max_upload * GB),
         )
     except Sam3dError:
@@ -74,8 +98,23 @@ def _make_hall(settings: ServingSettings) -> "Hall":
         raise
 
 
-async def _run(application: "web.Application", settings: ServingSettings, hall: "Hall", key: str | None) -> None:
-    """Answer requests until a signal comes."""
+def run_server(application: "web.Application", settings: AtAddress, print_addresses: Callable[[int], None]) -> None:
+    """Answer requests until a signal comes.
+
+    Args:
+        application: Answers them.
+        settings: Where to listen.
+        print_addresses: Is told the port, once the server listens.
+
+    Raises:
+        Sam3dError: If it cannot listen there.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(_run(application, settings, print_addresses))
+    print("The server has ended.")
+
+
+async def _run(application: "web.Application", settings: AtAddress, print_addresses: Callable[[int], None]) -> None:
     from aiohttp import web
 
     runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
@@ -89,7 +128,7 @@ async def _run(application: "web.Application", settings: ServingSettings, hall: 
             raise Sam3dError(
                 f"cannot listen at {settings.host}, port {settings.port} ({reason}); choose another --port or --host"
             ) from problem
-        _print_addresses(settings, runner.addresses[0][1], hall, key)
+        print_addresses(runner.addresses[0][1])
         await _until_stopped()
     finally:
         await runner.cleanup()
@@ -106,8 +145,7 @@ async def _until_stopped() -> None:
 
 def _print_addresses(settings: ServingSettings, port: int, hall: "Hall", key: str | None) -> None:
     """Tell what to paste into viewers."""
-    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
-    shown = f"[{host}]" if ":" in host else host
+    shown = shown_host(settings)
     address = f"http://{shown}:{port}"
     print(f"Serving {hall.title} on {hall.model.loaded.device}. For napari, 3D Slicer and MITK (nnInteractive):")
     for short, name in hall.class_names.items():
@@ -119,6 +157,12 @@ def _print_addresses(settings: ServingSettings, port: int, hall: "Hall", key: st
     if key is not None:
         print(f"Key: {key}")
     print("Ctrl-C ends the server.")
+
+
+def shown_host(settings: AtAddress) -> str:
+    """Give the host as addresses name it."""
+    host = socket.gethostname() if settings.host in EVERYWHERE else settings.host
+    return f"[{host}]" if ":" in host else host
 
 
 serve = function_of(ServingSettings, _serve, "serve")

@@ -241,6 +241,10 @@ class PromptSession:
         at = clicks[-1] if clicks else None
         return Picture(three_planes(grey_ZYX, nothing, mask_ZYX, image.properties["spacing"], at))
 
+    def automatic_labels(self) -> np.ndarray:
+        """Give the label map without prompts, not to be changed."""
+        return self._set_image().case.label_map([])
+
     @property
     def num_prompts(self) -> int:
         """How many prompts `undo` can take back."""

@@ -6,6 +6,7 @@ image's file.
 """
 
 import logging
+import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from sam3dnet.serving.segment import Sides, box_around
 logger = logging.getLogger(__name__)
 
 LARGEST_BYTE = 255
+KINDS = {"click": "points", "scribble": "scribbles", "box": "boxes", "paint": "strokes"}  # as ClassPrompts counts
 AS_SHOWN = ("uint8", "int16", "uint16", "float32")  # what the page draws
 
 Voxel = tuple[int, int, int]
@@ -60,8 +62,11 @@ class CaseWork:
         classes: Of the model, by name.
         output: Folder for label maps and prompts.
         file_ending: Of label maps.
+        model: Folder of the model, where it may be exchanged.
 
     Attributes:
+        model: As given.
+        since: When the work began, of `time.monotonic`.
         files: What is saved.
         share: How much of the image is segmented.
         has_begun: Whether it is being read and segmented, or was.
@@ -78,7 +83,9 @@ class CaseWork:
         classes: Mapping[str, PromptClass],
         output: Path,
         file_ending: str,
+        model: str | None = None,
     ):
+        self.model, self.since = model, time.monotonic()
         self.case, self.share, self.has_begun, self.is_ready = case, 0.0, False, False
         self.problem: str | None = None
         self.warnings: list[str] = []
@@ -267,6 +274,23 @@ class CaseWork:
             "volumes_ml": volumes,
             "saved": self.files.labels.name if self.files.labels.exists() else None,
         }
+
+    def automatic_labels(self) -> Labels:
+        """Give what the model proposed, on the grid of the reader, not to be changed."""
+        self._require_ready()
+        return self._session.automatic_labels()
+
+    @property
+    def said_counts(self) -> dict[str, dict[str, int]]:
+        """Count prompts and strokes of the brush so far, by class and kind."""
+        names = {one.label: name for name, one in self._classes.items()} | {0: "background"}
+        counts: dict[str, dict[str, int]] = {}
+        for step in self._done:
+            if step.kind in KINDS:
+                name = step.class_name or names[step.said["label"]]
+                of_class = counts.setdefault(name, {})
+                of_class[KINDS[step.kind]] = of_class.get(KINDS[step.kind], 0) + 1
+        return counts
 
     def save(self) -> None:
         """Write the label map, and the prompts beside it.

@@ -77,6 +77,11 @@ class Hall:
         self._pool = FeaturePool(feature_bytes)
         self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
 
+    def use(self, model: Model) -> None:
+        """Have another model of the same classes and channels answer those who come from now on."""
+        assert model.networks and model.class_names == self.model.class_names
+        self.model = model
+
     def claim(self, class_name: str | None, beats: bool = True) -> Lease:
         """Begin to serve a client.
 

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from sam3dnet.errors import Sam3dError
 from sam3dnet.serving.access import Access
+from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.bodies import TooLargeError, answer
 from sam3dnet.serving.hall import Hall
 from sam3dnet.serving.itksnap import ItkSnap
@@ -37,13 +38,16 @@ OF_OLD_CLIENTS = {
 }
 
 
-def make_application(hall: Hall, access: Access, output: Path | None = None) -> web.Application:
+def make_application(
+    hall: Hall, access: Access, output: Path | None = None, annotating: Annotating | None = None
+) -> web.Application:
     """Make the application of a server.
 
     Args:
         hall: The model and its clients.
         access: Who may ask.
         output: Folder for what is made in the page in the browser; None for no page.
+        annotating: The dataset that is annotated in the page; None if none is.
     """
 
     @web.middleware
@@ -64,10 +68,20 @@ def make_application(hall: Hall, access: Access, output: Path | None = None) -> 
 
     application = web.Application(middlewares=[guard])
     if output is not None:
-        application.add_routes(Viewer(hall, access, output).routes())
+        application.add_routes(Viewer(hall, access, output, annotating).routes())
     application.add_routes([*ItkSnap(hall).routes(), *NnInteractive(hall).routes()])
     application.cleanup_ctx.append(_reaping(hall))
+    if annotating is not None:
+        application.cleanup_ctx.append(_watching(annotating))
     return application
+
+
+def _watching(annotating: Annotating) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def run(_: web.Application) -> AsyncIterator[None]:
+        async with annotating.watched():
+            yield
+
+    return run
 
 
 def _reaping(hall: Hall) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -14,21 +14,32 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.writing import remove_abandoned
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.serving.access import PAGE, Access
+from sam3dnet.serving.annotating import Annotating
+from sam3dnet.serving.annotation_routes import AnnotationRoutes
 from sam3dnet.serving.arrays import WireError
-from sam3dnet.serving.bodies import LARGEST_JSON, TooLargeError, answer, parse_json, read_body
+from sam3dnet.serving.bodies import TooLargeError, answer, parse_json, read_body
 from sam3dnet.serving.casework import CaseWork, Seen
+from sam3dnet.serving.forms import (
+    BYTES_A_PLACE,
+    BoxRequest,
+    ClickRequest,
+    OpenRequest,
+    PaintMeta,
+    ScribbleRequest,
+    SessionRequest,
+    hear,
+)
 from sam3dnet.serving.hall import Hall
 from sam3dnet.serving.leases import GoneError, Lease
 from sam3dnet.serving.segment import LARGEST_SCRIBBLE
@@ -48,65 +59,11 @@ SHOWN_SHARE = (0.5, 99.5)  # percent of the grey values that a first window show
 SOFT_TISSUE_HU = (-160.0, 240.0)
 OBLIQUE = 0.02  # radians, about, from which axes are no longer those of the patient
 META = "X-Meta"
-LARGEST_INDEX = 1 << 31
-BYTES_A_PLACE = 64  # of JSON, most of them blanks
 MOST_TAKEN = 1000
-
-Whole = Annotated[StrictInt, Field(ge=-LARGEST_INDEX, le=LARGEST_INDEX)]
-Index = Annotated[list[Whole], Field(min_length=3, max_length=3)]
-SideOf = Annotated[list[StrictInt], Field(min_length=2, max_length=2)]
-Said = TypeVar("Said", bound=BaseModel)
 
 
 class TakenError(Sam3dError):
     """Another window has the case now."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class OpenRequest(_Part):
-    """A case to open."""
-
-    case: StrictStr
-
-
-class SessionRequest(_Part):
-    """Something that says no more than who says it."""
-
-    session: StrictStr
-
-
-class ClickRequest(SessionRequest):
-    """A click at a voxel (i, j, k) of the file."""
-
-    class_name: Annotated[StrictStr, Field(alias="class")]
-    at: Index
-    positive: StrictBool = True
-
-
-class ScribbleRequest(SessionRequest):
-    """A stroke of a pencil over voxels (i, j, k) of the file."""
-
-    class_name: Annotated[StrictStr, Field(alias="class")]
-    at: Annotated[list[Index], Field(min_length=1, max_length=LARGEST_SCRIBBLE)]
-    positive: StrictBool = True
-
-
-class BoxRequest(SessionRequest):
-    """A box between two voxels (i, j, k) of the file, which both belong to it."""
-
-    class_name: Annotated[StrictStr, Field(alias="class")]
-    low: Index
-    high: Index
-
-
-class PaintMeta(_Part):
-    """Beside a stroke: the label, and a box (k, j, i), half-open."""
-
-    label: Annotated[StrictInt, Field(ge=0)]
-    box: Annotated[list[SideOf], Field(min_length=3, max_length=3)]
 
 
 class Viewer:
@@ -116,11 +73,13 @@ class Viewer:
         hall: The model and its clients; it has a folder of images.
         access: Who may ask.
         output: Folder for label maps and prompts.
+        annotating: The dataset that is annotated; None if none is.
     """
 
-    def __init__(self, hall: Hall, access: Access, output: Path):
+    def __init__(self, hall: Hall, access: Access, output: Path, annotating: Annotating | None = None):
         assert hall.images is not None
         self._hall, self._access, self.output = hall, access, output
+        self._annotating, self.leases = annotating, hall.leases
         self._images = hall.images
         self._dataset = hall.model.loaded.dataset_json
         self._classes = prompt_classes(hall.model.loaded.labels)
@@ -154,6 +113,7 @@ class Viewer:
             web.post("/viewer/api/heartbeat", self.heartbeat),
             web.post("/viewer/api/close", self.close),
             *(web.post(f"/viewer/api/{name}", handler) for name, handler in changes.items()),
+            *([] if self._annotating is None else AnnotationRoutes(self, self._annotating).routes()),
             web.get("/viewer/{file}", self.file),
         ]
 
@@ -186,6 +146,7 @@ class Viewer:
                 "cases": [
                     {"name": case.name, "begun": (self.output / f"{case.name}{ending}").exists()} for case in cases
                 ],
+                "annotation": None if self._annotating is None else await self._annotating.status(),
                 "output": str(self.output),
                 "instance": self._hall.instance,
             }
@@ -193,14 +154,14 @@ class Viewer:
 
     async def open(self, request: web.Request) -> web.Response:
         """Begin to work on a case; it is read and segmented while the page asks how far that is."""
-        name = (await _hear(request, OpenRequest)).case
+        name = (await hear(request, OpenRequest)).case
         case = {one.name: one for one in await asyncio.to_thread(self._images.cases)}.get(name)
         if case is None:
             raise DatasetError(f"there is no image {name} any more; reload the page")
-        for lease in self._hall.leases.all():
+        for lease in self.leases.all():
             if isinstance(lease.work, CaseWork) and lease.work.case.name == name:
                 self._taken.append(lease.token)
-                self._hall.leases.release(lease.token)
+                self.leases.release(lease.token)
         work = CaseWork(
             self._hall.new_session(),
             case,
@@ -208,8 +169,9 @@ class Viewer:
             self._classes,
             self.output,
             self._dataset["file_ending"],
+            None if self._annotating is None else self._annotating.model,
         )
-        lease = self._hall.leases.claim(work, f"{name} in the browser", SILENT_S)
+        lease = self.leases.claim(work, f"{name} in the browser", SILENT_S)
         task = asyncio.create_task(self._open(lease, work))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
@@ -217,8 +179,8 @@ class Viewer:
 
     async def progress(self, request: web.Request) -> web.Response:
         """Say how far opening is."""
-        lease, work = self._find(request.query.get("session"))
-        with self._hall.leases.request(lease, is_action=False):
+        lease, work = self.find(request.query.get("session"))
+        with self.leases.request(lease, is_action=False):
             return answer(
                 {
                     "share": work.share,
@@ -232,46 +194,46 @@ class Viewer:
 
     async def image(self, request: web.Request) -> web.Response:
         """Give a channel's voxels."""
-        lease, work = self._find(request.query.get("session"))
+        lease, work = self.find(request.query.get("session"))
         channel = _whole_number(request.query.get("channel", "0"))
-        with self._hall.leases.request(lease, is_action=True):
+        with self.leases.request(lease, is_action=True):
             voxels = await asyncio.to_thread(work.voxels, channel)
             meta = await asyncio.to_thread(self._describe, work, voxels, channel)
         return _binary(meta, memoryview(voxels.reshape(-1).view(np.uint8)))  # type: ignore[arg-type]
 
     async def labels(self, request: web.Request) -> web.Response:
         """Give the whole label map."""
-        lease, work = self._find(request.query.get("session"))
-        with self._hall.leases.request(lease, is_action=True):
+        lease, work = self.find(request.query.get("session"))
+        with self.leases.request(lease, is_action=True):
             async with lease.turn:
                 labels = await self._hall.worker.run(f"{lease.name}: label map", work.labels)
             return await _packed(work.status() | {"shape": list(labels.shape)}, labels)
 
     async def click(self, request: web.Request) -> web.Response:
         """Hear a click."""
-        said = await _hear(request, ClickRequest)
-        lease, work = self._find(said.session)
+        said = await hear(request, ClickRequest)
+        lease, work = self.find(said.session)
         i, j, k = said.at
         return await self._changed(lease, work, "click", lambda: work.click(said.class_name, (i, j, k), said.positive))
 
     async def scribble(self, request: web.Request) -> web.Response:
         """Hear a stroke of a pencil."""
-        said = await _hear(request, ScribbleRequest, BYTES_A_PLACE * LARGEST_SCRIBBLE)
-        lease, work = self._find(said.session)
+        said = await hear(request, ScribbleRequest, BYTES_A_PLACE * LARGEST_SCRIBBLE)
+        lease, work = self.find(said.session)
         places = [(i, j, k) for i, j, k in said.at]
         act = partial(work.scribble, said.class_name, places, said.positive)
         return await self._changed(lease, work, "scribble", act)
 
     async def box(self, request: web.Request) -> web.Response:
         """Hear a box."""
-        said = await _hear(request, BoxRequest)
-        lease, work = self._find(said.session)
+        said = await hear(request, BoxRequest)
+        lease, work = self.find(said.session)
         low, high = (tuple(corner) for corner in (said.low, said.high))
         return await self._changed(lease, work, "box", lambda: work.box(said.class_name, low, high))  # type: ignore[arg-type]
 
     async def paint(self, request: web.Request) -> web.Response:
         """Hear a stroke of the brush."""
-        lease, work = self._find(request.query.get("session"))
+        lease, work = self.find(request.query.get("session"))
         meta = parse_json(request.headers.get(META, "{}"), PaintMeta)
         sides = tuple((start, stop) for start, stop in meta.box)
         shape = [stop - start for start, stop in sides]
@@ -279,7 +241,7 @@ class Viewer:
         if not all(0 <= start < stop <= size for (start, stop), size in within):
             raise WireError(f"a stroke in {meta.box} came, the image has shape {work.grid.shape}")
         size = int(np.prod(shape))
-        with self._hall.leases.request(lease, is_action=True):
+        with self.leases.request(lease, is_action=True):
             try:
                 body = await read_body(request, size)
             except TooLargeError:
@@ -293,41 +255,41 @@ class Viewer:
 
     async def undo(self, request: web.Request) -> web.Response:
         """Take back what was done last."""
-        lease, work = self._find((await _hear(request, SessionRequest)).session)
+        lease, work = self.find((await hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "undo", work.undo)
 
     async def redo(self, request: web.Request) -> web.Response:
         """Do again what was taken back."""
-        lease, work = self._find((await _hear(request, SessionRequest)).session)
+        lease, work = self.find((await hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "redo", work.redo)
 
     async def reset(self, request: web.Request) -> web.Response:
         """Go back to the automatic label map."""
-        lease, work = self._find((await _hear(request, SessionRequest)).session)
+        lease, work = self.find((await hear(request, SessionRequest)).session)
         return await self._changed(lease, work, "reset", work.reset)
 
     async def save(self, request: web.Request) -> web.Response:
         """Write the label map, also where nothing was changed."""
-        lease, work = self._find((await _hear(request, SessionRequest)).session)
-        with self._hall.leases.request(lease, is_action=True):
+        lease, work = self.find((await hear(request, SessionRequest)).session)
+        with self.leases.request(lease, is_action=True):
             async with lease.turn:
-                await self._saved(work)
+                await self.save_work(work)
         return answer({"saved": work.files.labels.name, "folder": str(self.output)})
 
     async def heartbeat(self, request: web.Request) -> web.Response:
         """Hear that the page is still there."""
-        lease, _ = self._find((await _hear(request, SessionRequest)).session)
-        with self._hall.leases.request(lease, is_action=False):
+        lease, _ = self.find((await hear(request, SessionRequest)).session)
+        with self.leases.request(lease, is_action=False):
             return answer({})
 
     async def close(self, request: web.Request) -> web.Response:
         """Hear that the page goes."""
-        self._hall.leases.release((await _hear(request, SessionRequest)).session)
+        self.leases.release((await hear(request, SessionRequest)).session)
         return answer({})
 
     async def _open(self, lease: Lease, work: CaseWork) -> None:
         begun, name = time.monotonic(), work.case.name
-        with self._hall.leases.request(lease, is_action=True):
+        with self.leases.request(lease, is_action=True):
             try:
                 report = self._hall.reporter(lease.name)
                 await self._hall.worker.run(f"{lease.name}: {name}", work.open, report, is_long=True)
@@ -343,19 +305,24 @@ class Viewer:
 
     async def _changed(self, lease: Lease, work: CaseWork, what: str, act: Callable[[], Seen]) -> web.Response:
         """Do something, save it, and answer with what it changed."""
-        with self._hall.leases.request(lease, is_action=True):
+        with self.leases.request(lease, is_action=True):
             async with lease.turn:
                 seen = await self._hall.worker.run(f"{lease.name}: {what}", act)
                 meta = {"message": seen.message, "box": seen.sides}
                 try:
-                    await self._saved(work)
+                    await self.save_work(work)
                 except DatasetError as problem:
                     logger.error("%s", problem)
                     meta |= {"message": str(problem), "saved": None}
                 meta = work.status() | meta
             return await _packed(meta, seen.labels)
 
-    async def _saved(self, work: CaseWork) -> None:
+    async def save_work(self, work: CaseWork) -> None:
+        """Write what was done on a case.
+
+        Raises:
+            DatasetError: If it cannot be written.
+        """
         try:
             await asyncio.to_thread(work.save)
         except (OSError, RuntimeError) as problem:  # ITK raises its own
@@ -364,12 +331,18 @@ class Viewer:
                 f"{work.files.labels} cannot be written ({reason}); make room, then save again"
             ) from problem
 
-    def _find(self, token: str | None) -> tuple[Lease, CaseWork]:
+    def find(self, token: str | None) -> tuple[Lease, CaseWork]:
+        """Find the session of a window, and its work.
+
+        Raises:
+            TakenError: If another window has the case now.
+            GoneError: If the session has ended.
+        """
         if token in self._taken:
             raise TakenError(
                 "this image was opened in another window, which has it now; choose it here to take it back"
             )
-        lease = self._hall.leases.find(token)
+        lease = self.leases.find(token)
         if not isinstance(lease.work, CaseWork):
             raise GoneError("this session is of a viewer; reload the page")
         return lease, lease.work
@@ -400,19 +373,6 @@ class Viewer:
         content, kind = self._files[name]
         headers = {"Content-Security-Policy": POLICY}
         return web.Response(body=content, content_type=kind, charset="utf-8", headers=headers)
-
-
-async def _hear(request: web.Request, form: type[Said], largest: int = LARGEST_JSON) -> Said:
-    """Read what the page says, which has a limit of its own.
-
-    Raises:
-        WireError: If it is not as expected.
-    """
-    try:
-        body = await read_body(request, largest)
-    except TooLargeError as problem:
-        raise WireError(f"{problem} for this; draw or say less at once") from None
-    return parse_json(body or b"{}", form)
 
 
 def _to_page() -> web.Response:

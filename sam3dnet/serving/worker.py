@@ -11,6 +11,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -38,7 +39,11 @@ class _Task:
 
 
 class NetworkWorker:
-    """Runs functions one after the other, in their order but short ones first; what can wait comes in between."""
+    """Runs functions one after the other, in their order but short ones first; what can wait comes in between.
+
+    Attributes:
+        around_short: Makes what is entered while something short runs, and left after it.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -46,6 +51,7 @@ class NetworkWorker:
         self._long: deque[_Task] = deque()
         self._spare: deque[tuple[weakref.ref[Any], Callable[[Any], bool]]] = deque()
         self._unfinished = 0
+        self.around_short: Callable[[], AbstractContextManager[None]] = nullcontext
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="network", daemon=True)
         self._thread.start()
@@ -99,7 +105,7 @@ class NetworkWorker:
                 task = self._short.popleft() if self._short else None
             if task is None:
                 return
-            _run(task)
+            self._run_short(task)
 
     def in_spare_time(self, owner: Owner, step: Callable[[Owner], bool]) -> None:
         """Call a function while nothing waits, again for as long as it returns True and its owner is alive."""
@@ -131,12 +137,19 @@ class NetworkWorker:
                     self._changed.wait()
                 if self._is_closed:
                     return
-                task = self._short.popleft() if self._short else self._long.popleft() if self._long else None
-            if task is None:
-                self._use_spare_time()
-            else:
+                short = self._short.popleft() if self._short else None
+                task = short or (self._long.popleft() if self._long else None)
+            if short is not None:
+                self._run_short(short)
+            elif task is not None:
                 _run(task)
-            del task  # it may hold an image
+            else:
+                self._use_spare_time()
+            del task, short  # it may hold an image
+
+    def _run_short(self, task: _Task) -> None:
+        with self.around_short():
+            _run(task)
 
     def _use_spare_time(self) -> None:
         """Do one step of what came first."""

@@ -1,17 +1,61 @@
-"""What can be asked of a server for viewers."""
+"""What can be asked of a server: for viewers, or to annotate a dataset."""
 
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from sam3dnet.errors import Sam3dError
-from sam3dnet.settings.common import InFolders, OfPlan, OnDevice
+from sam3dnet.settings.common import DatasetName, InFolders, OfPlan, OnDevice
 
 PORT = 1527  # nnInteractive's own, which its plugins suggest
 
 
+@dataclass(frozen=True, kw_only=True)
+class AtAddress:
+    """For what listens at an address.
+
+    Attributes:
+        host: Address to listen at; any other than this machine's own asks clients for a key.
+        port: Port to listen at; 0 takes a free one.
+        key: What clients must show; $SAM3D_SERVE_KEY does the same and is not seen by others. Made and printed where
+            one is needed and none is given.
+        name: Further names that the server goes by, such as that of a proxy.
+        no_mirroring: Segment images without the average over mirrored windows: several times as fast, slightly less
+            accurate.
+        max_sessions: Viewers that are served at the same time.
+        idle_minutes: After which a session ends whose user does nothing.
+        max_upload: GB that an image may take.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    key: str | None = None
+    name: list[str] | None = None
+    no_mirroring: bool = False
+    max_sessions: int = 8
+    idle_minutes: float = 60.0
+    max_upload: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 1 << 16:
+            raise Sam3dError(f"--port {self.port}: expected a number from 0 to 65535")
+        require_positive(self, "max_sessions", "idle_minutes", "max_upload")
+
+
+def require_positive(settings: object, *names: str) -> None:
+    """Refuse numbers that are not above 0.
+
+    Raises:
+        Sam3dError: For the first of them.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if not value > 0:
+            raise Sam3dError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+
+
 @dataclass(frozen=True)
-class ServingSettings(InFolders, OnDevice, OfPlan):
+class ServingSettings(AtAddress, InFolders, OnDevice, OfPlan):
     """Serve a trained model to napari, 3D Slicer, MITK and ITK-SNAP, until Ctrl-C.
 
     The addresses to paste into each viewer are printed. docs/viewers.md says what to click there.
@@ -26,17 +70,7 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
             and further channels are taken from the files.
         viewer: Serve a page in the browser too, for the images of --images; all that is made there is saved at once.
         output: Folder for label maps and prompts of the page; without it that of the images with "_sam3d" at its end.
-        host: Address to listen at; any other than this machine's own asks clients for a key.
-        port: Port to listen at; 0 takes a free one.
-        key: What clients must show; $SAM3D_SERVE_KEY does the same and is not seen by others. Made and printed where
-            one is needed and none is given.
-        name: Further names that the server goes by, such as that of a proxy.
         instance: Keep only those objects that clicks and boxes name, so that each becomes a segment of its own.
-        no_mirroring: Segment images without the average over mirrored windows: several times as fast, slightly less
-            accurate.
-        max_sessions: Viewers that are served at the same time.
-        idle_minutes: After which a session ends whose user does nothing.
-        max_upload: GB that an image may take.
     """
 
     model: str | None = None
@@ -47,15 +81,7 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
     images: Annotated[str | Path | None, "-i"] = None
     viewer: bool = False
     output: Annotated[str | Path | None, "-o"] = None
-    host: str = "127.0.0.1"
-    port: int = PORT
-    key: str | None = None
-    name: list[str] | None = None
     instance: bool = False
-    no_mirroring: bool = False
-    max_sessions: int = 8
-    idle_minutes: float = 60.0
-    max_upload: float = 4.0
 
     @property
     def output_folder(self) -> Path | None:
@@ -70,12 +96,35 @@ class ServingSettings(InFolders, OnDevice, OfPlan):
             raise Sam3dError("--viewer shows the images of a folder; name it: --images FOLDER")
         if self.output is not None and not self.viewer:
             raise Sam3dError("--output is for what is made in the page in the browser; add --viewer")
-        if not 0 <= self.port < 1 << 16:
-            raise Sam3dError(f"--port {self.port}: expected a number from 0 to 65535")
-        for option, value in (
-            ("max-sessions", self.max_sessions),
-            ("idle-minutes", self.idle_minutes),
-            ("max-upload", self.max_upload),
-        ):
-            if not value > 0:
-                raise Sam3dError(f"--{option} {value}: expected a number above 0")
+        super().__post_init__()
+
+
+@dataclass(frozen=True)
+class AnnotationSettings(AtAddress, InFolders, OnDevice):
+    """Label a dataset in the browser: the model proposes, you correct and accept, and it learns from that.
+
+    What is accepted is in the dataset's imagesTr and labelsTr at once. docs/annotation.md tells more.
+
+    Attributes:
+        dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus, with a label map at least.
+        images: Folder of the images to label, named as in nnU-Net's imagesTs.
+        model: Model folder to begin with; without it that of the last time, else the trained one of the dataset, else
+            one is trained first.
+        every: Accepted cases after which a training begins by itself; 0 for none but those that are asked for.
+        minutes: Of each training.
+        order: Which image comes next: the one of which the model is the least sure, by name, or by chance.
+    """
+
+    dataset: DatasetName
+    _: KW_ONLY
+    images: Annotated[str | Path, "-i"]
+    model: Annotated[str | Path | None, "-m"] = None
+    every: int = 5
+    minutes: float = 3.0
+    order: Literal["unsure", "name", "random"] = "unsure"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every < 0:
+            raise Sam3dError(f"--every {self.every}: expected a number of cases, or 0")
+        require_positive(self, "minutes")

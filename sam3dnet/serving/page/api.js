@@ -108,6 +108,16 @@ export const progress = (session) => json(`progress?${of(session)}`);
 export const heartbeat = (session) => json("heartbeat", posted({ session }));
 /** Write the segmentation now: {saved, folder}. */
 export const save = (session) => json("save", posted({ session }));
+/** How the labelling stands. */
+export const annotation = () => json("annotation");
+/** Take the case of a session into the dataset; answers how the labelling stands, as the next three do. */
+export const accept = (session) => json("accept", posted({ session }));
+/** Put the case of a session off. */
+export const skip = (session) => json("skip", posted({ session }));
+/** Begin a training. */
+export const train = () => json("train", posted({}));
+/** Make everything as it was after an event. */
+export const goBack = (number) => json("back", posted({ number }));
 /** End a session. */
 export const close = (session) => json("close", posted({ session }));
 

@@ -52,6 +52,8 @@ function table(actions, tools) {
       [{ "Ctrl+Z": actions.undo }, "Ctrl+Z", "Undo"],
       [{ "Ctrl+Y": actions.redo, "Ctrl+Shift+Z": actions.redo }, "Ctrl+Y, Ctrl+Shift+Z", "Redo"],
       [{ R: actions.reset }, "R", "Back to the automatic result (asks first)"],
+      [{ "Ctrl+Enter": actions.accept }, "Ctrl+Enter", "Labelling: accept, and on to the next image"],
+      [{ J: actions.skip }, "J", "Labelling: put the image off"],
       [{ "Ctrl+S": actions.save }, "Ctrl+S", "Save now and show where"],
       [{ N: () => actions.nextCase(1), "Shift+N": () => actions.nextCase(-1) }, "N, Shift+N", "Next, previous image"],
     ]],

@@ -1,6 +1,7 @@
 /** Puts the page together. */
 
 import { makeActions } from "./actions.js";
+import { annotationActions } from "./annotation.js";
 import * as api from "./api.js";
 import { Changes } from "./changes.js";
 import { listenToKeys } from "./keys.js";
@@ -22,7 +23,7 @@ const store = new Store({
   // the case's
   case: null, volume: null, channel: 0, labels: null, ready: false, failed: false, progress: null, changed: null,
   prompts: [], pending: [], undo: 0, redo: 0, volumes: {}, saved: null, online: true, message: null,
-  warnings: [],
+  warnings: [], annotation: null, deciding: false,
   // the user's; crosshair is a voxel [i, j, k]
   crosshair: [0, 0, 0], hover: null, class: 0, hidden: new Set(), tool: "click", brushMm: 10, ball: false, deep: false,
   draft: null, measures: [], window: { low: 0, high: 1 }, presets: [], opacity: 0.35, outline: false, shown: true,
@@ -34,6 +35,8 @@ const views = PLANE_NAMES.map((name) => new PlaneView(name, store, tables));
 const session = new Session(store);
 const changes = new Changes(store, session);
 const actions = { ...makeActions({ store, session, changes, views }), chosen: () => now.class };
+const labelling = Object.assign(annotationActions({ store, session, changes }), { openCase: actions.openCase });
+Object.assign(actions, labelling);
 const tools = new Tools(store, actions, changes, views);
 
 function each(...parts) {
@@ -106,14 +109,16 @@ function watch() {
 function firstCase() {
   const wanted = decodeURIComponent(location.hash.slice(1));
   const item =
-    now.cases.find(({ name }) => name === wanted) ?? now.cases.find(({ begun }) => !begun) ?? now.cases[0];
+    now.cases.find(({ name }) => name === wanted) ?? (now.annotation ? now.cases[0] : null) ??
+    now.cases.find(({ begun }) => !begun) ?? now.cases[0];
   return item?.name;
 }
 
 async function begin() {
   try {
-    const { title, classes, cases, output, instance } = await session.patiently(api.readState);
+    const { title, classes, cases, output, instance, annotation } = await session.patiently(api.readState);
     store.set({ title, classes, cases, output, instance });
+    if (annotation) labelling.tell(annotation);
     const name = firstCase();
     if (name) await actions.openCase(name);
   } catch (problem) {
@@ -138,7 +143,7 @@ window.sam3d = {
     crosshair: [...now.crosshair], undo: now.undo, redo: now.redo, saved: now.saved,
     busy: now.pending.length > 0 || !now.ready, pending: now.pending.length, ready: now.ready,
     prompts: now.prompts, online: now.online, message: now.message?.text ?? null, window: { ...now.window },
-    warnings: now.warnings, draft: now.draft,
+    warnings: now.warnings, draft: now.draft, annotation: now.annotation, deciding: now.deciding,
   }),
   labelAt: (i, j, k) => now.labels?.at([i, j, k]) ?? null,
   goTo: (i, j, k) => actions.goTo([i, j, k]),

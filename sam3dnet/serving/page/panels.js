@@ -1,6 +1,7 @@
 /** Everything around the planes: tool bar, lists, display, messages and the status line. */
 
 import { possible } from "./actions.js";
+import { buildAnnotation } from "./annotation.js";
 import { cssColour } from "./labels.js";
 import { fromWidth, widthAndLevel } from "./windows.js";
 
@@ -53,10 +54,11 @@ function caseItems(now, actions) {
     const button = create("button", "", "");
     button.type = "button";
     button.dataset.case = item.name;
-    button.title = item.begun ? `${item.name} (begun)` : item.name;
+    const mark = item.labelled ? "labelled" : item.begun ? "begun" : "";
+    button.title = mark ? `${item.name} (${mark})` : item.name;
     if (item.name === now.case) button.setAttribute("aria-current", "true");
     button.append(create("span", "name", item.name));
-    if (item.begun) button.append(create("span", "begun", "begun"));
+    if (mark) button.append(create("span", mark, mark));
     button.addEventListener("click", () => actions.openCase(item.name));
     const row = create("li", "", "");
     row.append(button);
@@ -277,6 +279,7 @@ function listen(store, session, actions, views) {
 /** Build and keep up to date all that is around the planes. */
 export function buildPanels({ store, session, actions, views }) {
   listen(store, session, actions, views);
+  buildAnnotation(store, actions);
   giveKeysBack(views, store);
   store.watch(["title"], (now) => {
     part("model-title").textContent = part("model-title").title = now.title;

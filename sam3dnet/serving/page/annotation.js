@@ -1,0 +1,126 @@
+/** A dataset that is labelled: accept, put off, train, and the way back. Nothing of it is seen where none is. */
+
+import * as api from "./api.js";
+import { ask } from "./dialogs.js";
+
+const POLL_MS = 3000;
+const GO_BACK =
+  "Label maps, images and the model become what they were. What came later is kept: this list leads there, too.";
+
+const part = (id) => document.getElementById(id);
+const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
+
+/** What is going on, in a sentence. */
+function trainingText({ training, minutes, ranking, last, every, since_training: since }) {
+  if (training !== null) return `Training ${training} runs, ${minutes} minutes`;
+  if (ranking) return "Looking which images are the least sure";
+  const left = every - since;
+  const next = every > 0 && since > 0 ? `Next training after ${many(left, "more image")}` : "";
+  if (!last) return next;
+  return last.used ? `Model ${last.training} proposes. ${next}` : `Training ${last.training} was no gain. ${next}`;
+}
+
+/** The images in the order in which they come, then those that are labelled. */
+function inOrder(cases, { waiting, labelled }) {
+  const place = new Map(waiting.map((name, index) => [name, index]));
+  const done = new Set(labelled);
+  const marked = cases.map((item) => ({ ...item, labelled: done.has(item.name) }));
+  const last = waiting.length;
+  const at = ({ name }) => place.get(name) ?? last;
+  return marked.sort((a, b) => at(a) - at(b) || (a.name < b.name ? -1 : 1));
+}
+
+/** What the user can do with a dataset that is labelled. */
+export function annotationActions({ store, session, changes }) {
+  const { now } = store;
+
+  /** Take over what the server says. */
+  function tell(annotation) {
+    if (JSON.stringify(annotation) === JSON.stringify(now.annotation)) return; // lists keep their place
+    store.set({ annotation, cases: inOrder(now.cases, annotation) });
+  }
+
+  /** Ask the server for something that nothing else may be asked beside. */
+  async function exclusively(what, then) {
+    if (!now.annotation || now.deciding) return;
+    store.set({ deciding: true });
+    try {
+      tell(await what());
+      await then?.();
+    } catch (problem) {
+      session.say("error", problem.message);
+      if (problem.gone) await session.recover();
+    } finally {
+      store.set({ deciding: false });
+    }
+  }
+
+  const actions = {
+    tell,
+    accept: () => now.ready && exclusively(async () => {
+      await changes.idle;
+      if (now.pending.length) throw new Error("The last prompts could not be sent, so nothing was accepted.");
+      return api.accept(session.id);
+    }, actions.openNext),
+    skip: () => now.case && session.id && exclusively(() => api.skip(session.id), actions.openNext),
+    train: () => exclusively(api.train),
+    history() {
+      if (now.annotation) part("history-dialog").showModal();
+    },
+    async goBack(number) {
+      part("history-dialog").close();
+      if (!(await ask(`Back to event ${number}?`, GO_BACK, "Go back"))) return;
+      await exclusively(() => api.goBack(number), () => session.reopen());
+    },
+    /** Open what comes next; the image that is shown, if there is no other. */
+    async openNext() {
+      const next = now.annotation.waiting.find((name) => name !== now.case);
+      if (next) await actions.openCase(next);
+      else session.say("info", "No other image waits.");
+    },
+  };
+
+  setInterval(async () => {
+    if (!now.annotation || now.deciding || document.hidden) return;
+    const annotation = await api.annotation().catch(() => null); // whoever works hears of it elsewhere
+    if (annotation && !now.deciding) tell(annotation);
+  }, POLL_MS);
+  return actions;
+}
+
+function showHistory({ annotation }, actions) {
+  part("history-list").replaceChildren(...annotation.history.map(({ number, at, text }) => {
+    const row = document.createElement("li");
+    const said = document.createElement("span");
+    said.textContent = `${number}  ${new Date(at).toLocaleString()}  ${text}`;
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.event = number;
+    button.textContent = "Back to here";
+    button.title = `Make everything as it was after event ${number}`;
+    button.addEventListener("click", () => actions.goBack(number));
+    row.append(said, button);
+    return row;
+  }));
+}
+
+/** Build and keep up to date the part of the panel. */
+export function buildAnnotation(store, actions) {
+  part("history-close").onclick = () => part("history-dialog").close();
+  store.watch(["annotation"], (now) => {
+    const { annotation } = now;
+    part("annotation").hidden = !annotation;
+    if (!annotation) return;
+    const { waiting, labelled } = annotation;
+    part("annotation-count").textContent = `(${labelled.length} labelled, ${waiting.length} left)`;
+    const text = trainingText(annotation);
+    if (part("annotation-training").textContent !== text) part("annotation-training").textContent = text;
+    part("annotation-training").title = annotation.last?.why ?? "";
+    showHistory(now, actions);
+  });
+  store.watch(["annotation", "ready", "pending", "deciding", "case"], (now) => {
+    part("accept").disabled = !now.ready || now.deciding;
+    part("skip").disabled = !now.case || now.deciding || !now.annotation?.waiting.includes(now.case);
+    part("train").disabled = now.deciding || (now.annotation?.training ?? null) !== null;
+  });
+}
