@@ -1,14 +1,16 @@
 """Segment Anything in 3D for medical images, configured by nnU-Net's rules.
 
 The commands are functions here, with the options as parameters: `plan_and_preprocess`, `train`, `predict`, `evaluate`,
-`verify`. `load_model` gives a trained model that segments images, `PromptSession` one that answers prompts too. What a
-user can cause is a `Sam3dError`. Whatever a name needs is imported when it is first used.
+`verify`. `load_model` gives a trained model that segments images, `PromptSession` one that answers prompts too,
+`AnnotationProject` a dataset that is labelled with one. What a user can cause is a `Sam3dError`. Whatever a name needs is
+imported when it is first used.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sam3dnet.annotation.project import AnnotationProject
     from sam3dnet.cli.evaluate import evaluate
     from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
     from sam3dnet.cli.predict import predict
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnnotationProject",
     "CheckpointError",
     "DatasetError",
     "FailedCasesError",
@@ -39,6 +42,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AnnotationProject": "annotation.project",
     "evaluate": "cli.evaluate",
     "plan_and_preprocess": "cli.plan_and_preprocess",
     "predict": "cli.predict",

@@ -24,6 +24,7 @@ NAMES = {
     "load_model",
     "Model",
     "PromptSession",
+    "AnnotationProject",
     "Sam3dError",
     "CheckpointError",
     "DatasetError",
