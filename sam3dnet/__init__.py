@@ -2,8 +2,8 @@
 
 The commands are functions here, with the options as parameters: `plan_and_preprocess`, `train`, `predict`, `evaluate`,
 `verify`. `load_model` gives a trained model that segments images, `PromptSession` one that answers prompts too,
-`AnnotationProject` a dataset that is labelled with one. What a user can cause is a `Sam3dError`. Whatever a name needs is
-imported when it is first used.
+`AnnotationProject` a dataset that is labelled with one. What a user can cause is a `Sam3dError`. Whatever a name needs
+is imported when it is first used.
 """
 
 from importlib import import_module
