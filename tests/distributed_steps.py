@@ -29,7 +29,7 @@ def take_steps(dataset, folders, device):
     trainer.initialize()
     # AdamW's first steps go by the sign of a gradient, so that rounding errors of tiny ones would be as long as others.
     trainer.optimizer = torch.optim.SGD(trainer.network.parameters(), lr=0.1)
-    before = trainer._bare_network().decoder.heads[-1].weight.clone()
+    before = trainer._bare_network().decoder.seg_layers[-1].weight.clone()
     generator = torch.Generator().manual_seed(1)
     mine = slice(None)
     if trainer.is_ddp:
@@ -41,7 +41,7 @@ def take_steps(dataset, folders, device):
         shapes = [level.shape[2:] for level in trainer._bare_network()(data)]
         targets = [torch.randint(3, (BATCH, 1, *shape), generator=generator).float() for shape in shapes]
         trainer.train_step({"data": data[mine], "target": [target[mine] for target in targets]})
-    assert (trainer._bare_network().decoder.heads[-1].weight - before).abs().max() > 1e-3
+    assert (trainer._bare_network().decoder.seg_layers[-1].weight - before).abs().max() > 1e-3
     return trainer._bare_network().state_dict()
 
 

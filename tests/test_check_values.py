@@ -196,7 +196,7 @@ def test_a_device_that_predicts_otherwise_than_the_cpu_is_found(monkeypatch: pyt
 
     def with_classes_mixed_up(network: SAM3D, device: torch.device) -> SAM3D:
         copy = genuine(network, device)
-        head = list(copy.decoder.heads)[-1].get_parameter("weight")
+        head = list(copy.decoder.seg_layers)[-1].get_parameter("weight")
         head.data = head.data.roll(1, 0)
         return copy
 

@@ -58,7 +58,7 @@ def test_without_a_transformer_there_are_convolutions_alone(shape):
     margin = torch.zeros(1, *shape)
     (features.logits[0].mean() + network.prompted(features, batch, margin).mean()).backward()
     unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
-    assert all(name.startswith(("decoder.heads", "prompt_decoder")) for name in unused)
+    assert all(name.startswith(("decoder.seg_layers", "prompt_decoder")) for name in unused)
 
 
 def test_deep_supervision_follows_the_strides_and_can_be_switched_off():

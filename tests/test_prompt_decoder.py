@@ -224,7 +224,7 @@ def test_without_a_prompt_the_logits_do_not_depend_on_the_prompt_decoder():
     network, image = make_network(), torch.randn(1, 1, *SHAPE)
     plain = make_network(prompts=False)
     left_out = plain.load_state_dict(network.state_dict(), strict=False)
-    assert {name.split(".")[0] for name in left_out.unexpected_keys} == {"prompt_decoder", "reach_K"}
+    assert {name.split(".")[0] for name in left_out.unexpected_keys} == {"prompt_decoder", "reaching"}
     assert torch.equal(network(image), plain.eval()(image))
 
 

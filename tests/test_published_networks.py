@@ -51,7 +51,7 @@ def make_vit_b(name, **options):
 
 
 def test_the_corrected_decoder_has_as_many_channels_at_full_resolution_as_nnunet():
-    assert [head.in_channels for head in make_vit_b("corrected").decoder.heads] == [128, 32]
+    assert [head.in_channels for head in make_vit_b("corrected").decoder.seg_layers] == [128, 32]
 
 
 def wake(network):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from sam3dnet.network.earlier_weights import REACH, completed
 from sam3dnet.network.prompt_decoder import ImageFeatures
-from sam3dnet.network.reach import REACHES, nearness, restrained, with_reach
+from sam3dnet.network.reach import REACHES, nearness, restrained
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.prompts.types import Point
 from sam3dnet.training.reaching import ReachJudge, choose_reach
@@ -95,17 +96,17 @@ def test_the_best_reach_is_chosen_and_of_equal_ones_the_longest():
 def test_the_reach_goes_with_the_weights():
     network, other = (SAM3D(1, 3, **ARCHITECTURE) for _ in range(2))
     assert network.reach(2) == (inf, inf, inf)
-    network.reach_K[2] = 0.5
+    network.reaching.reach_K[2] = 0.5
     assert network.reach(2) == (1.0, 2.0, 4.0)
     other.load_state_dict(network.state_dict())
     assert other.reach(2) == (1.0, 2.0, 4.0)
-    assert "reach_K" not in SAM3D(1, 3, **{**ARCHITECTURE, "prompts": False}).state_dict()
+    assert REACH not in SAM3D(1, 3, **{**ARCHITECTURE, "prompts": False}).state_dict()
 
 
 def test_weights_from_before_there_was_a_reach_have_none():
     network = SAM3D(1, 3, **ARCHITECTURE)
     state = network.state_dict()
-    del state["reach_K"]
-    network.load_state_dict(with_reach(state, network.state_dict()))
+    del state[REACH]
+    network.load_state_dict(completed(state, network.state_dict()))
     assert network.reach(1) == (inf, inf, inf)
-    assert with_reach({}, {}) == {}
+    assert completed({}, {}) == {}

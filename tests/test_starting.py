@@ -56,15 +56,15 @@ def logits(network, image):
 def test_classes_and_channels_go_by_their_names():
     own = Meaning(("PET", "CT"), ("background", "tumour", "spleen", "liver"))
     source, network = make(OLD), make(own, seed=1)
-    before = network.state_dict()["decoder.heads.0.bias"].clone()
+    before = network.state_dict()["decoder.seg_layers.0.bias"].clone()
     taken = transfer(network, own, source, OLD)
     assert taken.classes == ("background", "tumour", "liver") and taken.new_classes == ("spleen",)
     assert taken.channels == ("PET", "CT") and not taken.new and not taken.new_channels
     image = torch.randn(1, 2, 8, 12, 16)
     theirs, ours = logits(source, image), logits(network, image.flip(1))
     torch.testing.assert_close(ours[:, [0, 3, 1]], theirs, rtol=1e-4, atol=1e-4)
-    assert network.state_dict()["decoder.heads.0.bias"][2] == before[2]
-    tokens = "prompt_decoder.encoder.class_tokens.weight"
+    assert network.state_dict()["decoder.seg_layers.0.bias"][2] == before[2]
+    tokens = "prompt_decoder.encoder.seg_layers.class_tokens.weight"
     torch.testing.assert_close(network.state_dict()[tokens][[0, 1, 3]], source.state_dict()[tokens][[0, 2, 1]])
 
 

@@ -15,6 +15,7 @@ from phantoms import make_raw_dataset
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError
 from sam3dnet.network.cost import training_cost, training_seconds
+from sam3dnet.network.earlier_weights import REACH
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
@@ -221,13 +222,13 @@ def test_a_checkpoint_of_another_network_is_refused(planned):
 def test_a_training_from_before_there_was_a_reach_goes_on(planned):
     output = train(planned, epochs=1)
     checkpoint = load_safely(output / "checkpoint_final.pth")
-    del checkpoint["network_weights"]["reach_K"]
+    del checkpoint["network_weights"][REACH]
     torch.save(checkpoint, output / "checkpoint_latest.pth")
     for name in ("final", "best"):
         (output / f"checkpoint_{name}.pth").unlink()
     resumed = load_safely(train(planned, epochs=2, continue_training=True) / "checkpoint_final.pth")
     assert resumed["current_epoch"] == 2
-    assert "reach_K" in resumed["network_weights"]
+    assert REACH in resumed["network_weights"]
 
 
 def test_wrong_requests_are_refused_before_anything_is_written(planned, nnunet_root):

@@ -39,7 +39,7 @@ def check_prediction(setting: Setting) -> Iterator[CheckResult]:
 def make_constant(network: SAM3D) -> SAM3D:
     """Give a copy whose last layer looks at nothing and gives the constant logits."""
     constant = copied_to(network, torch.device("cpu"))
-    head = list(constant.decoder.heads)[-1]
+    head = list(constant.decoder.seg_layers)[-1]
     with torch.no_grad():
         head.get_parameter("weight").zero_()
         head.get_parameter("bias").copy_(torch.tensor(CONSTANT))

@@ -17,7 +17,7 @@ from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
 from sam3dnet.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
-from sam3dnet.network.reach import with_reach
+from sam3dnet.network.earlier_weights import completed
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
 from sam3dnet.preprocessing.cases import channel_names, read_dataset_json
 from sam3dnet.preprocessing.json_files import read_json
@@ -286,7 +286,7 @@ def load_model(
     _require_3d(model_folder, configuration)
     labels = plans.get_label_manager(dataset_json)
     network = build_network(plans, configuration, labels, dataset_json)
-    weights = [with_reach(unwrapped(content["network_weights"]), network.state_dict()) for _, content in opened]
+    weights = [completed(unwrapped(content["network_weights"]), network.state_dict()) for _, content in opened]
     for (path, _), state in zip(opened, weights, strict=True):
         _require_same_network(network, state, path)
     network.load_state_dict(weights[0])

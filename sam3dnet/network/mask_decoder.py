@@ -71,7 +71,7 @@ class MaskDecoder3D(nn.Module):
             UpStage(widths[index + 1], widths[index], strides[index + 1], units[index], kernels[index])
             for index in reversed(range(len(features)))
         )
-        self.heads = nn.ModuleList(PointwiseConv(channels, num_classes) for channels in reversed(features))
+        self.seg_layers = nn.ModuleList(PointwiseConv(channels, num_classes) for channels in reversed(features))
 
     def pyramid(self, levels: Sequence[Tensor], stem: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Decode up to the features from which the logits are read.
@@ -92,5 +92,5 @@ class MaskDecoder3D(nn.Module):
     def logits(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return logits (B, num_classes, z, y, x), finest first; only the finest without deep supervision."""
         wanted = slice(None) if self.deep_supervision else slice(1)
-        heads = list(self.heads)[::-1]
+        heads = list(self.seg_layers)[::-1]
         return [head(features) for head, features in zip(heads[wanted], pyramid[wanted], strict=True)]

@@ -272,11 +272,12 @@ class PromptEncoder(nn.Module):
     def __init__(self, num_classes: int, feature_channels: Sequence[int], width: int, token_stride: Sequence[int]):
         super().__init__()
         self.token_stride = tuple(token_stride)
-        self.class_tokens = nn.Embedding(num_classes, width)
+        class_tokens = nn.Embedding(num_classes, width)
+        self.seg_layers = nn.ModuleDict({"class_tokens": class_tokens})
         self.kinds = nn.Embedding(CLICK_KINDS + 2, width)  # of clicks, then low and high corner
         self.position = nn.Linear(6 * FREQUENCIES, width)
         self.appearance = nn.Linear(sum(feature_channels) + 1, width)
-        for embedding in (self.class_tokens, self.kinds):
+        for embedding in (class_tokens, self.kinds):
             nn.init.normal_(embedding.weight, std=0.5)
 
     def image_positions(self, grid: Sequence[int], device: torch.device) -> Tensor:
@@ -302,7 +303,7 @@ class PromptEncoder(nn.Module):
         Returns:
             Tokens (Q, T, E), the class token first, then clicks, then two corners a box; and which are there, (Q, T).
         """
-        class_QE = self.class_tokens(batch.class_Q)
+        class_QE = self.seg_layers["class_tokens"](batch.class_Q)
         seen = [sample_at(level, batch.points_QP3, window_shape) for level in features]
         margin_QP = standing.margin_QP.clamp(-LARGEST_MARGIN, LARGEST_MARGIN) / LARGEST_MARGIN
         seen_QPC = torch.cat((*seen, margin_QP[..., None].to(seen[0].dtype)), -1)

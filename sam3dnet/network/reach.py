@@ -6,16 +6,33 @@ each class, and keeps the best with the weights. Source: measured, benchmarks/RE
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam3dnet.prompts.types import Point
 
 UNLIMITED = math.inf
 REACHES = (UNLIMITED, 1.2, 0.6, 0.25)  # that are compared: standard deviations in tokens
-KEY = "reach_K"  # of the buffer
+
+
+class Reaching(nn.Module):
+    """How far answers about each class reach, in tokens.
+
+    Args:
+        num_classes: Channels of the logits.
+    """
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.seg_layers = nn.Module()
+        self.seg_layers.register_buffer("reach_K", torch.full((num_classes,), UNLIMITED))
+
+    @property
+    def reach_K(self) -> Tensor:
+        """Standard deviations, one for each channel of the logits."""
+        return self.seg_layers.get_buffer("reach_K")
 
 
 def restrained(correction_zyx: Tensor, disputed: Sequence[Point], reach: Sequence[float]) -> Tensor:
@@ -59,9 +76,3 @@ def nearness(
         ]
         squared_zyx = torch.minimum(squared_zyx, along[0][:, None, None] + along[1][:, None] + along[2])
     return torch.exp(-0.5 * squared_zyx)
-
-
-def with_reach(state: Mapping[str, Tensor], network_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Complete the weights of a network that was trained before there was a reach."""
-    missing = {KEY: network_state[KEY].clone()} if KEY in network_state and KEY not in state else {}
-    return {**state, **missing}

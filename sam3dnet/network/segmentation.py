@@ -20,7 +20,7 @@ from sam3dnet.network.layers import triple
 from sam3dnet.network.linear import store_frozen_in_half
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.prompt_encoder import PromptBatch
-from sam3dnet.network.reach import KEY, UNLIMITED
+from sam3dnet.network.reach import Reaching
 from sam3dnet.network.target_device import order_kernels
 
 ENCODER_SIZES = {
@@ -41,10 +41,13 @@ class SegmentationNetwork(nn.Module):
         image_encoder: Tuned as its parts say, where it holds SAM's weights; else trained whole.
         decoder: Has the switch `deep_supervision`, which nnU-Net turns.
         pretrained: Whether the image encoder gets SAM's weights.
-        reach_K: How far answers about each class reach, in tokens; where the network answers prompts.
+        reaching: Has `reach_K`, where the network answers prompts.
+
+    What there is one of for each class lies in modules named "seg_layers", also outside of the decoder: nnU-Net leaves
+    these alone where a training starts from pretrained weights, and copies all else.
     """
 
-    reach_K: Tensor
+    reaching: Reaching
     image_encoder: ImageEncoder3D
     decoder: nn.Module
     pretrained: bool
@@ -65,7 +68,7 @@ class SegmentationNetwork(nn.Module):
         else:
             start_from_scratch(self.image_encoder)
         if self.answers_prompts:
-            self.register_buffer(KEY, torch.full((num_classes,), UNLIMITED))
+            self.reaching = Reaching(num_classes)
         order_kernels(self)
 
     @torch.no_grad()
@@ -81,7 +84,7 @@ class SegmentationNetwork(nn.Module):
 
     def reach(self, class_index: int) -> tuple[float, ...]:
         """Give how far answers about a class reach around clicks, along (z, y, x) in voxels; see `nearness`."""
-        tokens = float(self.reach_K[class_index])
+        tokens = float(self.reaching.reach_K[class_index])
         return tuple(tokens * stride for stride in self.image_encoder.token_stride)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "SegmentationNetwork":

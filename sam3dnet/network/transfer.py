@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam3dnet.network.attention import fit_relative_table
+from sam3dnet.network.earlier_weights import as_named_today
 from sam3dnet.network.image_encoder import resize_position_table
 
 Axis = Literal["class", "channel"]
@@ -113,7 +114,7 @@ def take_over(
         theirs: Of it.
         axes: Of the network, from `find_axes`.
     """
-    taken = Taken()
+    taken, state = Taken(), as_named_today(state, network.state_dict())
     taken.classes, taken.new_classes = _in_both(own.classes, theirs.classes)
     taken.channels, taken.new_channels = _in_both(own.channels, theirs.channels)
     for name, value in network.state_dict().items():

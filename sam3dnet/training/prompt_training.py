@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from sam3dnet.network.earlier_weights import REACH
 from sam3dnet.network.prompt_decoder import ImageFeatures
-from sam3dnet.network.reach import KEY
 from sam3dnet.training.distributed import gathered
 from sam3dnet.training.drawing import finest
 from sam3dnet.training.prompting import (
@@ -95,7 +95,7 @@ class PromptTraining:
         self.dice = dice_of_counts(np.sum(counts, 0))
         judged = np.sum(gathered(sum(judged for _, judged in answers)), 0)
         self._reach_counts = judged + MEMORY * self._reach_counts
-        chosen, reach_K = choose_reach(self._reach_counts), network.get_buffer(KEY)
+        chosen, reach_K = choose_reach(self._reach_counts), network.get_buffer(REACH)
         reach_K.copy_(reach_K.new_tensor(chosen))
         self.reach_tokens = [chosen[index] if isfinite(chosen[index]) else None for index in self.classes.indices]
 

@@ -21,7 +21,7 @@ from sam3dnet.devices import autocast_on, half_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
-from sam3dnet.network.reach import with_reach
+from sam3dnet.network.earlier_weights import completed
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
@@ -477,7 +477,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.initialize()
         try:
             network = self._bare_network()
-            network.load_state_dict(with_reach(checkpoint["network_weights"], network.state_dict()))
+            network.load_state_dict(completed(checkpoint["network_weights"], network.state_dict()))
         except RuntimeError as error:
             raise CheckpointError(
                 f"{name}: weights of another network than the plan's "

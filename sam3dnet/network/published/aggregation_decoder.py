@@ -94,7 +94,7 @@ class CoarseAggregationDecoder(AggregationDecoder):
         branches = [nn.Sequential(PlainUnit(level_channels, width), PlainUnit(width, width)) for _ in range(4)]
         super().__init__(branches, strides, deep_supervision)
         self.merge = PlainUnit(4 * width + image_channels, width)
-        self.head = nn.Conv3d(width, num_classes, 3, padding=1, bias=False)
+        self.seg_layers = nn.ModuleList([nn.Conv3d(width, num_classes, 3, padding=1, bias=False)])
         steps = [prod(stride[axis] for stride in self.strides) for axis in range(3)]
         self.token_stride = triple(steps)
         self.factor = triple([min(COARSEST_FACTOR, step) for step in steps])
@@ -104,7 +104,7 @@ class CoarseAggregationDecoder(AggregationDecoder):
         padded = pad_to_multiple(image_BCzyx, self.token_stride)
         grid = [size * factor for size, factor in zip(branched[0].shape[2:], self.factor, strict=True)]
         raised = [interpolate(level, grid) for level in branched]
-        coarse = self.head(self.merge(beside(raised, interpolate(padded, grid))))
+        coarse = self.seg_layers[0](self.merge(beside(raised, interpolate(padded, grid))))
         finest = cropped(interpolate(coarse, padded.shape[2:]), image_BCzyx.shape[2:])
         shapes = resolution_shapes(image_BCzyx.shape[2:], self.strides)[1:] if self.deep_supervision else []
         return [finest, *(interpolate(finest, shape) for shape in shapes)]
@@ -140,7 +140,7 @@ class FullResolutionDecoder(AggregationDecoder):
             for wide, narrow, stride in zip(widths, widths[1:], self.strides[-2:0:-1], strict=False)
         )
         self.units = nn.ModuleList(ConvUnit(narrow + image_channels, narrow) for narrow in widths[1:])
-        self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in widths)
+        self.seg_layers = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in widths)
 
     def logits(self, branched: Sequence[Tensor], image_BCzyx: Tensor) -> list[Tensor]:
         """Return logits (B, K, z, y, x), finest first; only the finest without deep supervision."""
@@ -150,4 +150,4 @@ class FullResolutionDecoder(AggregationDecoder):
         for up, unit, image in zip(self.ups, self.units, images[1:], strict=True):
             features.append(unit(beside([cropped(up(features[-1]), image.shape[2:])], image)))
         wanted = slice(None) if self.deep_supervision else slice(-1, None)
-        return [head(level) for head, level in zip(list(self.heads)[wanted], features[wanted], strict=True)][::-1]
+        return [head(level) for head, level in zip(list(self.seg_layers)[wanted], features[wanted], strict=True)][::-1]

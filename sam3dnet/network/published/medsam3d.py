@@ -64,14 +64,14 @@ class MultiScaleDecoder(nn.Module):
         super().__init__()
         self.deep_supervision = deep_supervision
         self.climb = UShapedDecoder(level_channels, strides)
-        self.heads = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in self.climb.widths)
+        self.seg_layers = nn.ModuleList(nn.Conv3d(channels, num_classes, 1) for channels in self.climb.widths)
 
     def forward(self, levels: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
         """Return logits (B, num_classes, z, y, x), finest first; only the finest without deep supervision."""
         pyramid = self.climb(levels, shape)
-        logits = [self.heads[-1](pyramid[-1])]
+        logits = [self.seg_layers[-1](pyramid[-1])]
         for index in reversed(range(len(pyramid) - 1)):
-            own = self.heads[index](pyramid[index])
+            own = self.seg_layers[index](pyramid[index])
             logits.insert(0, own + enlarged(logits[0], self.climb.strides[index + 1], own.shape[2:]))
         return logits if self.deep_supervision else logits[:1]
 
