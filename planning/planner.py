@@ -18,6 +18,7 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.decisions import memory_decision, normalization_decision, sides_decision, time_decision
 from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
@@ -25,7 +26,7 @@ from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.likeness import Likeness
 from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
-from sam3dnet.planning.plan import MEMORY_DECISION, PLAN_VERSION
+from sam3dnet.planning.plan import PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.planning.second_stage import SecondStage
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
@@ -399,24 +400,6 @@ def torch_resampling_options() -> dict[str, Any]:
     return {"force_separate_z": None, "memefficient_seg_resampling": False}
 
 
-def normalization_decision(schemes: Sequence[str]) -> Decision:
-    """Say how the channels are normalised."""
-    reason = "by channel name: CT gets a fixed window, all others their own mean and deviation unless named otherwise"
-    return Decision("normalization_schemes", list(schemes), reason, rules.NNUNET)
-
-
-def memory_decision(step_bytes: int) -> Decision:
-    """Say what a step takes, as measured."""
-    reason = "parameters, optimiser, and the peak of forward and backward, traced without running a kernel"
-    return Decision(MEMORY_DECISION, f"{step_bytes / 1e9:.2f} GB", reason, "sam3dnet")
-
-
-def time_decision(step_seconds: float) -> Decision:
-    """Say how long a step takes, as estimated."""
-    reason = "estimated, without running a kernel, for one core such as that which the estimate was measured on"
-    return Decision("time of a step", f"{step_seconds:.2g} s", reason, rules.MEASURED)
-
-
 def free_memory_bytes(device: str) -> int | None:
     """Ask the device for its free memory; None where it cannot be asked."""
     import torch
@@ -491,9 +474,3 @@ def plan_dataset(
     )
     planner.plan_experiment()
     return folders.preprocessed / dataset_name / f"{plans_name}.json"
-
-
-def sides_decision(pairs: Sequence[tuple[str, str]]) -> Decision:
-    """Say which classes are swapped in mirrored images."""
-    reason = "each is the mirror image of the other, so that mirrored images have their labels swapped"
-    return Decision("sides", [" and ".join(pair) for pair in pairs], reason, "sam3dnet")

@@ -13,11 +13,11 @@ from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.network.cost import training_cost
 from sam3dnet.planning import rules
 from sam3dnet.planning.asked import choose_configurations, require_plannable, tell_stale
+from sam3dnet.planning.decisions import memory_decision
 from sam3dnet.planning.edits import changes_by_hand, with_changes
 from sam3dnet.planning.fitting import CropFitter
 from sam3dnet.planning.methods import METHODS, MethodChoice
 from sam3dnet.planning.plan import load_plan
-from sam3dnet.planning.planner import memory_decision
 from sam3dnet.planning.rules import choose_budget
 from sam3dnet.planning.second_stage import SecondStage, count_labels
 from sam3dnet.preprocessing.folders import activate_folders
