@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable
 
+SOFT_TISSUE_HU = (-160.0, 240.0)  # of CT, that become black and white where nothing else is known
+
 _MICROSCOPY = re.compile(
     r"(?<![a-z])(s?s?tem|sem|sbem|em|fib.?sem|cryo.?em|microscop\w*|fluorescen\w*|confocal|light.?sheet|two.?photon|"
     r"bright.?field|phase.?contrast|histolog\w*|dapi|hoechst|e?gfp|rfp|mcherry|nuclei)(?![a-z])",

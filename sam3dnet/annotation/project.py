@@ -52,6 +52,8 @@ from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
     from sam3dnet.interactive.session import PromptSession
+    from sam3dnet.interactive.slice_session import SliceSession
+    from sam3dnet.interactive.slices import PictureNetwork
     from sam3dnet.model import Model
 
 FOLDER = "sam3d_annotation"
@@ -110,6 +112,7 @@ class AnnotationProject:
         self._device = device
         self._model: tuple[str, Model] | None = None
         self._opened: dict[str, Proposal] = {}
+        self._lite: PictureNetwork | None = None
         raw = folders.raw / self.name
         self.folder = raw / FOLDER
         self._dataset = LabelledDataset(raw)
@@ -199,6 +202,30 @@ class AnnotationProject:
         self._opened = {case: Proposal(automatic_ZYX, self.state.model, begun)}
         return session
 
+    def first_session(self, case: str, network: "PictureNetwork | None" = None) -> "SliceSession":
+        """Open an image while there is no model: boxes and clicks draw objects slice by slice.
+
+        Args:
+            case: Name of the image.
+            network: For pictures, see `sam3dnet.interactive.slices`; None for LiteMedSAM.
+
+        Raises:
+            DatasetError: If there is no such image.
+            CheckpointError: If LiteMedSAM is wanted, and its package is not installed.
+        """
+        from sam3dnet.devices import choose_device
+        from sam3dnet.interactive.slice_session import SliceSession
+        from sam3dnet.interactive.slices import LiteMedSam
+
+        begun = time.monotonic()
+        files = self._image(case).files
+        if network is None:
+            self._lite = self._lite or LiteMedSam(choose_device(self._device))
+            network = self._lite
+        session = SliceSession(network, self.reader, self._dataset.json)
+        self._opened = {case: Proposal(session.set_image(files), None, begun)}
+        return session
+
     @property
     def model(self) -> "Model":
         """The model that proposes label maps.
@@ -210,9 +237,7 @@ class AnnotationProject:
 
         folder = self.state.model
         if folder is None:
-            raise CheckpointError(
-                f"{self.name}: no model yet; label some cases and train one: sam3d_train {self.name} all, or train()"
-            )
+            raise CheckpointError(f"{self.name}: no model yet; label a case by first_session(), then train() one")
         if self._model is None or self._model[0] != folder:
             self._model = None  # its memory first
             self._model = folder, load_model(folder, device=self._device)
@@ -221,7 +246,7 @@ class AnnotationProject:
     def accept(
         self,
         case: str,
-        labels: "PromptSession | npt.NDArray[Any] | Path",
+        labels: "PromptSession | SliceSession | npt.NDArray[Any] | Path",
         *,
         corrected: bool | None = None,
         prompts: Mapping[str, Mapping[str, int]] | None = None,

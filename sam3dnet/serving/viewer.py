@@ -24,6 +24,7 @@ from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.writing import remove_abandoned
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.preprocessing.modalities import SOFT_TISSUE_HU
 from sam3dnet.serving.access import PAGE, Access
 from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.annotation_routes import AnnotationRoutes
@@ -56,7 +57,6 @@ SMALL = 1 << 16  # bytes that are not worth packing
 FASTEST = 1
 SAMPLED = 1_000_000  # voxels
 SHOWN_SHARE = (0.5, 99.5)  # percent of the grey values that a first window shows
-SOFT_TISSUE_HU = (-160.0, 240.0)
 OBLIQUE = 0.02  # radians, about, from which axes are no longer those of the patient
 META = "X-Meta"
 MOST_TAKEN = 1000

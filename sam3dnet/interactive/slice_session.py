@@ -1,0 +1,208 @@
+"""Prompts on an image of a dataset that has no model yet, answered slice by slice by a network for pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from sam3dnet.errors import PromptError
+from sam3dnet.interactive.classes import PromptClass, find_class
+from sam3dnet.interactive.slices import PictureNetwork, SlicedVolume
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, case_geometry, nearest_voxel
+from sam3dnet.preprocessing.modalities import SOFT_TISSUE_HU
+from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.world import WORLD
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+
+
+@dataclass(frozen=True, eq=False)
+class _Image:
+    """What belongs to the image that is set."""
+
+    volume: SlicedVolume
+    geometry: CaseGeometry
+    properties: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class _Said:
+    """A prompt, and the labels before it."""
+
+    class_name: str
+    counts: dict[str, int]
+    before_ZYX: np.ndarray
+
+
+class SliceSession:
+    """Answers boxes and clicks as a PromptSession does, without a model: nothing is segmented before the first prompt.
+
+    A box draws the object in it, followed beyond its slice where it is one slice thick. A positive click draws the
+    object there. A negative one takes the part of the mask out that lies there, in that slice alone.
+
+    Args:
+        network: Sees the slices of the first channel.
+        reader: Of the dataset.
+        dataset_json: Of the dataset.
+
+    Attributes:
+        class_names: What prompts can be about.
+    """
+
+    def __init__(self, network: PictureNetwork, reader: DatasetReader, dataset_json: Mapping[str, Any]):
+        self._network, self._reader = network, reader
+        self._is_ct = str(next(iter(channel_names(dataset_json).values()))).lower() == "ct"
+        order = dataset_json.get("regions_class_order")
+        self._classes = {
+            name: PromptClass(index, int(order[index]) if order else values[0], values)
+            for index, (name, values) in enumerate(foreground_classes(dataset_json).items())
+        }
+        self.class_names = tuple(self._classes)
+        self._image: _Image | None = None
+        self._said: list[_Said] = []
+        self._labels = np.zeros((0, 0, 0), np.uint16)
+
+    def set_image(self, files: Sequence[str | Path], on_progress: Callable[[float], None] | None = None) -> np.ndarray:
+        """Take an image, and forget all prompts.
+
+        Args:
+            files: Its files, one a channel.
+            on_progress: Called with 1.0 when it is read.
+
+        Returns:
+            The label map, which is empty: (Z, Y, X).
+        """
+        paths = [Path(file) for file in files]
+        image_CZYX, properties = self._reader.read_images(paths)
+        shape = image_CZYX.shape[1:]
+        world = self._reader.world_of(paths[0])
+        whole = {"shape_before_cropping": shape, "bbox_used_for_cropping": [[0, size] for size in shape]}
+        properties = {**properties, **whole, **({} if world is None else {WORLD: world})}
+        volume = SlicedVolume(
+            image_CZYX[0], properties["spacing"], self._network, SOFT_TISSUE_HU if self._is_ct else None
+        )
+        self._image = _Image(volume, case_geometry(properties, (0, 1, 2), shape), properties)
+        self._labels, self._said = np.zeros(shape, np.uint16), []
+        if on_progress is not None:
+            on_progress(1.0)
+        return self.label_map()
+
+    def click(self, at: Coordinates, positive: bool = True, class_name: str | None = None) -> Mask:
+        """Say that a class is, or is not, at a voxel (i, j, k) of the file; see PromptSession."""
+        return self.prompt(ClassPrompts(points=(Point(at, positive),)), class_name)
+
+    def box(self, low: Coordinates, high: Coordinates, class_name: str | None = None) -> Mask:
+        """Draw a box between two voxels (i, j, k) of the file, which both belong to it; see PromptSession."""
+        return self.prompt(ClassPrompts(boxes=(Box(low, high),)), class_name)
+
+    def prompt(self, prompts: ClassPrompts, class_name: str | None = None) -> Mask:
+        """Say several things about a class at once; see PromptSession.
+
+        Raises:
+            PromptError: If anything lies outside of the image, or there is no such class.
+        """
+        self.say(prompts, class_name)
+        return self.mask(class_name)
+
+    def say(self, prompts: ClassPrompts, class_name: str | None = None) -> None:
+        """Do as `prompt`."""
+        name, image = find_class(self._classes, class_name), self._set_image()
+        boxes = [(self._voxel(box.low), self._voxel(box.high)) for box in prompts.boxes]
+        points = [(self._voxel(point.at), point.positive) for point in prompts.clicks]
+        mask_ZYX = self.mask(name)
+        for first, last in boxes:
+            mask_ZYX |= image.volume.object_within(np.minimum(first, last).tolist(), np.maximum(first, last).tolist())
+        if prompts.mask is not None:
+            mask_ZYX |= prompts.mask
+        for voxel, positive in points:
+            if positive:
+                mask_ZYX |= image.volume.object_at(voxel)
+            else:
+                mask_ZYX &= ~_part_in_slice(mask_ZYX, voxel, image.volume.axis)
+            mask_ZYX[voxel] = positive
+        one, before = self._classes[name], self._labels
+        labels_ZYX = np.where(one.mask(before) & ~mask_ZYX, 0, before)
+        labels_ZYX = np.where(mask_ZYX & ~one.mask(before), one.label, labels_ZYX).astype(before.dtype)
+        self._said.append(_Said(name, prompts.counts(), before))
+        self._labels = labels_ZYX
+
+    def undo(self) -> Mask:
+        """Take back the last prompt; give the mask of its class without it.
+
+        Raises:
+            PromptError: If there is none.
+        """
+        if not self._said:
+            raise PromptError("there is no prompt to take back")
+        last = self._said.pop()
+        self._labels = last.before_ZYX
+        return self.mask(last.class_name)
+
+    def reset(self) -> None:
+        """Take back all prompts."""
+        if self._said:
+            self._labels = self._said[0].before_ZYX
+        self._said = []
+
+    def mask(self, class_name: str | None = None) -> Mask:
+        """Give the mask of a class, bool, (Z, Y, X)."""
+        return self._classes[find_class(self._classes, class_name)].mask(self._labels)
+
+    def labels(self) -> np.ndarray:
+        """Give the label map, not to be changed: (Z, Y, X)."""
+        return self._labels
+
+    def label_map(self) -> np.ndarray:
+        """Give the label map: (Z, Y, X)."""
+        return self._labels.copy()
+
+    def automatic_labels(self) -> np.ndarray:
+        """Give the label map without prompts, which is empty."""
+        return np.zeros_like(self._labels)
+
+    def prompt_counts(self) -> dict[str, dict[str, int]]:
+        """Count the prompts so far by class and kind; see PromptSession."""
+        counts: dict[str, dict[str, int]] = {}
+        for said in self._said:
+            of_class = counts.setdefault(said.class_name, {})
+            for kind, number in said.counts.items():
+                of_class[kind] = of_class.get(kind, 0) + number
+        return counts
+
+    @property
+    def properties(self) -> dict[str, Any]:
+        """What nnU-Net's reader says of the image."""
+        return self._set_image().properties
+
+    def _voxel(self, at: Coordinates) -> tuple[int, int, int]:
+        """Give the voxel of the array (z, y, x) at a voxel (i, j, k) of the file.
+
+        Raises:
+            PromptError: If it lies outside.
+        """
+        geometry = self._set_image().geometry
+        place = geometry.to_array(at, "voxel")
+        if not all(-0.5 <= where < size - 0.5 for where, size in zip(place, geometry.array_shape, strict=True)):
+            raise PromptError(f"{tuple(at)} lies outside of the image of {geometry.array_shape[::-1]} voxels (x, y, z)")
+        return nearest_voxel(place, geometry.array_shape)
+
+    def _set_image(self) -> _Image:
+        if self._image is None:
+            raise PromptError("no image is set; call set_image first")
+        return self._image
+
+
+def _part_in_slice(mask_ZYX: Mask, voxel: tuple[int, int, int], axis: int) -> Mask:
+    """Give the part of a mask that hangs together with a voxel within its slice."""
+    part_ZYX = np.zeros_like(mask_ZYX)
+    where = [slice(None)] * 3
+    where[axis] = slice(voxel[axis], voxel[axis] + 1)
+    parts, _ = ndimage.label(mask_ZYX[tuple(where)])
+    inside = list(voxel)
+    inside[axis] = 0
+    number = parts[tuple(inside)]
+    part_ZYX[tuple(where)] = (parts == number) & (number > 0)
+    return part_ZYX
