@@ -50,6 +50,7 @@ METHODS = (OURS, "nnunet-batch2", "nnunet")
 VARIANTS_OF_OURS = {f"{OURS}-{variant}": variant for variant in ALL}
 METRICS = ("dice", "nsd", "hd95_mm")
 KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predicted", "lesions_found", "lesions_correct")
+ALL_FOUND = "1.000"
 MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
@@ -301,12 +302,13 @@ def confidence_table(rows: Sequence[Row]) -> str:
 
 
 def lesions_table(rows: Sequence[Row]) -> str:
-    """Format how many objects of each class were found at so many false ones, a line for each training and class."""
+    """Format how many objects of each class were found at so many false ones, where some were not; "" for nowhere."""
     lines = [["set", "minutes", "method", *HEADER]]
     for row in sorted(rows, key=key):
         for cells in detection_rows(row.get("detection") or {}):
-            lines.append([row["dataset"], f"{row['minutes']:g}", row["method"], *cells])
-    return as_markdown(lines)
+            if set(cells[2:]) - {"-"} != {ALL_FOUND}:
+                lines.append([row["dataset"], f"{row['minutes']:g}", row["method"], *cells])
+    return as_markdown(lines) if len(lines) > 1 else ""
 
 
 def _or_dash(value: float | None, digits: int) -> str:
@@ -332,7 +334,7 @@ def table(rows: Sequence[Row]) -> str:
     both = any(OURS in by_method and best_other(by_method) for _, _, by_method in groups(rows))
     compared = [differences_table(rows)] if both else []
     sure = [confidence_table(rows)] if any(row.get("confidence") for row in rows) else []
-    found = [lesions_table(rows)] if any(row.get("detection") for row in rows) else []
+    found = [lesions] if (lesions := lesions_table(rows)) else []
     return "\n\n".join([results_table(rows), *compared, classes_table(rows), *sure, *found])
 
 
