@@ -20,6 +20,7 @@ from sam3dnet.inference.images import ImageSource
 from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
 from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.classes import prompt_classes
+from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeaturePool
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
 
 if TYPE_CHECKING:
@@ -78,18 +79,19 @@ class Model:
 
         return promptable_networks(self.loaded)
 
-    def session(self, *, instance: bool = False) -> "PromptSession":
+    def session(self, *, instance: bool = False, cache_bytes: int | FeaturePool = DEFAULT_BYTES) -> "PromptSession":
         """Begin to answer prompts on one image after the other.
 
         Args:
             instance: Whether masks hold only the objects that prompts name.
+            cache_bytes: See PromptSession.
 
         Raises:
             PromptError: If the model does not answer prompts.
         """
         from sam3dnet.interactive.session import PromptSession
 
-        return PromptSession(self, instance=instance)
+        return PromptSession(self, instance=instance, cache_bytes=cache_bytes)
 
 
 def load_model(

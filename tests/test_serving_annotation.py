@@ -13,6 +13,7 @@ from browsing import click_at, needs_browser, wait_for
 from fake_prompts import make_promptable_model
 from phantoms import make_raw_dataset
 from served import serving
+from test_slices import Bright
 from tiny_models import labels_of, write_image
 
 from sam3dnet.annotation import learning
@@ -193,6 +194,40 @@ def test_without_a_dataset_there_is_nothing_to_accept(root, model):
         assert state["annotation"] is None
         answer = httpx.post(f"{served.url}/viewer/api/accept", json={}, trust_env=False)
         assert answer.status_code in (404, 405)
+
+
+def test_without_a_model_boxes_draw_and_one_accepted_case_is_enough_for_the_first(root, monkeypatch):
+    for file in (root / "nnUNet_raw" / NAME).glob("*Tr/*"):
+        file.unlink()
+    trained = make_promptable_model(root / "first")
+
+    def begin(self, begun, *_):
+        self.folder_of(begun.training).mkdir(parents=True)
+        write_json(self.folder_of(begun.training) / "result.json", Result(folder=str(trained)).model_dump())
+
+    monkeypatch.setattr(learning.Learning, "begin_training", begin)
+    project = AnnotationProject(973, root / "pool", root=root, device="cpu")
+
+    def make(hall, load):
+        return Annotating(project, hall, load, every=5, order="name")
+
+    first = project.first_model(Bright())
+    with serving(first, images=root / "pool", output=project.folder / "drafts", annotate=make) as served:
+        session = open_case(served, "a")
+        progress = httpx.get(f"{served.url}/viewer/api/progress", params={"session": session}, trust_env=False).json()
+        assert "bright follows it from slice to slice" in progress["warnings"][0]
+        box = {"session": session, "class": "organ", "low": [3, 4, 5], "high": [9, 14, 5]}
+        httpx.post(f"{served.url}/viewer/api/box", json=box, trust_env=False, timeout=60).raise_for_status()
+        click(served, session, [8, 6, 4])
+        now = ask(served, "accept", session=session)
+        assert now["labelled"] == ["a"] and now["history"][1]["text"] == "a accepted, 2 prompts"
+        until(served, lambda now: now["last"] is not None)
+        end = time.monotonic() + SECONDS
+        while served.hall.model is first:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        click(served, open_case(served, "b"), [8, 6, 4])
+    assert in_dataset(root, "a")[4, 6, 8] == 1
 
 
 @needs_browser

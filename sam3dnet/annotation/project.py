@@ -51,6 +51,7 @@ from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
+    from sam3dnet.annotation.first_model import FirstModel
     from sam3dnet.interactive.session import PromptSession
     from sam3dnet.interactive.slice_session import SliceSession
     from sam3dnet.interactive.slices import PictureNetwork
@@ -112,7 +113,7 @@ class AnnotationProject:
         self._device = device
         self._model: tuple[str, Model] | None = None
         self._opened: dict[str, Proposal] = {}
-        self._lite: PictureNetwork | None = None
+        self._first: FirstModel | None = None
         raw = folders.raw / self.name
         self.folder = raw / FOLDER
         self._dataset = LabelledDataset(raw)
@@ -213,18 +214,26 @@ class AnnotationProject:
             DatasetError: If there is no such image.
             CheckpointError: If LiteMedSAM is wanted, and its package is not installed.
         """
-        from sam3dnet.devices import choose_device
-        from sam3dnet.interactive.slice_session import SliceSession
-        from sam3dnet.interactive.slices import LiteMedSam
-
         begun = time.monotonic()
         files = self._image(case).files
-        if network is None:
-            self._lite = self._lite or LiteMedSam(choose_device(self._device))
-            network = self._lite
-        session = SliceSession(network, self.reader, self._dataset.json)
+        self._first = self._first if network is None and self._first is not None else self.first_model(network)
+        session = self._first.session()
         self._opened = {case: Proposal(session.set_image(files), None, begun)}
         return session
+
+    def first_model(self, network: "PictureNetwork | None" = None) -> "FirstModel":
+        """Give what stands in for a model; arguments and errors as of `first_session`."""
+        from sam3dnet.annotation.first_model import FirstModel
+        from sam3dnet.devices import choose_device
+        from sam3dnet.interactive.slices import LiteMedSam
+
+        network = LiteMedSam(choose_device(self._device)) if network is None else network
+        return FirstModel(network, self.reader, self.name, self._dataset.json)
+
+    @property
+    def num_labelled(self) -> int:
+        """How many cases the dataset has."""
+        return len(self._dataset.cases())
 
     @property
     def model(self) -> "Model":

@@ -32,7 +32,8 @@ def _serve(project: "AnnotationProject", settings: AnnotationSettings) -> None:
     from sam3dnet.serving.server import make_application
 
     load = partial(load_model, device=settings.device, mirror=not settings.no_mirroring)
-    hall = make_hall(settings, partial(load, project.state.model), project.images)
+    first = project.state.model is None
+    hall = make_hall(settings, project.first_model if first else partial(load, project.state.model), project.images)
     annotating = Annotating(project, hall, load, every=settings.every, minutes=settings.minutes, order=settings.order)
     key = key_of(settings)
     application = make_application(hall, access_of(settings, key), annotating.drafts, annotating)
@@ -47,12 +48,15 @@ def _serve(project: "AnnotationProject", settings: AnnotationSettings) -> None:
 
 
 def _require_model(project: "AnnotationProject", minutes: float) -> None:
-    """Train a first model where there is none.
+    """Train a first model where there is none, and something to train on.
 
     Raises:
-        DatasetError: If there is nothing to train on, or it fails.
+        DatasetError: If it fails.
     """
     if project.state.model is not None:
+        return
+    if not project.num_labelled:
+        print(f"No label map of {project.name} yet: boxes draw objects, slice by slice, until one is accepted")
         return
     print(
         f"No model of {project.name} yet; one is trained on what is labelled, for {minutes:g} minutes ...", flush=True

@@ -19,6 +19,7 @@ from sam3dnet.settings.serving import AtAddress, ServingSettings
 if TYPE_CHECKING:
     from aiohttp import web
 
+    from sam3dnet.annotation.first_model import FirstModel
     from sam3dnet.model import Model
     from sam3dnet.serving.access import Access
     from sam3dnet.serving.hall import Hall
@@ -77,7 +78,9 @@ def access_of(settings: AtAddress, key: str | None) -> "Access":
     return Access(key, settings.name or ())
 
 
-def make_hall(settings: AtAddress, load: Callable[[], "Model"], images: Path | None, instance: bool = False) -> "Hall":
+def make_hall(
+    settings: AtAddress, load: "Callable[[], Model | FirstModel]", images: Path | None, instance: bool = False
+) -> "Hall":
     """Load a model in the thread that will compute with it, and make what serves it."""
     from sam3dnet.serving.hall import Hall
     from sam3dnet.serving.leases import Leases

@@ -163,6 +163,18 @@ class SliceSession:
         """Give the label map without prompts, which is empty."""
         return np.zeros_like(self._labels)
 
+    def look_ahead(self) -> bool:
+        """Use spare time, of which nothing is made here."""
+        return False
+
+    @property
+    def remarks(self) -> list[str]:
+        """What users must know of what they see."""
+        return [
+            f"No model knows these classes yet: draw a box around an object, in the slice where it is largest; "
+            f"{self._network.name} follows it from slice to slice. Look at each slice before you accept."
+        ]
+
     def prompt_counts(self) -> dict[str, dict[str, int]]:
         """Count the prompts so far by class and kind; see PromptSession."""
         counts: dict[str, dict[str, int]] = {}

@@ -149,7 +149,7 @@ class OfficialSam:
 
 
 class SlicedVolume:
-    """A volume that is asked slice by slice: across the axis along which its voxels are half as large again, else the first.
+    """A volume that is asked slice by slice: across its axis of the largest voxels if they are long, else the first.
 
     Args:
         image_ZYX: Grey values.

@@ -77,7 +77,7 @@ class Annotating:
                 proposal=proposal,
                 prompts_file=work.files.prompts,
             )
-            if self._every and project.accepted_since_training >= self._every and project.state.training is None:
+            if self._is_time() and project.state.training is None:
                 project.begin_training(self._minutes)
             return self._status()
 
@@ -155,6 +155,11 @@ class Annotating:
         self._hall.use(model)
         self._folder = folder
         logger.info("from now on %s proposes", folder)
+
+    def _is_time(self) -> bool:
+        """Tell whether a training is due; one case is enough for the first model, which lessens all further work."""
+        first = self._project.state.model is None
+        return self._every > 0 and self._project.accepted_since_training >= (1 if first else self._every)
 
     @property
     def model(self) -> str | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from sam3dnet.annotation.first_model import FirstModel
 from sam3dnet.errors import PromptError, did_you_mean
 from sam3dnet.interactive.feature_cache import FeaturePool
-from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import Model
 from sam3dnet.serving.leases import GoneError, Lease, Leases
 from sam3dnet.serving.recognition import ImageFolder
@@ -54,7 +54,7 @@ class Hall:
 
     def __init__(
         self,
-        model: Model,
+        model: Model | FirstModel,
         leases: Leases,
         *,
         worker: NetworkWorker | None = None,
@@ -99,9 +99,9 @@ class Hall:
         segment = Segment(session, name, self._orientation, recognise)
         return self.leases.claim(segment, f'class "{name}"', SILENT_S if beats else None)
 
-    def new_session(self) -> PromptSession:
+    def new_session(self) -> Any:
         """Make a session of one more client."""
-        return PromptSession(self.model, instance=self.instance, cache_bytes=self._pool)
+        return self.model.session(instance=self.instance, cache_bytes=self._pool)
 
     def find_class(self, name: str | None) -> str:
         """Give the model's name of a class.

@@ -106,10 +106,10 @@ class AnnotationSettings(AtAddress, InFolders, OnDevice):
     What is accepted is in the dataset's imagesTr and labelsTr at once. docs/annotation.md tells more.
 
     Attributes:
-        dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus, with a label map at least.
+        dataset: Dataset by number or name, such as 501 or Dataset501_Hippocampus.
         images: Folder of the images to label, named as in nnU-Net's imagesTs.
         model: Model folder to begin with; without it that of the last time, else the trained one of the dataset, else
-            one is trained first.
+            one is trained first; where nothing is labelled, LiteMedSAM draws objects from boxes.
         every: Accepted cases after which a training begins by itself; 0 for none but those that are asked for.
         minutes: Of each training.
         order: Which image comes next: the one of which the model is the least sure, by name, or by chance.
