@@ -1,4 +1,9 @@
-"""The choice of the image encoder: SAM's, where its weights can be had and a step is affordable, or a small one."""
+"""The choice of the image encoder: SAM's, where its weights can be had and a step is affordable, a small one, or none.
+
+On a CPU steps are few. Trained from scratch there, for 5 to 40 minutes, a transformer's blocks gained neither better
+masks nor better answers to clicks, on six real sets (benchmarks/RESULTS.md), and cost a third of the steps. So there
+the network is convolutions alone, unless an encoder is asked for.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,7 @@ from sam3dnet.planning.rules import MEASURED, Decision
 TINY_DATASET_VOXELS = 1_000_000
 # On a CPU time is short, and a step may take up to half as long again as one of the small encoder.
 MOST_TIMES_THE_SECONDS = 1.5
+WITHOUT = "none"
 PRETRAINED = "vit_b"  # of SAM's three the one that is taken unasked
 
 
@@ -51,6 +57,7 @@ def choose_encoder(
     dataset_voxels: float,
     find_weights: FindWeights,
     times_the_seconds: Callable[[str, str], float | None],
+    needs_transformer: bool = False,
 ) -> EncoderDecision:
     """Choose the encoder's size and whether it starts from SAM's weights.
 
@@ -60,6 +67,7 @@ def choose_encoder(
         find_weights: Called only where the encoder would be taken with them.
         times_the_seconds: (SAM's encoder, small encoder) -> how many times the seconds a step would take; None
             where they do not matter, on a card.
+        needs_transformer: Whether the network cannot do without one.
 
     Returns:
         A decision whose value is {"encoder": name, "pretrained": bool}, with what goes with it.
@@ -69,18 +77,25 @@ def choose_encoder(
     if requested != "auto":
         return EncoderDecision(Decision("encoder", _value(requested, False), "asked for; trained from scratch", "user"))
     small = "tiny" if dataset_voxels < TINY_DATASET_VOXELS else "small"
-    trained = f"{small!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels of training images)"
     times = times_the_seconds(PRETRAINED, small)
+    trained = f"{small!r} is trained whole from scratch ({dataset_voxels / 1e6:.1f} million voxels of training images)"
+    scratch = small
+    if times is not None and not needs_transformer:
+        scratch = WITHOUT
+        trained = (
+            "no transformer: on a CPU steps are few, and trained from scratch its blocks cost more than they gain; "
+            f"--encoder {small} takes them"
+        )
     if times is not None and times > MOST_TIMES_THE_SECONDS:
         reason = (
-            f"{trained}: on a CPU a step of {PRETRAINED} with SAM's weights would take {times:.1f} times as "
-            f"long; --encoder {PRETRAINED} takes it all the same"
+            f"{trained}; a step of {PRETRAINED} with SAM's weights would take {times:.1f} times as long as one of "
+            f"{small}, on a CPU; --encoder {PRETRAINED} takes it all the same"
         )
-        return EncoderDecision(Decision("encoder", _value(small, False), reason, MEASURED))
+        return EncoderDecision(Decision("encoder", _value(scratch, False), reason, MEASURED))
     weights = find_weights(PRETRAINED, False)
     if weights.missing:
         reason = f"{trained}, where it would have been {PRETRAINED} with SAM's weights: {weights.missing}"
-        return EncoderDecision(Decision("encoder", _value(small, False), reason, "sam3dnet"), warning=reason)
+        return EncoderDecision(Decision("encoder", _value(scratch, False), reason, "sam3dnet"), warning=reason)
     reason = f"SAM's weights are at hand ({_named(weights)}): its trunk stays frozen, adapters and decoder are trained"
     decision = Decision("encoder", _value(PRETRAINED, True), reason, "3DSAM-adapter (Gong et al. 2024)")
     return EncoderDecision(decision, weights.record)

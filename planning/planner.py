@@ -24,7 +24,7 @@ from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.likeness import Likeness
-from sam3dnet.planning.methods import DEFAULT_PLANS_NAME, MethodChoice
+from sam3dnet.planning.methods import DEFAULT_METHOD, DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
@@ -214,7 +214,8 @@ class SAM3DPlanner(ExperimentPlanner):
             return self.like.encoder
         if self.chosen_encoder is None:
             times = partial(self.fitter.times_the_seconds, grid)
-            chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times)
+            needs_transformer = self.choice.name != DEFAULT_METHOD
+            chosen = choose_encoder(self.encoder, dataset_voxels, self.find_weights, times, needs_transformer)
             if chosen.warning:
                 logger.warning("Warning: %s", chosen.warning)
             self.decisions.append(chosen.decision)

@@ -10,7 +10,7 @@ HERE = SamWeights({"name": "sam_vit_b_01ec64.pth"})
 LOST = SamWeights({"name": "sam_vit_b_01ec64.pth"}, missing="it could not be downloaded from far away: refused")
 
 
-def choose(requested, weights, voxels=1e9, times=None):
+def choose(requested, weights, voxels=1e9, times=None, needs_transformer=False):
     """Choose; give the decision and what weights were asked for."""
     asked = []
 
@@ -18,7 +18,7 @@ def choose(requested, weights, voxels=1e9, times=None):
         asked.append((encoder, by_user))
         return weights
 
-    return choose_encoder(requested, voxels, find, lambda *_: times), asked
+    return choose_encoder(requested, voxels, find, lambda *_: times, needs_transformer), asked
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,20 @@ def test_lost_weights_are_a_warning_that_says_what_the_plan_lost_and_why():
 
 def test_on_a_cpu_a_costly_encoder_is_not_even_looked_for():
     chosen, asked = choose("auto", HERE, times=4.1)
-    assert chosen.decision.value == {"encoder": "small", "pretrained": False}
+    assert chosen.decision.value == {"encoder": "none", "pretrained": False}
     assert asked == []
-    assert "would take 4.1 times as long; --encoder vit_b takes it all the same" in chosen.decision.reason
+    reason = chosen.decision.reason
+    assert "trained from scratch its blocks cost more than they gain; --encoder small takes them" in reason
+    assert "would take 4.1 times as long as one of small, on a CPU; --encoder vit_b takes it all the same" in reason
     assert chosen.warning is None
     assert choose("auto", HERE, times=1.5)[0].decision.value["encoder"] == "vit_b"
-    assert choose("auto", HERE, times=math.inf)[0].decision.value["encoder"] == "small"
+    assert choose("auto", HERE, times=math.inf)[0].decision.value["encoder"] == "none"
+    assert choose("auto", LOST, times=1.5)[0].decision.value["encoder"] == "none"
     assert choose("vit_b", HERE, times=4.1)[0].decision.value["encoder"] == "vit_b"
+
+
+@pytest.mark.parametrize(("voxels", "encoder"), [(1e9, "small"), (1e5, "tiny")])
+def test_networks_that_need_a_transformer_have_a_small_one_on_a_cpu(voxels, encoder):
+    chosen, _ = choose("auto", HERE, voxels, times=4.1, needs_transformer=True)
+    assert chosen.decision.value == {"encoder": encoder, "pretrained": False}
+    assert "is trained whole from scratch" in chosen.decision.reason
