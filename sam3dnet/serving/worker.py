@@ -105,7 +105,8 @@ class NetworkWorker:
                 task = self._short.popleft() if self._short else None
             if task is None:
                 return
-            self._run_short(task)
+            with self.around_short():
+                _run(task)
 
     def in_spare_time(self, owner: Owner, step: Callable[[Owner], bool]) -> None:
         """Call a function while nothing waits, again for as long as it returns True and its owner is alive."""
@@ -140,16 +141,13 @@ class NetworkWorker:
                 short = self._short.popleft() if self._short else None
                 task = short or (self._long.popleft() if self._long else None)
             if short is not None:
-                self._run_short(short)
+                with self.around_short():
+                    _run(short)
             elif task is not None:
                 _run(task)
             else:
                 self._use_spare_time()
             del task, short  # it may hold an image
-
-    def _run_short(self, task: _Task) -> None:
-        with self.around_short():
-            _run(task)
 
     def _use_spare_time(self) -> None:
         """Do one step of what came first."""
