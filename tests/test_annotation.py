@@ -183,20 +183,41 @@ def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
     assert [event.case for event in History(tmp_path).events] == ["a", "c"]
 
 
+def edit(root, case, value):
+    """Change a label map as another program does."""
+    label = raw(root) / "labelsTr" / f"{case}.nii.gz"
+    edited = sitk.GetImageFromArray(np.where(drawn(root, case), value, 0).astype(np.uint8))
+    edited.CopyInformation(sitk.ReadImage(str(label)))
+    sitk.WriteImage(edited, str(label))
+
+
 def test_what_is_edited_in_the_folder_is_kept(root):
     with open_project(root) as project:
         project.accept("test_0", drawn(root, "test_0", 1))
-    label = raw(root) / "labelsTr" / "test_0.nii.gz"
-    image = sitk.ReadImage(str(label))
-    edited = sitk.GetImageFromArray(np.where(drawn(root, "test_0"), 2, 0).astype(np.uint8))
-    edited.CopyInformation(image)
-    sitk.WriteImage(edited, str(label))
+    edit(root, "test_0", 2)
     with open_project(root) as project:
         assert label_in_folder(root, "test_0").max() == 2
         assert [event.kind for event in project.history.events] == ["accepted", "found"]
         project.go_back(1)
         assert label_in_folder(root, "test_0").max() == 1
         project.go_back(2)
+        assert label_in_folder(root, "test_0").max() == 2
+
+
+@pytest.mark.parametrize("change", ["accepted", "returned"])
+def test_what_is_edited_in_the_folder_while_it_is_annotated_is_kept(root, change):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 1))
+        edit(root, "test_0", 2)
+        if change == "accepted":
+            project.accept("test_0", drawn(root, "test_0", 0))
+        else:
+            project.go_back(1)
+        assert label_in_folder(root, "test_0").max() == (0 if change == "accepted" else 1)
+        now = project.state.labels["test_0"]
+        assert now.kind == "accepted" and now.version == (3 if change == "accepted" else 1)
+        found = next(event for event in project.history.events if event.kind == "found")
+        project.go_back(found.number)
         assert label_in_folder(root, "test_0").max() == 2
 
 

@@ -17,37 +17,34 @@ import logging
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from filelock import FileLock, Timeout
 
+from sam3dnet.annotation.followed import FollowedFolders
 from sam3dnet.annotation.history import (
     Accepted,
-    Found,
     History,
     ModelChosen,
-    Removed,
     Returned,
     Skipped,
     State,
     TrainingBegun,
     TrainingEnded,
 )
-from sam3dnet.annotation.judging import dice_by_class, is_no_worse
-from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
+from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
+from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
 from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
-from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, write_json
-from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
+from sam3dnet.preprocessing.locking import sole_process
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
@@ -58,29 +55,12 @@ if TYPE_CHECKING:
     from sam3dnet.model import Model
 
 FOLDER = "sam3d_annotation"
-APPLIED = "applied.json"  # the last event that the dataset's folders follow
-LOCK = ".lock"
 HELD_BACK_EVERY = 5  # one of so many cases that were corrected by hand judges models
 MOST_HELD_BACK = 10
 
 Order = Literal["unsure", "name", "random"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class Proposal:
-    """What a model proposed for a case.
-
-    Attributes:
-        labels_ZYX: Label map on the grid of the image as its reader gives it.
-        model: Folder of the model.
-        since: When the case was opened, of `time.monotonic`.
-    """
-
-    labels_ZYX: npt.NDArray[Any]
-    model: str | None
-    since: float
 
 
 class AnnotationProject:
@@ -117,7 +97,7 @@ class AnnotationProject:
         raw = folders.raw / self.name
         self.folder = raw / FOLDER
         self._dataset = LabelledDataset(raw)
-        self._lock = _only_this_process(self.folder)
+        self._lock = sole_process(self.folder, "somebody annotates this dataset already; end that first")
         try:
             self._open(folders, model)
         except BaseException:
@@ -133,7 +113,10 @@ class AnnotationProject:
         self.reader = dataset_reader(self._dataset.json, example)
         self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
         self.learning = Learning(self.name, folders, self.folder, self._device)
-        self._recover()
+        self._folders = FollowedFolders(
+            self.folder, self._dataset, self._versions, self.history, self._image, self.reader
+        )
+        self._folders.recover()
         chosen = str(Path(model).absolute()) if model is not None else self._trained(folders)
         if chosen is not None and (model is not None or self.state.model is None) and chosen != self.state.model:
             self.history.add(ModelChosen(folder=chosen))
@@ -289,7 +272,8 @@ class AnnotationProject:
         there = self._dataset.cases().get(case)
         self._dataset.require_addable(image, there)
         if there is not None and case not in self.state.labels:
-            self._find(case, there.label)
+            self._folders.find(case, there.label)
+        self._folders.keep(case)
         properties: Mapping[str, Any] | None = None
         if isinstance(labels, Path):
             labels_ZYX = self.reader.read_seg(labels)[0][0]
@@ -301,11 +285,12 @@ class AnnotationProject:
         labels_ZYX = self._checked(labels_ZYX, image)
         if properties is None:
             properties = self.reader.read_images(image.files)[1]
-        version = self._next_version(case)
+        version = self._folders.next_version(case)
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
         if prompts_file is not None and prompts_file.is_file():
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
-        compared = self._compared(labels_ZYX, proposal or self._opened.pop(case, None), corrected, seconds)
+        proposal = proposal or self._opened.pop(case, None)
+        compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
         event = self.history.add(
             Accepted(
                 case=case,
@@ -317,21 +302,8 @@ class AnnotationProject:
                 **compared,
             )
         )
-        self._follow([case])
+        self._folders.follow([case])
         return event
-
-    def _compared(
-        self, labels_ZYX: npt.NDArray[Any], proposal: Proposal | None, corrected: bool | None, seconds: float | None
-    ) -> dict[str, Any]:
-        """Say what became of a proposal."""
-        if proposal is None:
-            return {"corrected": corrected is not False, "seconds": seconds}
-        return {
-            "model": proposal.model,
-            "corrected": not np.array_equal(proposal.labels_ZYX, labels_ZYX) if corrected is None else corrected,
-            "dice": dice_by_class(proposal.labels_ZYX, labels_ZYX, self._dataset.json),
-            "seconds": round(time.monotonic() - proposal.since, 1) if seconds is None else seconds,
-        }
 
     def skip(self, case: str) -> None:
         """Put an image off.
@@ -341,7 +313,7 @@ class AnnotationProject:
         """
         self._image(case)
         self.history.add(Skipped(case=case))
-        self._follow([])
+        self._folders.follow([])
 
     def go_back(self, number: int) -> None:
         """Make everything as it was after an event; later label maps and models are kept, and can be gone back to.
@@ -357,7 +329,7 @@ class AnnotationProject:
         self.learning.end()
         self.history.add(Returned(to=number))
         self._opened = {}
-        self._follow()
+        self._folders.follow()
 
     # Learning
 
@@ -392,7 +364,7 @@ class AnnotationProject:
                 training=state.trainings + 1, cases=training, held_back=held_back, start=state.model, minutes=minutes
             )
             begun = self.history.add(event)
-            self._follow([])
+            self._folders.follow([])
         self.learning.begin_training(begun, cases, self._dataset.json, self.reader)
         return begun
 
@@ -413,7 +385,7 @@ class AnnotationProject:
                 why=result.problem or _why(used, result.before, result.after, len(begun.held_back)),
             )
         )
-        self._follow([])
+        self._folders.follow([])
         if not used:
             self.learning.forget_model_of(begun.training)
         logger.info("training %d: %s", event.training, event.why)
@@ -449,57 +421,7 @@ class AnnotationProject:
         waiting, model = self.images_waiting(), self.state.model
         return model is not None and len(self.learning.expected_dice(model, list(waiting))) < len(waiting)
 
-    # The folders follow the history
-
-    def _follow(self, cases: Sequence[str] | None = None) -> None:
-        """Have the dataset's folder hold what the history says, of some cases or all."""
-        labels = self.state.labels
-        known = {event.case for event in self.history.events if isinstance(event, Accepted | Found)}
-        for case in sorted(known) if cases is None else cases:
-            event = labels.get(case)
-            if event is None:
-                self._dataset.take_out(case, self.folder / "images", self.reader)
-            else:
-                self._keep(case)
-                files = self._versions.files(case, event.version)
-                self._dataset.put(case, self._image(case).files, files, self.reader)
-        write_json(self.folder / APPLIED, {"event": len(self.history.events)})
-
-    def _recover(self) -> None:
-        """Finish what was cut off, or take notice of what was changed in the folders."""
-        content = read_json_if_whole(self.folder / APPLIED) or {}
-        if content.get("event") != len(self.history.events):
-            self._follow()
-            return
-        there = self._dataset.cases()
-        for case, event in self.state.labels.items():
-            if case not in there:
-                logger.warning("Warning: %s is no longer in %s; it waits again", case, self._dataset.folder)
-                self.history.add(Removed(case=case))
-            elif self._digest(case) not in (event.digest, None):
-                logger.warning("Warning: the label map of %s was changed elsewhere; that is kept", case)
-                self._keep(case)
-        self._follow([])
-
-    def _keep(self, case: str) -> None:
-        """Keep the label map that the folder holds as a version, if the history does not know it."""
-        digest = self._digest(case)
-        events = [event for event in self.history.events if isinstance(event, Accepted | Found) and event.case == case]
-        if digest is not None and digest not in {event.digest for event in events}:
-            self._find(case, self._dataset.label(case))
-
-    def _find(self, case: str, label: Path) -> None:
-        version = self._next_version(case)
-        self.history.add(Found(case=case, version=version, digest=self._versions.take(label, case, version)))
-
-    def _digest(self, case: str) -> str | None:
-        """Give the digest of the label map that the dataset's folder holds; None for none."""
-        label = self._dataset.label(case)
-        return digest_of(label_files(label, self.reader)) if label.is_file() else None
-
-    def _next_version(self, case: str) -> int:
-        events = (one for one in self.history.events if isinstance(one, Accepted | Found))
-        return 1 + max((event.version for event in events if event.case == case), default=0)
+    # Images and rules
 
     def _is_held_back(self, case: str, corrected: bool) -> bool:
         """Tell whether a case is to judge models: some of those that no model has learned from, nor made alone."""
@@ -572,20 +494,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # no name in this environment, such as a container's
         return ""
-
-
-def _only_this_process(folder: Path) -> FileLock:
-    """Take the lock of a project.
-
-    Raises:
-        DatasetError: If another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DatasetError(f"{folder}: somebody annotates this dataset already; end that first") from None
-    except (NotImplementedError, OSError) as problem:
-        logger.debug("%s cannot be locked: %s", folder, problem)
-    return lock

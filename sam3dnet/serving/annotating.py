@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sam3dnet.annotation.history import Accepted, Event, TrainingEnded, in_words
-from sam3dnet.annotation.project import AnnotationProject, Order, Proposal
+from sam3dnet.annotation.judging import Proposal
+from sam3dnet.annotation.project import AnnotationProject, Order
 from sam3dnet.errors import Sam3dError
 from sam3dnet.model import Model
 from sam3dnet.serving.casework import CaseWork
