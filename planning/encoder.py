@@ -1,8 +1,8 @@
 """The choice of the image encoder: SAM's, where its weights can be had and a step is affordable, a small one, or none.
 
 On a CPU steps are few. Trained from scratch there, for 5 to 40 minutes, a transformer's blocks gained neither better
-masks nor better answers to clicks, on six of seven real sets (benchmarks/RESULTS.md), and cost a third of the steps. So there
-the network is convolutions alone, unless an encoder is asked for.
+masks nor better answers to clicks, on six of seven real sets (benchmarks/RESULTS.md), and cost a third of the steps. So
+there the network is convolutions alone, unless an encoder is asked for.
 """
 
 from __future__ import annotations
