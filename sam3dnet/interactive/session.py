@@ -16,7 +16,7 @@ from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeatureCache, Feat
 from sam3dnet.model import Model, load_model
 from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, case_geometry
 from sam3dnet.prompts.placing import place_prompts
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble, counts_by_class
 
 if TYPE_CHECKING:
     from sam3dnet.interactive.planes import Picture
@@ -252,12 +252,7 @@ class PromptSession:
 
     def prompt_counts(self) -> dict[str, dict[str, int]]:
         """Count the prompts so far by class and kind: points, boxes, scribbles, masks."""
-        counts: dict[str, dict[str, int]] = {}
-        for prompt in self._prompts:
-            of_class = counts.setdefault(prompt.class_name, {})
-            for kind, number in prompt.counts.items():
-                of_class[kind] = of_class.get(kind, 0) + number
-        return counts
+        return counts_by_class((prompt.class_name, prompt.counts) for prompt in self._prompts)
 
     @property
     def geometry(self) -> CaseGeometry:

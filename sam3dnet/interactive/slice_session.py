@@ -16,7 +16,7 @@ from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, case_geometry, n
 from sam3dnet.preprocessing.modalities import SOFT_TISSUE_HU
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import WORLD
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, counts_by_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,12 +177,7 @@ class SliceSession:
 
     def prompt_counts(self) -> dict[str, dict[str, int]]:
         """Count the prompts so far by class and kind; see PromptSession."""
-        counts: dict[str, dict[str, int]] = {}
-        for said in self._said:
-            of_class = counts.setdefault(said.class_name, {})
-            for kind, number in said.counts.items():
-                of_class[kind] = of_class.get(kind, 0) + number
-        return counts
+        return counts_by_class((said.class_name, said.counts) for said in self._said)
 
     @property
     def properties(self) -> dict[str, Any]:

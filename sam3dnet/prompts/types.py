@@ -5,6 +5,7 @@ coordinates (z, y, x) of the preprocessed array, voxel centres at integers.
 """
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -140,6 +141,16 @@ class ClassPrompts:
         if not self.scribbles:
             return self.points
         return (*self.points, *(point for one in self.scribbles for point in one.points))
+
+
+def counts_by_class(said: Iterable[tuple[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """Add up what was said of each class, by kind; see `ClassPrompts.counts`."""
+    found: dict[str, dict[str, int]] = {}
+    for class_name, counts in said:
+        of_class = found.setdefault(class_name, {})
+        for kind, number in counts.items():
+            of_class[kind] = of_class.get(kind, 0) + number
+    return found
 
 
 def as_coordinates(given: Any, what: str) -> Coordinates:
