@@ -5,17 +5,19 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sam3dnet.planning.rules import Decision
+from sam3dnet.planning.single_objects import KEY as SINGLE_OBJECTS
 
 AS_PLANNED = "as_planned"  # in the block "sam3d": what the planner decided, by path
 _EDITED = "changed by hand"
 
 
 def editable_values(plans: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the values that a user may change: those of the configurations, and the axes that are mirrored, by path."""
+    """Give the values that a user may change: those of the configurations, the axes that are mirrored, and the
+    classes that are one object, by path.
+    """
     found = dict(_leaves("configurations", plans.get("configurations", {})))
     block = plans.get("sam3d", {})
-    if "mirror_axes" in block:
-        found["sam3d.mirror_axes"] = block["mirror_axes"]
+    found |= {f"sam3d.{key}": block[key] for key in ("mirror_axes", SINGLE_OBJECTS) if key in block}
     return found
 
 

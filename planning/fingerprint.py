@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FINGERPRINT_FILE = "dataset_fingerprint.json"
 BLOCK = "sam3d"
-BLOCK_VERSION = 2
+BLOCK_VERSION = 3
 # Drawn from the whole dataset for the intensity statistics: 10,000 in either tail. nnU-Net draws fifty times as many,
 # which takes longer than reading the images and changes nothing.
 FOREGROUND_SAMPLES = 2_000_000
@@ -249,6 +249,7 @@ def summarise_classes(measures: list[dict[str, Any]], dataset_json: Mapping[str,
             "largest_extent_voxels": [o["largest_extent_voxels"] for o in objects],
             "largest_extent_mm": [o["largest_extent_mm"] for o in objects],
             "object_count": [o["object_count"] for o in objects],
+            "largest_voxels": [o["largest_voxels"] for o in objects],
             "voxels": [o["voxels"] for o in objects],
             "volume_mm3": [o["volume_mm3"] for o in objects],
             "centre_mm": [o["centre_mm"] for o in objects],

@@ -29,6 +29,7 @@ class ObjectMeasures:
     largest_extent_voxels: list[int]
     largest_extent_mm: list[float]
     object_count: int
+    largest_voxels: int
     voxels: int
     volume_mm3: float
     centre_mm: list[float]
@@ -80,13 +81,14 @@ def _measure(
         slice(max(0, axis.start - reach), axis.stop + reach) for axis, reach in zip(box, reach_voxels, strict=True)
     )
     mask = mask_of(labels_ZYX[slicer], values)
-    extent_voxels, object_count = largest_object(mask)
+    extent_voxels, object_count, largest_voxels = largest_object(mask)
     shell = ndimage.maximum_filter(mask, size=[2 * reach + 1 for reach in reach_voxels], mode="constant") & ~mask
     crops = [channel[slicer] for channel in images_CZYX]
     return ObjectMeasures(
         largest_extent_voxels=extent_voxels,
         largest_extent_mm=[float(n * mm) for n, mm in zip(extent_voxels, spacing_mm, strict=True)],
         object_count=object_count,
+        largest_voxels=largest_voxels,
         voxels=int(np.count_nonzero(mask)),
         volume_mm3=float(np.count_nonzero(mask) * np.prod(spacing_mm)),
         centre_mm=[
@@ -139,12 +141,23 @@ def bounding_box(mask_ZYX: np.ndarray) -> Box | None:
     return found[0] if found else None
 
 
-def largest_object(mask_ZYX: np.ndarray) -> tuple[list[int], int]:
-    """Find the extent in voxels (Z, Y, X) of the connected object with most voxels, and the number of objects."""
+def largest_object(mask_ZYX: np.ndarray) -> tuple[list[int], int, int]:
+    """Find the extent (Z, Y, X) of the connected object with most voxels, the number of objects, and its voxels."""
     objects, count = ndimage.label(mask_ZYX, structure=NEIGHBOURHOOD)
     sizes = np.bincount(objects.ravel())[1:]
-    box = ndimage.find_objects(objects)[int(np.argmax(sizes))]
-    return [int(axis.stop - axis.start) for axis in box], int(count)
+    largest = int(np.argmax(sizes))
+    box = ndimage.find_objects(objects)[largest]
+    return [int(axis.stop - axis.start) for axis in box], int(count), int(sizes[largest])
+
+
+def largest_of(mask_ZYX: np.ndarray) -> np.ndarray:
+    """Mark the connected object with most voxels; all that are as large."""
+    objects, count = ndimage.label(mask_ZYX, structure=NEIGHBOURHOOD)
+    if count < 2:
+        return mask_ZYX
+    sizes = np.bincount(objects.ravel())
+    sizes[0] = 0
+    return (sizes == sizes.max())[objects]
 
 
 def describe(values: np.ndarray) -> dict[str, float]:

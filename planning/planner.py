@@ -30,6 +30,8 @@ from sam3dnet.planning.plan import PLAN_VERSION
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.planning.second_stage import SecondStage
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
+from sam3dnet.planning.single_objects import KEY as SINGLE_OBJECTS
+from sam3dnet.planning.single_objects import find_single_objects, single_objects_decision
 from sam3dnet.planning.target_spacing import ASKED_SPACING, spacing_decision, without_the_spacing
 from sam3dnet.preprocessing.cases import (
     channel_names,
@@ -267,6 +269,8 @@ class SAM3DPlanner(ExperimentPlanner):
         self.decisions.append(mirror_axes)
         if sides.pairs:
             self.decisions.append(sides_decision(sides.pairs))
+        single_objects = find_single_objects(self.block["classes"])
+        self.decisions.append(single_objects_decision(single_objects))
         plans = {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
@@ -295,6 +299,7 @@ class SAM3DPlanner(ExperimentPlanner):
             "sides": {"axis": list(forward).index(left_right), "pairs": [list(pair) for pair in sides.pairs]}
             if left_right is not None and sides.pairs
             else None,
+            SINGLE_OBJECTS: single_objects,
             "decisions": [asdict(decision) for decision in self.decisions],
             **(
                 {ASKED_SPACING: self.overwrite_target_spacing}

@@ -39,6 +39,8 @@ class Situation:
             name: {
                 "largest_extent_mm": [list(extent)] * self.cases,
                 "volume_mm3": [float(np.prod(extent))] * self.cases,
+                "voxels": [round(float(np.prod(np.divide(extent, self.spacing_mm))))] * self.cases,
+                "largest_voxels": [round(float(np.prod(np.divide(extent, self.spacing_mm))))] * self.cases,
                 "cases": [f"case_{index}" for index in range(self.cases)],
                 "centre_mm": [[0.0, 0.0, 0.0]] * self.cases,
                 "around": {channel: dict(around) for channel in channels},

@@ -154,6 +154,7 @@ def test_objects_are_measured_in_voxels_and_mm():
     assert measures.largest_extent_voxels == [3, 7, 4]
     assert measures.largest_extent_mm == pytest.approx([9.0, 4.9, 4.4])
     assert measures.object_count == 2
+    assert (measures.largest_voxels, measures.voxels) == (37, 38)
     assert measures.volume_mm3 == pytest.approx((2 * 6 * 3 + 2) * 3.0 * 0.7 * 1.1)
 
 

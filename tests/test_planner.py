@@ -299,6 +299,7 @@ def test_a_plan_has_stock_keys_and_one_block_of_ours(folders, tiny_dataset):
         "mirror_axes",
         "orientations",
         "sides",
+        "single_objects",
         "as_planned",
         "decisions",
         "text_model",

@@ -133,11 +133,11 @@ class Bomb:
 def test_a_model_that_is_trained_on_has_none_any_more(model, caplog):
     description = json.loads((model / "dataset.json").read_text())
     write_postprocessing(model, Postprocessing(((1,),)), description, {})
-    forget_postprocessing(model)
-    assert read_postprocessing(model, description) == NO_POSTPROCESSING
+    forget_postprocessing(model, model / "fold_0")
+    assert read_postprocessing(model, description, [model / "fold_0"]) == NO_POSTPROCESSING
     assert "is removed: it was chosen for what the model was before; run sam3d_find_best again" in caplog.text
     caplog.clear()
-    forget_postprocessing(model)
+    forget_postprocessing(model, model / "fold_0")
     assert caplog.text == ""
 
 
@@ -163,7 +163,7 @@ def test_nnunets_pickle_beside_a_model_is_not_opened(predict, model):
     for name in ("postprocessing.pkl", "sam3d_postprocessing.pkl", "fold_0/a.pkl"):
         (model / name).write_bytes(pickle.dumps(Bomb()))
     assert predict().written == ["a", "b", "c"]
-    assert read_postprocessing(model, {"labels": LABELS}).keep_largest == ()
+    assert read_postprocessing(model, {"labels": LABELS}, [model / "fold_0"]).keep_largest == ()
 
 
 @pytest.fixture(params=[LABELS, REGIONS], ids=["labels", "regions"])

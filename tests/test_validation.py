@@ -18,10 +18,12 @@ from phantoms import make_raw_dataset
 from tiny_models import labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import sam3dnet
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.evaluation.crossvalidation import lacks_probabilities
 from sam3dnet.evaluation.find_best import find_best
 from sam3dnet.inference.models import choose_checkpoint, load_model
+from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.inference.writing import UNFINISHED
 from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
@@ -108,7 +110,7 @@ def test_the_label_maps_are_those_of_prediction_and_the_scores_those_of_evaluati
     (tmp_path / "images").mkdir()
     for name in names:
         shutil.copy(raw / "imagesTr" / f"{name}_0000.nii.gz", tmp_path / "images")
-    predict_folder(tmp_path / "images", tmp_path / "predicted", output.parent, device="cpu")
+    predict_folder(tmp_path / "images", tmp_path / "predicted", output.parent, device="cpu", no_postprocessing=True)
     validated = files_of(output / "validation")
     assert sorted(validated) == sorted(f"{name}.nii.gz" for name in names)
     assert validated == files_of(tmp_path / "predicted")
@@ -165,6 +167,20 @@ def test_the_checkpoint_asked_for_is_validated_and_named(fold):
     assert choose_checkpoint(output)[0] == choose_checkpoint(output, "best")[0] == output / "checkpoint_best.pth"
     with pytest.raises(CheckpointError, match=r"checkpoint_latest.pth does not exist; there is checkpoint_best.pth"):
         validate_fold(name, 0, folders, checkpoint="latest", device="cpu")
+
+
+def test_what_is_one_object_in_the_labels_is_measured_told_and_done_by_prediction(trained_once):
+    _, _, fold = trained_once("Dataset931_Labels")
+    plans = json.loads((fold.parent / "plans.json").read_text())
+    assert plans["sam3d"]["single_objects"]
+    file = fold / "sam3d_postprocessing.json"
+    measured = json.loads(file.read_text())["measured"]
+    assert len(measured) == len(plans["sam3d"]["single_objects"])
+    chosen = read_postprocessing(fold.parent, json.loads((fold.parent / "dataset.json").read_text()), [fold])
+    log = "".join(log.read_text() for log in fold.glob("training_log_*.txt"))
+    assert ("post-processing: keeps the largest component of" in log) == bool(chosen.keep_largest)
+    loaded = sam3dnet.load_model(fold.parent, [0], device="cpu")
+    assert loaded.loaded.postprocessing == chosen
 
 
 def test_what_cannot_be_validated_is_told_and_nothing_is_written(fold):
@@ -358,7 +374,7 @@ def test_no_mirroring_at_all_works_from_plan_to_prediction(fold, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     shutil.copy(folders.raw / name / "imagesTr" / f"{case}_0000.nii.gz", images)
-    predict_folder(images, tmp_path / "ours", folder.parent, device="cpu")
+    predict_folder(images, tmp_path / "ours", folder.parent, device="cpu", no_postprocessing=True)
     assert files_of(tmp_path / "ours") == validated
     stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     arguments = loaded.plans, loaded.configuration, loaded.weights, loaded.dataset_json, "", axes

@@ -141,11 +141,12 @@ def _in_words(model: "TrainedModel", models: Sequence["TrainedModel"]) -> str:
     from sam3dnet.preprocessing.cases import read_dataset_json
 
     folds = _folds(model, models)
-    if not (model.folder / FILE).is_file():
+    of_folds = [model.folder / f"fold_{fold}" for fold in model.folds]
+    if not any((folder / FILE).is_file() for folder in (model.folder, *of_folds)):
         return folds
     try:
         dataset_json = read_dataset_json(model.folder, CheckpointError)
-        after = read_postprocessing(model.folder, dataset_json).in_words(dataset_json)
+        after = read_postprocessing(model.folder, dataset_json, of_folds).in_words(dataset_json)
     except Sam3dError:
         return f"{folds}; {FILE} or dataset.json cannot be used, sam3d_predict says why"
     return f"{folds}; {after}" if after else folds

@@ -85,6 +85,11 @@ class LoadedModel:
     postprocessing: Postprocessing = NO_POSTPROCESSING
 
     @property
+    def fold_folders(self) -> list[Path]:
+        """Where its folds were trained."""
+        return [file.parent for file in self.checkpoint_files]
+
+    @property
     def device(self) -> torch.device:
         """Where the network is."""
         return next(self.network.parameters()).device

@@ -1,19 +1,21 @@
-"""Post-processing of label maps: all but the largest component is taken out of what cross-validation chose.
+"""Post-processing of label maps: all but the largest component is taken out of what validation chose.
 
 `sam3d_find_best` decides by nnU-Net's function and stores the decision as JSON beside the model: nnU-Net's own file is
-a pickle, which could run code.
+a pickle, which could run code. Before that, each fold's validation has measured what becomes of the classes that are
+one object, beside the fold's checkpoint; of several folds the sum of their cases counts.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, StrictInt
 
 from sam3dnet.errors import PlanError
+from sam3dnet.planning.objects import LabelBoxes, largest_of, mask_of
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.schemas import Part, checked
@@ -21,7 +23,9 @@ from sam3dnet.preprocessing.schemas import Part, checked
 logger = logging.getLogger(__name__)
 
 FILE = "sam3d_postprocessing.json"
+OF_MODEL, OF_FOLD = "sam3dnet-postprocessing/1", "sam3dnet-postprocessing-of-fold/1"
 REMEDY = "run sam3d_find_best again, or predict with --no-postprocessing"
+REMEDY_OF_FOLD = "validate the fold again, sam3d_train --validate-only, or predict with --no-postprocessing"
 
 Step = Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)]
 
@@ -29,6 +33,31 @@ Step = Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length
 class _File(Part):
     format: Literal["sam3dnet-postprocessing/1"]
     keep_largest: tuple[Step, ...]
+    labels: dict[str, Any]
+
+
+_Content = TypeVar("_Content", bound="_File | _FoldFile")
+
+
+class Measured(Part):
+    """What a fold's validation says of keeping the largest component of some labels alone.
+
+    Attributes:
+        keep_largest: The labels.
+        cases: That have the labels, or for which they were predicted.
+        dice_before: Mean over these cases.
+        dice_after: The same of the largest component.
+    """
+
+    keep_largest: Step
+    cases: Annotated[StrictInt, Field(ge=1)]
+    dice_before: float
+    dice_after: float
+
+
+class _FoldFile(Part):
+    format: Literal["sam3dnet-postprocessing-of-fold/1"]
+    measured: tuple[Measured, ...]
     labels: dict[str, Any]
 
 
@@ -43,14 +72,16 @@ class Postprocessing:
     keep_largest: tuple[tuple[int, ...], ...] = ()
 
     def applied_to(self, labels_ZYX: np.ndarray) -> np.ndarray:
-        """Give what is left of a label map, by nnU-Net's function; what is taken out becomes background."""
-        from nnunetv2.postprocessing.remove_connected_components import (
-            remove_all_but_largest_component_from_segmentation,
-        )
-
+        """Give what is left of a label map, just as by nnU-Net's function; what is taken out becomes background."""
+        if not self.keep_largest:
+            return labels_ZYX
+        left_ZYX, boxes = labels_ZYX.copy(), LabelBoxes(labels_ZYX)
         for labels in self.keep_largest:
-            labels_ZYX = remove_all_but_largest_component_from_segmentation(labels_ZYX, labels)
-        return labels_ZYX
+            box = boxes.of(labels)
+            if box is not None:  # which may be too large, after another step
+                mask = mask_of(left_ZYX[box], labels)
+                left_ZYX[box][mask & ~largest_of(mask)] = 0
+        return left_ZYX
 
     def in_words(self, dataset_json: Mapping[str, Any]) -> str:
         """Say what is done, by the names of the classes; "" for nothing."""
@@ -61,19 +92,46 @@ class Postprocessing:
 NO_POSTPROCESSING = Postprocessing()
 
 
-def read_postprocessing(model_folder: Path, dataset_json: Mapping[str, Any]) -> Postprocessing:
-    """Read what was decided for a model; nothing where nothing was.
+def read_postprocessing(
+    model_folder: Path, dataset_json: Mapping[str, Any], fold_folders: Iterable[Path]
+) -> Postprocessing:
+    """Read what was decided for a model by `sam3d_find_best`, or else what the validations of its folds say.
+
+    Args:
+        model_folder: The model.
+        dataset_json: Of the model.
+        fold_folders: Of the folds that predict together.
 
     Raises:
-        PlanError: If the file is damaged, or of other classes than the model has.
+        PlanError: If a file is damaged, or of other classes than the model has.
     """
     file = model_folder / FILE
     if not file.is_file():
-        return NO_POSTPROCESSING
-    content = checked(_File, read_json(file, PlanError, REMEDY), file, PlanError, REMEDY)
+        return _of_folds(
+            [
+                _read(_FoldFile, folder / FILE, dataset_json, REMEDY_OF_FOLD).measured
+                for folder in dict.fromkeys(fold_folders)
+                if (folder / FILE).is_file()
+            ]
+        )
+    return Postprocessing(_read(_File, file, dataset_json, REMEDY).keep_largest)
+
+
+def _read(kind: type[_Content], file: Path, dataset_json: Mapping[str, Any], remedy: str) -> _Content:
+    content = checked(kind, read_json(file, PlanError, remedy), file, PlanError, remedy)
     if content.labels != dataset_json["labels"]:
-        raise PlanError(f"{file}: decided for the classes {content.labels}, the model has other ones; {REMEDY}")
-    return Postprocessing(content.keep_largest)
+        raise PlanError(f"{file}: decided for the classes {content.labels}, the model has other ones; {remedy}")
+    return content
+
+
+def _of_folds(folds: Sequence[Sequence[Measured]]) -> Postprocessing:
+    """Choose what makes the cases of all folds together no worse, and was measured on each fold; the widest first."""
+    gain: dict[tuple[int, ...], list[float]] = {}
+    for fold in folds:
+        for one in fold:
+            gain.setdefault(one.keep_largest, []).append(one.cases * (one.dice_after - one.dice_before))
+    kept = [labels for labels, gains in gain.items() if len(gains) == len(folds) and sum(gains) >= 0]
+    return Postprocessing(tuple(sorted(kept, key=len, reverse=True)))
 
 
 def write_postprocessing(
@@ -89,12 +147,22 @@ def write_postprocessing(
     """
     labels = dataset_json["labels"]
     steps = [list(step) for step in decided.keep_largest]
-    content = {"format": "sam3dnet-postprocessing/1", "keep_largest": steps, "labels": labels}
+    content = {"format": OF_MODEL, "keep_largest": steps, "labels": labels}
     write_json(model_folder / FILE, content | dict(why))
 
 
-def forget_postprocessing(model_folder: Path) -> None:
-    """Remove what was decided for a model that is trained on, and say so."""
+def write_postprocessing_of_fold(
+    fold_folder: Path, measured: Sequence[Measured], dataset_json: Mapping[str, Any]
+) -> Postprocessing:
+    """Store what a fold's validation measured; give what follows from this fold alone."""
+    content = {"format": OF_FOLD, "measured": [one.model_dump() for one in measured], "labels": dataset_json["labels"]}
+    write_json(fold_folder / FILE, content)
+    return _of_folds([measured])
+
+
+def forget_postprocessing(model_folder: Path, fold_folder: Path) -> None:
+    """Remove what was decided for a model whose fold is trained on, and say so where it was decided by hand."""
+    (fold_folder / FILE).unlink(missing_ok=True)
     file = model_folder / FILE
     if file.is_file():
         file.unlink()

@@ -23,8 +23,7 @@ from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset
-from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
-from sam3dnet.inference.postprocessing import read_postprocessing
+from sam3dnet.inference.postprocessing import Postprocessing, read_postprocessing
 from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities
 from sam3dnet.inference.text import ask_for_text
 from sam3dnet.inference.writing import is_finished, remove_abandoned, unfinished_folder, write_label_map
@@ -191,17 +190,21 @@ def _open_model(settings: PredictionSettings, device: str | None) -> LoadedModel
     if stored is not None and not model.input_labels:
         raise DatasetError(f"{folder.name} is no second stage of a cascade; leave out --prev-stage-predictions")
     if settings.postprocess:
-        model.postprocessing = read_postprocessing(folder, model.dataset_json)
+        model.postprocessing = _stored_postprocessing(settings, model)
     if settings.text is None or settings.clip_weights is None:
         return model
     return ask_for_text(model, settings.text, settings.clip_weights)
+
+
+def _stored_postprocessing(settings: PredictionSettings, model: LoadedModel) -> Postprocessing:
+    return read_postprocessing(Path(str(settings.model_folder)), model.dataset_json, model.fold_folders)
 
 
 def _tell_postprocessing(settings: PredictionSettings, model: LoadedModel) -> None:
     if model.postprocessing.keep_largest:
         what = model.postprocessing.in_words(model.dataset_json)
         logger.info("post-processing: %s; --no-postprocessing leaves it out", what)
-    elif settings.save_probabilities and (Path(str(settings.model_folder)) / POSTPROCESSING_FILE).is_file():
+    elif settings.save_probabilities and _stored_postprocessing(settings, model).keep_largest:
         logger.info("post-processing is left out: with probabilities it belongs after the ensemble")
 
 

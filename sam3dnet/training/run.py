@@ -94,7 +94,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
-            forget_postprocessing(asked.model_folder)
+            forget_postprocessing(asked.model_folder, output)
         if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
         if settings.tensorboard and is_first_process():

@@ -34,6 +34,8 @@ from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
 from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
+from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
+from sam3dnet.inference.postprocessing import write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
@@ -41,6 +43,7 @@ from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 from sam3dnet.training.next_stage import next_stages
+from sam3dnet.training.single_objects import measure_single_objects, single_objects_of
 
 FOLDER = "validation"
 SUMMARY = "summary.json"
@@ -141,6 +144,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
         label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
         _score(trainer, output, scoring_processes(label_maps, model.reader))
         _calibrate(trainer, output)
+        _choose_postprocessing(trainer, model, output)
     _tell_failed(failed, len(names), output)
 
 
@@ -159,7 +163,8 @@ def _clear(output: Path, file_ending: str) -> None:
     """Remove what an earlier validation wrote, perhaps of other cases and by other weights."""
     output.mkdir(parents=True, exist_ok=True)
     remove_abandoned(output)
-    ours = (*output.glob(f"*{CONFIDENCE_ENDING}"), output.parent / CALIBRATION_FILE)
+    noted = (output.parent / CALIBRATION_FILE, output.parent / POSTPROCESSING_FILE)
+    ours = (*output.glob(f"*{CONFIDENCE_ENDING}"), *noted)
     for file in (output / SUMMARY, *output.glob(f"*{file_ending}"), *ours):
         file.unlink(missing_ok=True)
     for file in output.glob("*.npz"):
@@ -278,6 +283,20 @@ def _calibrate(trainer: nnUNetTrainer, output: Path) -> None:
     validated = Validated.of_cases(of_cases)
     validated.write(output.parent)
     trainer.print_to_log_file(validated.in_words())
+
+
+def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: Path) -> None:
+    """Note what becomes of classes that are one object when the largest alone is kept, and say what is done."""
+    ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
+    pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
+    classes = single_objects_of(model.plans.plans, trainer.dataset_json)
+    measured = measure_single_objects(pairs, classes, model.reader)
+    chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
+    if chosen.keep_largest:
+        kept = [one for one in measured if one.keep_largest in chosen.keep_largest]
+        before, after = (float(np.mean([getattr(one, key) for one in kept])) for key in ("dice_before", "dice_after"))
+        what = chosen.in_words(trainer.dataset_json)
+        trainer.print_to_log_file(f"post-processing: {what}; Dice of these {before:.3f} before, {after:.3f} after")
 
 
 @contextmanager

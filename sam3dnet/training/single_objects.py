@@ -1,0 +1,65 @@
+"""What a validation says of keeping the largest object alone, of the classes that are one object in the labels.
+
+The label maps of the validation stay as the network gives them, for `sam3d_find_best`, which asks for them all.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam3dnet.inference.postprocessing import Measured
+from sam3dnet.planning.objects import LabelBoxes, largest_of, mask_of
+from sam3dnet.planning.single_objects import KEY
+from sam3dnet.preprocessing.cases import foreground_classes
+from sam3dnet.preprocessing.reading import DatasetReader
+
+
+def single_objects_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Give the labels of the classes that a plan says are one object; of plans that say nothing, none."""
+    classes = foreground_classes(dataset_json)
+    return {name: classes[name] for name in plans.get("sam3d", {}).get(KEY, ()) if name in classes}
+
+
+def measure_single_objects(
+    pairs: Iterable[tuple[Path, Path]], classes: Mapping[str, Sequence[int]], reader: DatasetReader
+) -> list[Measured]:
+    """Measure Dice before and after keeping the largest object of each class alone.
+
+    Args:
+        pairs: Files of a predicted and the true label map of each case.
+        classes: Labels by name.
+        reader: Of both files.
+    """
+    dice: dict[str, list[tuple[float, ...]]] = {name: [] for name in classes}
+    for predicted, truth in pairs:
+        prediction_ZYX, truth_ZYX = reader.read_seg(predicted)[0][0], reader.read_seg(truth)[0][0]
+        boxes, counts = LabelBoxes(prediction_ZYX), _voxels_of(classes, truth_ZYX)
+        for name, values in classes.items():
+            box = boxes.of(values)
+            if box is not None:
+                mask, true = mask_of(prediction_ZYX[box], values), mask_of(truth_ZYX[box], values)
+                dice[name].append(tuple(_dice(part, true, counts[name]) for part in (mask, largest_of(mask))))
+            elif counts[name]:
+                dice[name].append((0.0, 0.0))
+    means = {name: np.mean(values, axis=0) for name, values in dice.items() if values}
+    return [
+        Measured(
+            keep_largest=tuple(classes[name]),
+            cases=len(dice[name]),
+            dice_before=float(before),
+            dice_after=float(after),
+        )
+        for name, (before, after) in means.items()
+    ]
+
+
+def _voxels_of(classes: Mapping[str, Sequence[int]], labels_ZYX: np.ndarray) -> dict[str, int]:
+    counts = dict(zip(*(found.tolist() for found in np.unique(labels_ZYX, return_counts=True)), strict=True))
+    return {name: sum(counts.get(value, 0) for value in set(values)) for name, values in classes.items()}
+
+
+def _dice(mask: np.ndarray, true: np.ndarray, true_voxels: int) -> float:
+    """Give the Dice coefficient of a mask that lies in a box, with all voxels of the truth."""
+    return float(2 * np.count_nonzero(mask & true) / (np.count_nonzero(mask) + true_voxels))

@@ -1,0 +1,172 @@
+"""Classes that are one object in the labels: named by the plan, kept by what validation measures."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from tiny_models import LABELS, REGIONS, labels_of, make_model
+
+from sam3dnet.cli.info import info
+from sam3dnet.errors import PlanError
+from sam3dnet.evaluation.metrics import dice_coefficient
+from sam3dnet.inference.postprocessing import (
+    FILE,
+    Measured,
+    Postprocessing,
+    forget_postprocessing,
+    read_postprocessing,
+    write_postprocessing,
+    write_postprocessing_of_fold,
+)
+from sam3dnet.planning.objects import mask_of
+from sam3dnet.planning.single_objects import find_single_objects, single_objects_decision
+from sam3dnet.preprocessing.reading import reader_named
+from sam3dnet.training.single_objects import measure_single_objects, single_objects_of
+
+OF_ORGAN, OF_LESION = (1,), (2,)
+
+
+def measured(labels, before, after, cases=1):
+    return Measured(keep_largest=labels, cases=cases, dice_before=before, dice_after=after)
+
+
+def measures(largest, voxels):
+    return {"largest_voxels": largest, "voxels": voxels}
+
+
+def test_the_plan_names_classes_whose_largest_object_is_nearly_all_of_them_nearly_everywhere():
+    classes = {
+        "organ": measures([100, 95, 20], [100, 100, 20]),
+        "metastases": measures([100, 50, 20], [100, 100, 20]),
+        "one bad label map of twenty": measures([10] * 19 + [1], [10] * 20),
+        "one bad label map of nineteen": measures([10] * 18 + [1], [10] * 19),
+        "never there": measures([], []),
+    }
+    named = find_single_objects(classes)
+    assert named == ["organ", "one bad label map of twenty"]
+    assert single_objects_decision(named).value == named
+
+
+def test_it_is_read_from_plans_old_and_new():
+    described = {"labels": REGIONS, "regions_class_order": [1, 700]}
+    assert single_objects_of({}, described) == single_objects_of({"sam3d": {}}, described) == {}
+    plans = {"sam3d": {"single_objects": ["whole", "renamed since"]}}
+    assert single_objects_of(plans, described) == {"whole": (1, 700)}
+
+
+def write(folder, name, labels_ZYX):
+    folder.mkdir(exist_ok=True)
+    sitk.WriteImage(sitk.GetImageFromArray(labels_ZYX), str(folder / f"{name}.nii.gz"))
+    return folder / f"{name}.nii.gz"
+
+
+def test_dice_is_measured_before_and_after_over_all_cases_that_have_the_class_or_were_given_it(tmp_path):
+    rng = np.random.default_rng(5)
+    classes = {"whole": (1, 2), "organ": OF_ORGAN, "lesion": OF_LESION, "nowhere": (3,)}
+    truths = [rng.choice(3, (5, 9, 7), p=(0.8, 0.1, 0.1)).astype(np.uint8) for _ in range(3)]
+    predictions = [rng.choice(3, (5, 9, 7), p=(0.9, 0.05, 0.05)).astype(np.uint8) for _ in range(3)]
+    predictions[1][predictions[1] == 2] = 0  # missed
+    truths[2][truths[2] == 1] = 0  # made up
+    predictions[0][predictions[0] == 2] = truths[2][truths[2] == 2] = predictions[2][predictions[2] == 2] = 0
+    pairs = [
+        (write(tmp_path / "p", str(number), prediction), write(tmp_path / "t", str(number), truth))
+        for number, (prediction, truth) in enumerate(zip(predictions, truths, strict=True))
+    ]
+    reader = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
+    found = {one.keep_largest: one for one in measure_single_objects(pairs, classes, reader)}
+    assert found.keys() == {(1, 2), (1,), (2,)}
+    assert found[2,].cases == 2
+    for labels, one in found.items():
+        masks = [
+            (mask_of(prediction, labels), mask_of(Postprocessing((labels,)).applied_to(prediction), labels), true)
+            for prediction, truth in zip(predictions, truths, strict=True)
+            if (true := mask_of(truth, labels)).any() or mask_of(prediction, labels).any()
+        ]
+        before = [dice_coefficient(raw, true) for raw, _, true in masks]
+        after = [dice_coefficient(kept, true) for _, kept, true in masks]
+        assert one.cases == len(masks)
+        assert one.dice_before == pytest.approx(np.mean(before))
+        assert one.dice_after == pytest.approx(np.mean(after))
+
+
+@pytest.mark.parametrize("labels_ZYX", [np.zeros((3, 4, 5), np.uint8), np.full((3, 4, 5), 2, np.uint8)])
+def test_nothing_is_taken_from_a_map_without_the_class_or_with_it_everywhere(labels_ZYX):
+    before = labels_ZYX.copy()
+    np.testing.assert_array_equal(Postprocessing(((1,), (1, 2), (2, 700))).applied_to(labels_ZYX), before)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_left_is_what_nnunets_function_leaves(seed):
+    from nnunetv2.postprocessing.remove_connected_components import remove_all_but_largest_component_from_segmentation
+
+    labels_ZYX = np.random.default_rng(seed).choice(4, (6, 7, 8), p=(0.85, 0.05, 0.05, 0.05))
+    expected, given = labels_ZYX, labels_ZYX.copy()
+    steps = ((1, 2, 3), (2, 3), (3,), (1,))
+    for labels in steps:
+        expected = remove_all_but_largest_component_from_segmentation(expected, labels)
+    np.testing.assert_array_equal(Postprocessing(steps).applied_to(labels_ZYX), expected)
+    np.testing.assert_array_equal(labels_ZYX, given)
+    assert (expected != given).any()
+
+
+@pytest.fixture
+def folds(tmp_path):
+    """Folders of a model and its folds, and how its post-processing is read."""
+    described = {"labels": LABELS}
+    of_folds = [tmp_path / f"fold_{fold}" for fold in range(3)]
+    for folder in of_folds:
+        folder.mkdir()
+
+    def read(*chosen):
+        return read_postprocessing(tmp_path, described, [of_folds[fold] for fold in chosen]).keep_largest
+
+    return SimpleNamespace(model=tmp_path, described=described, folders=of_folds, read=read)
+
+
+def test_of_several_folds_the_sum_over_their_cases_counts_and_what_only_some_measured_does_not(folds):
+    write_postprocessing_of_fold(
+        folds.folders[0], [measured(OF_ORGAN, 0.5, 0.5), measured(OF_LESION, 0.5, 0.6, 2)], folds.described
+    )
+    write_postprocessing_of_fold(
+        folds.folders[1], [measured(OF_ORGAN, 0.5, 0.9), measured(OF_LESION, 0.5, 0.41, 3)], folds.described
+    )
+    assert folds.read(0) == (OF_ORGAN, OF_LESION)
+    assert folds.read(1) == folds.read(0, 1) == folds.read(0, 1, 2) == (OF_ORGAN,)
+    assert folds.read(2) == folds.read() == ()
+    write_postprocessing_of_fold(folds.folders[2], [measured(OF_LESION, 0.1, 0.9, 9)], folds.described)
+    assert folds.read(0, 1, 2) == (OF_LESION,)
+
+
+def test_the_widest_goes_first_and_what_find_best_decided_goes_before_all(folds):
+    said = [measured(OF_LESION, 0.5, 0.6), measured((1, 2), 0.5, 0.6), measured(OF_ORGAN, 0.5, 0.4)]
+    chosen = write_postprocessing_of_fold(folds.folders[0], said, folds.described)
+    assert chosen.keep_largest == folds.read(0) == ((1, 2), OF_LESION)
+    write_postprocessing(folds.model, Postprocessing(), folds.described, {})
+    assert folds.read(0) == ()
+    forget_postprocessing(folds.model, folds.folders[0])
+    assert folds.read(0) == ()
+
+
+@pytest.mark.parametrize("content", ["{", {"measured": [{"keep_largest": [1]}]}, {"labels": {"background": 0}}])
+def test_a_damaged_file_of_a_fold_says_what_helps(folds, content):
+    file = folds.folders[1] / FILE
+    write_postprocessing_of_fold(folds.folders[1], [], folds.described)
+    file.write_text(content if isinstance(content, str) else json.dumps(json.loads(file.read_text()) | content))
+    with pytest.raises(PlanError, match=rf"fold_1.{FILE}.*validate the fold again, sam3d_train --validate-only, or"):
+        folds.read(0, 1)
+
+
+def test_predictions_and_info_follow_the_folds(predict, tmp_path):
+    model = make_model(tmp_path / "nnUNet_results", labels=LABELS)
+    raw = {name: labels_of(tmp_path / "out" / f"{name}.nii.gz") for name in predict(model=model).written}
+    steps = (tuple(LABELS.values())[1:], (2,))
+    described = json.loads((model / "dataset.json").read_text())
+    write_postprocessing_of_fold(model / "fold_0", [measured(labels, 0.5, 0.5) for labels in steps], described)
+    assert predict(model=model).written == list(raw)
+    for name, labels_ZYX in raw.items():
+        expected = Postprocessing(steps).applied_to(labels_ZYX)
+        np.testing.assert_array_equal(labels_of(tmp_path / "out" / f"{name}.nii.gz"), expected)
+    (line,) = (line for line in info(root=tmp_path) if model.name in line)
+    assert "folds 0; keeps the largest component of all that is organ or" in line
