@@ -118,8 +118,8 @@ def load_model(
             latest.
         step_size: Step between windows as a share of the window.
         mirror: Whether to average over mirrored windows: several times as slow, slightly more accurate.
-        postprocessing: Whether to do what validation or `sam3d_find_best` chose for the model; for sessions too, where objects that
-            a prompt names stay.
+        postprocessing: Whether to do what validation or `sam3d_find_best` chose for the model; for sessions too, where
+            objects that a prompt names stay.
         root: For a dataset: folder that holds nnUNet_results, in place of the variable of this name.
         configuration: For a dataset or a zip file: the configuration of the plan.
         plans: For a dataset or a zip file: the name of the plan.
