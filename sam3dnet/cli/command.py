@@ -16,7 +16,8 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
@@ -50,6 +51,8 @@ def run_command(
     prog: str,
     argv: Sequence[str] | None = None,
     exit_status: Callable[[Result], int] = _succeed,
+    *,
+    interruptible: bool | None = None,
 ) -> int:
     """Parse the command line for a function, call it, and turn what the user can cause into a message and a status.
 
@@ -57,9 +60,10 @@ def run_command(
         function: Does the work; its signature and docstring are the command line, beside the options that all commands
             have (--quiet, --verbose, --log-file). What it prints is a message, which --quiet leaves out.
         prog: Name of the command, for messages.
-        argv: Arguments; the process's own if None, which Ctrl-C then ends within seconds.
+        argv: Arguments; the process's own if None.
         exit_status: Gives the exit status for what the function returned, and prints it: the result, which --quiet
             shows too.
+        interruptible: Whether Ctrl-C ends the process within seconds; without it, if the arguments are its own.
 
     Returns:
         The exit status: 2 after a Sam3dError or a place that cannot be written, 130 after Ctrl-C.
@@ -69,7 +73,7 @@ def run_command(
     from sam3dnet.preprocessing.cores import limit_threads
 
     limit_threads()
-    if argv is None:
+    if interruptible if interruptible is not None else argv is None:
         signal.signal(signal.SIGINT, _interrupt)
     try:
         with reporting(prog, **shown):
@@ -77,6 +81,32 @@ def run_command(
     except Sam3dError as error:  # the log file cannot be written
         print(f"{prog}: {error}", file=sys.stderr)
         return STATUS_USER_ERROR
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """What the first word of a command line asks for, as of `run_command`."""
+
+    function: Callable[..., Any]
+    exit_status: Callable[[Any], int] = _succeed
+
+
+def run_subcommand(commands: Mapping[str, Subcommand], prog: str, argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first word names; see `run_command`."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words and words[0] in commands:
+        chosen = commands[words[0]]
+        return run_command(
+            chosen.function, f"{prog} {words[0]}", words[1:], chosen.exit_status, interruptible=argv is None
+        )
+    if words[:1] in (["-h"], ["--help"]):
+        print(f"usage: {prog} {{{','.join(commands)}}} ...\n")
+        for name, one in commands.items():
+            print(f"{prog} {name}: {_split_docstring(inspect.getdoc(one.function) or '')[0]}")
+        return 0
+    came = f"{words[0]!r} is none of them" if words else "none came"
+    print(f"{prog}: expected one of {', '.join(commands)}; {came}; {prog} --help tells them apart", file=sys.stderr)
+    return STATUS_USER_ERROR
 
 
 def _run(function: Callable[..., Result], options: dict[str, Any], exit_status: Callable[[Result], int]) -> int:

@@ -16,10 +16,12 @@ _log = logging.getLogger("sam3dnet.cli.predict")
 
 
 def _predict(settings: PredictionSettings) -> "PredictionReport":
+    from sam3dnet.dicom.predicting import predict_any
     from sam3dnet.inference.predictor import predict_folder
     from sam3dnet.interactive.run_prompts import prompt_reader
 
-    return predict_folder(settings, prompt_reader(settings.prompts, settings.instance))
+    prompts = prompt_reader(settings.prompts, settings.instance)
+    return predict_any(settings, lambda images: predict_folder(images, prompts))
 
 
 predict = function_of(PredictionSettings, _predict, "predict")

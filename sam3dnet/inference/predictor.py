@@ -151,13 +151,18 @@ def _with_whole_paths(settings: PredictionSettings) -> PredictionSettings:
         settings,
         input_folder=Path(settings.input_folder).absolute(),
         output_folder=Path(settings.output_folder).absolute(),
-        model_folder=_model_folder(settings).absolute(),
+        model_folder=model_folder_of(settings).absolute(),
         clip_weights=str(Path(weights).absolute()) if weights and Path(weights).is_file() else weights,
         prev_stage_predictions=None if stored is None else Path(stored).absolute(),
     )
 
 
-def _model_folder(settings: PredictionSettings) -> Path:
+def model_folder_of(settings: PredictionSettings) -> Path:
+    """Find the model that is asked for.
+
+    Raises:
+        CheckpointError: If there is none, or several.
+    """
     if settings.model_folder is not None:
         return Path(settings.model_folder)
     results = activate_folders(settings.root).results

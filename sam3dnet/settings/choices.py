@@ -6,6 +6,7 @@ MethodName = Literal["sam3d", "3dsam-adapter", "refsam3d", "3dmedsam"]
 PlannedMethodName = Literal[
     "sam3d", "3dsam-adapter", "refsam3d", "3dmedsam", "swin-unetr", "unetr", "segresnet", "primus", "network"
 ]
+OutputFormat = Literal["nifti", "nrrd", "seg.nrrd", "dicom-seg", "rtstruct"]
 FidelityName = Literal["corrected", "as-published"]
 TuningName = Literal[
     "spatial-adapter", "adapter", "pro-tuning", "st-adapter", "med-tuning", "lora", "layernorm", "full", "frozen"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sam3dnet.errors import DatasetError, PromptError
+from sam3dnet.settings.choices import OutputFormat
 from sam3dnet.settings.common import DatasetName, InFolders, NumProcesses, OfPlan, OnDevice
 
 STEP_SIZE, FAST_STEP_SIZE = 0.5, 0.75
@@ -17,7 +18,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     What is there already, whole and made with the same settings, is not predicted again.
 
     Attributes:
-        input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz, a file a channel.
+        input_folder: Folder with images named as in nnU-Net's imagesTs, case_0000.nii.gz, a file a channel; or a folder
+            of any depth, or a zip file, with DICOM files, of which each study is a case.
         output_folder: Folder for the label maps; made where it is missing.
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
         folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one. Of a cascade's
@@ -40,6 +42,11 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
             nnU-Net does: CASE.npz and CASE.pkl. Post-processing is left out then: it belongs after the ensemble.
         confidence: Write CASE_confidence.json beside each label map: the Dice that is to be expected of each class, and
             for each object how likely it is one, both as the model's validation has shown; see docs/confidence.md.
+        output_format: Formats to write beside the label maps: nifti, nrrd, seg.nrrd with names and colours for 3D
+            Slicer, and of DICOM dicom-seg and rtstruct, which refer to the series; see docs/dicom.md.
+        series: Of DICOM the SeriesInstanceUID to predict, of a model with several channels one for each, in their
+            order; without it the largest series that fits. sam3d_dicom list lists them.
+        channels: Of DICOM a file with rules, which series is which channel; see docs/dicom.md.
         text: What to segment, in words, in place of the model's classes; for a model planned by --method refsam3d with
             CLIP's weights. The label maps hold it as label 1.
         clip_weights: CLIP's weights that the text is read with, as at planning: a file, or a name such as openai.
@@ -70,6 +77,9 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     no_postprocessing: bool = False
     save_probabilities: Annotated[bool, "--save_probabilities"] = False
     confidence: bool = False
+    output_format: list[OutputFormat] | None = None
+    series: list[str] | None = None
+    channels: str | Path | None = None
     text: str | None = None
     clip_weights: str | None = None
     num_parts: int = 1
