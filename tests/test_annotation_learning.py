@@ -16,7 +16,7 @@ from sam3dnet.annotation import learning
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import TrainingBegun
 from sam3dnet.annotation.job import Result
-from sam3dnet.annotation.judging import dice_by_class, is_no_worse, mean_of
+from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.folders import write_json
@@ -183,7 +183,9 @@ def test_a_worse_model_is_left_out(root, monkeypatch):
         result = Result(folder=str(folder / "model"), before=0.8, after=0.7)
         write_json(project.learning.folder_of(1) / "result.json", result.model_dump())
         ended = project.conclude()
-        assert not ended.used and ended.why == "left out: mean Dice 0.700 of 1 cases that were held back, before 0.800"
+        assert (
+            not ended.used and ended.why == "left out: agrees to 0.700 with 1 cases that were held back, before 0.800"
+        )
         assert not folder.exists() and project.state.model is None
 
 
@@ -195,9 +197,33 @@ def test_there_must_be_something_to_train_on(tmp_path):
 
 
 def test_no_worse_is_more_than_chance():
-    assert is_no_worse(0.80, 0.785, 1) and not is_no_worse(0.80, 0.785, 4)
+    assert is_no_worse(0.80, 0.793, 1) and not is_no_worse(0.80, 0.793, 4)
     assert is_no_worse(None, 0.1, 3) and not is_no_worse(0.5, None, 3)
     assert mean_of([None, 0.5, 1.0]) == 0.75 and mean_of([None]) is None
+
+
+def ball(radius, centre=(9, 10, 11)):
+    grid = np.mgrid[:20, :20, :24] - np.reshape(centre, (3, 1, 1, 1))
+    return (np.sqrt((grid**2).sum(0)) <= radius).astype(np.uint8)
+
+
+def test_agreement_passes_by_the_outline_and_sees_what_is_missing_made_up_or_moved():
+    described = {"labels": {"background": 0, "organ": 1, "lesion": 2}}
+    accepted = ball(6)
+    accepted[2, 2, 2] = 2  # a lesion of one voxel
+
+    def of(proposed):
+        return agreement(proposed, accepted, described)
+
+    outline = ball(6.9)
+    outline[2, 2, 3] = 2
+    assert of(accepted) == of(outline) == 1
+    without_lesion = ball(6)
+    assert of(without_lesion) == 0.5
+    assert of(np.where(ball(2, (2, 17, 20)) > 0, 1, accepted)) < 0.99
+    assert of(np.where(ball(4.5) > 0, accepted, 2 * (accepted == 2))) < 0.99
+    assert 0.4 < of(np.roll(accepted, 4, 2)) < 0.9
+    assert agreement(ball(0) * 0, ball(0) * 0, described) is None
 
 
 def test_dice_of_what_is_there():

@@ -1,6 +1,7 @@
 """Answers to clicks give what was asked for, as far as the network has proved that it may."""
 
 from math import exp, inf
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.reach import REACHES, nearness, restrained
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.prompts.types import Point
-from sam3dnet.training.reaching import ReachJudge, choose_reach
+from sam3dnet.training.prompt_training import PromptTraining
+from sam3dnet.training.reaching import FAR_REACHES, ReachJudge, choose_reach
 from sam3dnet.training.target_classes import Classes
 
 SHAPE = (3, 40, 24)
 CLASSES = Classes((1, 2), False, None, (3.0, 1.0, 1.0), (2, 8, 8))
+NO_ANSWER = SimpleNamespace(class_Q=torch.empty(0), hard_dice_counts=lambda: (torch.empty(0), torch.empty(0)))
 ARCHITECTURE = {
     "encoder": "tiny",
     "patch_size": [4, 16, 16],
@@ -91,6 +94,19 @@ def test_the_best_reach_is_chosen_and_of_equal_ones_the_longest():
     counts[1:, :, 0], counts[1:, :, 1] = 900, 1000
     counts[2, 2:, 0] = 905
     assert choose_reach(counts) == [inf, inf, REACHES[2]]
+    assert choose_reach(counts, FAR_REACHES) == [inf, inf, inf]
+    counts[2, 1:, 0] = 910
+    assert choose_reach(counts, FAR_REACHES) == [inf, inf, REACHES[1]]
+
+
+@pytest.mark.parametrize("validates_on_seen", [False, True])
+def test_patches_that_were_trained_on_limit_the_reach_less(validates_on_seen):
+    prompts = PromptTraining(CLASSES, 3, validates_on_seen=validates_on_seen)
+    counts = np.zeros((3, len(REACHES), 2))
+    counts[1:, :, 1], counts[1:, -1, 0] = 1000, 900
+    network = SAM3D(1, 3, **ARCHITECTURE)
+    prompts.conclude_epoch([(NO_ANSWER, counts)], network)
+    assert network.reaching.reach_K.tolist() == [inf, *([inf] * 2 if validates_on_seen else [pytest.approx(0.25)] * 2)]
 
 
 def test_the_reach_goes_with_the_weights():

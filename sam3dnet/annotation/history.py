@@ -122,8 +122,8 @@ class TrainingEnded(Dated):
         training: Its number.
         folder: Of its model; None if there is none.
         used: Whether that model proposes label maps from now on.
-        before, after: Mean Dice of the cases that were held back, by the model before and by this one; None where
-            there is nothing to compare.
+        before, after: Mean agreement with the cases that were held back, of the model before and of this one (see
+            `judging.agreement`); None where there is nothing to compare.
         why: A sentence.
     """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from sam3dnet.annotation.background import give_way
-from sam3dnet.annotation.judging import dice_by_class, mean_of
+from sam3dnet.annotation.judging import agreement, mean_of
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, activate_folders, write_json
 from sam3dnet.preprocessing.json_files import read_json
@@ -58,7 +58,7 @@ class Result(Part):
 
     Attributes:
         folder: Of the model.
-        before, after: Mean Dice of the held-back cases.
+        before, after: Mean agreement with the held-back cases, see `judging.agreement`.
         problem: Why there is none.
     """
 
@@ -122,9 +122,9 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
             continue
         truth = reader.read_seg(case.label)[0][0]
         predicted = reader.read_seg(trained / "validation" / f"{case.name}{dataset_json['file_ending']}")[0][0]
-        after.append(mean_of(dice_by_class(predicted, truth, dataset_json).values()))
+        after.append(agreement(predicted, truth, dataset_json))
         if model is not None:
-            before.append(mean_of(dice_by_class(model.segment(case.images), truth, dataset_json).values()))
+            before.append(agreement(model.segment(case.images), truth, dataset_json))
     return Result(folder=str(trained.parent), before=mean_of(before), after=mean_of(after))
 
 

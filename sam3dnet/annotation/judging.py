@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from sam3dnet.evaluation.metrics import dice_coefficient
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 
-NOISE = 0.02  # Dice by which that of a case differs from one training to another
+NOISE = 0.01  # by which the agreement with a case differs from one training to another
+NEAR = ndimage.generate_binary_structure(3, 1)  # a voxel to each side
 
 
 def dice_by_class(
@@ -25,6 +27,33 @@ def dice_by_class(
         masks = [mask_of(labels_ZYX, values) for labels_ZYX in (proposed_ZYX, accepted_ZYX)]
         found[name] = dice_coefficient(*masks) if masks[0].any() or masks[1].any() else None
     return found
+
+
+def agreement(
+    proposed_ZYX: npt.NDArray[Any], accepted_ZYX: npt.NDArray[Any], dataset_json: Mapping[str, Any]
+) -> float | None:
+    """Measure how well a model agrees with what a user accepted, by the Dice of all that lies off the other's outline.
+
+    What is accepted began as what a model proposed, and where nothing was wrong enough to be corrected its outline is
+    still that model's: by plain Dice, each further model looks worse than the one that proposed. So voxels that lie
+    next to the other mask are no errors. On 23 cases of Dataset501, accepted at a Dice of 0.85 after corrections, a
+    model that was better by the truth (0.844, before 0.813) was worse by plain Dice (0.934, before 0.958) and better
+    when voxels at the outline did not count (0.993, before 0.988).
+
+    Returns:
+        Mean over the classes that either has; None where there are none.
+    """
+    found = []
+    for values in foreground_classes(dataset_json).values():
+        proposed, accepted = (mask_of(labels_ZYX, values) for labels_ZYX in (proposed_ZYX, accepted_ZYX))
+        voxels = np.count_nonzero(proposed) + np.count_nonzero(accepted)
+        if voxels:
+            wrong = [
+                np.count_nonzero(mask & ~ndimage.binary_dilation(other, NEAR))
+                for mask, other in ((proposed, accepted), (accepted, proposed))
+            ]
+            found.append(1 - sum(wrong) / voxels)
+    return mean_of(found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +107,8 @@ def is_no_worse(before: float | None, after: float | None, count: int) -> bool:
     """Tell whether a model may take the place of the one before: it is no worse than chance makes it.
 
     Args:
-        before: Mean Dice of the cases that were held back, by the model before; None where there is no such mean.
-        after: By the model.
+        before: Mean agreement of the model before with the cases that were held back; None where there is none.
+        after: Of the model.
         count: Of these cases.
     """
     return before is None or (after is not None and after >= before - NOISE / math.sqrt(max(1, count)))

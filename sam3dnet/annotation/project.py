@@ -485,7 +485,7 @@ class AnnotationProject:
 def _why(used: bool, before: float | None, after: float | None, count: int) -> str:
     if before is None or after is None:
         return "used; there is nothing to compare it with yet"
-    said = f"mean Dice {after:.3f} of {count} cases that were held back, before {before:.3f}"
+    said = f"agrees to {after:.3f} with {count} cases that were held back, before {before:.3f}"
     return f"used: {said}" if used else f"left out: {said}"
 
 

@@ -37,8 +37,9 @@ from sam3dnet.prompts.strokes import heard
 from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
-BUMP_WIDTH = 1.0  # standard deviation of what follows a click that the networks did not obey, in the smallest spacing
-BUMP_REACH = 3  # where it ends, likewise
+BUMP_WIDTH = 3.0  # standard deviation of what follows a click that the networks did not obey, in the smallest spacing
+BUMP_REACH = 9  # where it ends, likewise
+SAME_PLACE = 3  # voxels from a negative click within which the program clicks nothing positive
 FLAT_MM = 1e6  # along an axis along which there is no outside
 NOTHING = 0.2  # of a box: what fills less of it is not its object
 
@@ -258,7 +259,7 @@ class PromptedVolume:
                     continue
                 if not mask_zyx[_relative(place, low)]:
                     place = _innermost(inside_zyx, voxels, self._spacing_mm)
-            if all(np.abs(np.subtract(at, place)).max() > BUMP_REACH for at in negative):
+            if all(np.abs(np.subtract(at, place)).max() > SAME_PLACE for at in negative):
                 clicks.append(Point(place))
         return clicks, stitching
 
@@ -365,9 +366,11 @@ class PromptedVolume:
         return float(self._lead(self._logits[:, z, y, x].float(), class_index))
 
     def _add_bump(self, around: CorrectedBox, voxel: Voxel, height: float) -> None:
-        """Add a small Gaussian around a voxel, where the networks did not listen to its click.
+        """Add a Gaussian around a voxel, where the networks did not listen to its click.
 
-        On ten clicks a tumour (Dataset502, 12 cases) this gives 0.912 Dice, the clicked voxels alone 0.891.
+        After ten clicks, with a width of 1, 2 and 3 voxels: Dice 0.865, 0.886, 0.893 (tumours of Dataset502, 6 cases);
+        0.805, 0.828, 0.848 (Dataset501, 6 of the hardest cases, after 5 minutes on five cases); 0.907, 0.904, 0.905
+        (Dataset122) and 0.922, 0.923, 0.924 (Dataset123), after 20 minutes.
         """
         bump = np.full((1, 1, 1), height, np.float32)
         box = []

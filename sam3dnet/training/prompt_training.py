@@ -10,6 +10,7 @@ from torch import nn
 
 from sam3dnet.network.earlier_weights import REACH
 from sam3dnet.network.prompt_decoder import ImageFeatures
+from sam3dnet.network.reach import REACHES
 from sam3dnet.training.distributed import gathered
 from sam3dnet.training.drawing import finest
 from sam3dnet.training.prompting import (
@@ -20,7 +21,7 @@ from sam3dnet.training.prompting import (
     draw_corrections,
     prompted_counts,
 )
-from sam3dnet.training.reaching import MEMORY, Counts, ReachJudge, choose_reach
+from sam3dnet.training.reaching import FAR_REACHES, MEMORY, Counts, ReachJudge, choose_reach
 from sam3dnet.training.spoiling import SeenMasks
 from sam3dnet.training.target_classes import Classes
 
@@ -52,6 +53,7 @@ class PromptTraining:
         classes: Which can be asked about.
         num_classes: Channels of the logits.
         rank: Of this process among those that train together.
+        validates_on_seen: Whether validation patches are of cases that are trained on.
 
     Attributes:
         classes: As given.
@@ -59,8 +61,9 @@ class PromptTraining:
         reach_tokens: How far answers to clicks about each class reach since the last epoch; None: as far as they do.
     """
 
-    def __init__(self, classes: Classes, num_classes: int, rank: int = 0) -> None:
+    def __init__(self, classes: Classes, num_classes: int, rank: int = 0, *, validates_on_seen: bool = False) -> None:
         self.classes = classes
+        self._reaches = FAR_REACHES if validates_on_seen else REACHES
         self.dice: list[float] | None = None
         self.reach_tokens: list[float | None] | None = None
         self._num_classes, self._rank = num_classes, rank
@@ -95,7 +98,7 @@ class PromptTraining:
         self.dice = dice_of_counts(np.sum(counts, 0))
         judged = np.sum(gathered(sum(judged for _, judged in answers)), 0)
         self._reach_counts = judged + MEMORY * self._reach_counts
-        chosen, reach_K = choose_reach(self._reach_counts), network.get_buffer(REACH)
+        chosen, reach_K = choose_reach(self._reach_counts, self._reaches), network.get_buffer(REACH)
         reach_K.copy_(reach_K.new_tensor(chosen))
         self.reach_tokens = [chosen[index] if isfinite(chosen[index]) else None for index in self.classes.indices]
 

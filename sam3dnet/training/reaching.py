@@ -18,6 +18,10 @@ from sam3dnet.training.target_classes import Classes
 
 Counts = npt.NDArray[np.float64]
 
+# On patches that were trained on, errors are thinner than users meet them, so that what reaches far looks worse than
+# it is: 0.25 tokens were chosen after five minutes on five cases of Dataset501, and ten clicks on a class brought six
+# further cases from 0.77 to 0.81 Dice, with 1.2 tokens to 0.83.
+FAR_REACHES = REACHES[:2]
 MEMORY = 0.5  # share of what was counted before that is kept from one epoch to the next
 
 
@@ -65,14 +69,15 @@ class ReachJudge:
         return [Query(sample, index) for sample, target, index in asked if self._classes.truth(target, index).any()]
 
 
-def choose_reach(counts: Counts) -> list[float]:
+def choose_reach(counts: Counts, reaches: Sequence[float] = REACHES) -> list[float]:
     """Choose for each class the reach with the highest Dice, of several the longest.
 
     Args:
         counts: From `ReachJudge`, added up.
+        reaches: The first of those that were compared, among which to choose.
 
     Returns:
         In tokens; infinity for a class that was not asked about.
     """
     dice = counts[..., 0] / counts[..., 1].clip(min=1)
-    return [REACHES[best] for best in dice.argmax(1)]
+    return [reaches[best] for best in dice[:, : len(reaches)].argmax(1)]

@@ -153,7 +153,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             stride = self._arch_kwargs()["token_stride"]
             classes = make_classes(self.label_manager, self.configuration_manager.spacing, stride)
             heads = self.label_manager.num_segmentation_heads
-            self.prompts = PromptTraining(classes, heads, self.local_rank)
+            self.prompts = PromptTraining(classes, heads, self.local_rank, validates_on_seen=self.fold == "all")
         if self.is_cascaded and isinstance(self.network, SegmentationNetwork):
             self.network.start_from_images(len(channel_names(self.dataset_json)))
         if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
