@@ -5,8 +5,9 @@ import pytest
 import torch
 from fake_prompts import SURE, CarelessNetwork, ConstantNetwork, ObjectNetwork, whole
 
+from sam3dnet.interactive import volume as volume_module
 from sam3dnet.interactive.feature_cache import FeatureCache
-from sam3dnet.interactive.volume import OBEYED_LOGIT, PromptedVolume
+from sam3dnet.interactive.volume import BUMP_REACH, BUMP_WIDTH, OBEYED_LOGIT, PromptedVolume
 from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.prompts import strokes
@@ -104,7 +105,14 @@ def test_the_answer_does_not_depend_on_earlier_questions():
     np.testing.assert_array_equal(whole(first, SHAPE), whole(other.correction(1, both), SHAPE))
 
 
-def test_features_are_computed_once_and_of_every_fold():
+@pytest.fixture
+def narrow_bumps(monkeypatch):
+    """What follows a click that no network obeys ends before the places that a test looks at."""
+    monkeypatch.setattr(volume_module, "BUMP_WIDTH", 1.0)
+    monkeypatch.setattr(volume_module, "BUMP_REACH", 3)
+
+
+def test_features_are_computed_once_and_of_every_fold(narrow_bumps):
     image, logits = snake()
     networks = [ConstantNetwork(1.0), ConstantNetwork(4.0)]
     volume, _ = make_volume(image, logits, networks)
@@ -154,7 +162,7 @@ def test_a_network_that_does_not_listen_is_overruled_at_the_clicked_voxels():
 
 @pytest.mark.parametrize("positive", [True, False])
 @pytest.mark.parametrize("answer", [3.0, -3.0])
-def test_a_positive_click_takes_nothing_away_and_a_negative_one_adds_nothing(positive, answer):
+def test_a_positive_click_takes_nothing_away_and_a_negative_one_adds_nothing(narrow_bumps, positive, answer):
     image, logits = blank()
     logits[1, :, 30:40] = FAR + 1  # half of it is of the class
     logits[0, :, 30:40] = -FAR
@@ -192,10 +200,11 @@ def test_what_is_close_to_a_click_follows_where_the_network_does_not_listen():
     correction = volume.correction(1, clicks((1, 20, 3)))
     values = whole(correction, SHAPE)
     height = 2 * FAR + OBEYED_LOGIT
-    assert values[1, 21, 3] == values[1, 19, 3] == pytest.approx(height * np.exp(-0.5))
-    assert values[1, 20, 4] == pytest.approx(height * np.exp(-0.5 * 1.5**2))
-    assert values[2, 20, 3] == pytest.approx(height * np.exp(-0.5 * 3**2))
-    assert [np.ptp(axis) for axis in np.nonzero(values)] == [2, 6, 4]
+    assert values[1, 23, 3] == values[1, 17, 3] == pytest.approx(height * np.exp(-0.5 * (3 / BUMP_WIDTH) ** 2))
+    assert values[1, 20, 4] == pytest.approx(height * np.exp(-0.5 * (1.5 / BUMP_WIDTH) ** 2))
+    assert values[2, 20, 3] == pytest.approx(height * np.exp(-0.5 * (3 / BUMP_WIDTH) ** 2))
+    assert np.nonzero(values)[1].max() == 20 + BUMP_REACH  # the window begins nearer on the other side
+    assert values[4, 20, 3] and values[1, 20, 8]  # 9 and 7.5 mm away
     listening, _ = make_volume(image, logits, [ConstantNetwork(3.0 * FAR)])
     values = whole(listening.correction(1, clicks((1, 20, 3))), SHAPE)
     assert values.max() == pytest.approx(3.0 * FAR, rel=1e-4)
@@ -263,7 +272,7 @@ def test_the_order_of_clicks_and_their_repetition_do_not_matter():
     np.testing.assert_array_equal(corrections[0], corrections[2])
 
 
-def test_only_objects_that_a_prompt_names_are_changed():
+def test_only_objects_that_a_prompt_names_are_changed(narrow_bumps):
     image, logits = blank(NARROW)
     image[0, 1:3, 24:27, 2:5] = -1
     logits[1, 1:3, 24:27, 2:5] = 2 * FAR  # found, and nobody complains
