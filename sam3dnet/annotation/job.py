@@ -6,6 +6,7 @@ python -m sam3dnet.annotation.job JOB.json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -120,11 +121,14 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
     for case in cases:
         if case.name not in job.held_back:
             continue
-        truth = reader.read_seg(case.label)[0][0]
+        labels_1ZYX, properties = reader.read_seg(case.label)
+        measure = partial(
+            agreement, accepted_ZYX=labels_1ZYX[0], dataset_json=dataset_json, spacing_mm=properties["spacing"]
+        )
         predicted = reader.read_seg(trained / "validation" / f"{case.name}{dataset_json['file_ending']}")[0][0]
-        after.append(agreement(predicted, truth, dataset_json))
+        after.append(measure(predicted))
         if model is not None:
-            before.append(agreement(model.segment(case.images), truth, dataset_json))
+            before.append(measure(model.segment(case.images)))
     return Result(folder=str(trained.parent), before=mean_of(before), after=mean_of(after))
 
 

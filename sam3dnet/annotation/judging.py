@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sam3dnet.evaluation.metrics import dice_coefficient
-from sam3dnet.planning.objects import mask_of
+from sam3dnet.planning.objects import NEIGHBOURHOOD, mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 
-NOISE = 0.01  # by which the agreement with a case differs from one training to another
-NEAR = ndimage.generate_binary_structure(3, 1)  # a voxel to each side
+NOISE = 0.02  # by which the agreement with a case differs from one training to another
+THICK = 2.0  # times the smallest spacing, above which a neighbour is too far off to be at the outline
 
 
 def dice_by_class(
@@ -30,30 +30,54 @@ def dice_by_class(
 
 
 def agreement(
-    proposed_ZYX: npt.NDArray[Any], accepted_ZYX: npt.NDArray[Any], dataset_json: Mapping[str, Any]
+    proposed_ZYX: npt.NDArray[Any],
+    accepted_ZYX: npt.NDArray[Any],
+    dataset_json: Mapping[str, Any],
+    spacing_mm: Sequence[float],
 ) -> float | None:
-    """Measure how well a model agrees with what a user accepted, by the Dice of all that lies off the other's outline.
+    """Measure how well a model agrees with what a user accepted, by the Dice of all but the voxels at the outline.
 
     What is accepted began as what a model proposed, and where nothing was wrong enough to be corrected its outline is
-    still that model's: by plain Dice, each further model looks worse than the one that proposed. So voxels that lie
-    next to the other mask are no errors. On 23 cases of Dataset501, accepted at a Dice of 0.85 after corrections, a
-    model that was better by the truth (0.844, before 0.813) was worse by plain Dice (0.934, before 0.958) and better
-    when voxels at the outline did not count (0.993, before 0.988).
+    still that model's: by plain Dice, each further model looks worse than the one that proposed. So nothing counts that
+    lies within a voxel of the outline, but for objects so thin that nothing else is left, where these are missed. On 23
+    cases of Dataset501, accepted at a Dice of 0.85 after corrections, a model that was better by the truth (0.844,
+    before 0.813) was worse by plain Dice (0.934, before 0.958) and better by this (0.993, before 0.988).
 
     Returns:
         Mean over the classes that either has; None where there are none.
     """
+    near = _neighbours(spacing_mm)
     found = []
     for values in foreground_classes(dataset_json).values():
         proposed, accepted = (mask_of(labels_ZYX, values) for labels_ZYX in (proposed_ZYX, accepted_ZYX))
-        voxels = np.count_nonzero(proposed) + np.count_nonzero(accepted)
-        if voxels:
-            wrong = [
-                np.count_nonzero(mask & ~ndimage.binary_dilation(other, NEAR))
-                for mask, other in ((proposed, accepted), (accepted, proposed))
-            ]
-            found.append(1 - sum(wrong) / voxels)
+        if not (proposed.any() or accepted.any()):
+            continue
+        inside = ndimage.binary_erosion(accepted, near) | _missed_thin(accepted, proposed, near)
+        missed = np.count_nonzero(inside & ~proposed)
+        added = np.count_nonzero(proposed & ~ndimage.binary_dilation(accepted, near))
+        hit = 2 * (np.count_nonzero(accepted) - missed)
+        found.append(hit / (hit + missed + added))
     return mean_of(found)
+
+
+def _neighbours(spacing_mm: Sequence[float]) -> npt.NDArray[np.bool_]:
+    """Give the neighbours of a voxel, but for those along axes of thick slices."""
+    neighbours = ndimage.generate_binary_structure(3, 1)
+    for axis, mm in enumerate(spacing_mm):
+        if mm > THICK * min(spacing_mm):
+            neighbours &= np.arange(3).reshape([-1 if axis == other else 1 for other in range(3)]) == 1
+    return neighbours
+
+
+def _missed_thin(
+    accepted: npt.NDArray[np.bool_], proposed: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Mark the objects that are all outline, and of which no voxel was found."""
+    objects, count = ndimage.label(accepted, NEIGHBOURHOOD)
+    kept = np.ones(count + 1, bool)
+    kept[objects[ndimage.binary_erosion(accepted, near) | (accepted & proposed)]] = False
+    kept[0] = False
+    return kept[objects]
 
 
 @dataclass(frozen=True, eq=False)
