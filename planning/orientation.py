@@ -37,8 +37,19 @@ def left_right_axis(grids: Sequence[Grid], reader: DatasetReader) -> int | None:
     """
     if reader.reorients:
         return X_AXIS
-    votes: Counter[int] = Counter()
-    for grid in grids:
-        direction = np.asarray(grid.direction).reshape(3, 3)
-        votes[X_AXIS - int(np.argmax(np.abs(direction[0])))] += 1  # the world's first axis is left and right
+    votes = Counter(axis_along_world(grid, reader, 0) for grid in grids)
     return votes.most_common(1)[0][0] if votes else None
+
+
+def axis_along_world(grid: Grid, reader: DatasetReader, world_axis: int) -> int:
+    """Find the array axis (0, 1, 2 for Z, Y, X) that lies nearest to an axis of the world, for an image as it is read.
+
+    Args:
+        grid: Of the image.
+        reader: Of the dataset.
+        world_axis: 0 is left and right, 1 front and back, 2 feet and head.
+    """
+    if reader.reorients:
+        return X_AXIS - world_axis
+    direction = np.asarray(grid.direction).reshape(3, 3)
+    return X_AXIS - int(np.argmax(np.abs(direction[world_axis])))

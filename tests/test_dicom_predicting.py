@@ -16,12 +16,12 @@ from sam3dnet.cli import predict as predict_command
 from sam3dnet.cli.predict import predict
 from sam3dnet.dicom.choosing import choose_stacks, read_rules, rule_of_name, rules_of
 from sam3dnet.dicom.files import read_headers
-from sam3dnet.dicom.predicting import ENDINGS
 from sam3dnet.dicom.segmentation import write_segmentation
 from sam3dnet.dicom.stacks import find_stacks
 from sam3dnet.dicom.structures import read_structures, write_structures
 from sam3dnet.dicom.volumes import labels_on_slices, read_image
 from sam3dnet.errors import DatasetError
+from sam3dnet.outputs.run import ENDINGS
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 

@@ -16,9 +16,9 @@ _log = logging.getLogger("sam3dnet.cli.predict")
 
 
 def _predict(settings: PredictionSettings) -> "PredictionReport":
-    from sam3dnet.dicom.predicting import predict_any
     from sam3dnet.inference.predictor import predict_folder
     from sam3dnet.interactive.run_prompts import prompt_reader
+    from sam3dnet.outputs.run import predict_any
 
     prompts = prompt_reader(settings.prompts, settings.instance)
     return predict_any(settings, lambda images: predict_folder(images, prompts))

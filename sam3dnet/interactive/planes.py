@@ -1,7 +1,7 @@
 """A picture of the three planes through an object."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,14 +60,38 @@ def three_planes(
     shown = truth_ZYX | prediction_ZYX
     if at is not None:
         shown[tuple(at)] = True
-    box = _surroundings(shown, spacing_mm)
-    image, truth, prediction = image_ZYX[box], truth_ZYX[box], prediction_ZYX[box]
-    centre = _centre(truth, prediction, spacing_mm)
-    if at is not None:
-        centre = tuple(voxel - part.start for voxel, part in zip(at, box, strict=True))
-    low, high = np.percentile(image, GREY_PERCENTILES)
+    box = surroundings(bounding_box(shown), image_ZYX.shape, spacing_mm)
+    if at is None:
+        within = _centre(truth_ZYX[box], prediction_ZYX[box], spacing_mm)
+        at = [voxel + part.start for voxel, part in zip(within, box, strict=True)]
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axis, axes in enumerate(figure.subplots(1, 3)):
+    outlines = [(truth_ZYX, TRUTH_COLOUR), (prediction_ZYX, PREDICTION_COLOUR)]
+    draw_planes(figure.subplots(1, 3), image_ZYX, outlines, spacing_mm, box, at)
+    return as_png(figure)
+
+
+def draw_planes(
+    panels: Iterable[Axes],
+    image_ZYX: npt.NDArray[Any],
+    outlines: Sequence[tuple[npt.NDArray[np.bool_], Any]],
+    spacing_mm: Sequence[float],
+    box: tuple[slice, ...],
+    at: Sequence[int],
+) -> None:
+    """Draw the three planes through a voxel into three panels.
+
+    Args:
+        panels: Three.
+        image_ZYX: One channel.
+        outlines: Masks, and the colour of each one's outline.
+        spacing_mm: (Z, Y, X).
+        box: What is shown.
+        at: The voxel (z, y, x).
+    """
+    image = image_ZYX[box]
+    centre = [voxel - part.start for voxel, part in zip(at, box, strict=True)]
+    low, high = np.percentile(image, GREY_PERCENTILES)
+    for axis, axes in enumerate(panels):
         rows, columns = (other for other in range(3) if other != axis)
         # The first axis of a coronal or sagittal plane runs upwards.
         axes.imshow(
@@ -78,14 +102,13 @@ def three_planes(
             aspect=spacing_mm[rows] / spacing_mm[columns],
             origin="upper" if axis == 0 else "lower",
         )
-        _outline(axes, np.take(truth, centre[axis], axis), TRUTH_COLOUR)
-        _outline(axes, np.take(prediction, centre[axis], axis), PREDICTION_COLOUR)
-        axes.set_title(f"{_AXES[axis]} = {centre[axis] + box[axis].start}", fontsize=9)
+        for mask, colour in outlines:
+            _outline(axes, np.take(mask[box], centre[axis], axis), colour)
+        axes.set_title(f"{_AXES[axis]} = {at[axis]}", fontsize=9)
         axes.set_axis_off()
-    return as_png(figure)
 
 
-def _outline(axes: Axes, mask_YX: npt.NDArray[np.bool_], colour: str) -> None:
+def _outline(axes: Axes, mask_YX: npt.NDArray[np.bool_], colour: Any) -> None:
     """Draw the outline of a mask, also where it touches the border of the picture."""
     if mask_YX.any():
         height, width = mask_YX.shape
@@ -93,10 +116,12 @@ def _outline(axes: Axes, mask_YX: npt.NDArray[np.bool_], colour: str) -> None:
         axes.contour(*grid, np.pad(mask_YX, 1).astype(float), levels=[0.5], colors=[colour], linewidths=1.3)
 
 
-def _surroundings(mask_ZYX: npt.NDArray[np.bool_], spacing_mm: Sequence[float]) -> tuple[slice, ...]:
-    found = bounding_box(mask_ZYX)
+def surroundings(
+    found: tuple[slice, ...] | None, shape: Sequence[int], spacing_mm: Sequence[float]
+) -> tuple[slice, ...]:
+    """Give a box and 20 mm around it, as far as the image goes; the whole image for no box."""
     if found is None:
-        return tuple(slice(0, length) for length in mask_ZYX.shape)
+        return tuple(slice(0, length) for length in shape)
     margins = [int(np.ceil(MARGIN_MM / mm)) for mm in spacing_mm]
     return tuple(slice(max(0, part.start - m), part.stop + m) for part, m in zip(found, margins, strict=True))
 

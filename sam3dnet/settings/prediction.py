@@ -44,6 +44,9 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
             for each object how likely it is one, both as the model's validation has shown; see docs/confidence.md.
         output_format: Formats to write beside the label maps: nifti, nrrd, seg.nrrd with names and colours for 3D
             Slicer, and of DICOM dicom-seg and rtstruct, which refer to the series; see docs/dicom.md.
+        preview: Draw CASE.png beside each label map: the three planes through each object, with outlines.
+        statistics: Write statistics.csv and statistics.json, a row a class of a case: volume, components, largest
+            diameter in space and in an axial plane, mean and deviation of the intensities.
         series: Of DICOM the SeriesInstanceUID to predict, of a model with several channels one for each, in their
             order; without it the largest series that fits. sam3d_dicom list lists them.
         channels: Of DICOM a file with rules, which series is which channel; see docs/dicom.md.
@@ -78,6 +81,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     save_probabilities: Annotated[bool, "--save_probabilities"] = False
     confidence: bool = False
     output_format: list[OutputFormat] | None = None
+    preview: bool = False
+    statistics: bool = False
     series: list[str] | None = None
     channels: str | Path | None = None
     text: str | None = None

@@ -1,11 +1,13 @@
-"""`sam3d_predict` on DICOM: series become images, and label maps what was asked for, on the series' own slices."""
+"""A whole run of `sam3d_predict`: from images or DICOM to label maps, and to what else was asked for beside them."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from sam3dnet.dicom.cases import WRITABLE, DicomCase, find_dicom_cases, write_images
 from sam3dnet.dicom.choosing import rules_of
@@ -14,11 +16,16 @@ from sam3dnet.dicom.segmentation import require_highdicom, write_segmentation
 from sam3dnet.dicom.structures import write_structures
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.models import read_model_dataset, read_model_plans
-from sam3dnet.inference.other_formats import write_image, write_slicer_segmentation
 from sam3dnet.inference.predictor import PredictionReport, model_folder_of, prepare_output_folder
 from sam3dnet.inference.writing import unfinished_folder
+from sam3dnet.outputs.formats import write_image, write_slicer_segmentation
+from sam3dnet.outputs.measures import as_csv, measure_case
+from sam3dnet.planning.orientation import axis_along_world
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, read_dataset_json
+from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.names import entries
+from sam3dnet.preprocessing.reading import reader_named
 from sam3dnet.settings.prediction import PredictionSettings
 
 if TYPE_CHECKING:
@@ -31,6 +38,9 @@ ENDINGS: "Mapping[OutputFormat, str]" = {
     "dicom-seg": ".seg.dcm",
     "rtstruct": ".rtstruct.dcm",
 }
+HEAD_AND_FEET = 2  # axis of the world
+STATISTICS = "statistics"
+Classes = Mapping[str, Sequence[int]]
 OF_DICOM = ("dicom-seg", "rtstruct")
 
 
@@ -64,12 +74,8 @@ def predict_any(
     _require_possible(formats, ending, is_dicom)
     with _source(settings, list(channel_names(dataset_json).values()), ending, is_dicom) as source:
         report = predict(source.settings)
-        failed = source.failed | report.failed
-        for name in [*report.written, *report.skipped] if formats else ():
-            try:
-                _write_formats(Path(settings.output_folder), name, ending, formats, model, source.cases.get(name))
-            except (Sam3dError, OSError, RuntimeError) as problem:
-                failed[name] = f"predicted, but {problem}"
+        made = _Made(source.settings, formats, model, source.cases)
+        failed = source.failed | report.failed | made.of([*report.written, *report.skipped])
     return PredictionReport(report.written, report.skipped, failed)
 
 
@@ -144,33 +150,106 @@ def _name_of(given: Path) -> str:
     return name if given.is_dir() else name.removesuffix(".zip").removesuffix(".dcm")
 
 
-def _write_formats(
-    output: Path, name: str, ending: str, formats: "list[OutputFormat]", model: Path, case: DicomCase | None
-) -> None:
-    """Write what there is not yet, or is older than the label map; each appears whole or not at all."""
-    import SimpleITK as sitk
+class _Made:
+    """What is made of label maps, and lies beside them.
 
-    label_map = output / f"{name}{ending}"
-    places = {kind: output / f"{name}{ENDINGS[kind]}" for kind in formats}
-    to_do = {kind: file for kind, file in places.items() if not _is_newer(file, label_map)}
-    if not to_do:
-        return
-    image = sitk.ReadImage(str(label_map))
-    labels_ZYX = sitk.GetArrayFromImage(image)
-    classes = foreground_classes(read_dataset_json(output))
-    called = str(read_model_plans(model).get("dataset_name", model.name))
-    with unfinished_folder(output) as folder:
+    Args:
+        settings: Whose input is a folder of images.
+        formats: Other than the label maps' own.
+        model: Its folder.
+        cases: Those of DICOM.
+    """
+
+    def __init__(
+        self, settings: PredictionSettings, formats: "list[OutputFormat]", model: Path, cases: Mapping[str, DicomCase]
+    ):
+        self._settings, self._formats, self._cases = settings, formats, cases
+        self._images, self._output = Path(settings.input_folder), Path(settings.output_folder)
+        self._plans, self._described = read_model_plans(model), read_model_dataset(model)
+        self._ending = str(self._described["file_ending"])
+        self._called = str(self._plans.get("dataset_name", model.name))
+
+    def of(self, names: Sequence[str]) -> dict[str, str]:
+        """Make all that is asked for; give the cases of which something could not be made, and why."""
+        failed: dict[str, str] = {}
+        measured: dict[str, Any] = {}
+        if not (self._formats or self._settings.preview or self._settings.statistics):
+            return {}
+        classes = foreground_classes(read_dataset_json(self._output))  # a text that was asked for is a class too
+        for name in names:
+            try:
+                self._write_formats(name, classes)
+                if self._settings.preview or self._settings.statistics:
+                    measured |= {name: found} if (found := self._look_at(name, classes)) is not None else {}
+            except (Sam3dError, OSError, RuntimeError) as problem:
+                failed[name] = f"predicted, but {problem}"
+        if self._settings.statistics:
+            self._write_statistics(measured)
+        return failed
+
+    def _write_formats(self, name: str, classes: Classes) -> None:
+        """Write what there is not yet, or is older than the label map; each appears whole or not at all."""
+        import SimpleITK as sitk
+
+        label_map = self._output / f"{name}{self._ending}"
+        places = {kind: self._output / f"{name}{ENDINGS[kind]}" for kind in self._formats}
+        to_do = {kind: file for kind, file in places.items() if not _is_newer(file, label_map)}
+        if not to_do:
+            return
+        image = sitk.ReadImage(str(label_map))
+        labels_ZYX = sitk.GetArrayFromImage(image)
         for kind, file in to_do.items():
-            making = Path(folder) / file.name
-            if kind == "seg.nrrd":
-                write_slicer_segmentation(labels_ZYX, making, image, classes)
-            elif kind in OF_DICOM:
-                assert case is not None
-                write = write_segmentation if kind == "dicom-seg" else write_structures
-                write(labels_ZYX, making, case.stacks[0], classes, called)
-            else:
-                write_image(labels_ZYX, making, image)
-            os.replace(making, file)
+            with written_whole(file) as making:
+                if kind == "seg.nrrd":
+                    write_slicer_segmentation(labels_ZYX, making, image, classes)
+                elif kind == "dicom-seg":
+                    write_segmentation(labels_ZYX, making, self._cases[name].stacks[0], classes, self._called)
+                elif kind == "rtstruct":
+                    write_structures(labels_ZYX, making, self._cases[name].stacks[0], classes, self._called)
+                else:
+                    write_image(labels_ZYX, making, image)
+
+    def _look_at(self, name: str, classes: Classes) -> dict[str, Any] | None:
+        """Draw a case whose picture is older than its label map, and measure it; None where that is not asked for."""
+        from sam3dnet.outputs.preview import preview
+
+        reader = reader_named(str(self._plans["image_reader_writer"]), self._described)
+        channels = list(channel_names(self._described).values())
+        label_map = self._output / f"{name}{self._ending}"
+        files = [self._images / f"{name}_{number:04d}{self._ending}" for number in range(len(channels))]
+        picture = self._output / f"{name}.png"
+        draws = self._settings.preview and not _is_newer(picture, label_map)
+        if not (draws or self._settings.statistics):
+            return None
+        image_CZYX, properties = reader.read_images(files)
+        labels_ZYX = reader.read_seg(label_map)[0][0].astype(np.int32)
+        spacing_mm = properties["spacing"]
+        if draws:
+            with written_whole(picture) as making:
+                making.write_bytes(preview(labels_ZYX, image_CZYX[0], spacing_mm, classes, name))
+        if not self._settings.statistics:
+            return None
+        grid, _ = reader.read_grid(name, files[0])
+        axial = 0 if grid is None else axis_along_world(grid, reader, HEAD_AND_FEET)
+        return measure_case(labels_ZYX, image_CZYX, spacing_mm, classes, channels, axial)
+
+    def _write_statistics(self, measured: Mapping[str, Any]) -> None:
+        """Write the measures of these cases, and keep those of earlier ones whose label maps are still there."""
+        file = self._output / f"{STATISTICS}.json"
+        before = (read_json_if_whole(file) or {}) if file.is_file() else {}
+        kept = {name: one for name, one in before.items() if (self._output / f"{name}{self._ending}").is_file()}
+        together = dict(sorted((kept | dict(measured)).items()))
+        write_json(file, together)
+        with written_whole(self._output / f"{STATISTICS}.csv") as making:
+            making.write_text(as_csv(together), encoding="utf-8")
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """Give a place to write to, which becomes the file when all is written."""
+    with unfinished_folder(file.parent) as folder:
+        yield Path(folder) / file.name
+        os.replace(Path(folder) / file.name, file)
 
 
 def _is_newer(file: Path, label_map: Path) -> bool:
