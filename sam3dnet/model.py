@@ -1,10 +1,6 @@
 """A trained model from Python: found, loaded once, and asked about as many images as one likes."""
 
-import shutil
-import tempfile
-import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +9,14 @@ import numpy as np
 import torch
 
 from sam3dnet.devices import choose_device
-from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.cascade import load_stages, make_input
 from sam3dnet.inference.images import ImageSource
-from sam3dnet.inference.models import OUR_PLANS, LoadedModel, find_model
+from sam3dnet.inference.models import OUR_PLANS, LoadedModel
 from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeaturePool
-from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
+from sam3dnet.portable.sources import model_folder
 
 if TYPE_CHECKING:
     from sam3dnet.interactive.session import PromptSession
@@ -134,27 +129,6 @@ def load_model(
     return Model(loaded, step_size=step_size, mirror=mirror)
 
 
-@contextmanager
-def model_folder(
-    source: Path | str | int | None,
-    root: Path | str | None = None,
-    configuration: str = "3d_fullres",
-    plans: str = OUR_PLANS,
-) -> Iterator[Path]:
-    """Give the folder of a model, that of a zip file until the end of the block; arguments as of `load_model`.
-
-    Raises:
-        CheckpointError: If there is no such model.
-    """
-    path = None if source is None else Path(str(source)).expanduser()
-    if path is not None and path.is_file():
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
-            yield find_model(_unpack(path, Path(unpacked)), plans_name=plans, configuration=configuration)
-        return
-    named = path if path is not None and (path / PLANS_FILE).is_file() else None
-    yield named or _of_dataset(source, root, plans, configuration)
-
-
 def _load(
     folder: Path,
     folds: Sequence[int | str] | None,
@@ -166,29 +140,3 @@ def _load(
     if postprocessing:
         loaded.postprocessing = read_postprocessing(folder, loaded.dataset_json, loaded.fold_folders)
     return loaded
-
-
-def _of_dataset(source: Path | str | int | None, root: Path | str | None, plans: str, configuration: str) -> Path:
-    if isinstance(source, Path) or (source is not None and Path(str(source)).is_dir()):
-        raise CheckpointError(f"{source}: expected a model folder, which holds {PLANS_FILE}, or a zip file; name one")
-    results = activate_folders(None if root is None else Path(root)).results
-    return find_model(results, source, plans_name=plans, configuration=configuration)
-
-
-def _unpack(file: Path, folder: Path) -> Path:
-    """Write what is needed of the models in a zip file below a folder; names that lead elsewhere are left out."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            for name in archive.namelist():
-                parts = name.split("/")
-                if Path(name).suffix in (".json", ".pth") and all(map(is_plain_name, parts)):
-                    target = folder.joinpath(*parts)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(name) as source, target.open("wb") as written:
-                        shutil.copyfileobj(source, written)
-    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: it is encrypted
-        raise CheckpointError(
-            f"{file}: expected a zip file with a model, from nnUNetv2_export_model_to_zip; it cannot be unpacked "
-            f"({error}); export it again"
-        ) from error
-    return folder

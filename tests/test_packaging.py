@@ -18,6 +18,7 @@ COMMANDS = (
     "sam3d_train",
     "sam3d_predict",
     "sam3d_dicom",
+    "sam3d_export",
     "sam3d_evaluate",
     "sam3d_report",
     "sam3d_annotate",

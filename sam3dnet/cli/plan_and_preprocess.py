@@ -72,8 +72,8 @@ plan_and_preprocess = function_of(PlanningSettings, _plan_and_preprocess, "plan_
 def _likeness(settings: PlanningSettings, method: str) -> "Likeness":
     """Read the plan of the model to plan after."""
     from sam3dnet.inference.models import read_model_dataset, read_model_plans
-    from sam3dnet.model import model_folder
     from sam3dnet.planning.likeness import likeness_of
+    from sam3dnet.portable.sources import model_folder
 
     with model_folder(settings.like, settings.root) as folder:
         found = likeness_of(read_model_plans(folder), read_model_dataset(folder))

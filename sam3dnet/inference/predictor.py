@@ -218,7 +218,7 @@ def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
     steps = [list(step) for step in model.postprocessing.keep_largest]
     only_where_asked = {"text": settings.text, "postprocessing": steps}
     return {
-        "model": str(Path(str(settings.model_folder)).resolve()),
+        "model": "/".join(Path(str(settings.model_folder)).resolve().parts[-2:]),  # wherever it lies
         "checkpoints": _checkpoints(model),
         "step_size": settings.step,
         "mirror": settings.mirror,

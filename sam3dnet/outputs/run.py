@@ -21,6 +21,7 @@ from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.outputs.formats import write_image, write_slicer_segmentation
 from sam3dnet.outputs.measures import as_csv, measure_case
 from sam3dnet.planning.orientation import axis_along_world
+from sam3dnet.portable.sources import model_folder
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, read_dataset_json
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
@@ -66,8 +67,25 @@ def predict_any(
         DatasetError: As of `predict`; if the input is DICOM and no series fits the model; if a format is asked for
             that needs DICOM, or a package that is not installed.
     """
-    model = model_folder_of(settings)
-    settings = replace(settings, model_folder=model)
+    with _opened(settings) as (opened, model):
+        return _predict(opened, model, predict)
+
+
+@contextmanager
+def _opened(settings: PredictionSettings) -> Iterator[tuple[PredictionSettings, Path]]:
+    """Find the model; that of an exported file is unpacked meanwhile."""
+    given = None if settings.model_folder is None else Path(settings.model_folder).expanduser()
+    if given is None or not given.is_file():
+        found = model_folder_of(settings)
+        yield replace(settings, model_folder=found), found
+        return
+    with model_folder(given, settings.root, settings.configuration, settings.plans) as unpacked:
+        yield replace(settings, model_folder=unpacked), unpacked
+
+
+def _predict(
+    settings: PredictionSettings, model: Path, predict: Callable[[PredictionSettings], PredictionReport]
+) -> PredictionReport:
     dataset_json = read_model_dataset(model)
     ending, is_dicom = dataset_json["file_ending"], _is_dicom(settings, dataset_json["file_ending"])
     formats = [name for name in settings.output_format or () if ENDINGS[name] != ending]

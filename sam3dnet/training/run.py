@@ -295,7 +295,7 @@ def _starting_point(asked: _Asked, settings: TrainingSettings) -> "StartingPoint
     """Read the model to start from."""
     if settings.from_model is None:
         return None
-    from sam3dnet.model import model_folder
+    from sam3dnet.portable.sources import model_folder
     from sam3dnet.training.starting import read_starting_point
 
     with model_folder(settings.from_model, settings.root, settings.configuration) as folder:

@@ -1,0 +1,36 @@
+"""sam3d_export: a trained model in one file."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam3dnet.cli.command import run_command
+from sam3dnet.settings.export import ExportSettings
+from sam3dnet.settings.function import function_of
+
+
+def _export(settings: ExportSettings) -> Path:
+    from sam3dnet.portable.export import export_model
+    from sam3dnet.portable.sources import model_folder
+
+    source = settings.dataset if settings.model_folder is None else Path(settings.model_folder)
+    with model_folder(source, settings.root, settings.configuration, settings.plans) as folder:
+        return export_model(settings, folder)
+
+
+export = function_of(ExportSettings, _export, "export")
+
+
+def print_file(file: Path) -> int:
+    """Print what was written and how it is used; give the exit status."""
+    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; predict with: sam3d_predict -i IMAGES -o OUT -m {file}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    return run_command(export, "sam3d_export", argv, exit_status=print_file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Models that travel: one file with all that prediction needs, and nothing of patients or of the training."""

@@ -1,0 +1,158 @@
+"""Write a trained model into one zip file, in the layout of nnU-Net's own exports."""
+
+import logging
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam3dnet.errors import CheckpointError
+from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
+from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
+from sam3dnet.inference.models import choose_checkpoint, read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
+from sam3dnet.inference.writing import unfinished_folder
+from sam3dnet.portable.card import model_card
+from sam3dnet.portable.content import CARD, RECORD, record_of
+from sam3dnet.preprocessing.folders import parse_fold, write_json
+from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.settings.export import ExportSettings
+
+CHECKPOINT = "checkpoint_final.pth"  # the name that stock nnU-Net predicts with
+KEPT = ("network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
+OF_TRAINING = ("training", "test")  # of dataset.json: lists of cases
+STORED_AS_THEY_ARE = ".pth"
+REMEDY = "validate the fold again, sam3d_train --validate-only, or delete the file"
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(settings: ExportSettings, model_folder: Path) -> Path:
+    """Write a model, of a cascade with its first stage, into a zip file that appears whole or not at all.
+
+    The file holds plans, dataset.json without lists of cases, the folds' weights without the optimiser's state, what
+    was chosen and measured in validation with numbers in place of the cases' names, a model card, and a digest of each
+    file.
+
+    Args:
+        settings: What is asked for.
+        model_folder: The model.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: If a fold is not trained, a checkpoint cannot be read, or the file is there already.
+    """
+    target = Path(settings.output)
+    if target.suffix != ".zip":
+        raise CheckpointError(f"{target}: expected the name of a file that ends in .zip; name one with -o")
+    if target.exists():
+        raise CheckpointError(f"{target} is there already; remove it, or name another one with -o")
+    for what, value in (("licence", settings.licence), ("intended-use", settings.intended_use)):
+        if not value:
+            logger.warning('Warning: the model card says no %s; say it with --%s "..."', what, what)
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with unfinished_folder(target.absolute().parent) as name:
+        root = Path(name) / "content"
+        for folder, folds in _stages(model_folder, settings.folds):
+            _copy_stage(folder, folds, root / folder.parent.name / folder.name, settings)
+        packed = Path(name) / target.name
+        _pack(root, packed)
+        os.replace(packed, target)
+    return target
+
+
+def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[tuple[Path, tuple[int | str, ...]]]:
+    """Yield the model and, of a cascade, the stages before it, with the folds that are exported."""
+    there = trained_folds(model_folder)
+    asked = tuple(map(parse_fold, folds)) if folds else there
+    lacking = [str(fold) for fold in asked if fold not in there]
+    if lacking or not asked:
+        trained = f"trained are {', '.join(map(str, there))}" if there else "none is trained"
+        raise CheckpointError(f"{model_folder}: fold {', '.join(lacking) or 'none'} cannot be exported; {trained}")
+    yield model_folder, asked
+    plans = read_model_plans(model_folder)
+    stage = plans["configurations"][model_folder.name.rpartition("__")[2]].get("previous_stage")
+    if stage is not None:
+        first = previous_model_folder(model_folder, stage)
+        if not trained_folds(first):
+            from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+            raise CheckpointError(missing_first_stage(first, stage, PlansManager(plans)))
+        same = [fold for fold in trained_folds(first) if fold in asked]
+        yield from _stages(first, same or None)
+
+
+def _copy_stage(source: Path, folds: Sequence[int | str], target: Path, settings: ExportSettings) -> None:
+    plans, described = read_model_plans(source), read_model_dataset(source)
+    target.mkdir(parents=True)
+    write_json(target / "plans.json", plans)
+    write_json(target / "dataset.json", {key: one for key, one in described.items() if key not in OF_TRAINING})
+    if (source / POSTPROCESSING_FILE).is_file():
+        write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
+    for fold in folds:
+        (target / f"fold_{fold}").mkdir()
+        _copy_fold(source / f"fold_{fold}", target / f"fold_{fold}", settings)
+    card = model_card(source, plans, described, folds, settings.licence, settings.intended_use)
+    (target / CARD).write_text(card, encoding="utf-8")
+    files = sorted(file for file in target.rglob("*") if file.is_file())
+    write_json(target / RECORD, record_of(target, files, settings.half).model_dump())
+
+
+def _copy_fold(source: Path, target: Path, settings: ExportSettings) -> None:
+    _, checkpoint = choose_checkpoint(source, settings.checkpoint)
+    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    kept["init_args"] = _without_cases(kept["init_args"])
+    if "trained_in" in checkpoint.get("sam3d", {}):
+        kept["sam3d"] = {"trained_in": checkpoint["sam3d"]["trained_in"]}
+    if settings.half:
+        kept["network_weights"] = {name: _halved(value) for name, value in kept["network_weights"].items()}
+    torch.save(kept, target / CHECKPOINT)
+    if (source / POSTPROCESSING_FILE).is_file():
+        write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
+    if (source / CALIBRATION_FILE).is_file():
+        write_json(target / CALIBRATION_FILE, _numbered(read_json(source / CALIBRATION_FILE, CheckpointError, REMEDY)))
+
+
+def _halved(value: Any) -> Any:
+    return value.half() if isinstance(value, torch.Tensor) and value.dtype == torch.float32 else value
+
+
+def _without_cases(init_args: Mapping[str, Any]) -> dict[str, Any]:
+    kept = dict(init_args)
+    if isinstance(kept.get("dataset_json"), Mapping):
+        kept["dataset_json"] = {key: one for key, one in kept["dataset_json"].items() if key not in OF_TRAINING}
+    return kept
+
+
+def _numbered(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Put numbers in place of the names of cases."""
+    names: dict[str, str] = {}
+
+    def replaced(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {
+                key: names.setdefault(value, f"case_{len(names)}") if key == "case" else replaced(value)
+                for key, value in part.items()
+            }
+        return [replaced(one) for one in part] if isinstance(part, list) else part
+
+    return dict(replaced(content))
+
+
+def _pack(root: Path, file: Path) -> None:
+    """Zip a folder, the same bytes for the same content."""
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(root.rglob("*")):
+            if path.is_file():
+                entry = zipfile.ZipInfo(path.relative_to(root).as_posix(), date_time=(1980, 1, 1, 0, 0, 0))
+                stored = path.suffix == STORED_AS_THEY_ARE
+                entry.compress_type = zipfile.ZIP_STORED if stored else zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                with path.open("rb") as content, archive.open(entry, "w", force_zip64=True) as packed:
+                    while chunk := content.read(1 << 20):
+                        packed.write(chunk)

@@ -1,0 +1,83 @@
+"""Where a model comes from: a folder, an exported file, or a dataset whose results lie below nnUNet_results."""
+
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sam3dnet.errors import CheckpointError
+from sam3dnet.inference.cascade import previous_model_folder
+from sam3dnet.inference.models import OUR_PLANS, find_model, list_models, read_model_plans
+from sam3dnet.portable.content import require_whole
+from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
+
+PLANS_FILE = "plans.json"
+
+
+@contextmanager
+def model_folder(
+    source: Path | str | int | None,
+    root: Path | str | None = None,
+    configuration: str = "3d_fullres",
+    plans: str = OUR_PLANS,
+) -> Iterator[Path]:
+    """Give the folder of a model, that of a zip file until the end of the block; arguments as of `load_model`.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+    path = None if source is None else Path(str(source)).expanduser()
+    if path is not None and path.is_file():
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
+            found = _only_model(_unpack(path, Path(unpacked)), plans, configuration)
+            require_whole(found, str(path))
+            yield found
+        return
+    named = path if path is not None and (path / PLANS_FILE).is_file() else None
+    yield named or _of_dataset(source, root, plans, configuration)
+
+
+def _of_dataset(source: Path | str | int | None, root: Path | str | None, plans: str, configuration: str) -> Path:
+    if isinstance(source, Path) or (source is not None and Path(str(source)).is_dir()):
+        raise CheckpointError(f"{source}: expected a model folder, which holds {PLANS_FILE}, or a zip file; name one")
+    results = activate_folders(None if root is None else Path(root)).results
+    return find_model(results, source, plans_name=plans, configuration=configuration)
+
+
+def _only_model(results: Path, plans: str, configuration: str) -> Path:
+    """Give the model that was asked for, or else the only one but for first stages of cascades."""
+    models = list_models(results)
+    if not any((one.plans_name, one.configuration) == (plans, configuration) for one in models):
+        stages = {
+            previous_model_folder(one.folder, stage)
+            for one in models
+            if (stage := read_model_plans(one.folder)["configurations"][one.configuration].get("previous_stage"))
+        }
+        last = [one.folder for one in models if one.folder.absolute() not in stages]
+        if len(last) == 1:
+            return last[0]
+    return find_model(results, plans_name=plans, configuration=configuration)
+
+
+def _unpack(file: Path, folder: Path) -> Path:
+    """Write what is needed of the models in a zip file below a folder; names that lead elsewhere are left out."""
+    age = file.stat().st_mtime_ns  # so that predictions know their model again
+    try:
+        with zipfile.ZipFile(file) as archive:
+            for name in archive.namelist():
+                parts = name.split("/")
+                if Path(name).suffix in (".json", ".pth", ".md") and all(map(is_plain_name, parts)):
+                    target = folder.joinpath(*parts)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(name) as source, target.open("wb") as written:
+                        shutil.copyfileobj(source, written)
+                    os.utime(target, ns=(age, age))
+    except (zipfile.BadZipFile, OSError, RuntimeError) as error:  # RuntimeError: it is encrypted
+        raise CheckpointError(
+            f"{file}: expected a zip file with a model, from nnUNetv2_export_model_to_zip; it cannot be unpacked "
+            f"({error}); export it again"
+        ) from error
+    return folder
