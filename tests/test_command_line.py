@@ -37,6 +37,7 @@ WORKERS = {
     "sam3d_train": train.train,
     "sam3d_predict": predict.predict,
     "sam3d_dicom list": dicom.list_series,
+    "sam3d_dicom import": dicom.import_dataset,
     "sam3d_export": export.export,
     "sam3d_evaluate": evaluate.evaluate,
     "sam3d_report": report.report,

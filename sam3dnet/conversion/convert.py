@@ -5,18 +5,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from sam3dnet.conversion.checks import check_source, common_ending
 from sam3dnet.conversion.description import converted
+from sam3dnet.conversion.new_dataset import FIRST_OF_USERS, dataset_name, made_aside, require_free
 from sam3dnet.conversion.nifti_volumes import read_volumes, write_volumes
 from sam3dnet.conversion.source import DECATHLON, Kind, Source, SourceCase, read_source
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.folders import Folders, dataset_number, is_plain_name, list_dataset_names, write_json
-from sam3dnet.preprocessing.locking import only_one
+from sam3dnet.preprocessing.folders import Folders, dataset_number, write_json
 from sam3dnet.preprocessing.problems import Problem, shorten
 from sam3dnet.preprocessing.verify import require_sound
 from sam3dnet.preprocessing.workers import Outcome, default_num_processes, map_cases
@@ -24,8 +23,6 @@ from sam3dnet.settings.conversion import ConversionSettings
 
 _log = logging.getLogger(__name__)
 
-_HIGHEST_NUMBER = 999  # nnU-Net takes Dataset1000 for one of number 100, too
-_FIRST_OF_USERS = 500
 _SPACE = 3
 
 
@@ -72,7 +69,7 @@ def convert(settings: ConversionSettings, folders: Folders) -> Conversion:
     folder = Path(os.path.abspath(Path(settings.folder).expanduser()))
     source, problems = read_source(folder)
     dataset = _dataset_name(settings, folder)
-    _require_free(dataset, folders)
+    require_free(dataset, folders)
     content, more = converted(source.description, len(source.training), common_ending(source))
     problems += more
     if content["channel_names"]:
@@ -80,7 +77,7 @@ def convert(settings: ConversionSettings, folders: Folders) -> Conversion:
     _warn(problems)
     require_sound(problems)
     _log.info("%s: %s, %s training cases", folder, source.kind, len(source.training))
-    with _made_aside(dataset, folders) as made:
+    with made_aside(dataset, folders) as made:
         _transfer_files(source, made, content["file_ending"], settings)
         write_json(made / "dataset.json", content)
     trained, others = len(source.training), len(source.cases) - len(source.training)
@@ -94,47 +91,15 @@ def _dataset_name(settings: ConversionSettings, folder: Path) -> str:
     if number is None:
         raise DatasetError(
             f"{folder}: is not called TaskXX_Name, so the dataset's number is not known; give one with -d, such as "
-            f"-d {_FIRST_OF_USERS}"
+            f"-d {FIRST_OF_USERS}"
         )
-    if not 0 <= number <= _HIGHEST_NUMBER:
-        raise DatasetError(f"-d {number}: expected a number from 0 to {_HIGHEST_NUMBER}")
-    if not is_plain_name(name):
-        raise DatasetError(f"--name {name}: expected a plain name, without folders")
-    return f"Dataset{number:03d}_{name}"
-
-
-def _require_free(dataset: str, folders: Folders) -> None:
-    numbers = {dataset_number(name): name for name in list_dataset_names(folders)}
-    taken = numbers.get(dataset_number(dataset))
-    if taken is None:
-        return
-    free = next((n for n in range(_FIRST_OF_USERS, _HIGHEST_NUMBER + 1) if n not in numbers), None)
-    raise DatasetError(
-        f"{dataset}: there is {taken} already, and nothing is overwritten; choose another number with -d"
-        + (f", such as -d {free}" if free is not None else "")
-    )
+    return dataset_name(number, name)
 
 
 def _warn(problems: Sequence[Problem]) -> None:
     for problem in problems:
         if problem.severity == "warning":
             _log.warning("Warning: %s", problem.message)
-
-
-@contextmanager
-def _made_aside(dataset: str, folders: Folders) -> Iterator[Path]:
-    """Offer a folder beside the place of the dataset, to which it is moved if the block succeeds."""
-    aside = folders.raw / f".partial-Dataset{dataset_number(dataset):03d}"
-    with only_one(aside):
-        _require_free(dataset, folders)  # another process may have made it while this one waited
-        made = aside / dataset
-        try:
-            shutil.rmtree(made, ignore_errors=True)  # of a process that was killed
-            made.mkdir(parents=True)
-            yield made
-            made.rename(folders.raw / dataset)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _transfer_files(source: Source, made: Path, ending: str, settings: ConversionSettings) -> None:

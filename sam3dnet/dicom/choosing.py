@@ -61,24 +61,33 @@ def rule_of_name(channel: str) -> Rule:
     return Rule()
 
 
+def read_rules_by_name(file: Path) -> dict[str, Rule]:
+    """Read rules by the name of their channel.
+
+    Raises:
+        DatasetError: If the file is damaged.
+    """
+    rules = checked(_Rules, read_json(file, DatasetError, _REMEDY), file, DatasetError, _REMEDY).channels
+    for name, rule in rules.items():
+        try:
+            re.compile(rule.description or "")
+        except re.error as problem:
+            message = f"{file}: description of {name} is no regular expression ({problem}); {_REMEDY}"
+            raise DatasetError(message) from problem
+    return rules
+
+
 def read_rules(file: Path, channels: Sequence[str]) -> list[Rule]:
     """Read the rules of a model's channels.
 
     Raises:
         DatasetError: If the file is damaged, or lacks a channel, or has one that the model has not.
     """
-    rules = checked(_Rules, read_json(file, DatasetError, _REMEDY), file, DatasetError, _REMEDY).channels
+    rules = read_rules_by_name(file)
     if set(rules) != set(channels):
         raise DatasetError(
             f"{file}: holds rules of the channels {', '.join(rules)}; the model has {', '.join(channels)}; {_REMEDY}"
         )
-    for name, rule in rules.items():
-        try:
-            re.compile(rule.description or "")
-        except re.error as problem:
-            raise DatasetError(
-                f"{file}: description of {name} is no regular expression ({problem}); {_REMEDY}"
-            ) from problem
     return [rules[name] for name in channels]
 
 
