@@ -15,11 +15,13 @@ from typing import Any
 
 import annotation_study
 import attention
+import click_surroundings
 import data_chain
 import encoder_and_step
 import far_clicks
 import iterations
 import large_ct
+import largest_object
 import memory_estimate
 import patch_embedding
 import plans_by_memory
@@ -52,6 +54,8 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
     "annotation_study": ("Clicks to label a dataset", annotation_study.table),
+    "click_surroundings": ("What follows a click", click_surroundings.table),
+    "largest_object": ("The largest object alone", largest_object.table),
     "serving": ("A server for viewers", serving.table),
     "plans_by_memory": ("Plans for cards of several sizes", plans_by_memory.table),
 }
