@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_half_precision_is_half_as_large_and_nearly_the_same(tmp_path, images):
     model = make_model(tmp_path / "results")
     run(images, tmp_path / "whole", model)
     whole, half = (export(output=tmp_path / f"{half}.zip", model_folder=model, half=half) for half in (False, True))
-    assert half.stat().st_size < whole.stat().st_size
+    assert Path(half).stat().st_size < Path(whole).stat().st_size
     run(images, tmp_path / "half", half)
     one, other = maps_in(tmp_path / "whole"), maps_in(tmp_path / "half")
     assert np.mean([(one[name] == other[name]).mean() for name in one]) > 0.97
@@ -193,7 +194,7 @@ def test_a_cascade_takes_its_first_stage_along(tmp_path):
 
 def altered(file, ending, change):
     """Write the file anew, entries that end so as `change` gives them; None leaves them out."""
-    other = file.with_name("altered.zip")
+    other = Path(file).with_name("altered.zip")
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(other, "w") as written:
         for name in archive.namelist():
             content = change(archive.read(name)) if name.endswith(ending) else archive.read(name)

@@ -9,11 +9,11 @@ from sam3dnet.settings.export import ExportSettings
 from sam3dnet.settings.function import function_of
 
 
-def _export(settings: ExportSettings) -> Path:
+def _export(settings: ExportSettings) -> str:
     from sam3dnet.portable.export import export_model
     from sam3dnet.portable.sources import model_folder
 
-    source = settings.dataset if settings.model_folder is None else Path(settings.model_folder)
+    source = settings.dataset if settings.model_folder is None else settings.model_folder
     with model_folder(source, settings.root, settings.configuration, settings.plans) as folder:
         return export_model(settings, folder)
 
@@ -21,15 +21,16 @@ def _export(settings: ExportSettings) -> Path:
 export = function_of(ExportSettings, _export, "export")
 
 
-def print_file(file: Path) -> int:
+def print_made(made: str) -> int:
     """Print what was written and how it is used; give the exit status."""
-    print(f"{file}: {file.stat().st_size / 1e6:.1f} MB; predict with: sam3d_predict -i IMAGES -o OUT -m {file}")
+    size = f": {Path(made).stat().st_size / 1e6:.1f} MB" if Path(made).is_file() else ""
+    print(f"{made}{size}; predict with: sam3d_predict -i IMAGES -o OUT -m {made}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line."""
-    return run_command(export, "sam3d_export", argv, exit_status=print_file)
+    return run_command(export, "sam3d_export", argv, exit_status=print_made)
 
 
 if __name__ == "__main__":

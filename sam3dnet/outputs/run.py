@@ -21,6 +21,7 @@ from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.outputs.formats import write_image, write_slicer_segmentation
 from sam3dnet.outputs.measures import as_csv, measure_case
 from sam3dnet.planning.orientation import axis_along_world
+from sam3dnet.portable.hub import is_on_hub
 from sam3dnet.portable.sources import model_folder
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, read_dataset_json
 from sam3dnet.preprocessing.folders import write_json
@@ -74,8 +75,8 @@ def predict_any(
 @contextmanager
 def _opened(settings: PredictionSettings) -> Iterator[tuple[PredictionSettings, Path]]:
     """Find the model; that of an exported file is unpacked meanwhile."""
-    given = None if settings.model_folder is None else Path(settings.model_folder).expanduser()
-    if given is None or not given.is_file():
+    given = settings.model_folder
+    if given is None or not (is_on_hub(given) or Path(given).expanduser().is_file()):
         found = model_folder_of(settings)
         yield replace(settings, model_folder=found), found
         return

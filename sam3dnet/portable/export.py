@@ -1,9 +1,12 @@
-"""Write a trained model into one zip file, in the layout of nnU-Net's own exports."""
+"""Write a trained model into one zip file, in the layout of nnU-Net's own exports, or to the hub."""
 
 import logging
 import os
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.portable.card import model_card
 from sam3dnet.portable.content import CARD, RECORD, record_of
+from sam3dnet.portable.hub import hub_model, is_on_hub, push
 from sam3dnet.preprocessing.folders import parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.settings.export import ExportSettings
@@ -30,40 +34,62 @@ REMEDY = "validate the fold again, sam3d_train --validate-only, or delete the fi
 logger = logging.getLogger(__name__)
 
 
-def export_model(settings: ExportSettings, model_folder: Path) -> Path:
-    """Write a model, of a cascade with its first stage, into a zip file that appears whole or not at all.
+def export_model(settings: ExportSettings, model_folder: Path) -> str:
+    """Write a model, of a cascade with its first stage, to the hub or into a zip file that appears whole or not at all.
 
-    The file holds plans, dataset.json without lists of cases, the folds' weights without the optimiser's state, what
-    was chosen and measured in validation with numbers in place of the cases' names, a model card, and a digest of each
-    file.
+    What is written holds plans, dataset.json without lists of cases, the folds' weights without the optimiser's state,
+    what was chosen and measured in validation with numbers in place of the cases' names, a model card, and a digest of
+    each file.
 
     Args:
         settings: What is asked for.
         model_folder: The model.
 
     Returns:
-        The file.
+        The file, or the model's address on the hub.
 
     Raises:
-        CheckpointError: If a fold is not trained, a checkpoint cannot be read, or the file is there already.
+        CheckpointError: If a fold is not trained, a checkpoint cannot be read, the file is there already, or the upload
+            fails.
     """
+    on_hub = hub_model(settings.output) if is_on_hub(settings.output) else None
     target = Path(settings.output)
+    if on_hub is None:
+        _require_free(target)
+    for what, value in (("licence", settings.licence), ("intended-use", settings.intended_use)):
+        if not value:
+            logger.warning('Warning: the model card says no %s; say it with --%s "..."', what, what)
+    with _workplace(target if on_hub is None else None) as name:
+        root = name / "content"
+        for folder, folds in _stages(model_folder, settings.folds):
+            _copy_stage(folder, folds, root / folder.parent.name / folder.name, settings)
+        if on_hub is not None:
+            shutil.copy(root / model_folder.parent.name / model_folder.name / CARD, root / CARD)
+            logger.info("%s", push(root, on_hub, private=not settings.public))
+            return str(on_hub)
+        packed = name / target.name
+        _pack(root, packed)
+        os.replace(packed, target)
+    return str(target)
+
+
+def _require_free(target: Path) -> None:
     if target.suffix != ".zip":
         raise CheckpointError(f"{target}: expected the name of a file that ends in .zip; name one with -o")
     if target.exists():
         raise CheckpointError(f"{target} is there already; remove it, or name another one with -o")
-    for what, value in (("licence", settings.licence), ("intended-use", settings.intended_use)):
-        if not value:
-            logger.warning('Warning: the model card says no %s; say it with --%s "..."', what, what)
+
+
+@contextmanager
+def _workplace(target: Path | None) -> Iterator[Path]:
+    """Give a folder that goes afterwards: beside the file that is made, so that it can be moved there whole."""
+    if target is None:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+        return
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with unfinished_folder(target.absolute().parent) as name:
-        root = Path(name) / "content"
-        for folder, folds in _stages(model_folder, settings.folds):
-            _copy_stage(folder, folds, root / folder.parent.name / folder.name, settings)
-        packed = Path(name) / target.name
-        _pack(root, packed)
-        os.replace(packed, target)
-    return target
+        yield Path(name)
 
 
 def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[tuple[Path, tuple[int | str, ...]]]:

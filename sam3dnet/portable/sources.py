@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, an exported file, or a dataset whose results lie below nnUNet_results."""
+"""Where a model comes from: a folder, an exported file, the hub, or the results of a dataset."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.cascade import previous_model_folder
 from sam3dnet.inference.models import OUR_PLANS, find_model, list_models, read_model_plans
 from sam3dnet.portable.content import require_whole
+from sam3dnet.portable.hub import hub_model, is_on_hub, pull
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
 
 PLANS_FILE = "plans.json"
@@ -29,6 +30,12 @@ def model_folder(
     Raises:
         CheckpointError: If there is no such model.
     """
+    if source is not None and is_on_hub(source):
+        model = hub_model(source)
+        found = _only_model(pull(model), plans, configuration)
+        require_whole(found, str(model))
+        yield found
+        return
     path = None if source is None else Path(str(source)).expanduser()
     if path is not None and path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:

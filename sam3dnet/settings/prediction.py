@@ -24,8 +24,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
         folds: Folds whose predictions are averaged, such as 0 1 2 or all; without it every trained one. Of a cascade's
             first stage the same ones are taken, as far as they are trained.
-        model_folder: Model folder, or a file from sam3d_export or nnUNetv2_export_model_to_zip, in place of a model
-            below nnUNet_results.
+        model_folder: Model folder, a file from sam3d_export or nnUNetv2_export_model_to_zip, or hf://OWNER/NAME on the
+            Hugging Face hub, in place of a model below nnUNet_results.
         step_size: Step between sliding windows, as a share of the window; without it 0.5, with --fast 0.75.
         no_mirroring: Leave out the average over mirrored windows: several times as fast, slightly less accurate.
         fast: No mirroring and a larger step: for a quick look, at some cost in Dice.
