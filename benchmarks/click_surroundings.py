@@ -27,7 +27,6 @@ from sam3dnet.prompts.sampling import corrective_click
 
 CLICKS = 10
 SHOWN = (0, 1, 3, 5, 10)
-WIDTHS_A_REACH = 3  # where the surrounding ends
 
 
 def measure(model: Model, a: argparse.Namespace) -> list[float]:
@@ -86,7 +85,7 @@ def main() -> None:
         if reach != "stored":
             let_reach(model, float(reach))
         for width in a.widths:
-            volume.BUMP_WIDTH, volume.BUMP_REACH = width, round(WIDTHS_A_REACH * width)
+            volume.BUMP_WIDTH = width
             rows.append({"reach": reach, "width": width, "dice": measure(model, a)})
             print(rows[-1]["reach"], width, [round(rows[-1]["dice"][n], 3) for n in SHOWN], flush=True)
     print(table(rows))

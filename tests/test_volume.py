@@ -7,7 +7,7 @@ from fake_prompts import SURE, CarelessNetwork, ConstantNetwork, ObjectNetwork, 
 
 from sam3dnet.interactive import volume as volume_module
 from sam3dnet.interactive.feature_cache import FeatureCache
-from sam3dnet.interactive.volume import BUMP_REACH, BUMP_WIDTH, OBEYED_LOGIT, PromptedVolume
+from sam3dnet.interactive.volume import BUMP_WIDTH, OBEYED_LOGIT, PromptedVolume
 from sam3dnet.interactive.window_grid import WindowGrid
 from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.prompts import strokes
@@ -109,7 +109,6 @@ def test_the_answer_does_not_depend_on_earlier_questions():
 def narrow_bumps(monkeypatch):
     """What follows a click that no network obeys ends before the places that a test looks at."""
     monkeypatch.setattr(volume_module, "BUMP_WIDTH", 1.0)
-    monkeypatch.setattr(volume_module, "BUMP_REACH", 3)
 
 
 def test_features_are_computed_once_and_of_every_fold(narrow_bumps):
@@ -203,8 +202,12 @@ def test_what_is_close_to_a_click_follows_where_the_network_does_not_listen():
     assert values[1, 23, 3] == values[1, 17, 3] == pytest.approx(height * np.exp(-0.5 * (3 / BUMP_WIDTH) ** 2))
     assert values[1, 20, 4] == pytest.approx(height * np.exp(-0.5 * (1.5 / BUMP_WIDTH) ** 2))
     assert values[2, 20, 3] == pytest.approx(height * np.exp(-0.5 * (3 / BUMP_WIDTH) ** 2))
-    assert np.nonzero(values)[1].max() == 20 + BUMP_REACH  # the window begins nearer on the other side
+    assert np.nonzero(values)[1].max() == 20 + 9  # the window begins nearer on the other side
     assert values[1, 20, 7] > 0  # 6 mm away
+    for other, width in (((1, 24, 3), 2.0), ((1, 21, 3), 1.0), ((1, 28, 3), BUMP_WIDTH)):  # where the opposite is said
+        both = ClassPrompts((Point((1, 20, 3)), Point(other, False)))
+        values = whole(volume.correction(1, both), SHAPE)
+        assert values[1, 19, 3] == pytest.approx(height * np.exp(-0.5 / width**2))
     listening, _ = make_volume(image, logits, [ConstantNetwork(3.0 * FAR)])
     values = whole(listening.correction(1, clicks((1, 20, 3))), SHAPE)
     assert values.max() == pytest.approx(3.0 * FAR, rel=1e-4)

@@ -38,7 +38,9 @@ from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribb
 
 OBEYED_LOGIT = 1.0  # by which a clicked voxel is, or is not, of the class at least
 BUMP_WIDTH = 3.0  # standard deviation of what follows a click that the networks did not obey, in the smallest spacing
-BUMP_REACH = 9  # where it ends, likewise
+LEAST_WIDTH = 1.0
+WIDTH_BETWEEN = 0.5  # most of it between two clicks that say the opposite, as a share of their distance
+BUMP_REACH = 3  # where it ends, in standard deviations
 SAME_PLACE = 3  # voxels from a negative click within which the program clicks nothing positive
 FLAT_MM = 1e6  # along an axis along which there is no outside
 NOTHING = 0.2  # of a box: what fills less of it is not its object
@@ -348,7 +350,8 @@ class PromptedVolume:
         for voxel, positive in clicked.items():
             missing = self._missing(class_index, voxel, positive, correction)
             if missing:
-                self._add_bump(correction.around(voxel), voxel, missing)
+                opposite = [other for other, said in clicked.items() if said != positive]
+                self._add_bump(correction.around(voxel), voxel, missing, self._width_of_bump(voxel, opposite))
         for voxel, positive in clicked.items():  # bumps close by may have undone it
             missing = self._missing(class_index, voxel, positive, correction)
             if missing:
@@ -365,20 +368,29 @@ class PromptedVolume:
         z, y, x = (position + part.start for position, part in zip(voxel, self._inside, strict=True))
         return float(self._lead(self._logits[:, z, y, x].float(), class_index))
 
-    def _add_bump(self, around: CorrectedBox, voxel: Voxel, height: float) -> None:
+    def _width_of_bump(self, voxel: Voxel, opposite: Sequence[Voxel]) -> float:
+        """Say how wide a surrounding follows a click, in the smallest spacing; the opposite ends before its click."""
+        if not opposite:
+            return BUMP_WIDTH
+        away = np.subtract(opposite, voxel) * self._spacing_mm / min(self._spacing_mm)
+        return float(np.clip(WIDTH_BETWEEN * np.linalg.norm(away, axis=1).min(), LEAST_WIDTH, BUMP_WIDTH))
+
+    def _add_bump(self, around: CorrectedBox, voxel: Voxel, height: float, width: float) -> None:
         """Add a Gaussian around a voxel, where the networks did not listen to its click.
 
         After ten clicks, with a width of 1, 2 and 3 voxels: Dice 0.865, 0.886, 0.893 (tumours of Dataset502, 6 cases);
         0.805, 0.828, 0.848 (Dataset501, 6 of the hardest cases, after 5 minutes on five cases); 0.907, 0.904, 0.905
-        (Dataset122) and 0.922, 0.923, 0.924 (Dataset123), after 20 minutes.
+        (Dataset122) and 0.922, 0.923, 0.924 (Dataset123), after 20 minutes. Between clicks that say the opposite a
+        narrower one: Dataset501's 0.860 in place of 0.857 with the reach of 1.2 tokens, and 0.32 in place of 0.23 by a
+        model that knows nothing of the classes.
         """
         bump = np.full((1, 1, 1), height, np.float32)
         box = []
         sides = zip(voxel, around.low, around.values_zyx.shape, self._spacing_mm, strict=True)
         for axis, (position, low, size, spacing_mm) in enumerate(sides):
-            reach = round(BUMP_REACH * min(self._spacing_mm) / spacing_mm)
+            reach = round(BUMP_REACH * width * min(self._spacing_mm) / spacing_mm)
             places = np.arange(max(low, position - reach), min(low + size, position + reach + 1))
-            away = (places - position) * spacing_mm / (BUMP_WIDTH * min(self._spacing_mm))
+            away = (places - position) * spacing_mm / (width * min(self._spacing_mm))
             along = np.exp(-0.5 * away**2).astype(np.float32)
             bump = bump * along.reshape([-1 if other == axis else 1 for other in range(3)])
             box.append(slice(places[0] - low, places[-1] + 1 - low))
