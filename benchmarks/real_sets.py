@@ -11,7 +11,8 @@ Methods:
     nnunet         stock nnU-Net, its own plan of 3d_fullres; the learning rate follows the clock
     nnunet-batch2  the same plan with two patches a batch, for more iterations in the same time
     nnunet-resenc  the same of the residual encoder, size M
-    sam3d          sam3dnet's own three commands, with default settings
+    sam3d          sam3dnet's own three commands, with default settings; scored after the post-processing that the
+                   training's validation chose, as users get it (stock nnU-Net chooses its own after all five folds)
     sam3d-VARIANT  the same with a part of it changed, see `variants.py`
 """
 
@@ -20,11 +21,13 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from queue import Empty, Queue
@@ -140,6 +143,32 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
     }
 
 
+@contextmanager
+def postprocessed(validation: Path) -> Iterator[Path]:
+    """Give a validation's label maps as prediction would: after what the fold's validation chose, if it chose anything."""
+    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.inference.postprocessing import read_postprocessing
+    from sam3dnet.inference.writing import write_label_map
+    from sam3dnet.preprocessing.reading import reader_named
+
+    model = validation.parents[1]
+    described = read_model_dataset(model)
+    chosen = read_postprocessing(model, described, [validation.parent])
+    if not chosen.keep_largest:
+        yield validation
+        return
+    reader = reader_named(str(read_model_plans(model)["image_reader_writer"]), described)
+    with tempfile.TemporaryDirectory() as name:
+        for file in (one for one in validation.iterdir() if one.is_file()):
+            if file.name.endswith(described["file_ending"]):
+                labels_1ZYX, properties = reader.read_seg(file)
+                kept_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
+                write_label_map(kept_ZYX, Path(name) / file.name, file, properties, reader)
+            else:
+                shutil.copy(file, name)
+        yield Path(name)
+
+
 def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fold: str) -> None:
     """Score the validation of a fold: a row a case and class, and where objects have confidences, their detection."""
     from sam3dnet.evaluation.folder import evaluate_folder
@@ -147,7 +176,9 @@ def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fol
     from sam3dnet.settings.evaluation import ScoringSettings
 
     names = validation_names(preprocessed, fold)
-    evaluation = evaluate_folder(predictions, labels, ScoringSettings(num_processes=0), only=set(names), progress=False)
+    with postprocessed(predictions) as given:
+        scoring = ScoringSettings(num_processes=0)
+        evaluation = evaluate_folder(given, labels, scoring, only=set(names), progress=False)
     if evaluation.failed:
         raise StageError(f"validation is not whole: {evaluation.failed}")
     rows = [{key: row[key] for key in ("case", "class", *KEPT)} for row in as_json(evaluation)["cases"]]
