@@ -145,7 +145,7 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def postprocessed(validation: Path) -> Iterator[Path]:
-    """Give a validation's label maps as prediction would: after what the fold's validation chose, if it chose anything."""
+    """Give a validation's label maps as prediction would: after what that validation chose, if anything."""
     from sam3dnet.inference.models import read_model_dataset, read_model_plans
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.inference.writing import write_label_map
