@@ -148,12 +148,13 @@ def test_prediction_is_that_of_nnunet_with_the_same_first_stage(cascade, tmp_pat
     monkeypatch.setenv("nnUNet_extTrainer", info(ext_trainer=True)[0])
     name, folders, first, second = cascade
     images = folders.raw / name / "imagesTs"
-    predict_folder(images, tmp_path / "first", first.parent, device="cpu")
+    predict_folder(images, tmp_path / "first", first.parent, device="cpu", no_postprocessing=True)
     predict_with_nnunets_command(images, tmp_path / "stock", tmp_path / "first", name)
     report = predict_folder(images, tmp_path / "ours", second.parent, device="cpu", save_probabilities=True)
     assert report.written == ["test_0"]
     stored = tmp_path / "stored"
-    predict_folder(images, stored, second.parent, device="cpu", prev_stage_predictions=tmp_path / "first")
+    options = {"prev_stage_predictions": tmp_path / "first", "no_postprocessing": True}
+    predict_folder(images, stored, second.parent, device="cpu", **options)
     stock, ours = (labels_of(tmp_path / folder / "test_0.nii.gz") for folder in ("stock", "ours"))
     probabilities_KZYX = np.load(tmp_path / "ours" / "test_0.npz")["probabilities"].astype(np.float32)
     *_, second_best, best = np.sort(probabilities_KZYX, 0)
@@ -168,7 +169,9 @@ def test_prediction_is_that_of_nnunet_with_the_same_first_stage(cascade, tmp_pat
     empty.mkdir()
     shutil.copy(tmp_path / "first" / "test_0.nii.gz", empty)
     _blank(empty / "test_0.nii.gz")
-    predict_folder(images, tmp_path / "blank", second.parent, device="cpu", prev_stage_predictions=empty)
+    predict_folder(
+        images, tmp_path / "blank", second.parent, device="cpu", **options | {"prev_stage_predictions": empty}
+    )
     assert not np.array_equal(labels_of(tmp_path / "blank" / "test_0.nii.gz"), ours)  # so the first stage matters
 
 

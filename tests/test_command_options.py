@@ -91,6 +91,15 @@ def test_options_of_training_and_of_validation_do_not_mix(line: str, message: st
     assert message in capsys.readouterr().err
 
 
+@pytest.fixture
+def images_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Predict as if the input were a folder of images, and nothing asked for beside label maps."""
+    from sam3dnet.outputs import run
+
+    monkeypatch.setattr(run, "predict_any", lambda settings, predict: predict(settings))
+
+
+@pytest.mark.usefixtures("images_alone")
 def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
     from sam3dnet.inference import predictor
     from sam3dnet.interactive import run_prompts
@@ -124,6 +133,7 @@ def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch
     assert recorder.calls == [((expected, (Path("p.json"), True)), {})]
 
 
+@pytest.mark.usefixtures("images_alone")
 @pytest.mark.parametrize(
     ("options", "step_size", "mirror"),
     [("", 0.5, True), ("--fast", 0.75, False), ("--fast --step-size 0.6", 0.6, False), ("--step-size 0", 0.0, True)],
@@ -139,6 +149,7 @@ def test_fast_means_no_mirroring_and_a_larger_step(
     assert (settings.step, settings.mirror) == (step_size, mirror)
 
 
+@pytest.mark.usefixtures("images_alone")
 def test_failed_cases_are_the_last_lines_and_the_status_is_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

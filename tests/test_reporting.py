@@ -130,6 +130,7 @@ def test_every_command_can_be_completed() -> None:
         script = completion_script(shell)
         assert all(prog in script for prog in commands())
         assert "step-size" in script
+        assert "import" in script and "channels" in script  # of sam3d_dicom's subcommands
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

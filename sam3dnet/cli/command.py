@@ -152,9 +152,23 @@ def _interrupt(*_: object) -> NoReturn:
 
 def make_parser(function: Callable[..., Any], prog: str) -> argparse.ArgumentParser:
     """Make the parser whose options are the function's parameters, and those that all commands have."""
-    description, help_texts = _split_docstring(inspect.getdoc(function) or "")
-    parser = _OneLineErrorParser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"{prog} of sam3dnet {__version__}")
+    description, _ = _split_docstring(inspect.getdoc(function) or "")
+    return _filled(_OneLineErrorParser(prog=prog, description=description, allow_abbrev=False), function)
+
+
+def make_parser_of_all(commands: Mapping[str, Subcommand], prog: str) -> argparse.ArgumentParser:
+    """Make a parser of all subcommands, each with the options of `make_parser`."""
+    parser = _OneLineErrorParser(prog=prog, allow_abbrev=False)
+    parts = parser.add_subparsers(required=True)
+    for name, one in commands.items():
+        description, _ = _split_docstring(inspect.getdoc(one.function) or "")
+        _filled(parts.add_parser(name, help=description, description=description, allow_abbrev=False), one.function)
+    return parser
+
+
+def _filled(parser: argparse.ArgumentParser, function: Callable[..., Any]) -> argparse.ArgumentParser:
+    _, help_texts = _split_docstring(inspect.getdoc(function) or "")
+    parser.add_argument("--version", action="version", version=f"{parser.prog} of sam3dnet {__version__}")
     for name, parameter in inspect.signature(function).parameters.items():
         _add_argument(parser, parameter, help_texts[name])
     _add_shared_options(parser)

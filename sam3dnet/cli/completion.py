@@ -1,12 +1,12 @@
 """Completion of our commands in a shell, made from their own parsers."""
 
-from collections.abc import Callable
+from argparse import Action, ArgumentParser
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
 
-from sam3dnet.cli.command import make_parser
+from sam3dnet.cli.command import make_parser, make_parser_of_all
 from sam3dnet.errors import Sam3dError
 
 
@@ -24,19 +24,33 @@ def completion_script(shell: str) -> str:
     except ImportError as error:
         raise Sam3dError("completion is made with shtab, which is not installed; type: pip install shtab") from error
     scripts = []
-    for prog, function in commands().items():
-        parser = make_parser(function, prog)
-        for action in parser._actions:
+    for parser in commands().values():
+        for action in _actions(parser):
             if action.type is Path:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         scripts.append(shtab.complete(parser, shell=shell))
     return "\n".join(scripts)
 
 
-def commands() -> dict[str, Callable[..., Any]]:
-    """Give the functions of the installed commands by name; each is named like its module."""
+def _actions(parser: ArgumentParser) -> Iterator[Action]:
+    """Yield the actions of a parser, and of those that it chooses among."""
+    for action in parser._actions:
+        yield action
+        for chosen in action.choices.values() if isinstance(action.choices, Mapping) else ():
+            yield from _actions(chosen)
+
+
+def commands() -> dict[str, ArgumentParser]:
+    """Give the parsers of the installed commands by name.
+
+    Each is made from the function that is named like the command's module, or from the module's COMMANDS.
+    """
     points = (point for point in entry_points(group="console_scripts") if point.module.startswith("sam3dnet.cli."))
-    return {
-        point.name: getattr(import_module(point.module), point.module.rpartition(".")[2])
-        for point in sorted(points, key=lambda point: point.name)
-    }
+    parsers = {}
+    for point in sorted(points, key=lambda point: point.name):
+        module = import_module(point.module)
+        if hasattr(module, "COMMANDS"):
+            parsers[point.name] = make_parser_of_all(module.COMMANDS, point.name)
+        else:
+            parsers[point.name] = make_parser(getattr(module, point.module.rpartition(".")[2]), point.name)
+    return parsers
