@@ -100,7 +100,7 @@ def test_it_needs_no_folders_and_no_variables(tmp_path, images, trained):
         env=environment | {"PYTHONPATH": os.path.dirname(__file__)},
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
     assert done.returncode == 0, done.stderr
     assert same(maps_in(tmp_path / "here"), maps_in(tmp_path / "there"))

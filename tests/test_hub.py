@@ -38,7 +38,7 @@ def run(hub, tmp_path, command, *words):
         env=environment,
         cwd=tmp_path,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
     )
 
 
