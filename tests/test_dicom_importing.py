@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from dicoms import oblique, places, write_enhanced, write_series
@@ -12,7 +14,7 @@ from tiny_models import labels_of
 from sam3dnet.cli import dicom as dicom_command
 from sam3dnet.cli.dicom import import_dataset
 from sam3dnet.dicom.files import read_headers
-from sam3dnet.dicom.segmentation import write_segmentation
+from sam3dnet.dicom.segmentation import OF_STUDY, write_segmentation
 from sam3dnet.dicom.stacks import find_stacks
 from sam3dnet.dicom.structures import write_structures
 from sam3dnet.dicom.volumes import labels_on_slices, read_image
@@ -21,6 +23,7 @@ from sam3dnet.preprocessing.verify import verify_dataset
 
 SHAPE = (6, 12, 10)
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "DICOM"
+NAMES = ("one", "two", "three")
 CLASSES = {"Liver": (1, 2), "GTV_1": (2,), "BODY": (1, 2, 3)}
 
 
@@ -69,10 +72,6 @@ def test_masks_come_onto_the_image_that_they_were_drawn_on(tmp_path, stored, lab
     on_image = np.zeros(sitk.GetArrayViewFromImage(image).shape, np.uint8)
     on_image[: SHAPE[0], -SHAPE[1] :, : SHAPE[2]] = labels
     write(on_image, source / "labels.dcm", stack, CLASSES, "m")
-    if series == "tilted" and write is write_segmentation:
-        with pytest.raises(DatasetError, match=r"labels.dcm: cannot be read as DICOM SEG"):
-            make(tmp_path, source)  # its frames are no volume with right angles
-        return
     made = make(tmp_path, source, names=names_file(tmp_path, {"GTV.*": "tumour", "liver": "liver", "body": None}))
     assert (made.dataset, made.cases, made.channels) == ("Dataset503_Liver", 1, ("MRI",))
     assert made.classes == ("tumour", "liver")
@@ -86,6 +85,57 @@ def test_masks_come_onto_the_image_that_they_were_drawn_on(tmp_path, stored, lab
     np.testing.assert_array_equal(sitk.GetArrayFromImage(written), sitk.GetArrayFromImage(image))
     assert written.GetOrigin() == pytest.approx(image.GetOrigin(), abs=1e-3)
     assert not [problem for problem in verify_dataset(raw(tmp_path), 0, False) if problem.severity == "error"]
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
+def test_segments_of_every_kind_come_onto_slices_of_a_tilted_gantry(tmp_path, stored, labels, kind):
+    write_series(tmp_path / "ct", stored, positions=places(len(stored), tilt_mm=(0.0, 0.9)))
+    write_made_segmentation(tmp_path / "ct" / "labels.dcm", only_stack(tmp_path / "ct"), labels, kind)
+    make(tmp_path, tmp_path / "ct")
+    found = labels_of(raw(tmp_path) / "labelsTr" / "case_000.nii.gz")
+    classes = json.loads((raw(tmp_path) / "dataset.json").read_text())["labels"]
+    on_slices = labels_on_slices(found, only_stack(tmp_path / "ct").grid)
+    for number, name in enumerate(NAMES, 1):
+        np.testing.assert_array_equal(on_slices == classes[name], labels == number)
+
+
+def test_segments_beside_the_slices_of_a_tilted_gantry_are_told(tmp_path, stored, labels):
+    tilted = {"positions": places(len(stored), tilt_mm=(0.0, 0.9))}
+    write_series(tmp_path / "ct", stored, **tilted)
+    write_made_segmentation(tmp_path / "ct" / "labels.dcm", only_stack(tmp_path / "ct"), labels, "BINARY")
+    moved = pydicom.dcmread(tmp_path / "ct" / "labels.dcm")
+    moved.PerFrameFunctionalGroupsSequence[1].PlanePositionSequence[0].ImagePositionPatient[1] += 0.5
+    moved.save_as(tmp_path / "ct" / "labels.dcm")
+    with pytest.raises(DatasetError, match=r"labels.dcm: frame 2 does not lie on a slice of the series"):
+        make(tmp_path, tmp_path / "ct")
+
+
+def write_made_segmentation(file, stack, labels, kind):
+    """Write labels 1 to 3 as others do, by highdicom."""
+    from pydicom.sr.codedict import codes
+
+    described = [
+        highdicom.seg.SegmentDescription(
+            number,
+            name,
+            codes.SCT.AnatomicalStructure,
+            codes.SCT.Liver,
+            highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for number, name in enumerate(NAMES, 1)
+    ]
+    pixels = labels if kind == "LABELMAP" else np.stack([labels == number for number in (1, 2, 3)], -1)
+    pixels = pixels.astype(np.float32) * 0.75 if kind == "FRACTIONAL" else pixels.astype(np.uint8)
+    more = {"fractional_type": "PROBABILITY"} if kind == "FRACTIONAL" else {}
+    headers = [pydicom.dcmread(instance.file) for instance in stack.files]
+    for header in headers:
+        for keyword in OF_STUDY:
+            if keyword not in header:
+                setattr(header, keyword, None)
+        header.SliceThickness = 2.5
+    highdicom.seg.Segmentation(
+        headers, pixels, kind, described, highdicom.UID(), 1, highdicom.UID(), 1, "m", "m", "1", "1", **more
+    ).save_as(file)
 
 
 def test_the_order_of_the_table_says_which_class_goes_over_which(tmp_path, stored, labels, caplog):

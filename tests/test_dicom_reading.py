@@ -1,8 +1,10 @@
 """DICOM series as images: right, or refused with the reason; never on a silently wrong grid."""
 
+import shutil
 import zipfile
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from dicoms import FRAME, STRAIGHT, header, oblique, places, set_pixels, write_enhanced, write_series
@@ -27,8 +29,8 @@ def stacks_in(source):
 
 
 def image_in(source):
-    (stack,) = stacks_in(source)
-    with as_folder(source):
+    with as_folder(source) as folder:
+        (stack,) = find_stacks(read_headers(folder).instances)
         return read_image(stack)
 
 
@@ -226,6 +228,23 @@ def test_copies_count_once_and_what_is_no_image_does_not_count(tmp_path, stored)
     found = read_headers(tmp_path)
     assert (len(found.instances), found.others, [file.name for file in found.damaged]) == (7, 1, ["cut.dcm"])
     assert [len(stack.frames) for stack in find_stacks(found.instances)] == [5]
+
+
+@pytest.mark.parametrize("implicit", [True, False])
+@pytest.mark.parametrize("packed", [True, False])
+def test_files_without_preamble_are_read_too(tmp_path, stored, implicit, packed):
+    write_series(tmp_path / "whole", stored)
+    (tmp_path / "old").mkdir()
+    for file in (tmp_path / "whole").iterdir():
+        dataset = pydicom.dcmread(file)
+        del dataset.file_meta, dataset.preamble
+        pydicom.dcmwrite(tmp_path / "old" / file.name, dataset, implicit_vr=implicit, little_endian=True)
+    (tmp_path / "old" / "note").write_bytes(b"\x08\x00 no DICOM after all" * 20)
+    if packed:
+        shutil.make_archive(tmp_path / "old", "zip", tmp_path / "old")
+    source = tmp_path / ("old.zip" if packed else "old")
+    assert holds_dicom(source)
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image_in(source)), stored)
 
 
 def test_a_damaged_image_is_named(tmp_path, stored):

@@ -24,6 +24,9 @@ export = function_of(ExportSettings, _export, "export")
 def print_made(made: str) -> int:
     """Print what was written and how it is used; give the exit status."""
     size = f": {Path(made).stat().st_size / 1e6:.1f} MB" if Path(made).is_file() else ""
+    if made.endswith(".onnx"):
+        print(f"{made}{size}; {Path(made).with_suffix('.json').name} beside it says what is done before and after")
+        return 0
     print(f"{made}{size}; predict with: sam3d_predict -i IMAGES -o OUT -m {made}")
     return 0
 

@@ -1,5 +1,6 @@
 """The DICOM files of a folder of any depth, or of a zip file, and what their headers say."""
 
+import importlib
 import logging
 import shutil
 import tempfile
@@ -14,10 +15,13 @@ from typing import TYPE_CHECKING, Any
 from sam3dnet.errors import DatasetError
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
+    from pydicom import Dataset, FileDataset
 
 EXTRA = "pip install 'sam3dnet[dicom]'"
 MARK_AT, MARK = 128, b"DICM"  # after the preamble
+FIRST_GROUPS = (0x0002, 0x0008)  # that files without preamble, as older archives export, begin with
+FIRST_VALUES = {b"UL", b"OB", b"CS", b"UI", b"LO", b"SH", b"DA", b"DT", b"TM"}  # kinds of the elements there
+LONGEST_FIRST_VALUE = 256  # bytes
 INDEX = "DICOMDIR"
 LARGEST_HEADER_VALUE = 1 << 16  # bytes; longer ones, of private elements and images, are not read with a header
 
@@ -58,21 +62,63 @@ def require_pydicom() -> Any:
     Raises:
         DatasetError: If it is not installed.
     """
+    return _require("pydicom")
+
+
+def require_highdicom() -> Any:
+    """Import highdicom.
+
+    Raises:
+        DatasetError: If it is not installed.
+    """
+    return _require("highdicom")
+
+
+def _require(package: str) -> Any:
     try:
-        import pydicom
+        return importlib.import_module(package)
     except ImportError as problem:
-        raise DatasetError(f"DICOM needs pydicom and highdicom, which are not installed; {EXTRA}") from problem
-    return pydicom
+        raise DatasetError(f"DICOM needs {package}, which is not installed; {EXTRA}") from problem
 
 
 def is_dicom_file(file: Path) -> bool:
     """Tell whether a file begins as one of DICOM's."""
     try:
         with file.open("rb") as opened:
-            opened.seek(MARK_AT)
-            return opened.read(len(MARK)) == MARK
+            return _begins_as_dicom(opened.read(MARK_AT + len(MARK)))
     except OSError:
         return False
+
+
+def _begins_as_dicom(start: bytes) -> bool:
+    """Tell by the mark after the preamble, or where there is none, by a first element of DICOM's first groups."""
+    if start[MARK_AT:] == MARK:
+        return True
+    if len(start) < MARK_AT + len(MARK):
+        return False
+    if int.from_bytes(start[:2], "little") not in FIRST_GROUPS:
+        return False
+    return start[4:6] in FIRST_VALUES or 0 < int.from_bytes(start[4:8], "little") <= LONGEST_FIRST_VALUE
+
+
+def read_dataset(file: Path, **options: Any) -> "FileDataset":
+    """Read a file of DICOM's, with or without preamble and the group that says how the rest is written.
+
+    Args:
+        file: The file.
+        options: Of pydicom.dcmread.
+
+    Raises:
+        DatasetError: If pydicom is not installed.
+    """
+    pydicom = require_pydicom()
+    dataset: FileDataset = pydicom.dcmread(file, force=True, **options)
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        explicit = pydicom.uid.ExplicitVRLittleEndian
+        dataset.file_meta.TransferSyntaxUID = (
+            pydicom.uid.ImplicitVRLittleEndian if dataset.original_encoding[0] else explicit
+        )
+    return dataset
 
 
 def holds_dicom(source: Path) -> bool:
@@ -88,7 +134,7 @@ def holds_dicom(source: Path) -> bool:
 def _is_dicom_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
     try:
         with archive.open(member) as opened:
-            return opened.read(MARK_AT + len(MARK))[MARK_AT:] == MARK
+            return _begins_as_dicom(opened.read(MARK_AT + len(MARK)))
     except (OSError, RuntimeError, zipfile.BadZipFile):  # RuntimeError: a password is needed
         return False
 
@@ -141,7 +187,7 @@ def read_headers(source: Path) -> Found:
     Raises:
         DatasetError: If pydicom is not installed.
     """
-    pydicom = require_pydicom()
+    require_pydicom()
     instances, damaged, others = [], {}, 0
     for file in _files_below(source) if source.is_dir() else [source]:
         if file.name.upper() == INDEX:
@@ -150,7 +196,7 @@ def read_headers(source: Path) -> Found:
             others += 1
             continue
         try:
-            header = pydicom.dcmread(file, stop_before_pixels=True, defer_size=LARGEST_HEADER_VALUE)
+            header = read_dataset(file, stop_before_pixels=True, defer_size=LARGEST_HEADER_VALUE)
             header.SOPClassUID, header.SOPInstanceUID, header.SeriesInstanceUID  # noqa: B018 - those that all have
         except Exception as problem:  # pydicom raises many kinds
             damaged[file] = f"{type(problem).__name__}: {problem}"

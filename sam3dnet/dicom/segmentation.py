@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet import __version__
-from sam3dnet.dicom.files import EXTRA
+from sam3dnet.dicom.files import require_highdicom
 from sam3dnet.dicom.segments import Segment, segments_of
 from sam3dnet.dicom.stacks import Stack
 from sam3dnet.dicom.volumes import grid_of, labels_on_slices
@@ -34,19 +34,6 @@ OF_STUDY = (
 MANUFACTURER, PRODUCT = "sam3dnet", "sam3dnet"
 SERIES_NUMBER = 900  # of what is derived from a study; those of scanners are small
 LONGEST_LABEL = 64
-
-
-def require_highdicom() -> Any:
-    """Import highdicom.
-
-    Raises:
-        DatasetError: If it is not installed.
-    """
-    try:
-        import highdicom
-    except ImportError as problem:
-        raise DatasetError(f"DICOM SEG needs highdicom, which is not installed; {EXTRA}") from problem
-    return highdicom
 
 
 def write_segmentation(

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet import __version__
-from sam3dnet.dicom.files import require_pydicom
+from sam3dnet.dicom.files import read_dataset, require_pydicom
 from sam3dnet.dicom.segments import Segment, segments_of
 from sam3dnet.dicom.stacks import Grid, Stack
 from sam3dnet.dicom.volumes import grid_of, labels_on_slices
@@ -180,8 +180,7 @@ def read_structures(file: Path, grid: Grid) -> dict[str, npt.NDArray[np.bool_]]:
     Raises:
         DatasetError: If it is no RTSTRUCT, or outlines lie beside the slices.
     """
-    pydicom = require_pydicom()
-    dataset = pydicom.dcmread(file)
+    dataset = read_dataset(file)
     if dataset.SOPClassUID != STORAGE:
         raise DatasetError(f"{file}: expected an RTSTRUCT, it is {dataset.SOPClassUID.name}")
     names = {int(roi.ROINumber): str(roi.ROIName) for roi in dataset.StructureSetROISequence}

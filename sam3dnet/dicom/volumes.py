@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from sam3dnet.dicom.files import EXTRA, Instance, require_pydicom
+from sam3dnet.dicom.files import EXTRA, Instance, read_dataset
 from sam3dnet.dicom.frames import Frame
 from sam3dnet.dicom.stacks import Grid, Stack
 from sam3dnet.errors import DatasetError
@@ -78,9 +78,8 @@ def _read_frames(stack: Stack) -> Array:
 
 def _decoded(instance: Instance) -> Array:
     """Decode the stored values of a file, (frames, rows, columns)."""
-    pydicom = require_pydicom()
     try:
-        dataset = pydicom.dcmread(instance.file)
+        dataset = read_dataset(instance.file)
         pixels = np.asarray(dataset.pixel_array)
     except Exception as problem:  # of pydicom and of each library that decodes
         syntax = getattr(instance.header.file_meta.TransferSyntaxUID, "name", "unknown")

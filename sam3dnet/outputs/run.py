@@ -11,8 +11,8 @@ import numpy as np
 
 from sam3dnet.dicom.cases import WRITABLE, DicomCase, find_dicom_cases, write_images
 from sam3dnet.dicom.choosing import rules_of
-from sam3dnet.dicom.files import as_folder, holds_dicom, read_headers
-from sam3dnet.dicom.segmentation import require_highdicom, write_segmentation
+from sam3dnet.dicom.files import as_folder, holds_dicom, read_headers, require_highdicom
+from sam3dnet.dicom.segmentation import write_segmentation
 from sam3dnet.dicom.structures import write_structures
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.models import read_model_dataset, read_model_plans

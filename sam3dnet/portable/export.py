@@ -21,6 +21,7 @@ from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.portable.card import model_card
 from sam3dnet.portable.content import CARD, RECORD, record_of
 from sam3dnet.portable.hub import hub_model, is_on_hub, push
+from sam3dnet.portable.onnx_file import ENDING, export_onnx
 from sam3dnet.preprocessing.folders import parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.settings.export import ExportSettings
@@ -35,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 def export_model(settings: ExportSettings, model_folder: Path) -> str:
-    """Write a model, of a cascade with its first stage, to the hub or into a zip file that appears whole or not at all.
+    """Write a model, of a cascade with its first stage, to the hub or into a file that appears whole or not at all.
 
     What is written holds plans, dataset.json without lists of cases, the folds' weights without the optimiser's state,
     what was chosen and measured in validation with numbers in place of the cases' names, a model card, and a digest of
-    each file.
+    each file. Of a name that ends in .onnx see `onnx_file.py`.
 
     Args:
         settings: What is asked for.
@@ -49,13 +50,15 @@ def export_model(settings: ExportSettings, model_folder: Path) -> str:
         The file, or the model's address on the hub.
 
     Raises:
-        CheckpointError: If a fold is not trained, a checkpoint cannot be read, the file is there already, or the upload
-            fails.
+        CheckpointError: If a fold is not trained, a checkpoint cannot be read, the file is there already, the upload
+            fails, or the network cannot be expressed in ONNX.
     """
     on_hub = hub_model(settings.output) if is_on_hub(settings.output) else None
     target = Path(settings.output)
     if on_hub is None:
         _require_free(target)
+        if target.suffix == ENDING:
+            return export_onnx(settings, model_folder)
     for what, value in (("licence", settings.licence), ("intended-use", settings.intended_use)):
         if not value:
             logger.warning('Warning: the model card says no %s; say it with --%s "..."', what, what)
@@ -74,8 +77,8 @@ def export_model(settings: ExportSettings, model_folder: Path) -> str:
 
 
 def _require_free(target: Path) -> None:
-    if target.suffix != ".zip":
-        raise CheckpointError(f"{target}: expected the name of a file that ends in .zip; name one with -o")
+    if target.suffix not in (".zip", ENDING):
+        raise CheckpointError(f"{target}: expected the name of a file that ends in .zip or {ENDING}; name one with -o")
     if target.exists():
         raise CheckpointError(f"{target} is there already; remove it, or name another one with -o")
 

@@ -14,7 +14,8 @@ class ExportSettings(InFolders, OfPlan):
     It holds no optimiser state, no names of cases, and a model card with what validation measured.
 
     Attributes:
-        output: File to write, ending in .zip; or hf://OWNER/NAME, to upload to the Hugging Face hub.
+        output: File to write, ending in .zip; or hf://OWNER/NAME, to upload to the Hugging Face hub; or ending in
+            .onnx, for the network alone, with all that is done before and after it in a .json file beside it.
         dataset: Dataset that the model was trained on, by number or name; without it the only trained model.
         folds: Folds to export, such as 0 1 2 or all; without it every trained one.
         model_folder: Model folder, in place of one below nnUNet_results.
