@@ -17,6 +17,7 @@ import annotation_study
 import attention
 import click_surroundings
 import data_chain
+import dicom
 import encoder_and_step
 import far_clicks
 import iterations
@@ -50,6 +51,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "prompt_latency": ("A first and a further click", prompt_latency.table),
     "far_clicks": ("Clicks far apart", far_clicks.table),
     "prompts_drawn": ("Prompts of a training step beside the network", prompts_drawn.table),
+    "dicom": ("DICOM beside NIfTI", dicom.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import highdicom
@@ -131,10 +132,24 @@ def check_segmentation(file, masks, stack):
     np.testing.assert_allclose(axes.reshape(2, 3), stack.frames[0].axes, atol=1e-6)
 
 
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools' dciodvfy is not installed")
+@pytest.mark.parametrize("write", [write_segmentation, write_structures])
+def test_what_is_written_conforms_to_the_standard(study, tmp_path, write):
+    stack = only_stack(study)
+    labels = np.zeros(sitk.GetArrayViewFromImage(read_image(stack)).shape, np.uint8)
+    labels[1:3, 2:5, 2:5], labels[3, 3:6, 1:4] = 1, 2
+    write(labels, tmp_path / "made.dcm", stack, {"kidney_left": (1,), "GTV": (2,), "thing": (1, 2)}, "model")
+    done = subprocess.run(["dciodvfy", "-new", str(tmp_path / "made.dcm")], capture_output=True, text=True)
+    said = (done.stdout + done.stderr).splitlines()
+    assert [line for line in said if line.startswith("Error")] == []
+    assert any(line in ("Segmentation", "RTStructureSet") for line in said)
+
+
 def test_itk_reads_a_segmentation_in_its_place(tmp_path, stored):
-    write_series(tmp_path / "s", stored, axes=oblique())
+    whole_bytes = stored[:, :8, :8]  # ITK reads the last voxel of other sizes from beyond the end
+    write_series(tmp_path / "s", whole_bytes, axes=oblique())
     stack = only_stack(tmp_path / "s")
-    labels = np.zeros(SHAPE, np.uint8)
+    labels = np.zeros_like(whole_bytes, np.uint8)
     labels[1:4, 2:7, 3:8] = 1
     write_segmentation(labels, tmp_path / "seg.dcm", stack, {"organ": (1,)}, "m")
     image = sitk.ReadImage(str(tmp_path / "seg.dcm"))

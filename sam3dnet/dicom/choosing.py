@@ -2,7 +2,9 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, StrictStr
@@ -14,7 +16,7 @@ from sam3dnet.preprocessing.schemas import ClosedPart, checked
 
 _OF_NAMES = {  # what a channel's name says of the modality, as DICOM writes it
     "CT": r"ct|cbct|ldct|cect|cta|hu",
-    "PT": r"pet|pt|suv|fdg|psma",
+    "PT": r"pet|pt|suv(bw)?|fdg|psma",
     "MR": r"mri?|t1\w*|t2\w*|flair|dwi|adc|pd|dce|swi|bold|dixon|stir|cine\w*",
     "US": r"us|ultrasound",
 }
@@ -28,11 +30,13 @@ class Rule(ClosedPart):
         modality: Such as MR.
         description: Regular expression that SeriesDescription or ProtocolName holds, in capitals or not.
         series: SeriesInstanceUID.
+        units: That the values are brought to: of PET standardised uptake values.
     """
 
     modality: StrictStr | None = None
     description: StrictStr | None = None
     series: StrictStr | None = None
+    units: Literal["SUV"] | None = None
 
     def fits(self, stack: Stack) -> bool:
         """Tell whether a stack is so."""
@@ -45,7 +49,7 @@ class Rule(ClosedPart):
 
     def in_words(self) -> str:
         """Say it."""
-        said = self.model_dump(exclude_none=True)
+        said = self.model_dump(exclude_none=True, exclude={"units"})
         return ", ".join(f"{key} {value}" for key, value in said.items()) or "any modality"
 
 
@@ -57,8 +61,12 @@ def rule_of_name(channel: str) -> Rule:
     """Make the rule of a channel from its name; of a name that says nothing, one that all fit."""
     for modality, words in _OF_NAMES.items():
         if re.search(rf"(?<![a-z0-9])({words})(?![a-z0-9])", channel, re.IGNORECASE):
-            return Rule(modality=modality)
+            return Rule(modality=modality, units=_units(channel))
     return Rule()
+
+
+def _units(channel: str) -> Literal["SUV"] | None:
+    return "SUV" if re.search(r"(?<![a-z0-9])suv(bw)?(?![a-z0-9])", channel, re.IGNORECASE) else None
 
 
 def read_rules_by_name(file: Path) -> dict[str, Rule]:
@@ -108,7 +116,7 @@ def rules_of(channels: Sequence[str], series: Sequence[str] | None, file: Path |
                 f"{len(series)} series were named, and the model has {len(channels)} channel(s), "
                 f"{', '.join(channels)}; name one for each, in this order"
             )
-        return [Rule(series=uid) for uid in series]
+        return [Rule(series=uid, units=_units(channel)) for uid, channel in zip(series, channels, strict=True)]
     return [rule_of_name(channel) for channel in channels] if file is None else read_rules(file, channels)
 
 
@@ -120,6 +128,9 @@ def choose_stacks(stacks: Sequence[Stack], channels: Sequence[str], rules: Seque
         channels: Names.
         rules: Of the channels.
 
+    Returns:
+        The stacks, each with the units that its rule asks for.
+
     Raises:
         DatasetError: If none fits a channel, or several channels would get the same one.
     """
@@ -130,7 +141,7 @@ def choose_stacks(stacks: Sequence[Stack], channels: Sequence[str], rules: Seque
                 f"channels {channels[chosen.index(stack)]} and {channels[at]} would both be {stack.in_words()}; say "
                 "which series each is, with --series or --channels"
             )
-    return chosen
+    return [replace(stack, units=rule.units) for stack, rule in zip(chosen, rules, strict=True)]
 
 
 def _choose(stacks: Sequence[Stack], channel: str, rule: Rule) -> Stack:

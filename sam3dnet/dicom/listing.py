@@ -39,6 +39,8 @@ def _remark(stack: Stack) -> str:
         remarks.append("tilted gantry, slices are shifted above each other")
     if not stack.frame_of_reference:
         remarks.append("no frame of reference")
+    if stack.modality == "PT":
+        remarks.append(f"unit {stack.instance.of('Units', 'not said')}")
     return "; ".join(remarks) or "-"
 
 

@@ -68,11 +68,13 @@ class Stack:
         frames: At least one.
         fault: Why they are no volume; None where they are one.
         grid: Of the volume; None where they are none.
+        units: That the values are wanted in, "SUV"; None for those that the files have.
     """
 
     frames: tuple[Frame, ...]
     fault: str | None
     grid: Grid | None
+    units: str | None = None
 
     @property
     def instance(self) -> Instance:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from sam3dnet.dicom.files import EXTRA, Instance, read_dataset
 from sam3dnet.dicom.frames import Frame
 from sam3dnet.dicom.stacks import Grid, Stack
+from sam3dnet.dicom.uptake import suv_factor
 from sam3dnet.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -33,12 +34,13 @@ def read_image(stack: Stack) -> "sitk.Image":
     """Read the slices as an image with right angles: those of a tilted gantry are shifted along their planes.
 
     Raises:
-        DatasetError: If they are no volume, or a file cannot be decoded.
+        DatasetError: If they are no volume, a file cannot be decoded, or SUV is wanted and the header lacks a part.
     """
     import SimpleITK as sitk
 
     grid = grid_of(stack)
-    values_ZYX = _narrowed(_read_frames(stack))
+    read_ZYX = _read_frames(stack)
+    values_ZYX = _narrowed(read_ZYX if stack.units is None else read_ZYX.astype(np.float64) * suv_factor(stack))
     if grid.is_tilted:
         values_ZYX = _straightened(values_ZYX, grid)
     image = sitk.GetImageFromArray(values_ZYX)
