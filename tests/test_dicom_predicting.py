@@ -209,6 +209,20 @@ def test_what_is_there_already_is_left_and_newer_files_are_predicted_again(tmp_p
     assert not [path.name for path in out.iterdir() if "unfinished" in path.name]
 
 
+def test_processes_share_the_studies(tmp_path, stored, model):
+    for number in range(3):
+        write_series(tmp_path / "all" / str(number), stored, StudyInstanceUID=f"1.{number + 1}")
+    write_series(
+        tmp_path / "all" / "torn",
+        stored[[0, 1, 3]],
+        positions=[(0, 0, 0), (0, 0, 1), (0, 0, 9)],
+        StudyInstanceUID="1.9",
+    )
+    parts = [run(tmp_path / "all", tmp_path / "out", model, num_parts=4, part_id=part) for part in range(4)]
+    assert [part.written for part in parts] == [["0"], ["1"], ["2"], []]
+    assert [list(part.failed) for part in parts] == [["torn"], [], [], []]
+
+
 def test_each_study_is_a_case_and_fails_alone(tmp_path, stored, model, capsys):
     root = tmp_path / "all"
     write_series(root / "one", stored, StudyInstanceUID="1.1", modality="MR")

@@ -91,6 +91,26 @@ def test_dice_is_measured_before_and_after_over_all_cases_that_have_the_class_or
         assert one.dice_after == pytest.approx(np.mean(after))
 
 
+def test_what_nobody_has_annotated_counts_nowhere_but_may_be_the_largest(tmp_path):
+    truth, prediction = np.zeros((3, 4, 12), np.uint8), np.zeros((3, 4, 12), np.uint8)
+    truth[:, :, 8:] = 9  # to be ignored
+    truth[:, :2, 4:6] = prediction[:, :2, 4:6] = prediction[0, 3, 0] = 1
+    pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
+    reader = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
+    (found,) = measure_single_objects(pairs, {"organ": (1,)}, reader, 9)
+    assert (found.dice_before, found.dice_after) == (pytest.approx(24 / 25), 1)
+    prediction[:, :, 8:] = 1
+    pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
+    (found,) = measure_single_objects(pairs, {"organ": (1,)}, reader, 9)
+    assert (found.dice_before, found.dice_after) == (pytest.approx(24 / 25), 0)  # the largest lies elsewhere
+    assert not measure_single_objects(
+        [(write(tmp_path / "p", "b", prediction * (truth == 9)), write(tmp_path / "t", "b", truth * (truth == 9)))],
+        {"organ": (1,)},
+        reader,
+        9,
+    )
+
+
 @pytest.mark.parametrize("labels_ZYX", [np.zeros((3, 4, 5), np.uint8), np.full((3, 4, 5), 2, np.uint8)])
 def test_nothing_is_taken_from_a_map_without_the_class_or_with_it_everywhere(labels_ZYX):
     before = labels_ZYX.copy()

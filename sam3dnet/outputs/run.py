@@ -92,6 +92,8 @@ def _predict(
     formats = [name for name in settings.output_format or () if ENDINGS[name] != ending]
     _require_possible(formats, ending, is_dicom)
     with _source(settings, list(channel_names(dataset_json).values()), ending, is_dicom) as source:
+        if is_dicom and not source.cases:  # other processes have them all
+            return PredictionReport([], [], source.failed)
         report = predict(source.settings)
         made = _Made(source.settings, formats, model, source.cases)
         failed = source.failed | report.failed | made.of([*report.written, *report.skipped])
@@ -139,6 +141,11 @@ def _source(settings: PredictionSettings, channels: list[str], ending: str, is_d
         cases, failed = find_dicom_cases(read_headers(folder), folder, _name_of(given), channels, rules)
         if not cases:
             raise DatasetError("; ".join(f"{given}: {why}" for why in failed.values()))
+        cases = sorted(cases, key=lambda case: case.name)[settings.part_id :: settings.num_parts]
+        failed = failed if settings.part_id == 0 else {}
+        if not cases:
+            yield _Source(settings, failed=failed)
+            return
         prepare_output_folder(output, given)
         with unfinished_folder(output) as images:
             written = {}
@@ -151,7 +158,7 @@ def _source(settings: PredictionSettings, channels: list[str], ending: str, is_d
                     failed[case.name] = str(problem)
             if not written:
                 raise DatasetError("; ".join(f"{given}: {why}" for why in failed.values()))
-            yield _Source(replace(settings, input_folder=images), written, failed)
+            yield _Source(replace(settings, input_folder=images, num_parts=1, part_id=0), written, failed)
 
 
 def _require_reference(case: DicomCase, formats: "Sequence[OutputFormat]") -> None:

@@ -23,7 +23,10 @@ def single_objects_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any])
 
 
 def measure_single_objects(
-    pairs: Iterable[tuple[Path, Path]], classes: Mapping[str, Sequence[int]], reader: DatasetReader
+    pairs: Iterable[tuple[Path, Path]],
+    classes: Mapping[str, Sequence[int]],
+    reader: DatasetReader,
+    ignored: int | None = None,
 ) -> list[Measured]:
     """Measure Dice before and after keeping the largest object of each class alone.
 
@@ -31,6 +34,7 @@ def measure_single_objects(
         pairs: Files of a predicted and the true label map of each case.
         classes: Labels by name.
         reader: Of both files.
+        ignored: Label of what nobody has annotated: voxels there count nowhere; None for none.
     """
     dice: dict[str, list[tuple[float, ...]]] = {name: [] for name in classes}
     for predicted, truth in pairs:
@@ -40,7 +44,10 @@ def measure_single_objects(
             box = boxes.of(values)
             if box is not None:
                 mask, true = mask_of(prediction_ZYX[box], values), mask_of(truth_ZYX[box], values)
-                dice[name].append(tuple(_dice(part, true, counts[name]) for part in (mask, largest_of(mask))))
+                known = truth_ZYX[box] != ignored if ignored is not None else np.True_
+                parts = (mask & known, largest_of(mask) & known)
+                if parts[0].any() or counts[name]:
+                    dice[name].append(tuple(_dice(part, true, counts[name]) for part in parts))
             elif counts[name]:
                 dice[name].append((0.0, 0.0))
     means = {name: np.mean(values, axis=0) for name, values in dice.items() if values}
@@ -62,4 +69,5 @@ def _voxels_of(classes: Mapping[str, Sequence[int]], labels_ZYX: np.ndarray) -> 
 
 def _dice(mask: np.ndarray, true: np.ndarray, true_voxels: int) -> float:
     """Give the Dice coefficient of a mask that lies in a box, with all voxels of the truth."""
-    return float(2 * np.count_nonzero(mask & true) / (np.count_nonzero(mask) + true_voxels))
+    either = np.count_nonzero(mask) + true_voxels
+    return float(2 * np.count_nonzero(mask & true) / either) if either else 0.0  # what was there was not the largest

@@ -290,7 +290,7 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
     ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
     classes = single_objects_of(model.plans.plans, trainer.dataset_json)
-    measured = measure_single_objects(pairs, classes, model.reader)
+    measured = measure_single_objects(pairs, classes, model.reader, model.labels.ignore_label)
     chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
     if chosen.keep_largest:
         kept = [one for one in measured if one.keep_largest in chosen.keep_largest]
