@@ -24,6 +24,7 @@ import iterations
 import large_ct
 import largest_object
 import memory_estimate
+import onnx_export
 import patch_embedding
 import plans_by_memory
 import prediction
@@ -51,6 +52,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "prompt_latency": ("A first and a further click", prompt_latency.table),
     "far_clicks": ("Clicks far apart", far_clicks.table),
     "prompts_drawn": ("Prompts of a training step beside the network", prompts_drawn.table),
+    "onnx_export": ("ONNX beside torch", onnx_export.table),
     "dicom": ("DICOM beside NIfTI", dicom.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),

@@ -20,6 +20,8 @@ from sam3dnet.cli.export import export
 from sam3dnet.cli.predict import predict
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.models import load_model
+from sam3dnet.network import attention as attention_module
+from sam3dnet.network.attention import Attention3D
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.portable import onnx_file
 
@@ -62,7 +64,7 @@ def test_the_example_is_short():
 
 def test_it_is_whole_or_not_there(tmp_path, monkeypatch):
     model = make_model(tmp_path / "results", folds=(0,))
-    monkeypatch.setattr(onnx_file, "_compare", lambda *_: (_ for _ in ()).throw(CheckpointError("differ")))
+    monkeypatch.setattr(onnx_file, "compare", lambda *_: (_ for _ in ()).throw(CheckpointError("differ")))
     with pytest.raises(CheckpointError, match="differ"):
         export(output=tmp_path / "m.onnx", model_folder=model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["results"]
@@ -109,8 +111,8 @@ def test_logits_of_our_network_are_torchs(tmp_path, encoder, half_frozen):
     ).eval()
     crop = torch.randn(shape)
     mean = onnx_file.MeanOfFolds([network])
-    onnx_file._convert(mean, crop, tmp_path / "n.onnx")
-    assert onnx_file._compare(mean, crop, tmp_path / "n.onnx") < 1e-3
+    onnx_file.convert(mean, crop, tmp_path / "n.onnx")
+    assert onnx_file.compare(mean, crop, tmp_path / "n.onnx") < 1e-3
 
 
 def test_what_cannot_be_written_says_so(tmp_path, monkeypatch):
@@ -122,7 +124,7 @@ def test_what_cannot_be_written_says_so(tmp_path, monkeypatch):
     with pytest.raises(CheckpointError, match=r"--half is for \.zip files"):
         export(output=tmp_path / "m.onnx", model_folder=model, half=True)
     with pytest.raises(CheckpointError, match="cannot be expressed in ONNX"):
-        onnx_file._convert(Untraceable(), torch.zeros(1, 1, 4, 4, 4), tmp_path / "m.onnx")
+        onnx_file.convert(Untraceable(), torch.zeros(1, 1, 4, 4, 4), tmp_path / "m.onnx")
     monkeypatch.setattr(onnx_file, "LARGEST_BYTES", 10)
     with pytest.raises(CheckpointError, match="do not fit into an ONNX file"):
         export(output=tmp_path / "m.onnx", model_folder=model)
@@ -143,10 +145,29 @@ def test_other_logits_are_refused(tmp_path):
     model = make_model(tmp_path / "results", folds=(0, 1))
     network = onnx_file.MeanOfFolds([load_model(model, [fold]).network for fold in (0, 1)])
     crop = torch.randn(1, 1, 4, 8, 6)
-    onnx_file._convert(network, crop, tmp_path / "m.onnx")
+    onnx_file.convert(network, crop, tmp_path / "m.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     with torch.no_grad():
         np.testing.assert_allclose(session.run(None, {"image": crop.numpy()})[0], network(crop).numpy(), atol=1e-3)
         network.networks[0].last.bias += 1
     with pytest.raises(CheckpointError, match=r"logits by ONNX differ from torch's by 0\.5"):
-        onnx_file._compare(network, crop, tmp_path / "m.onnx")
+        onnx_file.compare(network, crop, tmp_path / "m.onnx")
+
+
+def test_scores_of_attention_are_stored_for_few_queries_at_a_time(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    attention, tokens = Attention3D(16, 2, (4, 4, 4)).eval(), torch.randn(1, 4, 5, 6, 16)
+    for name in ("rel_pos_d", "rel_pos_h", "rel_pos_w"):
+        torch.nn.init.normal_(getattr(attention, name))
+    expected = attention(tokens)
+    largest = {}
+    for limit in (1 << 24, 1 << 14):
+        monkeypatch.setattr(attention_module, "BYTES_AT_A_TIME", limit)
+        onnx_file.convert(attention, tokens, tmp_path / f"{limit}.onnx")
+        session = onnxruntime.InferenceSession(str(tmp_path / f"{limit}.onnx"))
+        np.testing.assert_allclose(session.run(None, {"image": tokens.numpy()})[0], expected.detach(), atol=1e-5)
+        graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / f"{limit}.onnx")).graph
+        scores = [node.output[0] for node in graph.node if node.op_type == "Softmax"]
+        shapes = {one.name: [part.dim_value for part in one.type.tensor_type.shape.dim] for one in graph.value_info}
+        largest[limit] = max(np.prod(shapes[name]) for name in scores)
+    assert largest == {1 << 24: 2 * 120 * 120, 1 << 14: 2 * 120 * 17}

@@ -183,7 +183,7 @@ class Attention3D(nn.Module):
         queries = [query, relative_position(query, fitted, positions.row_NA), query_marks]
         query_aug, key_aug = _with_marks(queries), _with_marks([key, key_marks])
         value_aug = F.pad(value, (0, query_aug.shape[-1] - value.shape[-1]))
-        out = F.scaled_dot_product_attention(query_aug, key_aug, value_aug, scale=self.scale)
+        out = _attention(query_aug, key_aug, value_aug, self.scale)
         return out[..., : value.shape[-1]].transpose(1, 2).flatten(2)
 
     def _positions_of(self, grid: Sequence[int], like: Tensor) -> GridPositions:
@@ -195,6 +195,15 @@ class Attention3D(nn.Module):
             with torch.inference_mode(False):  # what prediction meets first, training may need later
                 self._positions[key] = GridPositions(grid, like)
         return self._positions[key]
+
+
+def _attention(query_BhNe: Tensor, key_BhNe: Tensor, value_BhNe: Tensor, scale: float) -> Tensor:
+    """Attend; in ONNX, whose runtimes store all scores, for so many queries at a time that these stay few."""
+    if not torch.onnx.is_in_onnx_export():
+        return F.scaled_dot_product_attention(query_BhNe, key_BhNe, value_BhNe, scale=scale)
+    scores_a_query = math.prod(query_BhNe.shape[:2]) * key_BhNe.shape[-2] * query_BhNe.element_size()
+    parts = query_BhNe.split(max(1, BYTES_AT_A_TIME // scores_a_query), -2)
+    return torch.cat([F.scaled_dot_product_attention(part, key_BhNe, value_BhNe, scale=scale) for part in parts], -2)
 
 
 def keep_attention() -> Any:

@@ -106,8 +106,8 @@ def export_onnx(settings: ExportSettings, model_folder: Path) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     with unfinished_folder(target.parent) as folder:
         made = Path(folder) / target.name
-        _convert(network, crop, made)
-        difference = _compare(network, crop, made)
+        convert(network, crop, made)
+        difference = compare(network, crop, made)
         content = describe(model, model_folder, settings) | {
             "network": target.name,
             "sha256": digest_of(made),
@@ -133,7 +133,12 @@ def _input_shape(model: LoadedModel) -> tuple[int, ...]:
 
 
 @torch.no_grad()
-def _convert(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> None:
+def convert(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> None:
+    """Write a network for crops of this one's size.
+
+    Raises:
+        CheckpointError: If it cannot be expressed in ONNX.
+    """
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             warnings.simplefilter("ignore")  # of torch about its own exporter
@@ -156,8 +161,10 @@ def _convert(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> None:
 
 
 @torch.no_grad()
-def _compare(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> float:
-    """Give the largest difference of logits.
+def compare(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> float:
+    """Give the largest difference of logits from torch's in double precision, which the network is brought to.
+
+    In single precision torch's own differ from these by up to 0.002 in large crops on a CPU.
 
     Raises:
         CheckpointError: If it is too large.
@@ -166,7 +173,7 @@ def _compare(network: nn.Module, crop_BCZYX: Tensor, file: Path) -> float:
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     (found,) = session.run([OUTPUT], {INPUT: crop_BCZYX.numpy()})
-    expected = network(crop_BCZYX).numpy()
+    expected = network.double()(crop_BCZYX.double()).numpy()
     difference = float(np.abs(found - expected).max())
     allowed = LARGEST_DIFFERENCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= allowed:
