@@ -23,6 +23,7 @@ import far_clicks
 import iterations
 import large_ct
 import largest_object
+import learning_curves
 import memory_estimate
 import onnx_export
 import patch_embedding
@@ -56,6 +57,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "dicom": ("DICOM beside NIfTI", dicom.table),
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
+    "learning_curves": ("Dice by the number of labelled cases", learning_curves.table),
     "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
     "annotation_study": ("Clicks to label a dataset", annotation_study.table),
     "click_surroundings": ("What follows a click", click_surroundings.table),
@@ -116,6 +118,7 @@ def draw(results: Mapping[str, Any], name: str, folder: Path) -> list[str]:
         "scaling": draw_growth,
         "real_sets": real_sets.draw,
         "annotation_study": annotation_study.draw,
+        "learning_curves": learning_curves.draw,
     }
     drawing = drawings.get(results["benchmark"])
     if drawing is None:

@@ -5,7 +5,7 @@
 Every training has a core of its own; with two cores two methods of a set train beside each other, so that what else
 the machine does meets both. A training that is finished is kept (in DIR and in OUT), so the same command goes on where
 it was interrupted, and adds further sets, methods, minutes and runs to what OUT holds. --table prints what OUT holds.
-Where the split knows patients, as of Dataset123, all methods have it: sam3dnet plans first.
+No patient of Dataset123 trains and validates: its split is made here, for all methods alike; elsewhere it is nnU-Net's.
 
 Methods:
     nnunet         stock nnU-Net, its own plan of 3d_fullres; the learning rate follows the clock
@@ -21,12 +21,13 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
@@ -46,6 +47,7 @@ from sam3dnet.evaluation.statistics import estimate_difference
 from sam3dnet.inference.calibration import FILE as CONFIDENCE_FILE
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.splits import make_splits
 
 REAL_SETS = ("120", "121", "122", "123", "124", "125", "501")
 OURS = "sam3d"
@@ -57,6 +59,7 @@ ALL_FOUND = "1.000"
 MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
+OF_A_PATIENT = {"Dataset123_ACDCmini": "_[ab]$"}  # two times of the heart
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -66,11 +69,30 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> Settings:
     """Plan and preprocess a set with all methods, ours first, since it writes the split; on all cores."""
     settings = settings_of(arguments, dataset, "prepared")
     link_raw_dataset(settings)
+    if dataset in OF_A_PATIENT and not (file := settings.preprocessed / "splits_final.json").exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, split_by_patient(settings.raw / dataset, OF_A_PATIENT[dataset]))
     methods = {OURS if method in VARIANTS_OF_OURS else method for method in arguments.methods}
     for method in sorted(methods, key=lambda name: (name != OURS, name)):
         logger.info("%s: preparing %s", dataset, method)
         against_nnunet.PREPARE[method](settings)
     return settings
+
+
+def split_by_patient(raw: Path, suffix: str) -> list[dict[str, list[str]]]:
+    """Make nnU-Net's folds of the patients, and give the cases of each.
+
+    Args:
+        raw: The dataset.
+        suffix: Regular expression of what a case's name has beside the patient's.
+    """
+    ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
+    cases = sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
+    patients = {case: re.sub(suffix, "", case) for case in cases}
+    return [
+        {part: [case for case in cases if patients[case] in getattr(fold, part)] for part in ("train", "val")}
+        for fold in make_splits(set(patients.values()))
+    ]
 
 
 def settings_of(arguments: argparse.Namespace, dataset: str, name: str, minutes: float = 0.0) -> Settings:
@@ -197,10 +219,29 @@ def run_all(arguments: argparse.Namespace) -> None:
     ]
     missing = [cell for cell in wanted if cell not in there]
     prepared = {dataset: prepare(arguments, dataset) for dataset in dict.fromkeys(cell[0] for cell in missing)}
-    queue: Queue[tuple[str, str, float, int]] = Queue()
-    for cell in missing:
+
+    def add(row: Row) -> None:
+        others = [other for other in read_rows(arguments.json) if key(other) != key(row)]
+        write_rows(arguments.json, [*others, row], arguments.device)
+
+    on_cores(missing, lambda cell: train_and_score(prepared[cell[0]], arguments, cell), add, arguments.cores)
+
+
+def on_cores(
+    cells: Iterable[Any], train: Callable[[Any], Row], add: Callable[[Row], None], cores: Sequence[int] | None
+) -> None:
+    """Train one cell after the other on each core.
+
+    Args:
+        cells: What is trained.
+        train: Gives the row of a cell.
+        add: Keeps a row; no two at a time.
+        cores: To train on; None for all that there are.
+    """
+    queue: Queue[Any] = Queue()
+    for cell in cells:
         queue.put(cell)
-    writing = threading.Lock()
+    adding = threading.Lock()
 
     def work(core: int) -> None:
         os.sched_setaffinity(0, {core})  # of this thread, and of the processes that it starts
@@ -210,16 +251,15 @@ def run_all(arguments: argparse.Namespace) -> None:
             except Empty:
                 return
             try:
-                row = train_and_score(prepared[cell[0]], arguments, cell)
+                row = train(cell)
             except StageError as error:
                 logger.error("%s failed: %s", cell, error)
                 continue
-            with writing:
-                others = [other for other in read_rows(arguments.json) if key(other) != cell]
-                write_rows(arguments.json, [*others, row], arguments.device)
+            with adding:
+                add(row)
             logger.info("%s: Dice %.3f, %s iterations", cell, case_means([row], "dice").mean(), row["iterations"])
 
-    cores = arguments.cores or sorted(os.sched_getaffinity(0))
+    cores = cores or sorted(os.sched_getaffinity(0))
     threads = [threading.Thread(target=work, args=(core,), daemon=True) for core in cores]
     for thread in threads:
         thread.start()
