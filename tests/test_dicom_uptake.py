@@ -61,6 +61,11 @@ HOURS = {  # what is said of the times -> half-lives from the injection to the t
     "corrected to the injection": ({"DecayCorrection": "ADMIN"}, {}, 0.0),
     "with a date": ({}, {"RadiopharmaceuticalStartDateTime": "20260301082000.00+0100"}, 2.0),
     "before midnight": ({"SeriesTime": "003000", "each": {}}, {"RadiopharmaceuticalStartTime": "224000"}, 1.0),
+    "scanned over midnight": (
+        {"SeriesTime": "235000", "AcquisitionDate": None, "each": {"AcquisitionTime": ["000800", "235000", "000400"]}},
+        {"RadiopharmaceuticalStartTime": "220000"},
+        1.0,
+    ),
     "a series made later": ({"SeriesTime": "180000"}, {}, 1.0),
     "no time of the series": ({"SeriesTime": None}, {}, 1.0),
     "no times of slices": ({"each": {}}, {}, 1.0),

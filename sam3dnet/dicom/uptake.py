@@ -90,10 +90,13 @@ def _since_injection(stack: Stack, header: "Dataset", injected: "Dataset") -> ti
 
 
 def _moment(header: "Dataset", which: str) -> datetime | None:
-    """Give the date and time of the series or an acquisition."""
-    date = header.get(f"{which}Date") or header.get("SeriesDate") or header.get("StudyDate")
-    time = header.get(f"{which}Time")
-    return _parsed(f"{date}{time}", least=12) if date and time else None
+    """Give the date and time of the series or an acquisition; without a date it is the series', or the day after."""
+    date, time = header.get("SeriesDate") or header.get("StudyDate"), header.get(f"{which}Time")
+    own = header.get(f"{which}Date")
+    moment = _parsed(f"{own or date}{time}", least=12) if (own or date) and time else None
+    series = _parsed(f"{date}{header.get('SeriesTime') or ''}", least=12)
+    over_midnight = not own and moment is not None and series is not None and series - moment > LONGEST / 2
+    return moment + timedelta(days=1) if moment is not None and over_midnight else moment
 
 
 def _parsed(text: str, least: int = 14) -> datetime | None:
