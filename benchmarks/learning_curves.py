@@ -3,7 +3,7 @@
     python benchmarks/learning_curves.py --raw FOLDER_WITH_DATASETS --work DIR --sets 501 122 --labels 2 5 10 20 all \\
         --minutes 5 --from MODEL_FOLDER --json OUT
 
-The cases that validate are those of the set's fold 0 (of Dataset123 by patient), the same for every number; of the
+The cases that validate are those of the set's fold 0 (of patients), the same for every number; of the
 others the first so many of a random order train, so that fewer are among more. All methods plan on these cases alone.
 A training that is finished is kept, so the same command goes on, and adds to what OUT holds, as `real_sets.py` does.
 
@@ -29,14 +29,15 @@ import numpy as np
 import real_sets
 from against_nnunet import find_dataset
 from measuring import as_markdown, commit, without_folder
-from real_sets import OF_A_PATIENT, OURS, Row, case_means, on_cores, read_rows, split_by_patient, train_and_score
+from real_sets import OURS, Row, case_means, case_names, on_cores, read_rows, train_and_score
 
 from sam3dnet.comparison.stages import machine
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.splits import FILE as SPLITS
+from sam3dnet.preprocessing.splits import make_splits
 
 ALL, FROM = "all", f"{OURS}-from"
 METHODS = ("nnunet-batch2", OURS, FROM)
-EVERY_CASE = "$"  # what a case's name has beside the patient's, where each case is one
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +65,12 @@ def make_subset(raw: Path, dataset: str, labels: str, run: int, place: Path) -> 
     """
     source, target = raw / dataset, place / "raw" / dataset
     described = json.loads((source / "dataset.json").read_text())
-    fold = split_by_patient(source, OF_A_PATIENT.get(dataset, EVERY_CASE))[0]
-    order = list(np.random.default_rng(run).permutation(fold["train"]))
+    fold = make_splits(case_names(source))[0]
+    order = list(np.random.default_rng(run).permutation(fold.train))
     if labels != ALL and int(labels) >= len(order):
         return False
     train = sorted(map(str, order if labels == ALL else order[: int(labels)]))
-    cases = {*train, *fold["val"]}
+    cases = {*train, *fold.val}
     for folder in ("imagesTr", "labelsTr"):
         (target / folder).mkdir(parents=True, exist_ok=True)
         for file in (source / folder).iterdir():
@@ -78,9 +79,9 @@ def make_subset(raw: Path, dataset: str, labels: str, run: int, place: Path) -> 
                 with suppress(FileExistsError):
                     (target / folder / file.name).symlink_to(file.resolve())
     write_json(target / "dataset.json", described | {"numTraining": len(cases)})
-    split = place / "work" / dataset / "prepared" / "nnUNet_preprocessed" / dataset / "splits_final.json"
+    split = place / "work" / dataset / "prepared" / "nnUNet_preprocessed" / dataset / SPLITS
     split.parent.mkdir(parents=True, exist_ok=True)
-    write_json(split, [{"train": train, "val": fold["val"]}])
+    write_json(split, [{"train": train, "val": list(fold.val)}])
     return True
 
 

@@ -5,7 +5,7 @@
 Every training has a core of its own; with two cores two methods of a set train beside each other, so that what else
 the machine does meets both. A training that is finished is kept (in DIR and in OUT), so the same command goes on where
 it was interrupted, and adds further sets, methods, minutes and runs to what OUT holds. --table prints what OUT holds.
-No patient of Dataset123 trains and validates: its split is made here, for all methods alike; elsewhere it is nnU-Net's.
+No patient of Dataset123 trains and validates: all methods have the split that sam3dnet makes, elsewhere nnU-Net's.
 
 Methods:
     nnunet         stock nnU-Net, its own plan of 3d_fullres; the learning rate follows the clock
@@ -21,7 +21,6 @@ import json
 import logging
 import math
 import os
-import re
 import shutil
 import signal
 import sys
@@ -47,7 +46,8 @@ from sam3dnet.evaluation.statistics import estimate_difference
 from sam3dnet.inference.calibration import FILE as CONFIDENCE_FILE
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
-from sam3dnet.preprocessing.splits import make_splits
+from sam3dnet.preprocessing.splits import FILE as SPLITS
+from sam3dnet.preprocessing.splits import update_splits
 
 REAL_SETS = ("120", "121", "122", "123", "124", "125", "501")
 OURS = "sam3d"
@@ -59,7 +59,6 @@ ALL_FOUND = "1.000"
 MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
-OF_A_PATIENT = {"Dataset123_ACDCmini": "_[ab]$"}  # two times of the heart
 Row = dict[str, Any]
 
 logger = logging.getLogger(__name__)
@@ -69,9 +68,9 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> Settings:
     """Plan and preprocess a set with all methods, ours first, since it writes the split; on all cores."""
     settings = settings_of(arguments, dataset, "prepared")
     link_raw_dataset(settings)
-    if dataset in OF_A_PATIENT and not (file := settings.preprocessed / "splits_final.json").exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, split_by_patient(settings.raw / dataset, OF_A_PATIENT[dataset]))
+    settings.preprocessed.mkdir(parents=True, exist_ok=True)
+    cases = case_names(settings.raw / dataset)
+    update_splits(settings.preprocessed / SPLITS, cases, cases)  # of patients, for all methods
     methods = {OURS if method in VARIANTS_OF_OURS else method for method in arguments.methods}
     for method in sorted(methods, key=lambda name: (name != OURS, name)):
         logger.info("%s: preparing %s", dataset, method)
@@ -79,20 +78,10 @@ def prepare(arguments: argparse.Namespace, dataset: str) -> Settings:
     return settings
 
 
-def split_by_patient(raw: Path, suffix: str) -> list[dict[str, list[str]]]:
-    """Make nnU-Net's folds of the patients, and give the cases of each.
-
-    Args:
-        raw: The dataset.
-        suffix: Regular expression of what a case's name has beside the patient's.
-    """
+def case_names(raw: Path) -> list[str]:
+    """List the labelled cases of a dataset."""
     ending = json.loads((raw / "dataset.json").read_text())["file_ending"]
-    cases = sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
-    patients = {case: re.sub(suffix, "", case) for case in cases}
-    return [
-        {part: [case for case in cases if patients[case] in getattr(fold, part)] for part in ("train", "val")}
-        for fold in make_splits(set(patients.values()))
-    ]
+    return sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
 
 
 def settings_of(arguments: argparse.Namespace, dataset: str, name: str, minutes: float = 0.0) -> Settings:

@@ -1,12 +1,13 @@
 """splits_final.json: which cases train and which validate, in each fold.
 
 nnU-Net makes five folds by chance, and knows no others. With fewer than five cases each fold leaves one case out, for
-its validation; one case alone has no folds, and trains as "all".
+its validation; one case alone has no folds, and trains as "all". Patients with several cases, by the cases' names, have
+all of them in one part: folds are made of patients.
 """
 
 import logging
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +17,7 @@ from pydantic import AfterValidator, StrictStr
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, write_json
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.patients import of_several, patients_of
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.schemas import Part, checked
 
@@ -68,26 +70,37 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
 
 
 def make_splits(cases: Collection[str]) -> tuple[Split, ...]:
-    """Make the folds of a dataset: nnU-Net's, or each leaving one case out where there are fewer than five.
+    """Make the folds of a dataset: nnU-Net's, or each leaving one patient out where there are fewer than five.
 
     Returns:
         The folds; none for a single case.
     """
+    patients = patients_of(cases)
+
+    def cases_of(part: Collection[str]) -> tuple[str, ...]:
+        return tuple(case for case in sorted(cases) if patients[case] in part)
+
+    parts = _parts(sorted(set(patients.values())))
+    return tuple(Split(train=cases_of(train), val=cases_of(val)) for train, val in parts)
+
+
+def _parts(patients: Sequence[str]) -> list[tuple[Collection[str], Collection[str]]]:
+    """Give the patients to train on and those to validate on, fold by fold."""
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    names = sorted(cases)
-    if len(names) < 2:
-        return ()
-    if len(names) < NUM_FOLDS:
-        return tuple(Split(train=tuple(n for n in names if n != left_out), val=(left_out,)) for left_out in names)
-    made = generate_crossval_split(names, seed=NNUNET_SEED, n_splits=NUM_FOLDS)
-    return tuple(Split(train=tuple(map(str, fold["train"])), val=tuple(map(str, fold["val"]))) for fold in made)
+    if len(patients) < 2:
+        return []
+    if len(patients) < NUM_FOLDS:
+        return [({*patients} - {left_out}, {left_out}) for left_out in patients]
+    made = generate_crossval_split(list(patients), seed=NNUNET_SEED, n_splits=NUM_FOLDS)
+    return [(set(fold["train"]), set(fold["val"])) for fold in made]
 
 
 def update_splits(file: Path, cases: Collection[str], known: Collection[str]) -> None:
     """Make the splits of a dataset, or bring those that are there up to date with its cases, and say what changed.
 
-    New cases join the training part of each fold. A split that leaves out cases which were there before is left so.
+    New cases join the training part of each fold, those of a patient who validates the other. A split that leaves out
+    cases which were there before is left so.
 
     Args:
         file: The splits; it need not be there.
@@ -97,26 +110,30 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
     Raises:
         DatasetError: If the file is damaged.
     """
+    patients = patients_of(cases)
     if not file.is_file():
         splits = make_splits(cases)
         if splits:
             _write(file, splits)
-        if len(cases) < NUM_FOLDS:
-            logger.info(_few(len(cases)))
+        if several := of_several(patients):
+            logger.info(_together(several, file))
+        if len(set(patients.values())) < NUM_FOLDS:
+            logger.info(_few(len(set(patients.values())), "patient" if several else "case"))
         return
     splits = read_splits(file, DatasetError, REMEDY)
     listed = {name for fold in splits for name in (*fold.train, *fold.val)}
     added, removed = sorted(set(cases) - set(known) - listed), sorted(listed & set(known) - set(cases))
     if added:
         logger.warning(
-            "Warning: %d new cases join the training part of each fold: %s; delete %s for new folds, which validate on "
-            "them too",
-            *(len(added), shorten(added), file),
+            "Warning: %d new cases join the training part of each fold%s: %s; delete %s for new folds, which validate "
+            "on them too",
+            *(len(added), ", but where their patient validates" * bool(of_several(patients))),
+            *(shorten(added), file),
         )
     if removed:
         logger.warning("Warning: %d cases are gone, and leave their folds: %s", len(removed), shorten(removed))
     if added or removed:
-        changed = [_without(fold, removed, added) for fold in splits]
+        changed = [_without(fold, removed, added, patients) for fold in splits]
         _write(file, changed)
         for number, fold in enumerate(changed):
             if not (fold.train and fold.val):
@@ -124,15 +141,25 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
                 logger.warning("Warning: fold %d has no %s case any more; delete %s for new folds", number, part, file)
 
 
-def _few(count: int) -> str:
+def _few(count: int, what: str) -> str:
     if count == 1:
         return 'one case: there are no folds; train on it with "all", which leaves nothing to validate on'
-    return f"{count} cases: {count} folds, each of which leaves one case out for validation"
+    return f"{count} {what}s: {count} folds, each of which leaves one {what} out for validation"
 
 
-def _without(fold: Split, removed: Sequence[str], added: Sequence[str]) -> Split:
+def _together(several: Mapping[str, Sequence[str]], file: Path) -> str:
+    patient, names = next(iter(several.items()))
+    return (
+        f"{len(several)} patients have several cases, by the cases' names ({shorten(names)} are of {patient}): folds "
+        f"keep a patient's cases together; where they are not of one patient, write other folds into {file}"
+    )
+
+
+def _without(fold: Split, removed: Sequence[str], added: Sequence[str], patients: Mapping[str, str]) -> Split:
     train, val = (tuple(name for name in names if name not in removed) for names in (fold.train, fold.val))
-    return Split(train=(*train, *added), val=val)
+    validating = {patients[name] for name in val if name in patients}
+    joining = tuple(name for name in added if patients[name] in validating)
+    return Split(train=(*train, *(name for name in added if name not in joining)), val=(*val, *joining))
 
 
 def _write(file: Path, splits: Sequence[Split]) -> None:
@@ -160,6 +187,14 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
     if unused:
         logger.warning(
             "Warning: %d cases are in neither part of fold %d, and not used: %s", len(unused), fold, shorten(unused)
+        )
+    patients = patients_of(cases)
+    both = sorted({patients[name] for name in chosen.train} & {patients[name] for name in chosen.val})
+    if both:
+        logger.warning(
+            "Warning: fold %d trains on some cases of %d patients, by the cases' names, and validates on others, so "
+            "that its validation will be better than new patients are: %s; delete %s for folds of patients",
+            *(fold, len(both), shorten(both), file),
         )
     return chosen
 

@@ -74,7 +74,9 @@ def test_what_is_done_before_and_after_is_plain_data(tmp_path, capsys):
     model = make_model(tmp_path / "results", folds=(0, 1))
     words = ["-m", str(model), "-o", str(tmp_path / "m.onnx"), "-f", "1", "--licence", "CC0"]
     assert export_command.main(words) == 0
-    assert re.search(r"m\.onnx: 0\.0 MB; m\.json beside it says what is done before and after", capsys.readouterr().out)
+    shown = capsys.readouterr().out
+    assert re.search(r"m\.onnx: 0\.0 MB; m\.json beside it says what is done before and after", shown)
+    assert "m.json says no intended-use" in shown and "says no licence" not in shown
     said = json.loads((tmp_path / "m.json").read_text())
     assert said["format"] == "sam3dnet-onnx/1" and said["opset"] == 18 and said["licence"] == "CC0"
     assert said["sha256"] == onnx_file.digest_of(tmp_path / "m.onnx")

@@ -85,9 +85,15 @@ def test_a_variant_is_no_method_of_others_and_trains_by_the_plan_of_ours(argumen
     assert real_sets.differences_table(rows) == real_sets.differences_table([OURS, *THEIRS])
     prepared, asked = [], []
     monkeypatch.setitem(real_sets.against_nnunet.PREPARE, "sam3d", lambda settings: prepared.append(settings.work))
+    (tmp_path / DATASET / "labelsTr").mkdir(parents=True)
+    (tmp_path / DATASET / "dataset.json").write_text('{"file_ending": ".mha"}')
+    for case in ("1a", "1b", "2a", "3a"):
+        (tmp_path / DATASET / "labelsTr" / f"{case}.mha").touch()
     arguments.methods = ["sam3d-no-blocks", "sam3d", "sam3d-zero-start"]
     settings = real_sets.prepare(arguments, DATASET)
     assert len(prepared) == 1
+    folds = json.loads((settings.preprocessed / "splits_final.json").read_text())
+    assert [fold["val"] for fold in folds] == [["1a", "1b"], ["2a"], ["3a"]]  # of patients
     monkeypatch.setattr(real_sets.against_nnunet.Stages, "run", lambda *a, **k: asked.append(a[3]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         real_sets.train_and_score(settings, arguments, (DATASET, "sam3d-no-blocks", 5.0, 0))

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from sam3dnet.errors import DatasetError, PlanError
+from sam3dnet.preprocessing.patients import of_several, patients_of
 from sam3dnet.preprocessing.splits import REMEDY, Split, fold_of, make_splits, read_splits, update_splits
 
 CASES = [f"case_{index}" for index in range(7)]
+SCANS = [f"sub-{index:02}_ses-{session}" for index in range(6) for session in range(1 + index % 3)]
 
 
 def test_five_cases_and_more_get_the_folds_of_nnunet():
@@ -70,6 +72,75 @@ def test_a_split_that_leaves_out_cases_on_purpose_stays(tmp_path):
     content = file.read_bytes()
     update_splits(file, CASES, CASES)
     assert file.read_bytes() == content
+
+
+def test_a_patients_cases_stay_together(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    file = tmp_path / "splits_final.json"
+    update_splits(file, SCANS, SCANS)
+    splits = read_splits(file, DatasetError, REMEDY)
+    assert len(splits) == 5 and sorted(name for fold in splits for name in fold.val) == SCANS
+    for fold in splits:
+        assert sorted((*fold.train, *fold.val)) == SCANS
+        assert not {name[:6] for name in fold.train} & {name[:6] for name in fold.val}
+        fold_of(splits, splits.index(fold), SCANS, file)
+    assert "4 patients have several cases" in caplog.text and "sub-01_ses-0, sub-01_ses-1 are of sub-01" in caplog.text
+    assert "both parts" not in caplog.text and "Warning" not in caplog.text
+
+
+def test_a_patients_new_case_validates_where_the_patient_does(tmp_path):
+    file = tmp_path / "splits_final.json"
+    update_splits(file, SCANS, SCANS)
+    before, new = read_splits(file, DatasetError, REMEDY), ["sub-00_ses-1", "sub-09_ses-0"]
+    update_splits(file, [*SCANS, *new], SCANS)
+    for old, now in zip(before, read_splits(file, DatasetError, REMEDY), strict=True):
+        validates = "sub-00_ses-0" in old.val
+        assert set(now.val) - set(old.val) == ({new[0]} if validates else set())
+        assert set(now.train) - set(old.train) == ({new[1]} if validates else set(new))
+
+
+def test_three_patients_are_left_out_one_by_one(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    scans = [f"{patient}{scan}" for patient in (1, 2, 3) for scan in "ab"]
+    update_splits(tmp_path / "splits_final.json", scans, scans)
+    splits = read_splits(tmp_path / "splits_final.json", DatasetError, REMEDY)
+    assert [fold.val for fold in splits] == [("1a", "1b"), ("2a", "2b"), ("3a", "3b")]
+    assert "3 patients: 3 folds, each of which leaves one patient out" in caplog.text
+
+
+def test_a_patient_in_both_parts_of_a_fold_is_told(tmp_path, caplog):
+    split = Split(train=tuple(SCANS[:1] + SCANS[2:]), val=(SCANS[1],))
+    fold_of((split,), 0, SCANS, tmp_path / "s.json")
+    assert "fold 0 trains on some cases of 1 patients, by the cases' names, and validates on others" in caplog.text
+    assert "sub-01; delete" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("cases", "several"),
+    [
+        (["acdc001_a", "acdc001_b", "acdc002_a", "acdc010_a"], {"acdc001": ["acdc001_a", "acdc001_b"]}),
+        (["1-T1", "1-T2", "10-T1", "2"], {"1": ["1-T1", "1-T2"]}),
+        (["x1a", "x1b", "x2a", "x3"], {"x1": ["x1a", "x1b"]}),
+        (
+            [f"BraTS-GLI-0000{n}-00{scan}" for n in range(3) for scan in range(1 + n // 2)],
+            {"BraTS-GLI-00002": ["BraTS-GLI-00002-000", "BraTS-GLI-00002-001"]},
+        ),
+        (
+            ["s1_v1_r1", "s1_v1_r2", "s1_v2_r1", "s2_v1_r1", "s3_v1_r1"],  # the shortest beginning, not s1_v1
+            {"s1": ["s1_v1_r1", "s1_v1_r2", "s1_v2_r1"]},
+        ),
+        ([f"hippocampus_{number:03}" for number in range(20)], {}),
+        ([f"LIDC-IDRI-{number:04}" for number in range(20)], {}),
+        ([f"embryo08_{number:02}" for number in range(8)], {}),  # one beginning
+        (["CT_1", "CT_2", "MR_1", "MR_2", "US_1", "US_2"], {}),  # without a number
+        ([f"site{site}_{number:03}" for site in range(5) for number in range(9)], {}),  # few for the cases
+        (["1", "2", "3", "3a"], {"3": ["3", "3a"]}),
+        (["-", "_", "."], {}),
+        ([], {}),
+    ],
+)
+def test_patients_by_names(cases, several):
+    assert of_several(patients_of(cases)) == several
 
 
 def test_cases_in_no_part_of_a_fold_are_told(tmp_path, caplog):

@@ -57,11 +57,13 @@ def export_model(settings: ExportSettings, model_folder: Path) -> str:
     target = Path(settings.output)
     if on_hub is None:
         _require_free(target)
-        if target.suffix == ENDING:
-            return export_onnx(settings, model_folder)
+    as_onnx = on_hub is None and target.suffix == ENDING
     for what, value in (("licence", settings.licence), ("intended-use", settings.intended_use)):
         if not value:
-            logger.warning('Warning: the model card says no %s; say it with --%s "..."', what, what)
+            where = target.with_suffix(".json").name if as_onnx else "the model card"
+            logger.warning('Warning: %s says no %s; say it with --%s "..."', where, what, what)
+    if as_onnx:
+        return export_onnx(settings, model_folder)
     with _workplace(target if on_hub is None else None) as name:
         root = name / "content"
         for folder, folds in _stages(model_folder, settings.folds):

@@ -1,0 +1,47 @@
+"""Which cases are of one patient, by their names.
+
+nnU-Net's folds are of cases. Where a patient has several (two time points, both phases of a heart), one of them trains
+and the other validates, and the validation is better than any new patient will be. Names tell: all scans of a patient
+begin alike, with a number ("acdc001_a" and "acdc001_b", "sub-01_ses-1_run-2", "BraTS-GLI-00005-001").
+"""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from itertools import accumulate, count, takewhile
+
+_PART = re.compile(r"[^_\-. ]+?(?=(?<=\d)[A-Za-z]$|[_\-. ]|$)[_\-. ]*")  # "12a" is of two
+FEWEST_PATIENTS = 3
+MOST_CASES_EACH = 4.0  # on average; what has more to a beginning is a hospital or a set
+
+
+def patients_of(cases: Collection[str]) -> dict[str, str]:
+    """Say of which patient each case is.
+
+    The shortest beginnings are patients that hold a number wherever cases share one, and are many for the cases: three
+    at least, with four cases each at most on average. Where there are none, each case is a patient.
+
+    Args:
+        cases: Names, without channel and ending.
+
+    Returns:
+        By case, what the names of a patient's cases begin with; a case's own name where it is the only one.
+    """
+    parts = {case: tuple(accumulate(_PART.findall(case))) for case in cases}
+    longest = max(map(len, parts.values()), default=0)
+    for length in takewhile(lambda number: number < longest, count(1)):
+        beginnings = {case: found[min(length, len(found)) - 1] if found else case for case, found in parts.items()}
+        sizes = Counter(beginnings.values())
+        shared = [beginning for beginning, number in sizes.items() if number > 1]
+        many = len(sizes) >= FEWEST_PATIENTS and len(parts) <= MOST_CASES_EACH * len(sizes)
+        if shared and many and all(re.search(r"\d", beginning) for beginning in shared):
+            return {case: case if sizes[one] == 1 else one.rstrip("_-. ") for case, one in beginnings.items()}
+    return {case: case for case in cases}
+
+
+def of_several(patients: Mapping[str, str]) -> dict[str, list[str]]:
+    """Give the patients with several cases, and these."""
+    cases: dict[str, list[str]] = {}
+    for case in sorted(patients):
+        cases.setdefault(patients[case], []).append(case)
+    return {patient: names for patient, names in cases.items() if len(names) > 1}

@@ -1,0 +1,68 @@
+"""The benchmark of learning curves: which cases train, and what the table says."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import learning_curves
+from learning_curves import ALL, Cell, make_subset
+
+from sam3dnet.preprocessing.splits import make_splits
+
+DATASET = "Dataset980_Made"
+CASES = [f"p{patient:02}_{scan}" for patient in range(8) for scan in "ab"]
+
+
+def make_raw(folder):
+    described = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "file_ending": ".mha"}
+    for name in ("imagesTr", "labelsTr"):
+        (folder / DATASET / name).mkdir(parents=True)
+    (folder / DATASET / "dataset.json").write_text(json.dumps(described | {"numTraining": len(CASES)}))
+    for case in CASES:
+        (folder / DATASET / "labelsTr" / f"{case}.mha").write_text(case)
+        for channel in ("0000", "0001"):
+            (folder / DATASET / "imagesTr" / f"{case}_{channel}.mha").write_text(case)
+
+
+def split_of(place):
+    (fold,) = json.loads(next(place.glob("work/*/prepared/nnUNet_preprocessed/*/splits_final.json")).read_text())
+    return fold
+
+
+def test_fewer_cases_are_among_more_and_all_validate_on_the_same(tmp_path):
+    make_raw(tmp_path)
+    fold = make_splits(CASES)[0]
+    trained = []
+    for labels in ("2", "5", ALL):
+        place = tmp_path / "work" / labels
+        assert make_subset(tmp_path, DATASET, labels, 0, place)
+        made = split_of(place)
+        assert made["val"] == list(fold.val) and not {one[:3] for one in made["train"]} & {one[:3] for one in fold.val}
+        there = {file.name for file in (place / "raw" / DATASET / "imagesTr").iterdir()}
+        assert there == {
+            f"{case}_{channel}.mha" for case in made["train"] + made["val"] for channel in ("0000", "0001")
+        }
+        described = json.loads((place / "raw" / DATASET / "dataset.json").read_text())
+        assert described["numTraining"] == len(made["train"] + made["val"])
+        trained.append(set(made["train"]))
+    assert [len(cases) for cases in trained] == [2, 5, len(fold.train)]
+    assert trained[0] < trained[1] < trained[2]
+    assert not make_subset(tmp_path, DATASET, str(len(fold.train)), 0, tmp_path / "work" / "too_many")
+    assert make_subset(tmp_path, DATASET, "2", 1, tmp_path / "work" / "another")
+    assert set(split_of(tmp_path / "work" / "another")["train"]) != trained[0]
+
+
+def test_numbers_are_in_their_order_and_what_is_missing_is_a_dash():
+    def row(labels, method, dice):
+        cases = [{"case": "a", "class": "organ", "dice": dice, "nsd": 1.0, "hd95_mm": 1.0}]
+        return Cell(DATASET, labels, method, 5.0, 0)._asdict() | {"cases": cases, "iterations": 10}
+
+    rows = [row("all", "sam3d", 0.9), row("10", "sam3d", 0.8), row("2", "sam3d", 0.5), row("2", "nnunet-batch2", 0.25)]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in learning_curves.table(rows).splitlines()[2:]
+    ]
+    assert [line[2] for line in lines] == ["2", "10", "all"]
+    assert lines[0][3:] == ["0.250", "0.500", "10, 10", "1", "1"]
+    assert lines[1][3:] == ["-", "0.800", "-, 10", "1", "1"]
