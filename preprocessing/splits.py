@@ -147,7 +147,7 @@ def _few(count: int, what: str) -> str:
     return f"{count} {what}s: {count} folds, each of which leaves one {what} out for validation"
 
 
-def _together(several: Mapping[str, Sequence[str]], file: Path) -> str:
+def _together(several: Mapping[str, list[str]], file: Path) -> str:
     patient, names = next(iter(several.items()))
     return (
         f"{len(several)} patients have several cases, by the cases' names ({shorten(names)} are of {patient}): folds "
