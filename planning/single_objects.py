@@ -4,7 +4,7 @@ What a model finds of such a class beside its largest object is most often false
 maps is decided by the training's validation, see `sam3dnet.training.single_objects`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sam3dnet.planning.rules import Decision
@@ -20,10 +20,11 @@ def find_single_objects(classes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     Args:
         classes: Of the fingerprint: by name, with "voxels" and "largest_voxels" of each case that has it.
     """
-    return [name for name, measures in classes.items() if _is_single(measures["largest_voxels"], measures["voxels"])]
+    return [name for name, measures in classes.items() if is_single(measures["largest_voxels"], measures["voxels"])]
 
 
-def _is_single(largest: list[int], voxels: list[int]) -> bool:
+def is_single(largest: Sequence[int], voxels: Sequence[int]) -> bool:
+    """Tell whether what has so many voxels in its largest object and in all, case by case, is one object."""
     whole = sum(of_largest >= WHOLE * of_class for of_largest, of_class in zip(largest, voxels, strict=True))
     return bool(voxels) and whole >= CASES * len(voxels)
 
@@ -32,6 +33,7 @@ def single_objects_decision(names: list[str]) -> Decision:
     """Say which classes are one object."""
     reason = (
         f"the largest object has {WHOLE:.0%} of the class's voxels in {CASES:.0%} of the label maps that have it; "
-        "predictions keep the largest alone, unless that makes the validation worse"
+        "predictions keep the largest alone, and before it that of all classes together if that is one object too, "
+        "unless that makes the validation worse"
     )
     return Decision("single objects", names, reason, "sam3dnet")

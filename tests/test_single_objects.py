@@ -23,7 +23,7 @@ from sam3dnet.inference.postprocessing import (
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.single_objects import find_single_objects, single_objects_decision
 from sam3dnet.preprocessing.reading import reader_named
-from sam3dnet.training.single_objects import measure_single_objects, single_objects_of
+from sam3dnet.training.single_objects import measure_single_objects, single_objects_of, whole_foreground
 
 OF_ORGAN, OF_LESION = (1,), (2,)
 
@@ -89,6 +89,40 @@ def test_dice_is_measured_before_and_after_over_all_cases_that_have_the_class_or
         assert one.cases == len(masks)
         assert one.dice_before == pytest.approx(np.mean(before))
         assert one.dice_after == pytest.approx(np.mean(after))
+
+
+def test_all_classes_together_are_asked_for_where_they_are_one_object(tmp_path):
+    heart, apart = np.zeros((2, 4, 5, 20), np.uint8)
+    heart[:, 1:3, 2:4], heart[:, 1:3, 4:6], heart[0, 3, 19] = 1, 2, 2  # but for a stray voxel
+    apart[:, 1:3, 2:4], apart[:, 1:3, 8:10] = 1, 2
+    reader = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
+    described = {"labels": {"background": 0, "myocardium": 1, "LV": 2}}
+
+    def asked(truths, labels=described):
+        files = [(tmp_path / "unread", write(tmp_path, str(number), truth)) for number, truth in enumerate(truths)]
+        return whole_foreground(files, labels, reader)
+
+    assert asked([heart, heart, np.zeros_like(heart)]) == {"": (1, 2)}
+    assert asked([heart, apart]) == asked([np.zeros_like(heart)]) == asked([]) == {}
+    assert asked([heart], {"labels": {"background": 0, "whole": [1, 2], "LV": 2}, "regions_class_order": [1, 2]}) == {}
+    assert asked([heart], {"labels": {"background": 0, "LV": 1}}) == {}
+
+
+def test_an_aorta_larger_than_the_ventricle_that_it_is_taken_for_goes_with_all_that_is_not_the_heart(tmp_path):
+    truth = np.zeros((6, 8, 20), np.uint8)
+    truth[1:5, 1:5, 1:3], truth[1:5, 1:5, 3:5] = 1, 2
+    prediction = np.where(truth == 2, 0, truth)
+    prediction[2:4, 1:5, 3:5] = prediction[2:4, 5:, 15:] = 2  # too small, and the aorta
+    prediction[1:3, 1:4, 2:4], prediction[2:4, 2:4, 3:5] = 1, 2
+    classes = {"": (1, 2), "myocardium": (1,), "LV": (2,)}
+    pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
+    found = measure_single_objects(pairs, classes, reader_named("SimpleITKIO", {"file_ending": ".nii.gz"}))
+    chosen = write_postprocessing_of_fold(tmp_path, found, {"labels": {"background": 0, "myocardium": 1, "LV": 2}})
+    assert chosen.keep_largest == ((1, 2), (1,))
+    left = chosen.applied_to(prediction)
+    assert (
+        not left[:, 5:, 15:].any() and (left == 2).sum() > 0 and (prediction[:, 5:, 15:] == 2).sum() > (left == 2).sum()
+    )
 
 
 def test_what_nobody_has_annotated_counts_nowhere_but_may_be_the_largest(tmp_path):

@@ -1,5 +1,8 @@
 """What a validation says of keeping the largest object alone, of the classes that are one object in the labels.
 
+Where all classes together are one, as the parts of a heart, that is asked for too: what looks like a class elsewhere,
+and may be larger than it, is not beside the others.
+
 The label maps of the validation stay as the network gives them, for `sam3d_find_best`, which asks for them all.
 """
 
@@ -10,16 +13,37 @@ from typing import Any
 import numpy as np
 
 from sam3dnet.inference.postprocessing import Measured
-from sam3dnet.planning.objects import LabelBoxes, largest_of, mask_of
-from sam3dnet.planning.single_objects import KEY
+from sam3dnet.planning.objects import LabelBoxes, largest_object, largest_of, mask_of
+from sam3dnet.planning.single_objects import KEY, is_single
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.reading import DatasetReader
+
+FOREGROUND = ""  # which is no name of a class
 
 
 def single_objects_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Give the labels of the classes that a plan says are one object; of plans that say nothing, none."""
     classes = foreground_classes(dataset_json)
     return {name: classes[name] for name in plans.get("sam3d", {}).get(KEY, ()) if name in classes}
+
+
+def whole_foreground(
+    pairs: Iterable[tuple[Path, Path]], dataset_json: Mapping[str, Any], reader: DatasetReader
+) -> dict[str, tuple[int, ...]]:
+    """Give all labels under one name if their union is one object in the true label maps, and is no class by itself."""
+    classes = foreground_classes(dataset_json)
+    values = tuple(sorted({value for of_class in classes.values() for value in of_class}))
+    if any(set(of_class) == set(values) for of_class in classes.values()):
+        return {}
+    largest, voxels = [], []
+    for _, truth in pairs:
+        truth_ZYX = reader.read_seg(truth)[0][0]
+        box = LabelBoxes(truth_ZYX).of(values)
+        if box is not None:
+            mask = mask_of(truth_ZYX[box], values)
+            largest.append(largest_object(mask)[2])
+            voxels.append(int(np.count_nonzero(mask)))
+    return {FOREGROUND: values} if is_single(largest, voxels) else {}
 
 
 def measure_single_objects(

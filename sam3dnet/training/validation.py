@@ -43,7 +43,7 @@ from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 from sam3dnet.training.next_stage import next_stages
-from sam3dnet.training.single_objects import measure_single_objects, single_objects_of
+from sam3dnet.training.single_objects import measure_single_objects, single_objects_of, whole_foreground
 
 FOLDER = "validation"
 SUMMARY = "summary.json"
@@ -290,6 +290,8 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
     ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
     classes = single_objects_of(model.plans.plans, trainer.dataset_json)
+    if classes:
+        classes = whole_foreground(pairs, trainer.dataset_json, model.reader) | classes
     measured = measure_single_objects(pairs, classes, model.reader, model.labels.ignore_label)
     chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
     if chosen.keep_largest:
