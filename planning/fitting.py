@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sam3dnet.planning import rules
+from sam3dnet.planning.encoder import WITHOUT
 from sam3dnet.planning.rules import Budget, Decision
 
 # Memory and seconds are nearly straight lines in the voxels of a crop: few looks find the largest that fits.
@@ -140,7 +141,8 @@ class CropFitter:
         """Find the finest affordable tokens for an encoder as it is, else the coarsest that fit; None if none do."""
         found, finest_first = None, self.token_strides(grid, encoder)
         for token_stride in finest_first:
-            fit = self.fit_to_budget(grid, token_stride, encoder, or_none=token_stride is not finest_first[-1])
+            or_none = token_stride is not finest_first[-1] and not self.is_convolutional(encoder)
+            fit = self.fit_to_budget(grid, token_stride, encoder, or_none)
             found = fit or found
             if found is not None and self.is_affordable(found, grid):
                 return found
@@ -152,19 +154,25 @@ class CropFitter:
         """Whether tokens are as coarse as their step must be short; a published system's are as published."""
         return self.budget.is_time and self.flat_kernels
 
+    def is_convolutional(self, encoder: EncoderChoice) -> bool:
+        """Whether the network is ours, without a transformer: what it calls tokens is its deepest level."""
+        return self.flat_kernels and encoder["encoder"] == WITHOUT
+
     def token_strides(self, grid: Grid, encoder: EncoderChoice) -> list[Decision]:
         """List the token strides to try, best first: those whose step is short enough, where time is short."""
-        place = (grid.spacing_mm, grid.median_shape)
-        rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape)
-        strides = [rules.choose_token_stride(finest, *place) for finest in self.finest_strides or rule]
-        if self.goes_by_time:
+        place, convolutional = (grid.spacing_mm, grid.median_shape), self.is_convolutional(encoder)
+        rule = rules.stride_candidates(encoder["pretrained"], self.budget.is_time, grid.median_shape, convolutional)
+        strides = [rules.choose_token_stride(finest, *place, convolutional) for finest in self.finest_strides or rule]
+        if self.goes_by_time and not convolutional:
             strides += rules.coarser_token_strides(strides[-1].value, *place)
             while strides[1:] and self.times_a_cube(grid, strides[0], encoder) > rules.LONGEST_STEP:
                 strides.pop(0)
         return strides
 
     def is_affordable(self, fit: Fit, grid: Grid) -> bool:
-        """Tell whether a fit's tokens may stay as fine as they are."""
+        """Tell whether a fit's tokens may stay as they are."""
+        if self.is_convolutional(fit.arch_kwargs):
+            return rules.leaves_features(fit.patch.value, fit.token_stride.value)
         if self.goes_by_time:
             return True
         need = rules.patch_need(grid.object_extent, grid.median_shape, fit.token_stride.value)

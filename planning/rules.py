@@ -22,6 +22,10 @@ MEASURED = "measured on two CPU cores"
 
 # Primus: tokens of 8^3 voxels beat 16^3 clearly; the detail stem keeps what is finer than a token.
 TOKEN_STRIDE = 8
+# Without a transformer nothing but depth lets a voxel see what is far, and deep levels cost little.
+CONVOLUTIONAL_STRIDES = (16, 8)
+# nnU-Net: an axis is halved while this many features are left along it.
+FEWEST_FEATURES = 4
 # SAM's own weights serve strides 2 to 16; finer tokens pay where the memory allows them.
 PRETRAINED_STRIDES = (4, 8, 16)
 # Tokens of 8 voxels are worth a crop that does not hold the largest objects, as long as it has this many voxels.
@@ -124,8 +128,12 @@ def choose_budget(device: str, memory_target_gb: float | None, free_bytes: int |
     return Budget(usable), Decision("budget", f"{gigabytes:.1f} GB", reason, "sam3dnet")
 
 
-def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[float]) -> tuple[int, ...]:
+def stride_candidates(
+    pretrained: bool, is_time: bool, median_shape: Sequence[float], convolutional: bool = False
+) -> tuple[int, ...]:
     """List the token strides to try for the finest axis, best first; the last one is taken if none is affordable."""
+    if convolutional:
+        return CONVOLUTIONAL_STRIDES
     if is_time:
         return (TOKEN_STRIDE,)
     if pretrained:
@@ -133,6 +141,14 @@ def stride_candidates(pretrained: bool, is_time: bool, median_shape: Sequence[fl
     if math.prod(median_shape) <= TINY_IMAGE_VOXELS:
         return (TOKEN_STRIDE // 2, TOKEN_STRIDE)
     return (TOKEN_STRIDE,)
+
+
+def leaves_features(patch: Sequence[int], token_stride: Sequence[int]) -> bool:
+    """Tell whether a crop is long enough for convolutions alone along the axes that are halved most."""
+    most = max(token_stride)
+    return all(
+        length >= FEWEST_FEATURES * stride for length, stride in zip(patch, token_stride, strict=True) if stride == most
+    )
 
 
 def is_affordable(patch: Sequence[int], need: Sequence[int], token_stride: Sequence[int]) -> bool:
@@ -148,13 +164,16 @@ def is_affordable(patch: Sequence[int], need: Sequence[int], token_stride: Seque
     return max(token_stride) >= TOKEN_STRIDE and math.prod(patch) >= GOOD_CROP_VOXELS
 
 
-def choose_token_stride(finest: int, spacing_mm: Sequence[float], median_shape: Sequence[float]) -> Decision:
+def choose_token_stride(
+    finest: int, spacing_mm: Sequence[float], median_shape: Sequence[float], convolutional: bool = False
+) -> Decision:
     """Choose the voxels that a token covers along each axis, near to isotropic in millimetres.
 
     Args:
         finest: Stride of the axis with the finest spacing: a power of two.
         spacing_mm: (Z, Y, X).
         median_shape: An axis of few voxels gets no stride beyond them.
+        convolutional: Whether tokens are no more than a network's deepest level.
     """
     token_mm = finest * min(spacing_mm)
     wanted = [round(math.log2(token_mm / mm)) for mm in spacing_mm]
@@ -165,6 +184,9 @@ def choose_token_stride(finest: int, spacing_mm: Sequence[float], median_shape: 
         exponents[longest] = round(math.log2(SMALLEST_LARGEST_STRIDE))
     stride = [2**exponent for exponent in exponents]
     reason = f"{_covered(stride, spacing_mm)}: near to isotropic, {finest} voxels along the finest axis"
+    if convolutional:
+        reason += f", of which a crop has {FEWEST_FEATURES} at least if it is long enough"
+        return Decision("token_stride", stride, reason, NNUNET)
     return Decision("token_stride", stride, reason, PRIMUS if finest == TOKEN_STRIDE else "3DSAM-adapter, SAM")
 
 

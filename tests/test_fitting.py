@@ -107,6 +107,29 @@ def test_on_a_cpu_tokens_of_thick_slices_are_as_fine_as_their_step_is_short(time
     assert isotropic.token_stride.value == [8, 8, 8]
 
 
+@pytest.mark.parametrize(
+    ("voxels_a_second", "grid", "expected"),
+    [
+        (2e5, Grid((10.0, 1.5, 1.5), (10, 126, 136), (10, 88, 72)), [1, 16, 16]),
+        (2e5, Grid((1.0, 1.0, 1.0), (36, 50, 35), (20, 40, 20)), [8, 8, 8]),  # crops are too short
+        (2e6, Grid((1.0, 1.0, 1.0), (160, 160, 160), (20, 40, 20)), [16, 16, 16]),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_without_a_transformer_the_network_is_as_deep_as_its_crop_allows(device, voxels_a_second, grid, expected):
+    def seconds(arch_kwargs, _channels, _outputs, _batch_size):
+        return math.prod(arch_kwargs["patch_size"]) / voxels_a_second
+
+    budget = rules.choose_budget(device, None, 10**9)[0]
+    fitter = CropFitter(cost, budget, 1, 2, {}, flat_kernels=True, seconds=seconds)
+    fit = fitter.find(grid, {"encoder": "none", "pretrained": False})
+    assert fit.token_stride.value == fit.arch_kwargs["token_stride"] == expected
+    assert "4 at least" in fit.token_stride.reason and fit.token_stride.source.startswith("nnU-Net")
+    assert len(fit.strides.value) == 1 + math.log2(max(expected))
+    others = CropFitter(cost, budget, 1, 2, {}, seconds=seconds)  # networks of other packages
+    assert max(others.find(grid, {"encoder": "none", "pretrained": False}).token_stride.value) <= 8
+
+
 def test_tokens_of_a_published_system_go_by_the_objects_on_a_cpu_too():
     """A crop of 70,000 voxels does not hold the objects; only where it does may its tokens be the finest."""
     budget = rules.choose_budget("cpu", None, None)[0]

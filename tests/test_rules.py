@@ -188,6 +188,21 @@ def test_budget_is_the_target_else_free_memory_else_8_gb_and_time_on_a_cpu(devic
 )
 def test_stride_candidates(pretrained, is_time, shape, candidates):
     assert rules.stride_candidates(pretrained, is_time, shape) == candidates
+    assert rules.stride_candidates(pretrained, is_time, shape, convolutional=True) == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("patch", "stride", "enough"),
+    [
+        ((10, 96, 64), (1, 16, 16), True),
+        ((10, 96, 48), (1, 16, 16), False),
+        ((24, 64, 24), (8, 16, 8), True),  # of axes that are halved less nothing is asked
+        ((48, 48, 48), (16, 16, 16), False),
+        ((32, 32, 32), (8, 8, 8), True),
+    ],
+)
+def test_an_axis_is_halved_while_four_features_are_left_along_it(patch, stride, enough):
+    assert rules.leaves_features(patch, stride) is enough
 
 
 @pytest.mark.parametrize(
