@@ -99,10 +99,11 @@ def test_all_classes_together_are_asked_for_where_they_are_one_object(tmp_path):
     described = {"labels": {"background": 0, "myocardium": 1, "LV": 2}}
 
     def asked(truths, labels=described):
-        files = [(tmp_path / "unread", write(tmp_path, str(number), truth)) for number, truth in enumerate(truths)]
+        files = [write(tmp_path, str(number), truth) for number, truth in enumerate(truths)]
         return whole_foreground(files, labels, reader)
 
     assert asked([heart, heart, np.zeros_like(heart)]) == {"": (1, 2)}
+    assert asked([heart] * 60 + [apart]) == {"": (1, 2)}
     assert asked([heart, apart]) == asked([np.zeros_like(heart)]) == asked([]) == {}
     assert asked([heart], {"labels": {"background": 0, "whole": [1, 2], "LV": 2}, "regions_class_order": [1, 2]}) == {}
     assert asked([heart], {"labels": {"background": 0, "LV": 1}}) == {}

@@ -6,6 +6,7 @@ and may be larger than it, is not beside the others.
 The label maps of the validation stay as the network gives them, for `sam3d_find_best`, which asks for them all.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sam3dnet.planning.single_objects import KEY, is_single
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.reading import DatasetReader
 
+MOST_LABEL_MAPS = 50  # that are looked at
 FOREGROUND = ""  # which is no name of a class
 
 
@@ -28,19 +30,26 @@ def single_objects_of(plans: Mapping[str, Any], dataset_json: Mapping[str, Any])
 
 
 def whole_foreground(
-    pairs: Iterable[tuple[Path, Path]], dataset_json: Mapping[str, Any], reader: DatasetReader
+    label_maps: Sequence[Path], dataset_json: Mapping[str, Any], reader: DatasetReader
 ) -> dict[str, tuple[int, ...]]:
-    """Give all labels under one name if their union is one object in the true label maps, and is no class by itself."""
+    """Give all labels under one name if their union is one object in the true label maps, and is no class by itself.
+
+    Args:
+        label_maps: Of all cases, since a few to validate on may lack what lies apart; some are read if they are many.
+        dataset_json: Of the dataset.
+        reader: Of the files.
+    """
     classes = foreground_classes(dataset_json)
     values = tuple(sorted({value for of_class in classes.values() for value in of_class}))
     if any(set(of_class) == set(values) for of_class in classes.values()):
         return {}
     largest, voxels = [], []
-    for _, truth in pairs:
-        truth_ZYX = reader.read_seg(truth)[0][0]
-        box = LabelBoxes(truth_ZYX).of(values)
+    some = label_maps[:: math.ceil(len(label_maps) / MOST_LABEL_MAPS)] if label_maps else []
+    for file in some:
+        labels_ZYX = reader.read_seg(file)[0][0]
+        box = LabelBoxes(labels_ZYX).of(values)
         if box is not None:
-            mask = mask_of(truth_ZYX[box], values)
+            mask = mask_of(labels_ZYX[box], values)
             largest.append(largest_object(mask)[2])
             voxels.append(int(np.count_nonzero(mask)))
     return {FOREGROUND: values} if is_single(largest, voxels) else {}

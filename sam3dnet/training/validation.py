@@ -291,7 +291,7 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
     classes = single_objects_of(model.plans.plans, trainer.dataset_json)
     if classes:
-        classes = whole_foreground(pairs, trainer.dataset_json, model.reader) | classes
+        classes = whole_foreground(sorted(truth.glob(f"*{ending}")), trainer.dataset_json, model.reader) | classes
     measured = measure_single_objects(pairs, classes, model.reader, model.labels.ignore_label)
     chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
     if chosen.keep_largest:
