@@ -27,7 +27,7 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     Returns:
         By case, what the names of a patient's cases begin with; a case's own name where it is the only one.
     """
-    parts = {case: tuple(accumulate(_PART.findall(case))) for case in cases}
+    parts = {case: [one.rstrip("_-. ") for one in accumulate(_PART.findall(case))] for case in cases}
     longest = max(map(len, parts.values()), default=0)
     for length in takewhile(lambda number: number < longest, count(1)):
         beginnings = {case: found[min(length, len(found)) - 1] if found else case for case, found in parts.items()}
@@ -35,7 +35,7 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
         shared = [beginning for beginning, number in sizes.items() if number > 1]
         many = len(sizes) >= FEWEST_PATIENTS and len(parts) <= MOST_CASES_EACH * len(sizes)
         if shared and many and all(re.search(r"\d", beginning) for beginning in shared):
-            return {case: case if sizes[one] == 1 else one.rstrip("_-. ") for case, one in beginnings.items()}
+            return {case: case if sizes[one] == 1 else one for case, one in beginnings.items()}
     return {case: case for case in cases}
 
 

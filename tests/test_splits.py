@@ -135,6 +135,7 @@ def test_a_patient_in_both_parts_of_a_fold_is_told(tmp_path, caplog):
         (["CT_1", "CT_2", "MR_1", "MR_2", "US_1", "US_2"], {}),  # without a number
         ([f"site{site}_{number:03}" for site in range(5) for number in range(9)], {}),  # few for the cases
         (["1", "2", "3", "3a"], {"3": ["3", "3a"]}),
+        (["p1", "p1_later", "p2", "p3-2", "p3_1"], {"p1": ["p1", "p1_later"], "p3": ["p3-2", "p3_1"]}),
         (["-", "_", "."], {}),
         ([], {}),
     ],
