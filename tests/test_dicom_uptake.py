@@ -60,6 +60,22 @@ HOURS = {  # what is said of the times -> half-lives from the injection to the t
     "one half-life": ({}, {}, 1.0),
     "corrected to the injection": ({"DecayCorrection": "ADMIN"}, {}, 0.0),
     "with a date": ({}, {"RadiopharmaceuticalStartDateTime": "20260301082000.00+0100"}, 2.0),
+    "in the zone of the images": (
+        {"TimezoneOffsetFromUTC": "+0100"},
+        {"RadiopharmaceuticalStartDateTime": "20260301072000.00+0000"},
+        2.0,
+    ),
+    "west of it": (
+        {"TimezoneOffsetFromUTC": "-0330"},
+        {"RadiopharmaceuticalStartDateTime": "20260301134000.00+0000"},
+        1.0,
+    ),
+    "in UTC, the images' zone unsaid": ({}, {"RadiopharmaceuticalStartDateTime": "20260301091000+0000"}, 1.0),
+    "a clock in the zone of the images": (
+        {"TimezoneOffsetFromUTC": "+0100"},
+        {"RadiopharmaceuticalStartDateTime": "20260301101000"},
+        1.0,
+    ),
     "before midnight": ({"SeriesTime": "003000", "each": {}}, {"RadiopharmaceuticalStartTime": "224000"}, 1.0),
     "scanned over midnight": (
         {"SeriesTime": "235000", "AcquisitionDate": None, "each": {"AcquisitionTime": ["000800", "235000", "000400"]}},

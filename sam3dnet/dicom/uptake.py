@@ -4,6 +4,7 @@ DICOM PS3.3 C.8.9 says what the elements mean; the formula is that of QIBA's FDG
 weight by the injected dose, decayed to the time that the images are corrected to.
 """
 
+import re
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 GRAMS = 1000.0  # a kg; a ml of tissue is taken for a gram
 LEAST_DOSE_BQ, LARGEST_DOSE_BQ = 1e6, 1e11  # some write MBq
 LONGEST = timedelta(hours=24)  # from the injection to the images
+BETWEEN_ZONES = timedelta(minutes=15)  # at least, and by multiples of it
+OFFSET = re.compile(r"([+-])(\d{2})(\d{2})$")
 PHILIPS_COUNTS_TO_SUV = (0x7053, 0x1000)
 REMEDY = "export it in units of SUV (GML), or let the channel's rule not ask for SUV"
 
@@ -78,15 +81,47 @@ def _since_injection(stack: Stack, header: "Dataset", injected: "Dataset") -> ti
     if not starts:
         raise _refused(stack, "when it was acquired is not said")
     start = min(starts)  # the series' own time, unless it was made later from what had been acquired
-    moment = _parsed(str(injected.get("RadiopharmaceuticalStartDateTime", "") or ""))
+    time = str(injected.get("RadiopharmaceuticalStartTime", "") or "")
+    moment = _of_zone(str(injected.get("RadiopharmaceuticalStartDateTime", "") or ""), header, time)
     if moment is None:
-        clock = _parsed(f"{start:%Y%m%d}{injected.get('RadiopharmaceuticalStartTime', '') or ''}", least=12)
+        clock = _parsed(f"{start:%Y%m%d}{time}", least=12)
         if clock is None:
             raise _refused(stack, "when the dose was injected is not said")
         moment = clock - timedelta(days=1) if clock > start else clock  # before midnight
     if not timedelta(0) <= start - moment <= LONGEST:
         raise _refused(stack, f"the dose was injected at {moment}, and the images start at {start}")
     return start - moment
+
+
+def _of_zone(text: str, header: "Dataset", clock: str) -> datetime | None:
+    """Read the date and time of an injection as the clock beside the images showed it.
+
+    Args:
+        text: With or without an offset from UTC at its end.
+        header: Of the images, whose own times are without one; it may name their zone.
+        clock: The time of the injection without a date, if it is said too.
+
+    Returns:
+        None where nothing is said, and where the clock is apart by what zones are and that of the images is not known.
+    """
+    moment, said = _parsed(text), _offset(text)
+    zone = _offset(str(header.get("TimezoneOffsetFromUTC", "") or ""))
+    if moment is None or said is None:
+        return moment
+    if zone is not None:
+        return moment + zone - said
+    shown = _parsed(f"{moment:%Y%m%d}{clock}", least=12)
+    apart = timedelta(0) if shown is None else abs(shown - moment)
+    return None if apart and not apart % BETWEEN_ZONES else moment
+
+
+def _offset(text: str) -> timedelta | None:
+    """Read +HHMM or -HHMM at the end of a date and time; None where there is none."""
+    found = OFFSET.search(text.replace(":", "").strip())
+    if found is None:
+        return None
+    sign, hours, minutes = found.groups()
+    return (-1 if sign == "-" else 1) * timedelta(hours=int(hours), minutes=int(minutes))
 
 
 def _moment(header: "Dataset", which: str) -> datetime | None:
