@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from sam3dnet.cli import plan_and_preprocess, predict, train
+from sam3dnet.cli.command import make_parser
 from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.settings.training import TrainingSettings
 
@@ -131,6 +132,21 @@ def test_options_of_predict_reach_the_prediction(monkeypatch: pytest.MonkeyPatch
         no_postprocessing=True,
     )
     assert recorder.calls == [((expected, (Path("p.json"), True)), {})]
+
+
+def test_lines_of_nnunet_mean_what_ours_do(places: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam3dnet.training import run
+
+    parser = make_parser(predict.predict, "sam3d_predict")
+    of_nnunet = "-device cpu -step_size 0.75 --disable_tta -chk checkpoint_best.pth -num_parts 3 -part_id 2"
+    of_ours = "--device cpu --step-size 0.75 --no-mirroring --checkpoint checkpoint_best.pth --num-parts 3 --part-id 2"
+    first, second = (parser.parse_args(["-i", "in", "-o", "out", *line.split()]) for line in (of_nnunet, of_ours))
+    assert first == second
+    monkeypatch.setattr(run, "train_fold", recorder := Recorder())
+    assert train.main(["501", "0", "-device", "cpu", "--c"]) == 0
+    assert train.main(["501", "0", "--device", "cpu", "--continue"]) == 0
+    assert recorder.calls[0] == recorder.calls[1]
+    assert recorder.calls[0][0][0].continue_training
 
 
 @pytest.mark.usefixtures("images_alone")

@@ -30,7 +30,7 @@ class OnDevice:
         device: Device to compute on: cpu, cuda, cuda:1 (the second card), mps; without it the best there is.
     """
 
-    device: str | None = None
+    device: Annotated[str | None, "-device"] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,10 +71,10 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     folds: Annotated[list[str | int] | None, "-f"] = None
     plans: Annotated[str, "-p"] = "SAM3DPlans"
     model_folder: Annotated[str | Path | None, "-m"] = None
-    step_size: float | None = None
-    no_mirroring: bool = False
+    step_size: Annotated[float | None, "-step_size"] = None
+    no_mirroring: Annotated[bool, "--disable_tta"] = False
     fast: bool = False
-    checkpoint: str | None = None
+    checkpoint: Annotated[str | None, "-chk"] = None
     num_processes: NumProcesses = None
     prompts: str | Path | None = None
     instance: bool = False
@@ -88,8 +88,8 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
     channels: str | Path | None = None
     text: str | None = None
     clip_weights: str | None = None
-    num_parts: int = 1
-    part_id: int = 0
+    num_parts: Annotated[int, "-num_parts"] = 1
+    part_id: Annotated[int, "-part_id"] = 0
     prev_stage_predictions: Annotated[str | Path | None, "-prev_stage_predictions"] = None
     scheduler: str | None = None
 

@@ -48,7 +48,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     epochs: int | None = None
     minutes: float | None = None
     iterations_per_epoch: int | None = None
-    continue_training: Annotated[bool, "--continue"] = False
+    continue_training: Annotated[bool, "--continue", "--c"] = False
     plans: Annotated[str, "-p"] = "SAM3DPlans"
     sam_checkpoint: str | None = None
     from_model: Annotated[str | None, "--from"] = None
@@ -57,7 +57,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     tensorboard: bool = False
     wandb: bool = False
     save_probabilities: Annotated[bool, "--npz"] = False
-    validate_only: bool = False
+    validate_only: Annotated[bool, "--val"] = False
     checkpoint: str | None = None
 
     def __post_init__(self) -> None:
