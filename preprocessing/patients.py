@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from itertools import accumulate, count, takewhile
 
 _PART = re.compile(r"[^_\-. ]+?(?=(?<=\d)[A-Za-z]$|[_\-. ]|$)[_\-. ]*")  # "12a" is of two
+_TEXT = re.compile(r"\D*")
 FEWEST_PATIENTS = 3
 MOST_CASES_EACH = 4.0  # on average; what has more to a beginning is a hospital or a set
 
@@ -19,7 +20,8 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     """Say of which patient each case is.
 
     The shortest beginnings are patients that hold a number wherever cases share one, and are many for the cases: three
-    at least, with four cases each at most on average. Where there are none, each case is a patient.
+    at least, with four cases each at most on average. Where there are none, those are looked at apart whose names are
+    alike up to the first digit, as where cases of two origins came together; of what is left each case is a patient.
 
     Args:
         cases: Names, without channel and ending.
@@ -27,6 +29,16 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     Returns:
         By case, what the names of a patient's cases begin with; a case's own name where it is the only one.
     """
+    found = _by_beginnings(cases)
+    if len({*found.values()}) < len(found):
+        return found
+    alike: dict[str, list[str]] = {}
+    for case in cases:
+        alike.setdefault(_TEXT.match(case)[0], []).append(case)  # type: ignore[index]
+    return {case: patient for names in alike.values() for case, patient in _by_beginnings(names).items()}
+
+
+def _by_beginnings(cases: Collection[str]) -> dict[str, str]:
     parts = {case: [one.rstrip("_-. ") for one in accumulate(_PART.findall(case))] for case in cases}
     longest = max(map(len, parts.values()), default=0)
     for length in takewhile(lambda number: number < longest, count(1)):

@@ -313,6 +313,18 @@ def test_some_of_what_is_corrected_by_hand_is_held_back(root):
         assert again.held_back  # it goes on
 
 
+def test_all_cases_of_a_patient_judge_or_none_does(root):
+    for case in ("p1_a", "p1_b", "p2_a", "p2_b", "p3_a"):
+        shutil.copy(root / "pool" / "test_0_0000.nii.gz", root / "pool" / f"{case}_0000.nii.gz")
+    for file in (root / "pool").glob("test_*"):
+        file.unlink()
+    with open_project(root) as project:
+        in_dataset = drawn(root, "p1_a")
+        held_back = {case: project.accept(case, in_dataset).held_back for case in ("p1_a", "p2_a", "p1_b", "p2_b")}
+        assert held_back == {"p1_a": False, "p2_a": True, "p1_b": False, "p2_b": True}
+        assert project.state.held_back == ("p2_a", "p2_b")
+
+
 def test_skipped_cases_come_last(root):
     with open_project(root) as project:
         project.skip("test_1")

@@ -136,6 +136,8 @@ def test_a_patient_in_both_parts_of_a_fold_is_told(tmp_path, caplog):
         ([f"site{site}_{number:03}" for site in range(5) for number in range(9)], {}),  # few for the cases
         (["1", "2", "3", "3a"], {"3": ["3", "3a"]}),
         (["p1", "p1_later", "p2", "p3-2", "p3_1"], {"p1": ["p1", "p1_later"], "p3": ["p3-2", "p3_1"]}),
+        (["case_0", "case_1", "p1_a", "p1_b", "p2_a", "p3_a"], {"p1": ["p1_a", "p1_b"]}),  # of two origins
+        ([f"{kind}{number}" for kind in ("CT_", "MR_") for number in range(5)], {}),
         (["-", "_", "."], {}),
         ([], {}),
     ],

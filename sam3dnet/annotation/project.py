@@ -45,6 +45,7 @@ from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
+from sam3dnet.preprocessing.patients import patients_of
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
@@ -424,11 +425,20 @@ class AnnotationProject:
     # Images and rules
 
     def _is_held_back(self, case: str, corrected: bool) -> bool:
-        """Tell whether a case is to judge models: some of those that no model has learned from, nor made alone."""
+        """Tell whether a case is to judge models: some of those that no model has learned from, nor made alone.
+
+        A patient's further cases go where the first is: what has learned from one of them knows the others too.
+        """
         state = self.state
         before = state.labels.get(case)
         if before is not None:
             return getattr(before, "held_back", False)
+        patients = patients_of([image.name for image in self._images()])
+        of_patient = {name for name, patient in patients.items() if patient == patients[case] and name != case}
+        if of_patient & {*state.held_back}:
+            return True
+        if of_patient & {*self._dataset.cases(), *state.trained_on}:
+            return False
         if not corrected or case in state.trained_on or len(state.held_back) >= MOST_HELD_BACK:
             return False
         by_hand = sum(isinstance(one, Accepted) and one.corrected for one in state.labels.values())
