@@ -40,6 +40,7 @@ from sam3dnet.cli import evaluate as evaluate_command
 from sam3dnet.cli import plan_and_preprocess as plan_command
 from sam3dnet.cli import predict as predict_command
 from sam3dnet.errors import DatasetError
+from sam3dnet.inference import predictor
 from sam3dnet.planning.fingerprint import load_or_make_fingerprint
 from sam3dnet.preprocessing import cluster as cluster_module
 from sam3dnet.preprocessing.cluster import DaskCluster, open_cluster
@@ -308,6 +309,23 @@ def test_both_stages_of_a_cascade_are_predicted_by_the_workers(
     assert (report.written, list(report.failed)) == ((["a", "b"], ["c"]) if stored else (["a", "b", "c"], []))
     assert label_maps(tmp_path / "out") == expected
     assert predict(cluster=cluster, **options).skipped == report.written
+
+
+def test_workers_find_the_model_of_a_file_beside_the_output(
+    address: str, predict: Any, model: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict()
+    expected = label_maps(tmp_path / "out")
+    packed = shutil.make_archive(str(tmp_path / "model"), "zip", model.parents[1])
+    seen, opened = [], predictor.load_stages
+    monkeypatch.setattr(
+        predictor, "load_stages", lambda folder, *a, **k: seen.append(folder) or opened(folder, *a, **k)
+    )
+    line = ["-i", str(images), "-o", str(tmp_path / "spread"), "-m", packed, "--device", "cpu", "--scheduler", address]
+    assert predict_command.main(line) == 0
+    assert label_maps(tmp_path / "spread") == expected
+    assert [folder.is_relative_to(tmp_path / "spread") for folder in seen] == [True]
+    assert not list((tmp_path / "spread").glob(".sam3d_unfinished*"))
 
 
 def test_each_worker_loads_the_model_once_and_forgets_it(cluster: DaskCluster, predict: Any, tmp_path: Path) -> None:

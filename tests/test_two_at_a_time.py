@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.writing import SECONDS_TO_WRITE, UNFINISHED, remove_abandoned
+from sam3dnet.inference.writing import SECONDS_TO_RUN, UNFINISHED, remove_abandoned
 from sam3dnet.preprocessing import control_groups, cores, free_memory
 from sam3dnet.preprocessing.locking import only_one
 from sam3dnet.settings.prediction import PredictionSettings
@@ -61,13 +62,19 @@ def test_a_lock_that_nobody_holds_is_taken_at_once(tmp_path: Path, caplog: pytes
 
 def test_what_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:
     ours = f"{UNFINISHED}{socket.gethostname()}-{os.getpid()}"
-    new, old, elsewhere = (tmp_path / name for name in (f"{ours}-new", f"{ours}-old", f"{UNFINISHED}other-host-1-x"))
-    for folder in (new, old, elsewhere):
-        folder.mkdir()
-        (folder / "a.nii.gz").write_bytes(b"")
-    os.utime(old, (time.time() - SECONDS_TO_WRITE - 60,) * 2)
+    there = f"{UNFINISHED}other-host-1"
+    began = psutil.Process().create_time()
+    ages = {f"{ours}-new": 0.0, f"{there}-x": 3600.0, f"{there}-lost": SECONDS_TO_RUN + 60}
+    for name, age in ages.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.nii.gz").write_bytes(b"")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    (tmp_path / f"{ours}-before").mkdir()
+    os.utime(tmp_path / f"{ours}-before", (began - 60,) * 2)
+    (tmp_path / f"{ours}-long").mkdir()
+    os.utime(tmp_path / f"{ours}-long", (began + 1,) * 2)  # all of its images were written then
     remove_abandoned(tmp_path)
-    assert [folder.exists() for folder in (new, old, elsewhere)] == [True, False, True]
+    assert {path.name for path in tmp_path.iterdir()} == {f"{ours}-new", f"{ours}-long", f"{there}-x"}
 
 
 def test_parts_share_the_images_as_nnunets(predict, tmp_path: Path) -> None:

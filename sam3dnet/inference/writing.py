@@ -19,7 +19,8 @@ from sam3dnet.preprocessing.geometry import as_stored
 from sam3dnet.preprocessing.reading import DatasetReader
 
 UNFINISHED = ".sam3d_unfinished-"  # of a label map's own folder, so that runs into one folder leave each other alone
-SECONDS_TO_WRITE = 3600.0  # a label map at most; a folder that is older was left by a run that was killed
+SECONDS_TO_RUN = 7 * 86400.0  # a prediction on another machine at most: its folder may hold images of all its cases
+CLOCKS = 5.0  # seconds by which that of a disk may be behind
 LARGEST_BYTE = 255
 
 
@@ -81,9 +82,13 @@ def remove_abandoned(folder: Path) -> None:
 def _is_abandoned(unfinished: Path) -> bool:
     """Tell whether the process that made a folder has ended; of another machine's nothing is known but the time."""
     host, process, _ = unfinished.name.removeprefix(UNFINISHED).rsplit("-", 2)
-    if host == socket.gethostname() and not psutil.pid_exists(int(process)):
+    written = unfinished.stat().st_mtime
+    if host != socket.gethostname():
+        return time.time() - written > SECONDS_TO_RUN
+    try:
+        return psutil.Process(int(process)).create_time() > written + CLOCKS  # another one that has its number now
+    except psutil.Error:
         return True
-    return time.time() - unfinished.stat().st_mtime > SECONDS_TO_WRITE
 
 
 def _not_whole(path: Path) -> OSError:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,13 +74,19 @@ def predict_any(
 
 @contextmanager
 def _opened(settings: PredictionSettings) -> Iterator[tuple[PredictionSettings, Path]]:
-    """Find the model; that of an exported file is unpacked meanwhile."""
+    """Find the model; that of an exported file is unpacked meanwhile, for other machines beside the output."""
     given = settings.model_folder
     if given is None or not (is_on_hub(given) or Path(given).expanduser().is_file()):
         found = model_folder_of(settings)
         yield replace(settings, model_folder=found), found
         return
-    with model_folder(given, settings.root, settings.configuration, settings.plans) as unpacked:
+    with ExitStack() as stack:
+        shared = None
+        if settings.scheduler is not None:
+            prepare_output_folder(Path(settings.output_folder), Path(settings.input_folder))
+            shared = Path(stack.enter_context(unfinished_folder(Path(settings.output_folder).absolute())))
+        source = (given, settings.root, settings.configuration, settings.plans)
+        unpacked = stack.enter_context(model_folder(*source, shared=shared))
         yield replace(settings, model_folder=unpacked), unpacked
 
 

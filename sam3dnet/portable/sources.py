@@ -24,21 +24,31 @@ def model_folder(
     root: Path | str | None = None,
     configuration: str = "3d_fullres",
     plans: str = OUR_PLANS,
+    *,
+    shared: Path | None = None,
 ) -> Iterator[Path]:
-    """Give the folder of a model, that of a zip file until the end of the block; arguments as of `load_model`.
+    """Give the folder of a model, that of a zip file until the end of the block.
+
+    Args:
+        source, root, configuration, plans: As of `load_model`.
+        shared: Folder that a model from a file or the hub is written to, for other machines to see; None: where this
+            one keeps such.
 
     Raises:
         CheckpointError: If there is no such model.
     """
     if source is not None and is_on_hub(source):
         model = hub_model(source)
-        found = _only_model(pull(model), plans, configuration)
+        pulled = pull(model)
+        if shared is not None:
+            pulled = Path(shutil.copytree(pulled, shared, dirs_exist_ok=True))
+        found = _only_model(pulled, plans, configuration)
         require_whole(found, str(model))
         yield found
         return
     path = None if source is None else Path(str(source)).expanduser()
     if path is not None and path.is_file():
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as unpacked:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir=shared) as unpacked:
             found = _only_model(_unpack(path, Path(unpacked)), plans, configuration)
             require_whole(found, str(path))
             yield found
