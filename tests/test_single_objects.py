@@ -75,7 +75,7 @@ def test_dice_is_measured_before_and_after_over_all_cases_that_have_the_class_or
         for number, (prediction, truth) in enumerate(zip(predictions, truths, strict=True))
     ]
     reader = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
-    found = {one.keep_largest: one for one in measure_single_objects(pairs, classes, reader)}
+    found = {one.keep_largest: one for one in measure_single_objects(pairs, classes, classes, reader)}
     assert found.keys() == {(1, 2), (1,), (2,)}
     assert found[2,].cases == 2
     for labels, one in found.items():
@@ -117,7 +117,7 @@ def test_an_aorta_larger_than_the_ventricle_that_it_is_taken_for_goes_with_all_t
     prediction[1:3, 1:4, 2:4], prediction[2:4, 2:4, 3:5] = 1, 2
     classes = {"": (1, 2), "myocardium": (1,), "LV": (2,)}
     pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
-    found = measure_single_objects(pairs, classes, reader_named("SimpleITKIO", {"file_ending": ".nii.gz"}))
+    found = measure_single_objects(pairs, classes, {}, reader_named("SimpleITKIO", {"file_ending": ".nii.gz"}))
     chosen = write_postprocessing_of_fold(tmp_path, found, {"labels": {"background": 0, "myocardium": 1, "LV": 2}})
     assert chosen.keep_largest == ((1, 2), (1,))
     left = chosen.applied_to(prediction)
@@ -126,21 +126,55 @@ def test_an_aorta_larger_than_the_ventricle_that_it_is_taken_for_goes_with_all_t
     )
 
 
+def test_a_small_class_that_lies_apart_is_not_given_for_the_dice_of_all_together(tmp_path):
+    truth, classes = np.zeros((20, 30, 40), np.uint8), {"organ": (1,), "gland": (2,)}
+    truth[2:14, 2:22, 2:30], truth[16:18, 25:28, 35:38] = 1, 2
+    island = truth.copy()
+    island[0:2, 26:30, 0:30] = 1
+    pairs = [
+        (write(tmp_path / "p", str(number), prediction), write(tmp_path / "t", str(number), truth))
+        for number, prediction in enumerate((truth, island))
+    ]
+    reader, steps = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"}), {"": (1, 2), "organ": (1,)}
+    found = measure_single_objects(pairs, steps, classes, reader)
+    assert (found[0].of_classes["gland"].dice_before, found[0].of_classes["gland"].dice_after) == (1, 0)
+    assert found[0].dice_after > found[0].dice_before
+    described = {"labels": {"background": 0, "organ": 1, "gland": 2}}
+    assert write_postprocessing_of_fold(tmp_path, found, described).keep_largest == ((1,),)
+    assert read_postprocessing(tmp_path / "none", described, [tmp_path]).keep_largest == ((1,),)
+
+
+def test_a_part_whose_objects_go_leaves_no_holes_in_the_whole(tmp_path):
+    truth = np.zeros((6, 12, 20), np.uint8)
+    truth[1:5, 1:11, 1:19], truth[2:4, 3:6, 3:6], truth[2:4, 3:5, 14:16] = 1, 2, 2
+    classes = {"whole": (1, 2), "core": (2,)}
+    pairs = [(write(tmp_path / "p", "a", truth), write(tmp_path / "t", "a", truth * (truth != 2) + (truth == 2)))]
+    (found,) = measure_single_objects(
+        pairs, {"core": (2,)}, classes, reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
+    )
+    whole = found.of_classes["whole"]
+    assert whole.dice_before == 1 and whole.dice_after == pytest.approx(2 * (720 - 8) / (720 + 720 - 8))
+    assert found.dice_after >= found.dice_before
+    described = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    assert not write_postprocessing_of_fold(tmp_path, [found], described).keep_largest
+
+
 def test_what_nobody_has_annotated_counts_nowhere_but_may_be_the_largest(tmp_path):
     truth, prediction = np.zeros((3, 4, 12), np.uint8), np.zeros((3, 4, 12), np.uint8)
     truth[:, :, 8:] = 9  # to be ignored
     truth[:, :2, 4:6] = prediction[:, :2, 4:6] = prediction[0, 3, 0] = 1
     pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
     reader = reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
-    (found,) = measure_single_objects(pairs, {"organ": (1,)}, reader, 9)
+    (found,) = measure_single_objects(pairs, {"organ": (1,)}, {"organ": (1,)}, reader, 9)
     assert (found.dice_before, found.dice_after) == (pytest.approx(24 / 25), 1)
     prediction[:, :, 8:] = 1
     pairs = [(write(tmp_path / "p", "a", prediction), write(tmp_path / "t", "a", truth))]
-    (found,) = measure_single_objects(pairs, {"organ": (1,)}, reader, 9)
+    (found,) = measure_single_objects(pairs, {"organ": (1,)}, {"organ": (1,)}, reader, 9)
     assert (found.dice_before, found.dice_after) == (pytest.approx(24 / 25), 0)  # the largest lies elsewhere
     assert not measure_single_objects(
         [(write(tmp_path / "p", "b", prediction * (truth == 9)), write(tmp_path / "t", "b", truth * (truth == 9)))],
         {"organ": (1,)},
+        {},
         reader,
         9,
     )

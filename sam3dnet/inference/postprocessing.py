@@ -39,20 +39,30 @@ class _File(Part):
 _Content = TypeVar("_Content", bound="_File | _FoldFile")
 
 
-class Measured(Part):
+class Change(Part):
+    """What becomes of the Dice of some labels.
+
+    Attributes:
+        cases: That have the labels, or for which they were predicted.
+        dice_before: Mean over these cases.
+        dice_after: The same after a step.
+    """
+
+    cases: Annotated[StrictInt, Field(ge=1)]
+    dice_before: float
+    dice_after: float
+
+
+class Measured(Change):
     """What a fold's validation says of keeping the largest component of some labels alone.
 
     Attributes:
         keep_largest: The labels.
-        cases: That have the labels, or for which they were predicted.
-        dice_before: Mean over these cases.
-        dice_after: The same of the largest component.
+        of_classes: What becomes of other classes that share labels with these, by name.
     """
 
     keep_largest: Step
-    cases: Annotated[StrictInt, Field(ge=1)]
-    dice_before: float
-    dice_after: float
+    of_classes: dict[str, Change] = Field(default_factory=dict)
 
 
 class _FoldFile(Part):
@@ -125,13 +135,22 @@ def _read(kind: type[_Content], file: Path, dataset_json: Mapping[str, Any], rem
 
 
 def _of_folds(folds: Sequence[Sequence[Measured]]) -> Postprocessing:
-    """Choose what makes the cases of all folds together no worse, and was measured on each fold; the widest first."""
-    gain: dict[tuple[int, ...], list[float]] = {}
+    """Choose what was measured on each fold and makes no class worse in the cases of all; the widest first."""
+    measured: dict[tuple[int, ...], list[Measured]] = {}
     for fold in folds:
         for one in fold:
-            gain.setdefault(one.keep_largest, []).append(one.cases * (one.dice_after - one.dice_before))
-    kept = [labels for labels, gains in gain.items() if len(gains) == len(folds) and sum(gains) >= 0]
+            measured.setdefault(one.keep_largest, []).append(one)
+    kept = [labels for labels, found in measured.items() if len(found) == len(folds) and _hurts_none(found)]
     return Postprocessing(tuple(sorted(kept, key=len, reverse=True)))
+
+
+def _hurts_none(measured: Sequence[Measured]) -> bool:
+    """Tell whether no mean Dice falls: as nnU-Net decides, which wants it of each class by itself, too."""
+    gains: dict[str | None, float] = {}
+    for fold in measured:
+        for name, one in [(None, fold), *fold.of_classes.items()]:
+            gains[name] = gains.get(name, 0.0) + one.cases * (one.dice_after - one.dice_before)
+    return min(gains.values()) >= 0
 
 
 def write_postprocessing(

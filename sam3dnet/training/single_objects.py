@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from sam3dnet.inference.postprocessing import Measured
+from sam3dnet.inference.postprocessing import Change, Measured
 from sam3dnet.planning.objects import LabelBoxes, largest_object, largest_of, mask_of
 from sam3dnet.planning.single_objects import KEY, is_single
 from sam3dnet.preprocessing.cases import foreground_classes
@@ -57,50 +57,86 @@ def whole_foreground(
 
 def measure_single_objects(
     pairs: Iterable[tuple[Path, Path]],
+    steps: Mapping[str, Sequence[int]],
     classes: Mapping[str, Sequence[int]],
     reader: DatasetReader,
     ignored: int | None = None,
 ) -> list[Measured]:
-    """Measure Dice before and after keeping the largest object of each class alone.
+    """Measure Dice before and after keeping the largest object of some labels alone, of them and of what shares them.
+
+    A class that lies apart, and small beside the others, would go with all but the largest object of all together, and
+    their Dice would hardly tell; of regions one may get holes where a part of it goes.
 
     Args:
         pairs: Files of a predicted and the true label map of each case.
-        classes: Labels by name.
+        steps: Labels whose largest object shall stay alone, by name.
+        classes: All classes or regions: labels by name.
         reader: Of both files.
         ignored: Label of what nobody has annotated: voxels there count nowhere; None for none.
     """
-    dice: dict[str, list[tuple[float, ...]]] = {name: [] for name in classes}
+    shared = {step: [name for name in classes if {*classes[name]} & {*steps[step]}] for step in steps}
+    of_step: dict[str, dict[str, list[_Dice]]] = {step: {name: [] for name in (step, *shared[step])} for step in steps}
     for predicted, truth in pairs:
-        prediction_ZYX, truth_ZYX = reader.read_seg(predicted)[0][0], reader.read_seg(truth)[0][0]
-        boxes, counts = LabelBoxes(prediction_ZYX), _voxels_of(classes, truth_ZYX)
-        for name, values in classes.items():
-            box = boxes.of(values)
-            if box is not None:
-                mask, true = mask_of(prediction_ZYX[box], values), mask_of(truth_ZYX[box], values)
-                known = truth_ZYX[box] != ignored if ignored is not None else np.True_
-                parts = (mask & known, largest_of(mask) & known)
-                if parts[0].any() or counts[name]:
-                    dice[name].append(tuple(_dice(part, true, counts[name]) for part in parts))
-            elif counts[name]:
-                dice[name].append((0.0, 0.0))
-    means = {name: np.mean(values, axis=0) for name, values in dice.items() if values}
-    return [
-        Measured(
-            keep_largest=tuple(classes[name]),
-            cases=len(dice[name]),
-            dice_before=float(before),
-            dice_after=float(after),
-        )
-        for name, (before, after) in means.items()
-    ]
+        case = _Case(reader.read_seg(predicted)[0][0], reader.read_seg(truth)[0][0], ignored)
+        for step, labels in steps.items():
+            taken_out = case.all_but_the_largest(labels)
+            for name, found in of_step[step].items():
+                dice = case.dice(labels if name == step else classes[name], taken_out)
+                found += [] if dice is None else [dice]
+    measured = []
+    for step, labels in steps.items():
+        changes = {name: _change(found) for name, found in of_step[step].items() if found}
+        if step in changes:
+            of_classes = {name: Change(**one) for name, one in changes.items() if name != step}
+            measured.append(Measured(keep_largest=tuple(labels), of_classes=of_classes, **changes[step]))
+    return measured
 
 
-def _voxels_of(classes: Mapping[str, Sequence[int]], labels_ZYX: np.ndarray) -> dict[str, int]:
-    counts = dict(zip(*(found.tolist() for found in np.unique(labels_ZYX, return_counts=True)), strict=True))
-    return {name: sum(counts.get(value, 0) for value in set(values)) for name, values in classes.items()}
+_Dice = tuple[float, float]  # before and after
+_Voxels = tuple[np.ndarray, np.ndarray]  # their predicted and their true labels
 
 
-def _dice(mask: np.ndarray, true: np.ndarray, true_voxels: int) -> float:
-    """Give the Dice coefficient of a mask that lies in a box, with all voxels of the truth."""
-    either = np.count_nonzero(mask) + true_voxels
-    return float(2 * np.count_nonzero(mask & true) / either) if either else 0.0  # what was there was not the largest
+class _Case:
+    """A predicted and the true label map, of which what nobody has annotated counts nowhere."""
+
+    def __init__(self, prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, ignored: int | None):
+        self._prediction_ZYX, self._truth_ZYX = prediction_ZYX, truth_ZYX
+        self._boxes, self._ignored = LabelBoxes(prediction_ZYX), ignored
+        values, counts = np.unique(truth_ZYX, return_counts=True)
+        self._true_voxels = dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
+        self._overlaps: dict[tuple[int, ...], tuple[int, int]] = {}
+
+    def all_but_the_largest(self, labels: Sequence[int]) -> _Voxels:
+        """Give the voxels of all objects of some labels but the largest."""
+        box = self._boxes.of(labels)
+        if box is None:
+            return np.empty(0), np.empty(0)
+        mask = mask_of(self._prediction_ZYX[box], labels)
+        mask &= ~largest_of(mask)
+        return self._prediction_ZYX[box][mask], self._truth_ZYX[box][mask]
+
+    def dice(self, labels: Sequence[int], taken_out: _Voxels) -> _Dice | None:
+        """Measure labels as predicted and without some voxels; None where neither label map has them."""
+        true = sum(self._true_voxels.get(value, 0) for value in {*labels})
+        key, box = tuple(labels), self._boxes.of(labels)
+        if key not in self._overlaps:
+            parts = (np.empty(0), np.empty(0)) if box is None else (self._prediction_ZYX[box], self._truth_ZYX[box])
+            self._overlaps[key] = self._overlap(labels, *parts)
+        common, predicted = self._overlaps[key]
+        if not true + predicted:
+            return None
+        fewer_common, fewer = self._overlap(labels, *taken_out)
+        left = true + predicted - fewer  # nothing is left: what was the largest lies where nobody has annotated
+        return 2 * common / (true + predicted), 2 * (common - fewer_common) / left if left else 0.0
+
+    def _overlap(self, labels: Sequence[int], predicted: np.ndarray, true: np.ndarray) -> tuple[int, int]:
+        """Count the voxels that are predicted as labels: those that are right, and all."""
+        mask = mask_of(predicted, labels)
+        if self._ignored is not None:
+            mask &= true != self._ignored
+        return int(np.count_nonzero(mask & mask_of(true, labels))), int(np.count_nonzero(mask))
+
+
+def _change(dice: Sequence[_Dice]) -> dict[str, Any]:
+    before, after = np.mean(dice, axis=0)
+    return {"cases": len(dice), "dice_before": float(before), "dice_after": float(after)}

@@ -38,6 +38,7 @@ from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.postprocessing import write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
+from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
@@ -289,10 +290,13 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
     """Note what becomes of classes that are one object when the largest alone is kept, and say what is done."""
     ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
-    classes = single_objects_of(model.plans.plans, trainer.dataset_json)
-    if classes:
-        classes = whole_foreground(sorted(truth.glob(f"*{ending}")), trainer.dataset_json, model.reader) | classes
-    measured = measure_single_objects(pairs, classes, model.reader, model.labels.ignore_label)
+    steps, classes = (
+        single_objects_of(model.plans.plans, trainer.dataset_json),
+        foreground_classes(trainer.dataset_json),
+    )
+    if steps:
+        steps = whole_foreground(sorted(truth.glob(f"*{ending}")), trainer.dataset_json, model.reader) | steps
+    measured = measure_single_objects(pairs, steps, classes, model.reader, model.labels.ignore_label)
     chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
     if chosen.keep_largest:
         kept = [one for one in measured if one.keep_largest in chosen.keep_largest]
