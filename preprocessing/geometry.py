@@ -172,6 +172,12 @@ def place_in_file(place_ZYX: Sequence[int], shape_ZYX: Sequence[int], properties
     return _triple(np.rint(file_from_array @ [*reversed(place_ZYX), 1])[:3])
 
 
+def place_in_array(at: Sequence[int], shape_ZYX: Sequence[int], properties: Mapping[str, Any]) -> Voxel:
+    """Give the voxel (z, y, x) of the array in which nnU-Net's reader gave an image; the reverse of `place_in_file`."""
+    _, file_from_array = _image_affines(properties, _triple(shape_ZYX))
+    return _triple(np.rint(np.linalg.inv(file_from_array) @ [*at, 1])[2::-1])
+
+
 def nearest_voxel(coordinates: npt.ArrayLike, shape: Sequence[int]) -> Voxel:
     """Give the voxel of a grid that holds a point, or the nearest one; a point between two belongs to the higher."""
     return _triple(np.clip(np.floor(np.asarray(coordinates) + 0.5), 0, np.asarray(shape) - 1))

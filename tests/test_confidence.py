@@ -99,6 +99,37 @@ def test_two_objects_one_of_which_is_none(tmp_path):
     assert (lesion.expected_dice, lesion.dice, lesion.objects, lesion.volume_ml) == (None, None, (), 0)
 
 
+def test_what_postprocessing_takes_out_is_neither_listed_nor_expected(tmp_path):
+    """As if the logits had never said it, in a file's own axes."""
+    loaded = load_model(make_model(tmp_path))
+    properties = make_properties((8, 6, 7), (2.0, 1.0, 0.5))
+    shape = tuple(properties["shape_before_cropping"][axis] for axis in loaded.plans.transpose_backward)
+    labels_ZYX, logits = np.zeros(shape, np.uint8), torch.zeros(3, *shape)
+    logits[0] = 9
+    labels_ZYX[2:4, 2:4, 2:4], labels_ZYX[5, 5, 5], labels_ZYX[0, 0, 0] = 1, 1, 2
+    left_ZYX = np.where((np.indices(shape) < 4).all(0) & (labels_ZYX == 1), 1, 0)
+
+    def written(of_labels_ZYX, before_ZYX):
+        said = logits.clone()
+        for value in (1, 2):
+            said[value][torch.from_numpy(of_labels_ZYX == value)] = 18
+        volume = volume_of(loaded, properties)
+        crop = tuple(slice(start, stop) for start, stop in properties["bbox_used_for_cropping"])
+        in_plan = said.permute(0, *(1 + axis for axis in loaded.plans.transpose_forward))[(slice(None), *crop)]
+        volume.put(slice(None), (slice(0, in_plan.shape[1]), slice(None), slice(None)), in_plan)
+        volume.write(tmp_path / "a", left_ZYX, before_ZYX)
+        volume.close()
+        return json.loads((tmp_path / "a_confidence.json").read_text())["classes"]
+
+    found, never_said = written(labels_ZYX, labels_ZYX), written(left_ZYX, None)
+    assert found["organ"]["objects"] == never_said["organ"]["objects"] and len(found["organ"]["objects"]) == 1
+    for key in ("dice", "expected_dice", "volume_ml", "expected_ml"):
+        assert found["organ"][key] == pytest.approx(never_said["organ"][key], rel=1e-3)
+    lesion = found["lesion"]
+    assert (lesion["dice"], lesion["objects"], lesion["volume_ml"]) == (None, [], 0)
+    assert lesion["expected_ml"] == pytest.approx(never_said["lesion"]["expected_ml"], abs=1e-3)
+
+
 def test_voxels_that_nobody_annotated_are_left_out(tmp_path):
     loaded = load_model(make_model(tmp_path))
     properties = make_properties((8, 6, 7), (2.0, 1.0, 0.5))
@@ -263,6 +294,18 @@ def test_what_a_validation_found_is_read_again(tmp_path):
     (tmp_path / FILE).write_text('{"format": "other"}')
     with pytest.raises(CheckpointError, match="--validate-only"):
         read_validated([tmp_path])
+
+
+def test_a_single_case_calibrates_nothing(tmp_path):
+    validated = Validated(
+        dice=Pairs(["a"], ["organ"], [0.9], [0.3], [1.0]),
+        objects=Pairs(["a"] * 9, ["organ"] * 9, [0.7] * 9, [0.0] * 9, [1.0] * 9),
+    )
+    learned = validated.calibration()
+    assert learned.dice("organ", 0.9) == pytest.approx(0.9) and learned.object_is_real(
+        "organ", 0.7, 1
+    ) == pytest.approx(0.7)
+    assert validated.in_words().count("not calibrated: a single case") == 2
 
 
 def test_calibrated_values_stand_beside_the_networks_own(tmp_path):

@@ -11,6 +11,8 @@ from tiny_models import LABELS, REGIONS, labels_of, make_model
 from sam3dnet.cli.info import info
 from sam3dnet.errors import PlanError
 from sam3dnet.evaluation.metrics import dice_coefficient
+from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
+from sam3dnet.inference.calibration import read_validated
 from sam3dnet.inference.postprocessing import (
     FILE,
     Measured,
@@ -22,8 +24,10 @@ from sam3dnet.inference.postprocessing import (
 )
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.single_objects import find_single_objects, single_objects_decision
+from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import reader_named
 from sam3dnet.training.single_objects import measure_single_objects, single_objects_of, whole_foreground
+from sam3dnet.training.validation import _calibrate
 
 OF_ORGAN, OF_LESION = (1,), (2,)
 
@@ -157,6 +161,39 @@ def test_a_part_whose_objects_go_leaves_no_holes_in_the_whole(tmp_path):
     assert found.dice_after >= found.dice_before
     described = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
     assert not write_postprocessing_of_fold(tmp_path, [found], described).keep_largest
+
+
+def test_confidences_are_calibrated_on_what_postprocessing_leaves(tmp_path):
+    truth, reader = np.zeros((6, 8, 20), np.uint8), reader_named("SimpleITKIO", {"file_ending": ".nii.gz"})
+    truth[1:5, 1:5, 1:5] = 1
+    prediction = truth.copy()
+    prediction[0:2, 6:8, 10:14] = 1
+    output, base = tmp_path / "fold_0" / "validation", tmp_path / "base"
+    output.mkdir(parents=True), base.mkdir()
+    write(output, "a", prediction), write(base / LABELS_FOLDER, "a", truth)
+    objects = [
+        {"certainty": 0.9, "volume_ml": 64.0, "at": [1, 1, 1], "real": True},
+        {"certainty": 0.5, "volume_ml": 16.0, "at": [10, 6, 0], "real": False},
+    ]
+    organ = {"expected_dice": 0.9, "volume_ml": 80.0, "expected_ml": 70.0, "objects": objects, "true_dice": 128 / 144}
+    (output / "a_confidence.json").write_text(json.dumps({"classes": {"organ": organ}}))
+    dataset_json = {"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
+    told = []
+    trainer = SimpleNamespace(
+        fold=0, dataset_json=dataset_json, preprocessed_dataset_folder_base=str(base), print_to_log_file=told.append
+    )
+    model = SimpleNamespace(reader=reader, labels=SimpleNamespace(ignore_label=None))
+    _calibrate(trainer, model, output, Postprocessing(((1,),)))
+    found = read_validated([output.parent])
+    assert found.dice.found == [1] and found.objects.found == [1] and "1 objects" in told[0]
+    assert found.dice.said == [pytest.approx(2 * 57.6 / (64 + 57.6 + 70 - 65.6))]
+    _calibrate(trainer, model, output, Postprocessing())
+    found = read_validated([output.parent])
+    assert (found.dice.said, found.objects.found) == ([0.9], [1, 0])
+    (output.parent / CALIBRATION_FILE).unlink()
+    trainer.fold = "all"
+    _calibrate(trainer, model, output, Postprocessing())
+    assert not (output.parent / CALIBRATION_FILE).exists() and len(told) == 2
 
 
 def test_what_nobody_has_annotated_counts_nowhere_but_may_be_the_largest(tmp_path):

@@ -247,12 +247,13 @@ def _errors(pairs: Pairs, weight: float, measure: Any) -> dict[str, Any] | None:
             curve = fit(pairs.of_cases(set(names) - set(group)), weight)
             for number in [number for number, case in enumerate(pairs.case) if case in group]:
                 expected[number] = curve.at(pairs.class_name[number], pairs.said[number], pairs.share[number])
-    return {"number": len(said), "uncalibrated": measure(said, found), "calibrated": measure(expected, found)}
+    compared = {"uncalibrated": measure(said, found), "calibrated": measure(expected, found)}
+    return {"number": len(said), "cases": len(names), **compared}
 
 
 def _is_better(errors: Mapping[str, Any] | None) -> bool:
     """Tell whether calibration makes confidences of cases better that it did not learn from: of few it may not."""
-    if errors is None:
+    if errors is None or errors["cases"] < 2:  # nothing was left out, of one
         return False
     before, after = errors["uncalibrated"], errors["calibrated"]
     score = "mean_error" if "mean_error" in before else "brier"
@@ -263,6 +264,8 @@ def _before_and_after(errors: Mapping[str, Any], key: str) -> str:
     before, after = (errors[which][key] for which in ("uncalibrated", "calibrated"))
     if _is_better(errors):
         return f"{after:.3f} ({before:.3f} before calibration)"
+    if errors["cases"] < 2:
+        return f"{before:.3f} (not calibrated: a single case)"
     return f"{before:.3f} (not calibrated, which would make it {after:.3f}: too few cases)"
 
 

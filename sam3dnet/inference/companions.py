@@ -18,8 +18,14 @@ class Companion(Protocol):
     def put(self, channels: int | slice, box: Slices, logits: Tensor) -> None:
         """Take the logits of a channel, or of all, in a box of the image that the plan transposed and cropped."""
 
-    def write(self, stem: Path, labels_ZYX: np.ndarray) -> None:
-        """Write the files, of which this is the name without the endings, beside this label map on the image's grid."""
+    def write(self, stem: Path, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> None:
+        """Write the files beside a label map.
+
+        Args:
+            stem: Their name without the endings.
+            labels_ZYX: The label map on the image's grid.
+            before_ZYX: The same before post-processing; None where there was none.
+        """
 
     def close(self) -> None:
         """Give the room back."""
@@ -39,10 +45,10 @@ class Companions:
         for one in self._several:
             one.put(channels, box, logits)
 
-    def write(self, stem: Path, labels_ZYX: np.ndarray) -> None:
+    def write(self, stem: Path, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> None:
         """Have each write its files."""
         for one in self._several:
-            one.write(stem, labels_ZYX)
+            one.write(stem, labels_ZYX, before_ZYX)
 
     def close(self) -> None:
         """Give the room of each back."""
@@ -57,23 +63,35 @@ class Segmentation:
     Attributes:
         labels_ZYX: Label map on the grid of the image as its reader gave it.
         companions: What is written beside it.
+        before_ZYX: The label map before post-processing; None where there was none.
     """
 
     labels_ZYX: np.ndarray
     companions: Companions
+    before_ZYX: np.ndarray | None = None
 
     @classmethod
-    def of(cls, companions: Companions, segment: Callable[[], np.ndarray]) -> "Segmentation":
+    def of(
+        cls,
+        companions: Companions,
+        segment: Callable[[], np.ndarray],
+        postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> "Segmentation":
         """Segment, and give back the room of companions if that fails."""
         try:
-            return cls(segment(), companions)
+            labels_ZYX = segment()
+            return (
+                cls(labels_ZYX, companions)
+                if postprocess is None
+                else cls(postprocess(labels_ZYX), companions, labels_ZYX)
+            )
         except BaseException:
             companions.close()
             raise
 
     def companions_of(self, name: str) -> Callable[[Path], None]:
         """Give what writes the companions of the case of this name into a folder."""
-        return lambda folder: self.companions.write(folder / name, self.labels_ZYX)
+        return lambda folder: self.companions.write(folder / name, self.labels_ZYX, self.before_ZYX)
 
 
 def start_companions(*starts: Callable[[], Companion] | Literal[False]) -> Companions:

@@ -8,7 +8,7 @@ speaks for an object is the mean p of its voxels. A network trained for Dice is 
 Axes in names: K classes or regions, M maps, n p voxels or planes, Z Y X voxels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -28,7 +28,7 @@ from sam3dnet.inference.windows import in_parts
 from sam3dnet.planning.objects import LabelBoxes, mask_of, union
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import write_json
-from sam3dnet.preprocessing.geometry import place_in_file
+from sam3dnet.preprocessing.geometry import place_in_array, place_in_file
 from sam3dnet.prompts.components import connected, partners
 
 ENDING = "_confidence.json"
@@ -124,10 +124,12 @@ class ConfidenceVolume:
         self._cropped_Mzyx[:, planes] = certain_MnYX.to(self._cropped_Mzyx)
         let_go(self._certainty)
 
-    def write(self, stem: Path, labels_ZYX: np.ndarray) -> None:
-        """Write CASE_confidence.json."""
+    def write(self, stem: Path, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> None:
+        """Write CASE_confidence.json; see `Companion.write`."""
         self._take_kept()
-        measured = self.measure(labels_ZYX)
+        measured = self.measure(labels_ZYX if before_ZYX is None else before_ZYX)
+        if before_ZYX is not None:
+            measured = left_of(measured, where_left(labels_ZYX, self._classes, self._properties))
         write_json(stem.with_name(f"{stem.name}{ENDING}"), as_json(measured, self._calibration))
 
     def _take_kept(self) -> None:
@@ -203,6 +205,55 @@ class ConfidenceVolume:
         self._kept_Kzyx = None
 
 
+IsLeft = Callable[[str, tuple[int, int, int]], bool]
+
+
+def where_left(
+    labels_ZYX: npt.NDArray[Any], classes: Mapping[str, tuple[int, ...]], properties: Mapping[str, Any]
+) -> IsLeft:
+    """Give what tells whether an object of a class, named by a voxel (i, j, k) of the file, is in a label map.
+
+    Args:
+        labels_ZYX: As nnU-Net's reader gives it.
+        classes: Labels by name.
+        properties: That the reader gives of it, or of its image.
+    """
+
+    def is_left(name: str, at: tuple[int, int, int]) -> bool:
+        return int(labels_ZYX[place_in_array(at, labels_ZYX.shape, properties)]) in classes[name]
+
+    return is_left
+
+
+def left_of(
+    measured: Mapping[str, ClassConfidence],
+    is_left: IsLeft,
+    dice: Callable[[str], float | None] = lambda _: None,
+) -> dict[str, ClassConfidence]:
+    """Say how sure a model is of what post-processing left: the objects that it took out are not expected any more.
+
+    Args:
+        measured: Of the label map before it, by class.
+        is_left: Tells by class and voxel whether an object was left.
+        dice: Gives that of a class with the truth, where something was taken out.
+    """
+    found = {}
+    for name, one in measured.items():
+        kept = tuple(each for each in one.objects if is_left(name, each.at))
+        if len(kept) == len(one.objects):
+            found[name] = one
+            continue
+        size, inside = sum(each.volume_ml for each in kept), _certain_ml(kept)
+        expected = max(one.expected_ml - _certain_ml(one.objects), 0.0) + inside
+        expected_dice = 2 * inside / (size + expected) if kept else None
+        found[name] = ClassConfidence(expected_dice, size, expected, kept, dice(name))
+    return found
+
+
+def _certain_ml(objects: Iterable[ObjectConfidence]) -> float:
+    return sum(each.certainty * each.volume_ml for each in objects)
+
+
 def _count(labels_ZYX: npt.NDArray[Any]) -> dict[int, int]:
     values, counts = np.unique(labels_ZYX, return_counts=True)
     return dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
@@ -237,6 +288,23 @@ def as_json(measured: Mapping[str, ClassConfidence], calibration: Calibration) -
             **({} if one.dice is None else {"true_dice": _round(one.dice)}),
         }
     return {"format": FORMAT, "calibrated_on_cases": calibration.num_cases, "classes": classes}
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, ClassConfidence]:
+    """Read what `as_json` gives, but for what calibration made of it."""
+    return {
+        name: ClassConfidence(
+            one["expected_dice"],
+            one["volume_ml"],
+            one["expected_ml"],
+            tuple(
+                ObjectConfidence(each["certainty"], each["volume_ml"], tuple(each["at"]), each.get("real"))
+                for each in one["objects"]
+            ),
+            one.get("true_dice"),
+        )
+        for name, one in content["classes"].items()
+    }
 
 
 def _round(value: float) -> float:

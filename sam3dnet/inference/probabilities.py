@@ -56,7 +56,7 @@ class ProbabilityVolume:
         """Take the logits of a channel, or of all, in a box of the image that the plan transposed and cropped."""
         self._cropped_Kzyx[(channels, *box)] = logits.float().cpu().numpy()
 
-    def write(self, stem: Path, labels_ZYX: np.ndarray) -> None:
+    def write(self, stem: Path, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> None:
         """Write both files, of which nnU-Net's decision is a label map.
 
         Where logits say otherwise than this label map (a clicked voxel, a tie, an object that was taken out), the
@@ -65,6 +65,7 @@ class ProbabilityVolume:
         Args:
             stem: The files, without their endings.
             labels_ZYX: The label map on the image's grid.
+            before_ZYX: Before post-processing, which does not matter here.
 
         Raises:
             OSError: If writing fails.

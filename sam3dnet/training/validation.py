@@ -27,17 +27,18 @@ from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
-from sam3dnet.inference.calibration import Validated
+from sam3dnet.inference.calibration import UNCALIBRATED, Validated
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
 from sam3dnet.inference.companions import Companion, Segmentation, start_companions
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
-from sam3dnet.inference.confidence import ConfidenceVolume
+from sam3dnet.inference.confidence import ConfidenceVolume, as_json, from_json, left_of, where_left
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
 from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
-from sam3dnet.inference.postprocessing import write_postprocessing_of_fold
+from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
+from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -144,8 +145,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
     if is_first_process() and len(failed) < len(names):
         label_maps = output.glob(f"*{trainer.dataset_json['file_ending']}")
         _score(trainer, output, scoring_processes(label_maps, model.reader))
-        _calibrate(trainer, output)
-        _choose_postprocessing(trainer, model, output)
+        _calibrate(trainer, model, output, _choose_postprocessing(trainer, model, output))
     _tell_failed(failed, len(names), output)
 
 
@@ -277,16 +277,51 @@ def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
     trainer.print_to_log_file("Mean Validation Dice: ", mean)
 
 
-def _calibrate(trainer: nnUNetTrainer, output: Path) -> None:
-    """Note what the confidences of the validation were worth, for `sam3d_predict --confidence`."""
-    files = sorted(output.glob(f"*{CONFIDENCE_ENDING}"))
-    of_cases = {file.name.removesuffix(CONFIDENCE_ENDING): json.loads(file.read_text()) for file in files}
+def _calibrate(trainer: nnUNetTrainer, model: LoadedModel, output: Path, chosen: Postprocessing) -> None:
+    """Note what the confidences of the validation were worth, for `sam3d_predict --confidence`.
+
+    Those are of label maps after post-processing, and so is what is noted; the files beside the label maps of the
+    validation, which have none, stay. Cases that were trained on teach nothing.
+    """
+    if trainer.fold == "all":
+        return
+    of_cases = {}
+    for file in sorted(output.glob(f"*{CONFIDENCE_ENDING}")):
+        name, content = file.name.removesuffix(CONFIDENCE_ENDING), json.loads(file.read_text())
+        if chosen.keep_largest:
+            content = _after(chosen, name, content, trainer, model, output)
+        of_cases[name] = content
     validated = Validated.of_cases(of_cases)
     validated.write(output.parent)
     trainer.print_to_log_file(validated.in_words())
 
 
-def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: Path) -> None:
+def _after(
+    chosen: Postprocessing,
+    name: str,
+    content: Mapping[str, Any],
+    trainer: nnUNetTrainer,
+    model: LoadedModel,
+    output: Path,
+) -> dict[str, Any]:
+    """Say what a CASE_confidence.json of the validation would hold of its label map after post-processing."""
+    file, classes = f"{name}{trainer.dataset_json['file_ending']}", foreground_classes(trainer.dataset_json)
+    labels_1ZYX, properties = model.reader.read_seg(output / file)
+    truth_ZYX = model.reader.read_seg(Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER / file)[0][0]
+    left_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
+    annotated_ZYX = truth_ZYX != model.labels.ignore_label
+
+    def dice(of_class: str) -> float | None:
+        left, true = (mask_of(labels_ZYX, classes[of_class]) for labels_ZYX in (left_ZYX, truth_ZYX))
+        left &= annotated_ZYX
+        sizes = np.count_nonzero(left) + np.count_nonzero(true)
+        return float(2 * np.count_nonzero(left & true) / sizes) if sizes else None
+
+    left = left_of(from_json(content), where_left(left_ZYX, classes, properties), dice)
+    return as_json(left, UNCALIBRATED)
+
+
+def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: Path) -> Postprocessing:
     """Note what becomes of classes that are one object when the largest alone is kept, and say what is done."""
     ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
@@ -303,6 +338,7 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
         before, after = (float(np.mean([getattr(one, key) for one in kept])) for key in ("dice_before", "dice_after"))
         what = chosen.in_words(trainer.dataset_json)
         trainer.print_to_log_file(f"post-processing: {what}; Dice of these {before:.3f} before, {after:.3f} after")
+    return chosen
 
 
 @contextmanager
