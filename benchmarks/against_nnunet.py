@@ -29,7 +29,7 @@ from pathlib import Path
 
 from sam3dnet.comparison.run import CLOCK_FOLDER
 from sam3dnet.comparison.stages import StageError, Stages, call, machine
-from sam3dnet.preprocessing.cores import cores_of_job
+from sam3dnet.preprocessing.cores import augmentation_processes, cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
@@ -205,13 +205,8 @@ def train_and_validate(settings: Settings, method: str, variant: str | None = No
         shutil.rmtree(final_checkpoint.parent)
     if method == "sam3d":
         return settings.stages.run(stage, keys, sam3d_training(settings, variant), final_checkpoint)
-    loaders = {"nnUNet_n_proc_DA": str(nnunet_loaders(cores_of_job()))}
+    loaders = {"nnUNet_n_proc_DA": str(augmentation_processes(settings.device, cores_of_job()))}
     return settings.stages.run(stage, keys, nnunet_training(settings, model), final_checkpoint, loaders)
-
-
-def nnunet_loaders(cores: int) -> int:
-    """Choose as many loaders as ours has on a machine, one at least; nnU-Net by itself would start twelve."""
-    return min(12, max(1, cores - 1))
 
 
 def nnunet_training(settings: Settings, model: Method) -> list[str]:

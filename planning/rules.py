@@ -480,8 +480,9 @@ def choose_lowres_spacing(
 ) -> Decision:
     """Choose the spacing of a low-resolution stage where the full-resolution crop sees too little of the image.
 
-    The spacing grows, the finer axes first, until the crop holds a quarter of the median image. An image of which a
-    card's crop would hold a quarter needs none, however small the crop of this device is.
+    The spacing grows, the finer axes first, until the crop holds a quarter of the median image; not along an axis of
+    which a single voxel is left. An image of which a card's crop would hold a quarter needs none, however small the
+    crop of this device is.
 
     Args:
         spacing_mm: Of the full-resolution stage.
@@ -498,8 +499,9 @@ def choose_lowres_spacing(
         reason = f"a median image of {_by([round(n) for n in full])} voxels is not large"
         return Decision("spacing (3d_lowres)", None, reason, "sam3dnet")
     while patch_voxels(spacing.tolist(), shape.tolist()) / math.prod(shape) < LOWRES_COVERAGE:
-        finer = spacing.max() / spacing > 2
-        spacing[finer if finer.any() else slice(None)] *= LOWRES_STEP
+        several = shape / LOWRES_STEP >= 1  # an axis of one voxel stays
+        finer = several & (spacing.max(where=several, initial=0) / spacing > 2)
+        spacing[finer if finer.any() else several] *= LOWRES_STEP
         shape = full * np.asarray(spacing_mm) / spacing
     shrinkage = math.prod(full) / math.prod(shape)
     if shrinkage < LOWRES_SMALLEST_SHRINKAGE:

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 import sys
+from dataclasses import replace
 
 import pytest
 from phantoms import make_raw_dataset
@@ -11,10 +13,10 @@ from phantoms import make_raw_dataset
 from sam3dnet.cli.compare import compare, main
 from sam3dnet.comparison import run
 from sam3dnet.comparison.competitors import Settings, find_competitor, planning_options
-from sam3dnet.comparison.run import compare_methods, merge
+from sam3dnet.comparison.run import _what_is_planned, compare_methods, merge
 from sam3dnet.comparison.stages import StageError, Stages
 from sam3dnet.comparison.table import Row, as_csv, as_markdown, cells, columns
-from sam3dnet.errors import PlanError, Sam3dError
+from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders
 
 DATASET = "Dataset906_Compared"
@@ -171,6 +173,53 @@ def test_what_an_interrupted_training_left_is_removed(pretended):
     left.mkdir(parents=True)
     compare_methods(["sam3d"], asked, folder / "raw" / DATASET, show=lambda _: None)
     assert not left.exists()
+
+
+def test_folds_are_of_patients_and_a_single_case_has_none(pretended):
+    folder, _ = pretended
+    raw = folder / "raw" / DATASET
+    for kind, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        files = sorted((raw / kind).iterdir())
+        for number, file in enumerate(files):
+            file.rename(raw / kind / f"p{number // 2}_{'ab'[number % 2]}{ending}")
+    asked = settings(folder / "work")
+    compare_methods(["nnunet"], asked, raw, show=lambda _: None)
+    for fold in json.loads((asked.preprocessed / "splits_final.json").read_text()):
+        trained, validated = ({name.partition("_")[0] for name in fold[part]} for part in ("train", "val"))
+        assert trained and validated and not trained & validated
+    for kind in ("imagesTr", "labelsTr"):
+        for file in sorted((raw / kind).iterdir())[1:]:
+            file.unlink()
+    with pytest.raises(DatasetError, match="has 1 cases, too few for folds"):
+        compare_methods(["nnunet"], settings(folder / "other"), raw, show=lambda _: None)
+
+
+@pytest.mark.parametrize(("device", "cores", "loaders"), [("cpu", 1, "0"), ("cpu", 8, "7"), ("cuda", 16, "12")])
+def test_stock_nnunet_has_as_many_loaders_as_ours(tmp_path, monkeypatch, device, cores, loaders):
+    from sam3dnet.comparison import competitors
+    from sam3dnet.training import run
+
+    for module in (competitors, run):
+        monkeypatch.setattr(module, "cores_of_job", lambda: cores)
+    monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
+    stock, asked = find_competitor("nnunet"), replace(settings(tmp_path), device=device)
+    assert stock.variables(asked)["nnUNet_n_proc_DA"] == loaders
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "environ", variables := {})
+        run._share_cores(device, None)
+        assert variables["nnUNet_n_proc_DA"] == loaders
+    monkeypatch.setenv("nnUNet_n_proc_DA", "5")
+    assert stock.variables(asked)["nnUNet_n_proc_DA"] == "5"
+
+
+def test_a_plan_of_another_device_or_network_is_another_one(tmp_path):
+    asked = settings(tmp_path)
+    networks = [find_competitor("network", network=name) for name in ("monai.networks.nets:UNet", "a:B")]
+    plans = [_what_is_planned(one, asked) for one in networks]
+    assert plans[0] != plans[1]
+    on_card = replace(asked, device="cuda")
+    assert _what_is_planned(networks[0], on_card) != plans[0]
+    assert _what_is_planned(find_competitor("nnunet"), on_card) == _what_is_planned(find_competitor("nnunet"), asked)
 
 
 def test_the_split_is_nnunets_own_and_written_once(pretended):

@@ -300,6 +300,17 @@ def test_low_resolution_coarsens_the_finer_axes_first():
     assert 0.25 * 60 * (512 * 0.8 / y) ** 2 <= 80**3
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing"),
+    [((1, 3500, 3500), (1.0, 1.0, 1.0)), ((1, 3500, 3500), (1.0, 0.5, 0.5)), ((2, 3000, 3000), (1.0, 1.0, 1.0))],
+)
+def test_an_axis_of_a_slice_or_two_keeps_a_voxel_in_low_resolution(shape, spacing):
+    low = rules.choose_lowres_spacing(spacing, shape, lambda _mm, _shape: 256**2).value
+    fewer = [size * full / mm for size, full, mm in zip(shape, spacing, low, strict=True)]
+    assert round(fewer[0]) >= 1 and fewer[1] == fewer[2]
+    assert 256**2 / math.prod(fewer) >= rules.LOWRES_COVERAGE
+
+
 def test_low_resolution_then_coarsens_all_axes():
     z, y, _ = rules.choose_lowres_spacing((0.8, 0.7, 0.7), (800, 512, 512), lambda _mm, _shape: 128**3).value
     assert z / y == pytest.approx(0.8 / 0.7)

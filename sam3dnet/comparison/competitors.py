@@ -8,13 +8,13 @@ from pathlib import Path
 from sam3dnet.comparison.stages import call
 from sam3dnet.errors import PlanError, did_you_mean
 from sam3dnet.planning.methods import DEFAULT_TUNING, METHODS, MethodChoice
-from sam3dnet.preprocessing.cores import cores_of_job
+from sam3dnet.preprocessing.cores import augmentation_processes, cores_of_job
 
 OUR_TRAINER = "nnUNetTrainerSAM3D"
 CLOCK_TRAINER = "nnUNetTrainerClock"
 SAM_POINTS = "sam-points"
 CONFIGURATION = "3d_fullres"
-NNUNET_AUGMENTATION_PROCESSES = 1  # by itself nnU-Net would start twelve
+LOADERS = "nnUNet_n_proc_DA"  # nnU-Net's variable
 AUTOMATIC = "automatic"
 
 
@@ -114,10 +114,14 @@ class Competitor:
         )
 
     def variables(self, settings: Settings) -> dict[str, str]:
-        """Give the environment variables of its training; stock nnU-Net takes the first card that it sees."""
+        """Give the environment variables of its training.
+
+        Stock nnU-Net takes the first card that it sees, and has as many loaders as ours, unless the user says how many.
+        """
         if self.choice is not None:
             return {}
-        return {"nnUNet_n_proc_DA": str(NNUNET_AUGMENTATION_PROCESSES), **_only_card(settings.device)}
+        loaders = os.environ.get(LOADERS) or augmentation_processes(settings.device, cores_of_job())
+        return {LOADERS: str(loaders), **_only_card(settings.device)}
 
 
 def _only_card(device: str) -> dict[str, str]:

@@ -9,20 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.comparison.competitors import SAM_POINTS, Competitor, Settings, find_competitor
+from sam3dnet.comparison.competitors import SAM_POINTS, Competitor, Settings, find_competitor, planning_options
 from sam3dnet.comparison.stages import StageError, Stages, call, machine
 from sam3dnet.comparison.table import Row, as_csv, as_markdown, as_values
-from sam3dnet.errors import CheckpointError, Sam3dError
+from sam3dnet.errors import CheckpointError, DatasetError, Sam3dError
 from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import whole_or_nothing, write_json
-from sam3dnet.preprocessing.splits import FILE
+from sam3dnet.preprocessing.splits import FILE, update_splits
 
 HERE = Path(__file__).resolve().parent
 CLOCK_FOLDER = HERE / "clock_trainer"  # nnU-Net imports whatever lies there
 NAME = "comparison"
-FOLDS = 5
-SPLIT_SEED = 12345  # nnU-Net's
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +75,7 @@ def _row_of(name: str, competitor: Competitor | None, folds: Sequence[Settings],
 def _trained_row(competitor: Competitor, settings: Settings, stages: Stages) -> Row:
     """Plan, train, measure and click one method on one fold."""
     label = competitor.name.replace(":", "_")
-    planned = {"dataset": settings.dataset, "options": list(settings.plan_options) if competitor.choice else []}
+    planned = {"dataset": settings.dataset, **_what_is_planned(competitor, settings)}
     stages.run(f"{label}-prepare", planned, competitor.prepare_command(settings))
     label = f"{label}-fold{settings.fold}"
     keys = {**planned, "minutes": settings.minutes, "fold": settings.fold, "device": settings.device}
@@ -104,6 +102,14 @@ def _trained_row(competitor: Competitor, settings: Settings, stages: Stages) -> 
         iterations=measured["iterations"],
         note=f"patch {'x'.join(map(str, measured['patch_size']))}, batch {measured['batch_size']}",
     )
+
+
+def _what_is_planned(competitor: Competitor, settings: Settings) -> dict[str, Any]:
+    """Give all that a method's plan depends on besides the dataset."""
+    if competitor.choice is None:
+        return {"options": []}
+    options = [*planning_options(competitor.choice), *settings.plan_options]
+    return {"options": options, "planned_for": settings.device}
 
 
 def _measure(
@@ -214,14 +220,18 @@ def _link_raw_dataset(settings: Settings, raw_dataset: Path) -> None:
 
 
 def _write_splits(settings: Settings) -> None:
-    """Write nnU-Net's own split before any method could write another."""
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
+    """Write the split of all methods before any could write another: nnU-Net's own, of patients where they are known.
 
+    Raises:
+        DatasetError: If there are too few cases for folds.
+    """
     file = settings.preprocessed / FILE
     if file.exists():
         return
-    names = sorted(case.name for case in list_training_cases(settings.raw, read_dataset_json(settings.raw)))
-    write_json(file, generate_crossval_split(names, seed=SPLIT_SEED, n_splits=min(FOLDS, len(names))))
+    names = [case.name for case in list_training_cases(settings.raw, read_dataset_json(settings.raw))]
+    update_splits(file, names, names)
+    if not file.exists():
+        raise DatasetError(f"{settings.raw}: has {len(names)} cases, too few for folds; label one more at least")
 
 
 def _save(rows: Sequence[Row], settings: Settings, folds: Sequence[int]) -> None:
