@@ -196,7 +196,7 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cases, half = row["cases"], row["cases"][len(row["cases"]) // 2 :]
         none = sum(not sum(case["clicks"].values()) for case in cases)
-        given_up = sum(MOST_CLICKS in case["clicks"].values() for case in cases)
+        given_up = sum(min(case["after"].values()) < row["target"] for case in cases)
         accepted = np.mean([np.mean(list(case["after"].values())) for case in cases])
         dice = [one["dice"] for one in (row["rounds"][0], row["rounds"][-1])]
         shown = "-" if dice[0] is None else f"{dice[0]:.3f}, {dice[1]:.3f}"
@@ -246,7 +246,7 @@ def main() -> None:
     for way in a.ways:
         if not (a.work / f"{way}.json").exists():
             row = study.with_learning(way) if way in LEARNING else study.without_learning(way)
-            write_json(a.work / f"{way}.json", row)
+            write_json(a.work / f"{way}.json", row | {"target": a.target})
     rows = [json.loads(file.read_text()) for way in WAYS if (file := a.work / f"{way}.json").exists()]
     print(table(rows))
     finish(a, "annotation_study", rows)

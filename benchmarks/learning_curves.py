@@ -29,7 +29,7 @@ import numpy as np
 import real_sets
 from against_nnunet import find_dataset
 from measuring import as_markdown, commit, without_folder
-from real_sets import OURS, Row, case_means, case_names, on_cores, read_rows, train_and_score
+from real_sets import OURS, Row, case_means, case_names, on_cores, read_rows, require_alike, train_and_score
 
 from sam3dnet.comparison.stages import machine
 from sam3dnet.preprocessing.folders import write_json
@@ -99,8 +99,17 @@ def arguments_of(arguments: Namespace, cell: Cell) -> Namespace:
     )
 
 
+def name_of_start(model: Path) -> str:
+    """Name a model by its dataset, and the folder of what made it."""
+    return "/".join((model.resolve().parents[2].name, model.resolve().parent.name))
+
+
 def run_all(arguments: Namespace) -> None:
     """Run what is not there yet, a training on each core."""
+    started = FROM in arguments.methods
+    settings = {"device": arguments.device, **({"start": name_of_start(arguments.start)} if started else {})}
+    before = json.loads(arguments.json.read_text())["settings"] if arguments.json.exists() else {}
+    require_alike(arguments.json, settings if before.get("start") else {"device": arguments.device})
     there = {key(row) for row in read_rows(arguments.json)}
     wanted = [
         Cell(find_dataset(arguments.raw, name), labels, method, minutes, run)
@@ -133,7 +142,7 @@ def run_all(arguments: Namespace) -> None:
         rows = [*(other for other in read_rows(arguments.json) if key(other) != key(row)), row]
         where = machine() | {"threads": 1, "commit": commit()}
         command = " ".join(["python", "benchmarks/learning_curves.py", *map(without_folder, sys.argv[1:])])
-        content = {"benchmark": "learning_curves", "command": command, "settings": {"device": arguments.device}}
+        content = {"benchmark": "learning_curves", "command": command, "settings": before | settings}
         write_json(arguments.json, content | {"machine": where, "rows": sorted(rows, key=key)})
 
     on_cores(missing, train, add, arguments.cores)

@@ -31,6 +31,7 @@ from contextlib import contextmanager, suppress
 from itertools import groupby
 from pathlib import Path
 from queue import Empty, Queue
+from types import MappingProxyType
 from typing import Any
 
 import against_nnunet
@@ -44,6 +45,7 @@ from sam3dnet.comparison.stages import StageError, machine
 from sam3dnet.evaluation.detection import HEADER, detection_rows
 from sam3dnet.evaluation.statistics import estimate_difference
 from sam3dnet.inference.calibration import FILE as CONFIDENCE_FILE
+from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.splits import FILE as SPLITS
@@ -58,6 +60,7 @@ KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predict
 ALL_FOUND = "1.000"
 MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
+DEFAULTS: Mapping[str, Any] = MappingProxyType({"device": "cpu", "fold": "0", "train_options": ""})
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
 Row = dict[str, Any]
 
@@ -137,7 +140,11 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
 
 
 def read_confidence(fold: Path) -> dict[str, Any] | None:
-    """Give how wrong the confidences of a validation were, and how they rank its cases; None for nnU-Net's."""
+    """Give how wrong the confidences of a validation were; None for nnU-Net's.
+
+    Two more are of what the network says, before calibration: how its expected Dice ranks the values of all classes and
+    cases, and how well the certainty of objects tells real ones from others.
+    """
     if not (fold / CONFIDENCE_FILE).is_file():
         return None
     from scipy.stats import spearmanr
@@ -156,7 +163,9 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def postprocessed(validation: Path) -> Iterator[Path]:
-    """Give a validation's label maps as prediction would: after what that validation chose, if anything."""
+    """Give a validation's label maps and confidences as prediction would: after what the validation chose, if anything."""
+    from sam3dnet.inference.calibration import UNCALIBRATED
+    from sam3dnet.inference.confidence import ENDING, as_json, from_json, left_of, where_left
     from sam3dnet.inference.models import read_model_dataset, read_model_plans
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.inference.writing import write_label_map
@@ -169,14 +178,20 @@ def postprocessed(validation: Path) -> Iterator[Path]:
         yield validation
         return
     reader = reader_named(str(read_model_plans(model)["image_reader_writer"]), described)
+    ending, classes = described["file_ending"], foreground_classes(described)
     with tempfile.TemporaryDirectory() as name:
-        for file in (one for one in validation.iterdir() if one.is_file()):
-            if file.name.endswith(described["file_ending"]):
-                labels_1ZYX, properties = reader.read_seg(file)
-                kept_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
-                write_label_map(kept_ZYX, Path(name) / file.name, file, properties, reader)
-            else:
+        for file in (one for one in validation.iterdir() if one.is_file() and not one.name.endswith(ENDING)):
+            if not file.name.endswith(ending):
                 shutil.copy(file, name)
+                continue
+            labels_1ZYX, properties = reader.read_seg(file)
+            kept_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
+            write_label_map(kept_ZYX, Path(name) / file.name, file, properties, reader)
+            confidence = f"{file.name.removesuffix(ending)}{ENDING}"
+            if (validation / confidence).is_file():
+                measured = from_json(json.loads((validation / confidence).read_text()))
+                left = left_of(measured, where_left(kept_ZYX, classes, properties))
+                write_json(Path(name) / confidence, as_json(left, UNCALIBRATED))
         yield Path(name)
 
 
@@ -196,8 +211,23 @@ def score(predictions: Path, labels: Path, preprocessed: Path, output: Path, fol
     write_json(output, {"cases": rows, "detection": evaluation.detection()})
 
 
+def require_alike(file: Path, settings: Mapping[str, Any]) -> None:
+    """See that results are added to those of the same settings; what a file does not say was by default."""
+    there = json.loads(file.read_text())["settings"] if file.exists() else {}
+    for name, value in settings.items():
+        before = there.get(name, DEFAULTS.get(name))
+        if file.exists() and value != before:
+            raise SystemExit(f"{file} holds results with {name} {before!r}, not {value!r}; take another --json")
+
+
+def settings_in(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Give what a training depends on besides its set, method, length and run."""
+    return {"device": arguments.device, "fold": arguments.fold, "train_options": arguments.train_options}
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Run what is not there yet, a training on each core; results are written as they come."""
+    require_alike(arguments.json, settings_in(arguments))
     there = {key(row) for row in read_rows(arguments.json)}
     wanted = [
         (dataset, method, minutes, run)
@@ -211,7 +241,7 @@ def run_all(arguments: argparse.Namespace) -> None:
 
     def add(row: Row) -> None:
         others = [other for other in read_rows(arguments.json) if key(other) != key(row)]
-        write_rows(arguments.json, [*others, row], arguments.device)
+        write_rows(arguments.json, [*others, row], settings_in(arguments))
 
     on_cores(missing, lambda cell: train_and_score(prepared[cell[0]], arguments, cell), add, arguments.cores)
 
@@ -266,15 +296,13 @@ def read_rows(file: Path) -> list[Row]:
     return json.loads(file.read_text())["rows"] if file.exists() else []
 
 
-def write_rows(file: Path, rows: Sequence[Row], device: str = "cpu") -> None:
+def write_rows(file: Path, rows: Sequence[Row], settings: Mapping[str, Any] = DEFAULTS) -> None:
     """Write the trainings in the form of all benchmarks."""
     where = machine() | {"threads": 1, "commit": commit()}
     command = " ".join(["python", "benchmarks/real_sets.py", *map(without_folder, sys.argv[1:])])
     rows = sorted(rows, key=key)
-    write_json(
-        file,
-        {"benchmark": "real_sets", "command": command, "settings": {"device": device}, "machine": where, "rows": rows},
-    )
+    content = {"benchmark": "real_sets", "command": command, "settings": dict(settings)}
+    write_json(file, content | {"machine": where, "rows": rows})
 
 
 def case_means(runs: Sequence[Row], metric: str) -> np.ndarray:
@@ -342,8 +370,8 @@ def differences_table(rows: Sequence[Row]) -> str:
 
 def confidence_table(rows: Sequence[Row]) -> str:
     """Format how well confidences foretold Dice and objects, a line for each set and budget."""
-    of_dice = ["values", "error of Dice", "calibrated", "rank correlation"]
-    of_objects = ["objects, false ones", "area under the curve", "calibration error", "calibrated"]
+    of_dice = ["values", "error of Dice", "calibrated", "rank correlation over all classes"]
+    of_objects = ["objects, false ones", "area under the curve of certainty", "calibration error", "calibrated"]
     lines = [["set", "minutes", *of_dice, *of_objects]]
     for row in sorted(rows, key=key):
         found = row.get("confidence")

@@ -343,8 +343,8 @@ def test_confidences_of_another_label_map_are_told_and_not_used(
     places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
     write_confidences(predictions, a=places, b=places | {"lesion": [(0.9, at)]}, c={"organ": [], "lesion": []})
     evaluation = evaluate(dataset, predictions)
-    assert evaluation.detection() == {} and len(evaluation.cases) == 3
-    assert "b: its confidences are those of another label map" in caplog.text
+    assert list(evaluation.detection()) == ["organ"] and len(evaluation.cases) == 3
+    assert "b: its confidences of lesion are those of another label map" in caplog.text
 
 
 def test_damaged_confidences_cost_their_case(dataset: Path, predictions: Path) -> None:

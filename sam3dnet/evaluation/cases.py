@@ -144,6 +144,7 @@ def _detections(
         return {}, []
     ignored_ZYX = None if scoring.ignore is None else truth_ZYX == scoring.ignore
     found: dict[str, Detections] = {}
+    unlike = []
     for name, values in scoring.classes.items():
         of_class = objects.get(name, [])
         marks_ZYX = _marks(of_class, prediction_ZYX.shape, reader, pair.prediction)
@@ -156,10 +157,12 @@ def _detections(
             min_iou=scoring.lesion_iou,
             ignored_ZYX=ignored_ZYX,
         )
-        if not detections:
-            return {}, [f"{pair.name}: its confidences are those of another label map; predict it again"]
-        found[name] = detections
-    return found, []
+        if detections:
+            found[name] = detections
+        else:
+            unlike.append(name)
+    told = f"{pair.name}: its confidences of {', '.join(unlike)} are those of another label map; predict it again"
+    return found, [told] if unlike else []
 
 
 def _marks(

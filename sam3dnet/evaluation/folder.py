@@ -66,12 +66,10 @@ class Evaluation:
         return {name: {m.key: self.estimate(name, m) for m in METRICS} for name in self.scoring.classes}
 
     def detection(self) -> dict[str, dict[str, Any]]:
-        """Summarise the detection of lesions by class; empty unless all predictions have confidences."""
-        if not all(case.detections for case in self.cases.values()):
-            return {}
-        found = {
-            name: summarise([case.detections[name] for case in self.cases.values()]) for name in self.scoring.classes
-        }
+        """Summarise the detection of lesions, of the classes of which all predictions have confidences."""
+        cases = [case.detections for case in self.cases.values()]
+        known = [name for name in self.scoring.classes if all(name in of_case for of_case in cases)]
+        found = {name: summarise([of_case[name] for of_case in cases]) for name in known}
         return {name: one for name, one in found.items() if one is not None}
 
     def empty_counts(self, class_name: str) -> dict[str, int]:
