@@ -163,7 +163,7 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def postprocessed(validation: Path) -> Iterator[Path]:
-    """Give a validation's label maps and confidences as prediction would: after what the validation chose, if anything."""
+    """Give a validation's label maps and confidences as prediction would, after the post-processing that it chose."""
     from sam3dnet.inference.calibration import UNCALIBRATED
     from sam3dnet.inference.confidence import ENDING, as_json, from_json, left_of, where_left
     from sam3dnet.inference.models import read_model_dataset, read_model_plans
