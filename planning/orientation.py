@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.reading import DatasetReader
 
 X_AXIS = 2  # of arrays (Z, Y, X)
+DIRECTIONS = ("LR", "PA", "SI")  # of each axis of the world
 
 
 def read_grids(image_files: Iterable[Path | str], reader: DatasetReader) -> list[Grid]:
@@ -51,5 +50,4 @@ def axis_along_world(grid: Grid, reader: DatasetReader, world_axis: int) -> int:
     """
     if reader.reorients:
         return X_AXIS - world_axis
-    direction = np.asarray(grid.direction).reshape(3, 3)
-    return X_AXIS - int(np.argmax(np.abs(direction[world_axis])))
+    return X_AXIS - next(axis for axis, letter in enumerate(grid.orientation) if letter in DIRECTIONS[world_axis])

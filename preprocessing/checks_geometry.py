@@ -39,12 +39,18 @@ class Grid:
 
     @property
     def orientation(self) -> str:
-        """Name the world direction in which each file axis (x, y, z) runs, such as LPS."""
+        """Name the world direction in which each file axis (x, y, z) runs, such as LPS.
+
+        Each direction is given once, as ITK and nibabel do: of an oblique image two axes may be nearest to the same,
+        and the one that is nearer gets it.
+        """
         columns = np.asarray(self.direction).reshape(3, 3).T
-        main = np.abs(columns).argmax(1)
-        return "".join(
-            "LPS"[axis] if column[axis] > 0 else "RAI"[axis] for column, axis in zip(columns, main, strict=True)
-        )
+        left, letters = np.abs(columns), [""] * 3
+        for _ in letters:
+            axis, world = np.unravel_index(left.argmax(), left.shape)
+            letters[axis] = ("LPS" if columns[axis, world] > 0 else "RAI")[world]
+            left[axis], left[:, world] = -1, -1
+        return "".join(letters)
 
 
 def compare_grids(case: str, reference: tuple[str, Grid], other: tuple[str, Grid], is_label: bool) -> list[Problem]:

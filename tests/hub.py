@@ -69,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                if line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
             return self.reply(
                 {"commitOid": COMMIT, "commitUrl": f"{self.server.url}/{repository}/commit/{COMMIT}", "hookOutput": ""}
             )

@@ -14,9 +14,10 @@ from tiny_models import labels_of
 from sam3dnet.cli import dicom as dicom_command
 from sam3dnet.cli.dicom import import_dataset
 from sam3dnet.dicom.files import read_headers
+from sam3dnet.dicom.labels import stack_of
 from sam3dnet.dicom.segmentation import OF_STUDY, write_segmentation
 from sam3dnet.dicom.stacks import find_stacks
-from sam3dnet.dicom.structures import write_structures
+from sam3dnet.dicom.structures import read_structures, write_structures
 from sam3dnet.dicom.volumes import labels_on_slices, read_image
 from sam3dnet.errors import DatasetError
 from sam3dnet.preprocessing.verify import verify_dataset
@@ -87,9 +88,15 @@ def test_masks_come_onto_the_image_that_they_were_drawn_on(tmp_path, stored, lab
     assert not [problem for problem in verify_dataset(raw(tmp_path), 0, False) if problem.severity == "error"]
 
 
-@pytest.mark.parametrize("kind", ["BINARY", "FRACTIONAL", "LABELMAP"])
-def test_segments_of_every_kind_come_onto_slices_of_a_tilted_gantry(tmp_path, stored, labels, kind):
-    write_series(tmp_path / "ct", stored, positions=places(len(stored), tilt_mm=(0.0, 0.9)))
+KINDS = ("BINARY", "FRACTIONAL", "LABELMAP")
+
+
+@pytest.mark.parametrize("tilt_mm", [(0.0, 0.0), (0.0, 0.9)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_of_every_kind_come_onto_slices_of_a_gantry_that_may_be_tilted(
+    tmp_path, stored, labels, kind, tilt_mm
+):
+    write_series(tmp_path / "ct", stored, positions=places(len(stored), tilt_mm=tilt_mm))
     write_made_segmentation(tmp_path / "ct" / "labels.dcm", only_stack(tmp_path / "ct"), labels, kind)
     make(tmp_path, tmp_path / "ct")
     found = labels_of(raw(tmp_path) / "labelsTr" / "case_000.nii.gz")
@@ -110,7 +117,171 @@ def test_segments_beside_the_slices_of_a_tilted_gantry_are_told(tmp_path, stored
         make(tmp_path, tmp_path / "ct")
 
 
-def write_made_segmentation(file, stack, labels, kind):
+@pytest.mark.parametrize("tilt_mm", [(0.0, 0.0), (0.0, 0.9)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_segments_of_one_name_are_one_class(tmp_path, stored, labels, kind, tilt_mm):
+    write_series(tmp_path / "ct", stored, positions=places(len(stored), tilt_mm=tilt_mm))
+    stack = only_stack(tmp_path / "ct")
+    write_made_segmentation(tmp_path / "ct" / "labels.dcm", stack, labels, kind, ("lesion", "organ", "lesion"))
+    made = make(tmp_path, tmp_path / "ct")
+    found = labels_on_slices(labels_of(raw(tmp_path) / "labelsTr" / "case_000.nii.gz"), stack.grid)
+    assert made.classes == ("lesion", "organ")
+    np.testing.assert_array_equal(found, np.array([0, 1, 2, 1])[labels])
+
+
+def test_outlines_of_one_name_are_one_class(tmp_path, stored, labels):
+    write_series(tmp_path / "e", stored)
+    classes = {"lesion": (1,), "organ": (2,), "lesion 2": (3,)}
+    write_structures(labels, tmp_path / "e" / "rt.dcm", only_stack(tmp_path / "e"), classes, "m")
+    changed = pydicom.dcmread(tmp_path / "e" / "rt.dcm")
+    changed.StructureSetROISequence[2].ROIName = "lesion"
+    changed.save_as(tmp_path / "e" / "rt.dcm")
+    assert make(tmp_path, tmp_path / "e").classes == ("lesion", "organ")
+    found = labels_of(raw(tmp_path) / "labelsTr" / "case_000.nii.gz")
+    np.testing.assert_array_equal(found, np.array([0, 1, 2, 1])[labels])
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("write", [write_segmentation, write_structures])
+def test_a_file_that_was_cut_off_fails_alone(tmp_path, stored, labels, write, share):
+    for number in range(2):
+        folder = tmp_path / "e" / str(number)
+        write_series(folder, stored, StudyInstanceUID=f"1.{number}")
+        write(labels, folder / f"labels_{number}.dcm", only_stack(folder), CLASSES, "m")
+    cut = tmp_path / "e" / "1" / "labels_1.dcm"
+    cut.write_bytes(cut.read_bytes()[: int(share * cut.stat().st_size)])
+    made = make(tmp_path, tmp_path / "e")
+    assert made.cases == 1
+    assert list(made.failed) == ["labels_1.dcm"] and "cannot be read" in made.failed["labels_1.dcm"]
+
+
+def test_a_file_whose_header_is_damaged_is_told(tmp_path, stored, labels):
+    write_series(tmp_path / "e", stored)
+    write_structures(labels, tmp_path / "e" / "rt.dcm", only_stack(tmp_path / "e"), {"organ": (1,)}, "m")
+    (tmp_path / "e" / "other.dcm").write_bytes((tmp_path / "e" / "rt.dcm").read_bytes()[:300])
+    made = make(tmp_path, tmp_path / "e")
+    assert made.cases == 1 and "begins as DICOM does and cannot be read" in made.failed["other.dcm"]
+
+
+def write_phases(folder, stored, count=3):
+    """Write a series of several times; give the volume of each."""
+    each = {"TemporalPositionIdentifier": [phase for phase in range(count) for _ in stored]}
+    write_series(
+        folder,
+        np.concatenate([stored + 100 * phase for phase in range(count)]),
+        positions=places(len(stored)) * count,
+        each=each,
+    )
+    return sorted(find_stacks(read_headers(folder).instances), key=lambda stack: stack.instance.of(next(iter(each))))
+
+
+@pytest.mark.parametrize("with_rules", [False, True])
+@pytest.mark.parametrize("write", [write_segmentation, write_structures])
+def test_of_several_times_it_is_the_one_that_was_drawn_on(tmp_path, stored, labels, write, with_rules):
+    phases = write_phases(tmp_path / "e", stored)
+    write(labels, tmp_path / "e" / "labels.dcm", phases[1], {"organ": (1,)}, "m")
+    (tmp_path / "rules.json").write_text(json.dumps({"channels": {"T1": {"modality": "MR"}}}))
+    made = make(tmp_path, tmp_path / "e", **({"channels": tmp_path / "rules.json"} if with_rules else {}))
+    assert (made.cases, made.failed) == (1, {})
+    image = sitk.ReadImage(str(raw(tmp_path) / "imagesTr" / "case_000_0000.nii.gz"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(image), stored + 100)
+
+
+def test_times_that_are_drawn_on_each_are_cases_each(tmp_path, stored, labels):
+    phases = write_phases(tmp_path / "e", stored)
+    for number in (1, 2):
+        write_structures(labels, tmp_path / "e" / f"rt_{number}.dcm", phases[number], {"organ": (number,)}, "m")
+    assert make(tmp_path, tmp_path / "e").cases == 2
+    for number in range(2):
+        image = sitk.ReadImage(str(raw(tmp_path) / "imagesTr" / f"case_{number:03d}_0000.nii.gz"))
+        phase = round(float((sitk.GetArrayFromImage(image) - stored).mean() / 100))
+        found = labels_of(raw(tmp_path) / "labelsTr" / f"case_{number:03d}.nii.gz")
+        np.testing.assert_array_equal(found > 0, labels == phase)
+
+
+@pytest.mark.parametrize("write", [write_segmentation, write_structures])
+def test_structures_that_name_no_images_of_one_time_are_refused(tmp_path, stored, labels, write):
+    phases = write_phases(tmp_path / "e", stored)
+    file = tmp_path / "e" / "labels.dcm"
+    write(labels, file, phases[2], {"organ": (1,)}, "m")
+    changed = pydicom.dcmread(file)
+    changed.walk(without_images)
+    changed.save_as(file)
+    with pytest.raises(DatasetError, match=r"labels.dcm: 3 volumes are of the series that it was drawn on"):
+        make(tmp_path, tmp_path / "e")
+
+
+def without_images(dataset, element):
+    if element.keyword in ("ContourImageSequence", "SourceImageSequence", "ReferencedInstanceSequence"):
+        del dataset[element.tag]
+
+
+def test_frames_of_one_file_are_told_apart_by_their_numbers(tmp_path, stored, labels):
+    write_enhanced(tmp_path / "mf.dcm", np.concatenate([stored, stored + 100]))
+    file = pydicom.dcmread(tmp_path / "mf.dcm")
+    for number, group in enumerate(file.PerFrameFunctionalGroupsSequence):
+        content = pydicom.Dataset()
+        content.TemporalPositionIndex = 1 + number // len(stored)
+        first = file.PerFrameFunctionalGroupsSequence[number % len(stored)]
+        group.FrameContentSequence, group.PlanePositionSequence = [content], first.PlanePositionSequence
+    file.save_as(tmp_path / "mf.dcm")
+    stacks = find_stacks(read_headers(tmp_path).instances)
+    assert [len(stack.frames) for stack in stacks] == [len(stored)] * 2
+    for stack in stacks:
+        write_structures(labels, tmp_path / "rt.dcm", stack, {"organ": (1,)}, "m")
+        (drawn,) = (one for one in read_headers(tmp_path).instances if one.file.name == "rt.dcm")
+        assert stack_of(drawn, stacks) is stack
+
+
+def write_squares(file, stack, squares):
+    """Write outlines of one structure: slice, which may lie between slices, first and last row and column."""
+    write_structures(np.ones(stack.grid.shape[::-1], np.uint8), file, stack, {"organ": (1,)}, "m")
+    dataset = pydicom.dcmread(file)
+    roi, grid = dataset.ROIContourSequence[0], stack.grid
+    pattern = roi.ContourSequence[0]
+    contours = []
+    for at, first, last in squares:
+        low, high = first - 0.5, last + 0.5
+        corners = np.array([[low, low, at], [high, low, at], [high, high, at], [low, high, at]])
+        contour = pydicom.Dataset()
+        contour.ContourGeometricType, contour.NumberOfContourPoints = pattern.ContourGeometricType, len(corners)
+        placed = grid.origin_mm + corners * grid.spacing_mm @ grid.axes
+        contour.ContourData = [f"{value:.3f}" for value in placed.ravel()]
+        contours.append(contour)
+    roi.ContourSequence = contours
+    dataset.save_as(file)
+
+
+OUTLINES = {  # slice, first and last row and column -> voxels of each slice
+    "of one plane": ([(2, 1, 8), (2, 3, 5)], {2: 64 - 9}),
+    "of planes closer than slices": ([(1.8, 1, 8), (2.1, 2, 7), (2.4, 2, 6)], {2: 36}),
+    "the same in two planes": ([(1.7, 1, 8), (2.2, 1, 8)], {2: 64}),
+    "of a plane with a hole beside one without": ([(2.1, 1, 8), (2.1, 3, 5), (2.4, 1, 8)], {2: 64 - 9}),
+    "half a slice beyond": ([(-0.5, 1, 8), (5.5, 2, 3)], {0: 64, 5: 4}),
+    "half way between slices": ([(at + 0.5, 1, 8) for at in range(4)], {1: 64, 2: 64, 3: 64, 4: 64}),
+}
+
+
+@pytest.mark.parametrize("case", OUTLINES)
+def test_outlines_are_filled_plane_by_plane(tmp_path, stored, case):
+    squares, expected = OUTLINES[case]
+    write_series(tmp_path / "e", stored)
+    stack = only_stack(tmp_path / "e")
+    write_squares(tmp_path / "rt.dcm", stack, squares)
+    mask = read_structures(tmp_path / "rt.dcm", stack.grid)["organ"]
+    assert {at: int(count) for at, count in enumerate(mask.sum((1, 2))) if count} == expected
+
+
+@pytest.mark.parametrize("at", [-0.6, 5.6])
+def test_outlines_beside_the_slices_are_told(tmp_path, stored, at):
+    write_series(tmp_path / "e", stored)
+    stack = only_stack(tmp_path / "e")
+    write_squares(tmp_path / "rt.dcm", stack, [(at, 1, 8)])
+    with pytest.raises(DatasetError, match=rf"organ: an outline lies at slice {at:.2f} of 6"):
+        read_structures(tmp_path / "rt.dcm", stack.grid)
+
+
+def write_made_segmentation(file, stack, labels, kind, names=NAMES):
     """Write labels 1 to 3 as others do, by highdicom."""
     from pydicom.sr.codedict import codes
 
@@ -122,7 +293,7 @@ def write_made_segmentation(file, stack, labels, kind):
             codes.SCT.Liver,
             highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
         )
-        for number, name in enumerate(NAMES, 1)
+        for number, name in enumerate(names, 1)
     ]
     pixels = labels if kind == "LABELMAP" else np.stack([labels == number for number in (1, 2, 3)], -1)
     pixels = pixels.astype(np.float32) * 0.75 if kind == "FRACTIONAL" else pixels.astype(np.uint8)

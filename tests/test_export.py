@@ -33,6 +33,8 @@ def trained(tmp_path):
     model = make_model(tmp_path / "results", folds=(0, 1))
     described = json.loads((model / "dataset.json").read_text())
     described |= {"training": [{"image": f"./imagesTr/{SECRET}.nii.gz"}], "numTraining": 1, "licence": "CC0"}
+    described |= {"dataset": {SECRET: {"images": [f"{SECRET}.mha"], "label": f"{SECRET}.mha"}}, "made_of": [SECRET]}
+    described |= {"description": "made up", "reference": {"first": SECRET}}
     (model / "dataset.json").write_text(json.dumps(described))
     (model / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[1, 1, 1]] * 7}))
     for fold in (0, 1):
@@ -131,6 +133,12 @@ def test_nothing_of_cases_and_of_the_training_is_in_it(tmp_path, trained):
     }
     cases = [one["case"] for one in json.loads((folder / "fold_0" / CALIBRATION_FILE).read_text())["dice"]]
     assert len(set(cases)) == 2
+    described = json.loads((folder / "dataset.json").read_text())
+    whole = json.loads((trained / "dataset.json").read_text())
+    assert described == {
+        key: whole[key] for key in ("channel_names", "labels", "numTraining", "file_ending", "licence", "description")
+    }
+    assert checkpoint["init_args"]["dataset_json"] == described
 
 
 def test_the_card_says_what_is_known(tmp_path, trained):
@@ -217,6 +225,26 @@ def test_a_damaged_file_is_named(tmp_path, images, trained, fault):
     file = altered(export(output=tmp_path / "m.zip", model_folder=trained), ending, change)
     with pytest.raises(CheckpointError, match=message):
         run(images, tmp_path / "out", file)
+
+
+@pytest.mark.parametrize(
+    "name", ["fold_4/checkpoint_final.pth", "fold_0/checkpoint_best.pth", "sam3d_postprocessing.json"]
+)
+def test_a_file_that_was_not_exported_with_a_model_is_refused(tmp_path, images, trained, name):
+    file = export(output=tmp_path / "m.zip", model_folder=trained)
+    with zipfile.ZipFile(file, "a") as archive:
+        (plans,) = (entry for entry in archive.namelist() if entry.endswith("plans.json"))
+        archive.writestr(plans.replace("plans.json", name), b"{}")
+    with pytest.raises(CheckpointError, match=rf"m.zip: {name} is not one of the files that were written"):
+        run(images, tmp_path / "out", file)
+
+
+def test_the_first_stage_of_a_cascade_is_seen_to_be_whole_too(tmp_path, images):
+    model = make_cascade_model(tmp_path / "results")
+    file = export(output=tmp_path / "m.zip", model_folder=model)
+    other = altered(file, "3d_lowres/plans.json", lambda old: old[:-2] + b" }")
+    with pytest.raises(CheckpointError, match=r"altered.zip: plans.json is damaged"):
+        run(images, tmp_path / "out", other)
 
 
 def test_what_is_no_model_says_so(tmp_path, images):

@@ -67,6 +67,23 @@ def test_a_model_goes_there_and_predicts_from_there(hub, tmp_path, images):
     assert done.returncode == 2 and "hf://me/tiny: plans.json is damaged" in done.stderr
 
 
+def test_an_upload_leaves_nothing_of_the_model_that_was_there(hub, tmp_path):
+    """Folds that are exported no longer would predict along; what is not of the model stays."""
+    model = make_model(tmp_path / "results", folds=(0, 1))
+    assert run(hub, tmp_path, "export", "-m", model, "-o", "hf://me/tiny").returncode == 0
+    stored = hub.files["me/tiny"]
+    before = set(stored)
+    stored["notes/ours.md"] = stored["Dataset901_Tiny/other/plans.json"] = b"{}"
+    done = run(hub, tmp_path, "export", "-m", model, "-o", "hf://me/tiny", "-f", 1)
+    assert done.returncode == 0, done.stderr
+    assert set(stored) - before == {"notes/ours.md", "Dataset901_Tiny/other/plans.json"}
+    gone = before - set(stored)
+    assert gone and all(name.startswith("Dataset901_Tiny/") and "/fold_0/" in name for name in gone)
+    assert [name for name in stored if name.endswith(".pth")] == [
+        name for name in before if name.endswith("fold_1/checkpoint_final.pth")
+    ]
+
+
 def test_what_is_not_there_says_so(hub, tmp_path, images):
     done = run(hub, tmp_path, "predict", "-i", images, "-o", tmp_path / "out", "-m", "hf://me/none", "--device", "cpu")
     assert done.returncode == 2

@@ -119,15 +119,15 @@ def on_grid(moved: "Placed", fixed: "Placed") -> "sitk.Image":
     import SimpleITK as sitk
 
     (stack, image), (of_stack, of_image) = moved, fixed
-    if _is_same_grid(image, of_image):
-        return image
     both = f"{stack.in_words()} and {of_stack.in_words()}"
-    frames = {stack.frame_of_reference, of_stack.frame_of_reference}
-    if len(frames) > 1 or "" in frames:
+    frames, is_same_grid = {stack.frame_of_reference, of_stack.frame_of_reference}, _is_same_grid(image, of_image)
+    if len(frames - {""}) > 1 or ("" in frames and not is_same_grid):  # equal numbers of different frames say nothing
         raise DatasetError(
             f"{both}: their positions do not refer to the same (frame of reference), so that nothing says how they lie "
             "to each other; register them first"
         )
+    if is_same_grid:
+        return image
     mask = sitk.Image(image.GetSize(), sitk.sitkUInt8) + 1
     mask.CopyInformation(image)
     inside = sitk.Resample(mask, of_image, sitk.Transform(), sitk.sitkNearestNeighbor, 0)

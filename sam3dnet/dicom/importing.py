@@ -3,7 +3,7 @@
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -83,6 +83,10 @@ def import_dataset(settings: "DicomImportSettings", folders: Folders) -> Importe
     with as_folder(source) as folder:
         found = read_headers(folder)
         cases, channels, failed = _find_cases(found.instances, settings)
+        failed |= {
+            file.name: f"begins as DICOM does and cannot be read ({why}); export it again"
+            for file, why in found.damaged.items()
+        }
         if not cases:
             reasons = [f"{name}: {reason}" for name, reason in failed.items()]
             raise DatasetError(
@@ -113,49 +117,61 @@ def _read_table(file: str | Path | None) -> dict[str, str | None]:
 def _find_cases(
     instances: Sequence[Instance], settings: "DicomImportSettings"
 ) -> tuple[list[_Case], list[str], dict[str, str]]:
-    """Find what was drawn on which series; a case each series, or of several channels each study."""
+    """Find what was drawn on which volume; a case each volume, or of several channels each study."""
     stacks, failed = find_stacks(instances), {}
-    drawn: dict[str, list[Instance]] = {}
-    of_series: dict[str, Stack] = {}
+    drawn: dict[Stack, list[Instance]] = {}
     for instance in filter(is_labels, instances):
         try:
             stack = stack_of(instance, stacks)
         except DatasetError as problem:
             failed[instance.file.name] = str(problem)
             continue
-        of_series[stack.series] = stack
-        drawn.setdefault(stack.series, []).append(instance)
+        drawn.setdefault(stack, []).append(instance)
     if settings.channels is not None:
         rules = read_rules_by_name(Path(settings.channels))
         return _of_rules(by_study(stacks), drawn, rules, failed), list(rules), failed
-    modalities = sorted({stack.modality for stack in of_series.values()})
+    modalities = sorted({stack.modality for stack in drawn})
     if len(modalities) > 1:
         raise DatasetError(
             f"structures were drawn on {', '.join(modalities)}; say with --channels which series are the channels"
         )
     names = [CHANNEL_OF.get(modality, modality) for modality in modalities]
-    return [_Case((of_series[uid],), tuple(labels)) for uid, labels in drawn.items()], names, failed
+    return [_Case((stack,), tuple(labels)) for stack, labels in drawn.items()], names, failed
 
 
 def _of_rules(
     studies: Mapping[str, Sequence[Stack]],
-    drawn: Mapping[str, Sequence[Instance]],
+    drawn: Mapping[Stack, Sequence[Instance]],
     rules: Mapping[str, Rule],
     failed: dict[str, str],
 ) -> list[_Case]:
     cases = []
     for number, stacks in enumerate(studies.values(), 1):
         try:
-            chosen = choose_stacks(stacks, list(rules), list(rules.values()))
+            first, *others = choose_stacks(stacks, list(rules), list(rules.values()))
+            on = _drawn_on(first, drawn)
         except DatasetError as problem:
             failed[f"study {number}"] = str(problem)
             continue
-        labels = drawn.get(chosen[0].series, ())
-        if labels:
-            cases.append(_Case(tuple(chosen), tuple(labels)))
-        else:
-            failed[f"study {number}"] = f"no structures were drawn on {chosen[0].in_words()}, the first channel"
+        cases.append(_Case((replace(on, units=first.units), *others), tuple(drawn[on])))
     return cases
+
+
+def _drawn_on(first: Stack, drawn: Mapping[Stack, Sequence[Instance]]) -> Stack:
+    """Give the volume of a series that structures were drawn on; of several times or echoes rules know only the series.
+
+    Raises:
+        DatasetError: If there is none, or several are.
+    """
+    volumes = [stack for stack in drawn if stack.series == first.series]
+    if not volumes:
+        raise DatasetError(f"no structures were drawn on {first.in_words()}, the first channel")
+    if len(volumes) > 1:
+        raise DatasetError(
+            f"structures were drawn on {len(volumes)} volumes of {first.in_words()}, the first channel; export each "
+            "as a series of its own"
+        )
+    return volumes[0]
 
 
 def _write_cases(

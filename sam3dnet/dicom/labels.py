@@ -1,7 +1,8 @@
 """Structures of DICOM SEG and RTSTRUCT files as masks on the image of the series that they were drawn on."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from sam3dnet.errors import DatasetError
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
+    from pydicom import Dataset
 
+Image = tuple[str, int | None]  # UID of an instance, and number of a frame; None for all of its frames
 Mask = npt.NDArray[np.bool_]
 KINDS = ("SEG", "RTSTRUCT")
 HALF = 0.5  # of fractional segments
@@ -29,21 +32,34 @@ def is_labels(instance: Instance) -> bool:
 
 
 def stack_of(labels: Instance, stacks: Sequence[Stack]) -> Stack:
-    """Find the series that structures were drawn on: by its UID, else the only one in their frame of reference.
+    """Find the volume that structures were drawn on: by the series' UID, else in their frame of reference.
+
+    A series of several times or echoes is several volumes with one UID; of these it is the one whose images the
+    structures refer to.
 
     Raises:
-        DatasetError: If it is not there, or no volume.
+        DatasetError: If it is not there, or no volume, or may be one of several, or the file cannot be read.
     """
-    named = [stack for stack in stacks if stack.series in _series_of(labels)]
-    frame = _frame_of_reference(labels)
-    chosen = named or [stack for stack in stacks if frame and stack.frame_of_reference == frame]
-    volumes = [stack for stack in chosen if stack.grid is not None]
-    if len(volumes) == 1 or (named and volumes):
+    with _reading(labels):
+        series, frame, images = _series_of(labels), _frame_of_reference(labels), _images_of(labels)
+    named = [stack for stack in stacks if stack.series in series]
+    near = named or [stack for stack in stacks if frame and stack.frame_of_reference == frame]
+    referred = ([stack for stack in near if _holds(stack, these)] for these in images)
+    chosen = next((found for found in referred if found), near)
+    there = [stack for stack in chosen if stack.grid is not None]
+    volumes = [stack for stack in there if not stack.is_no_choice] or there
+    if len(volumes) == 1:
         return volumes[0]
     if chosen and not volumes:
-        series, fault = chosen[0].in_words(), chosen[0].fault
-        raise DatasetError(f"{labels.file.name}: was drawn on {series}, which is no volume: {fault}")
-    what = f"{len(volumes)} series are in its frame of reference" if volumes else "it is not there"
+        words, fault = chosen[0].in_words(), chosen[0].fault
+        raise DatasetError(f"{labels.file.name}: was drawn on {words}, which is no volume: {fault}")
+    if named and volumes:
+        raise DatasetError(
+            f"{labels.file.name}: {len(volumes)} volumes are of the series that it was drawn on, as of several times "
+            f"or echoes, one of them {volumes[0].in_words()}, and it does not refer to the images of one alone; export "
+            "it again with references to its images, or each volume as a series of its own"
+        )
+    what = f"{len(volumes)} volumes are in its frame of reference" if volumes else "it is not there"
     raise DatasetError(
         f"{labels.file.name}: the series that it was drawn on is not known: {what}; export both together"
     )
@@ -51,11 +67,61 @@ def stack_of(labels: Instance, stacks: Sequence[Stack]) -> Stack:
 
 def _series_of(labels: Instance) -> set[str]:
     """Give the UIDs of the series that a file refers to."""
-    found = {str(one.SeriesInstanceUID) for one in labels.of("ReferencedSeriesSequence", ())}
+    return {str(one.SeriesInstanceUID) for one in _referenced_series(labels)}
+
+
+def _referenced_series(labels: Instance) -> "Iterator[Dataset]":
+    yield from labels.of("ReferencedSeriesSequence", ())
     for frame in labels.of("ReferencedFrameOfReferenceSequence", ()):
         for study in frame.get("RTReferencedStudySequence", ()):
-            found |= {str(one.SeriesInstanceUID) for one in study.get("RTReferencedSeriesSequence", ())}
-    return found
+            yield from study.get("RTReferencedSeriesSequence", ())
+
+
+def _images_of(labels: Instance) -> tuple[set[Image], set[Image]]:
+    """Give the images that single frames or outlines refer to, and those that the whole file does.
+
+    The first say more: many programs list all images of a series for the whole file.
+    """
+    each = [
+        image
+        for group in labels.of("PerFrameFunctionalGroupsSequence", ())
+        for derivation in group.get("DerivationImageSequence", ())
+        for image in derivation.get("SourceImageSequence", ())
+    ]
+    each += [
+        image
+        for roi in labels.of("ROIContourSequence", ())
+        for contour in roi.get("ContourSequence", ())
+        for image in contour.get("ContourImageSequence", ())
+    ]
+    whole = [
+        image
+        for series in _referenced_series(labels)
+        for keyword in ("ReferencedInstanceSequence", "ContourImageSequence")
+        for image in series.get(keyword, ())
+    ]
+    return {one for image in each for one in _named(image)}, {one for image in whole for one in _named(image)}
+
+
+def _named(image: "Dataset") -> Iterator[Image]:
+    """Yield the UID that a reference names with each of its frames, from 0; None for all frames."""
+    numbers = image.get("ReferencedFrameNumber")
+    uid = str(image.get("ReferencedSOPInstanceUID", ""))
+    if numbers is None or numbers == "":
+        yield uid, None
+        return
+    for number in [numbers] if isinstance(numbers, int | str) else numbers:
+        yield uid, int(number) - 1
+
+
+def _holds(stack: Stack, images: set[Image]) -> bool:
+    """Tell whether one of these images is a slice of a stack."""
+    return any(
+        (uid, number) in images
+        for frame in stack.frames
+        for uid in [str(frame.instance.header.SOPInstanceUID)]
+        for number in (frame.number, None)
+    )
 
 
 def _frame_of_reference(labels: Instance) -> str:
@@ -69,10 +135,32 @@ def read_labels(labels: Instance, stack: Stack, image: "sitk.Image") -> dict[str
     Raises:
         DatasetError: If they cannot be read, or lie beside the slices.
     """
-    if labels.of("Modality") == "RTSTRUCT":
-        grid = grid_of(stack)
-        return {name: on_image(mask, grid) for name, mask in read_structures(labels.file, grid).items()}
-    return _read_segmentation(labels, image, grid_of(stack))
+    grid = grid_of(stack)
+    with _reading(labels):
+        if labels.of("Modality") == "RTSTRUCT":
+            return {name: on_image(mask, grid) for name, mask in read_structures(labels.file, grid).items()}
+        return _read_segmentation(labels, image, grid)
+
+
+@contextmanager
+def _reading(labels: Instance) -> Iterator[None]:
+    """Say of which file it is that something cannot be read.
+
+    Damaged files, such as those that were cut off, are read by pydicom as far as they go, and lack elements.
+
+    Raises:
+        DatasetError: In place of all that pydicom, highdicom and what decodes for them raise.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of values that are not as the standard has them
+            yield
+    except DatasetError:
+        raise
+    except Exception as problem:
+        kind = f"DICOM {labels.of('Modality')}"
+        reason = f"{type(problem).__name__}: {problem}"
+        raise DatasetError(f"{labels.file.name}: cannot be read as {kind} ({reason}); export it again") from problem
 
 
 def on_image(mask: Mask, grid: Grid) -> Mask:
@@ -89,35 +177,29 @@ def on_image(mask: Mask, grid: Grid) -> Mask:
 
 
 def _read_segmentation(labels: Instance, image: "sitk.Image", grid: Grid) -> dict[str, Mask]:
-    highdicom = require_highdicom()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of values that are not as the standard has them
-            read = highdicom.seg.Segmentation.from_dataset(read_dataset(labels.file), copy=False)
-            if grid.is_tilted:  # no volume with right angles, which is what highdicom gives
-                return {name: on_image(mask, grid) for name, mask in _on_slices(labels, read, grid).items()}
-            volume = read.get_volume(combine_segments=False, skip_overlap_checks=True)
-    except DatasetError:
-        raise
-    except Exception as problem:  # highdicom and what decodes for it raise many kinds
-        raise DatasetError(f"{labels.file.name}: cannot be read as DICOM SEG ({problem}); export it again") from problem
-    found = {}
-    for index, (number, name) in enumerate(_names_of_segments(read)):
-        if number:  # 0 is the background of a label map
-            mask = _resampled(np.asarray(volume.array[..., index] >= HALF, np.uint8), volume, image)
-            if mask.any():
-                found[name] = mask
+    read = require_highdicom().seg.Segmentation.from_dataset(read_dataset(labels.file), copy=False)
+    if grid.is_tilted:  # no volume with right angles, which is what highdicom gives
+        return {name: on_image(mask, grid) for name, mask in _on_slices(labels, read, grid).items()}
+    names = _names_of_segments(read)
+    volume = read.get_volume(combine_segments=False, skip_overlap_checks=True, segment_numbers=list(names))
+    found: dict[str, Mask] = {}
+    for index, name in enumerate(names.values()):
+        mask = _resampled(np.asarray(volume.array[..., index] >= HALF, np.uint8), volume, image)
+        if mask.any():  # several segments of one name are one structure
+            found[name] = found[name] | mask if name in found else mask
     return found
 
 
-def _names_of_segments(read: Any) -> list[tuple[int, str]]:
-    return [(int(one.SegmentNumber), str(one.SegmentLabel)) for one in read.SegmentSequence]
+def _names_of_segments(read: Any) -> dict[int, str]:
+    """Give what the segments are called, by their number; 0 is the background of a label map."""
+    names = {int(one.SegmentNumber): str(one.SegmentLabel) for one in read.SegmentSequence}
+    return {number: name for number, name in names.items() if number in read.segment_numbers and number != 0}
 
 
 def _on_slices(labels: Instance, read: Any, grid: Grid) -> dict[str, Mask]:
     """Put the frames of a segmentation onto the slices where they lie, (slices, rows, columns)."""
     columns, rows, slices = grid.shape
-    segments = {number: name for number, name in _names_of_segments(read) if number}
+    segments = _names_of_segments(read)
     is_label_map = str(read.SegmentationType) == "LABELMAP"
     highest = 1 if is_label_map else int(read.get("MaximumFractionalValue", 1))
     pixels = np.atleast_3d(read.pixel_array).reshape(-1, int(read.Rows), int(read.Columns))

@@ -1,10 +1,11 @@
 """Label maps as RTSTRUCT, and back: an outline a slice, where the mask's edge is half way between voxels.
 
 Holes are outlines inside of outlines: a voxel belongs to a structure if an odd number of outlines is around it, which
-is how treatment planning systems read them. Outlines are placed by their coordinates alone; some files refer to images
-that are not there.
+is how treatment planning systems read them, in each plane by itself. Outlines are placed by their coordinates alone;
+some files refer to images that are not there.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
@@ -45,6 +46,7 @@ FROM_STUDY = (
 )
 DIGITS = 4  # of a coordinate in mm
 OFF_A_SLICE = 0.5  # of the distance of slices: an outline beyond is of no slice
+SAME_PLANE, ROUNDED = 0.05, 1e-3  # of the distance of slices: coordinates are rounded
 FEWEST_POINTS = 3
 
 
@@ -193,26 +195,44 @@ def read_structures(file: Path, grid: Grid) -> dict[str, npt.NDArray[np.bool_]]:
             if str(contour.ContourGeometricType).startswith("CLOSED") and len(contour.ContourData) >= 3 * FEWEST_POINTS
         ]
         if closed:
-            masks[name] = _filled(closed, grid, f"{file}: {name}")
+            mask = _filled(closed, grid, f"{file}: {name}")
+            masks[name] = masks[name] | mask if name in masks else mask  # several of one name are one structure
     return masks
 
 
 def _filled(outlines_mm: Sequence[npt.NDArray[np.float64]], grid: Grid, where: str) -> npt.NDArray[np.bool_]:
+    """Fill the outlines of one structure.
+
+    They may lie in planes between the slices, and closer together than these. A slice gets what is inside of the
+    outlines of the plane nearest to it, as a voxel belongs to a structure if its centre does: outlines of different
+    planes say nothing of each other's holes, and all of them together would be larger than the structure.
+    """
     from skimage.draw import polygon2mask
 
     columns, rows, slices = grid.shape
     mask = np.zeros((slices, rows, columns), bool)
-    by_slice: dict[int, list[npt.NDArray[np.float64]]] = defaultdict(list)
+    by_slice: dict[int, list[tuple[float, npt.NDArray[np.float64]]]] = defaultdict(list)
     for points_mm in outlines_mm:
         voxels = (points_mm - grid.origin_mm) @ grid.axes.T / grid.spacing_mm
         at = float(voxels[:, 2].mean())
-        number = round(at)
-        if np.ptp(voxels[:, 2]) > OFF_A_SLICE or not -OFF_A_SLICE <= at <= slices - 1 + OFF_A_SLICE:
+        number = _slice_nearest_to(at, slices)
+        if number is None or np.ptp(voxels[:, 2]) > OFF_A_SLICE:
             raise DatasetError(
                 f"{where}: an outline lies at slice {at:.2f} of {slices}, or askew to them; is it of this series?"
             )
-        by_slice[number].append(voxels[:, :2] - number * grid.tilt_voxels)
+        by_slice[number].append((at, voxels[:, :2] - number * grid.tilt_voxels))
     for number, parts in by_slice.items():
-        for part in parts:
+        nearest, _ = min(parts, key=lambda part: abs(part[0] - number))
+        for part in (outline for at, outline in parts if abs(at - nearest) <= SAME_PLANE):
             mask[number] ^= polygon2mask((rows, columns), part[:, ::-1])
     return mask
+
+
+def _slice_nearest_to(at: float, slices: int) -> int | None:
+    """Give the slice nearest to a place along the normal, in slices; half way it is the later one, if there is one.
+
+    So outlines that all lie half way between slices fill every slice once. None for a place beside the slices.
+    """
+    if not -OFF_A_SLICE - ROUNDED <= at <= slices - 1 + OFF_A_SLICE + ROUNDED:
+        return None
+    return min(max(math.floor(at + OFF_A_SLICE + ROUNDED), 0), slices - 1)

@@ -26,7 +26,7 @@ def model_card(
     Args:
         model_folder: As trained.
         plans: plans.json.
-        described: dataset.json.
+        described: What is exported of dataset.json.
         folds: That are exported.
         licence: Of the model, as an SPDX identifier or in words.
         intended_use: In words.

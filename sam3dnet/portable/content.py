@@ -15,6 +15,7 @@ RECORD = "sam3d_export.json"
 CARD = "README.md"
 EXPORT_AGAIN = "export it again with sam3d_export, or copy it again"
 CHUNK_BYTES = 1 << 20
+USED = (".pth", ".json")  # endings of what predictions read
 
 Digest = Annotated[StrictStr, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -46,14 +47,16 @@ def digest_of(file: Path) -> str:
 
 
 def require_whole(model_folder: Path, source: str) -> None:
-    """See that all files of an exported model are as they were written; of other models nothing is known.
+    """See that an exported model has all files that were written, as they were, and no others that predictions use.
+
+    Of other models nothing is known.
 
     Args:
         model_folder: Of the model.
         source: What it came from, for messages.
 
     Raises:
-        CheckpointError: If a file is missing or has other bytes.
+        CheckpointError: If a file is missing, has other bytes, or was not written with the model.
     """
     if not (model_folder / RECORD).is_file():
         return
@@ -71,6 +74,13 @@ def require_whole(model_folder: Path, source: str) -> None:
         if digest_of(file) != digest:
             raise CheckpointError(
                 f"{source}: {name} is damaged, its bytes are not those that were written; {EXPORT_AGAIN}"
+            )
+    for file in sorted(path for ending in USED for path in model_folder.rglob(f"*{ending}")):
+        name = file.relative_to(model_folder).as_posix()
+        if name != RECORD and name not in record.files:
+            raise CheckpointError(
+                f"{source}: {name} is not one of the files that were written, {RECORD} does not name it, and it would "
+                "change what is predicted; remove it, or export the model again with sam3d_export"
             )
 
 

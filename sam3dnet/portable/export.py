@@ -22,13 +22,20 @@ from sam3dnet.portable.card import model_card
 from sam3dnet.portable.content import CARD, RECORD, record_of
 from sam3dnet.portable.hub import hub_model, is_on_hub, push
 from sam3dnet.portable.onnx_file import ENDING, export_onnx
+from sam3dnet.preprocessing.checks_description import ACCEPT_KEY
 from sam3dnet.preprocessing.folders import parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import READER_KEY
 from sam3dnet.settings.export import ExportSettings
 
 CHECKPOINT = "checkpoint_final.pth"  # the name that stock nnU-Net predicts with
 KEPT = ("network_weights", "init_args", "trainer_name", "inference_allowed_mirroring_axes", "current_epoch")
-OF_TRAINING = ("training", "test")  # of dataset.json: lists of cases
+# Of dataset.json, what predictions need, and words about it; all else may name cases, in whatever way a dataset does.
+NEEDED = (
+    *("channel_names", "modality", "labels", "regions_class_order", "file_ending", "numTraining", "phrases"),
+    *(READER_KEY, ACCEPT_KEY),
+)
+IN_WORDS = ("name", "description", "reference", "licence", "license", "release")
 STORED_AS_THEY_ARE = ".pth"
 REMEDY = "validate the fold again, sam3d_train --validate-only, or delete the file"
 
@@ -38,9 +45,9 @@ logger = logging.getLogger(__name__)
 def export_model(settings: ExportSettings, model_folder: Path) -> str:
     """Write a model, of a cascade with its first stage, to the hub or into a file that appears whole or not at all.
 
-    What is written holds plans, dataset.json without lists of cases, the folds' weights without the optimiser's state,
-    what was chosen and measured in validation with numbers in place of the cases' names, a model card, and a digest of
-    each file. Of a name that ends in .onnx see `onnx_file.py`.
+    What is written holds plans, of dataset.json what predictions need, the folds' weights without the optimiser's
+    state, what was chosen and measured in validation with numbers in place of the cases' names, a model card, and a
+    digest of each file. Of a name that ends in .onnx see `onnx_file.py`.
 
     Args:
         settings: What is asked for.
@@ -119,10 +126,10 @@ def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[t
 
 
 def _copy_stage(source: Path, folds: Sequence[int | str], target: Path, settings: ExportSettings) -> None:
-    plans, described = read_model_plans(source), read_model_dataset(source)
+    plans, described = read_model_plans(source), _needed(read_model_dataset(source))
     target.mkdir(parents=True)
     write_json(target / "plans.json", plans)
-    write_json(target / "dataset.json", {key: one for key, one in described.items() if key not in OF_TRAINING})
+    write_json(target / "dataset.json", described)
     if (source / POSTPROCESSING_FILE).is_file():
         write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
     for fold in folds:
@@ -156,8 +163,13 @@ def _halved(value: Any) -> Any:
 def _without_cases(init_args: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(init_args)
     if isinstance(kept.get("dataset_json"), Mapping):
-        kept["dataset_json"] = {key: one for key, one in kept["dataset_json"].items() if key not in OF_TRAINING}
+        kept["dataset_json"] = _needed(kept["dataset_json"])
     return kept
+
+
+def _needed(described: Mapping[str, Any]) -> dict[str, Any]:
+    """Give what an exported model needs of a dataset.json."""
+    return {key: one for key, one in described.items() if key in NEEDED or (key in IN_WORDS and isinstance(one, str))}
 
 
 def _numbered(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def pull(model: HubModel) -> Path:
 def push(folder: Path, model: HubModel, *, private: bool) -> str:
     """Upload a folder as it is, into a new or existing repository; give the address of what was made.
 
+    Of the models in the folder, DATASET/MODEL, nothing stays there of what an earlier upload had and this one has not,
+    such as other folds, which would predict along; all else in the repository stays.
+
     Raises:
         CheckpointError: If that is impossible.
     """
@@ -86,6 +90,7 @@ def push(folder: Path, model: HubModel, *, private: bool) -> str:
             repo_id=model.repository,
             folder_path=folder,
             revision=model.revision,
+            delete_patterns=_patterns_of_models(folder),
             commit_message=f"Exported by sam3dnet {__version__}",
         )
     except Exception as problem:
@@ -94,6 +99,11 @@ def push(folder: Path, model: HubModel, *, private: bool) -> str:
             "write"
         ) from problem
     return str(made.commit_url)
+
+
+def _patterns_of_models(folder: Path) -> list[str]:
+    models = sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*") if path.is_dir())
+    return [f"{escape(model)}/*" for model in models]  # "*" also matches what is deeper
 
 
 def _require_hub() -> Any:

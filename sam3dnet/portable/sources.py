@@ -43,14 +43,14 @@ def model_folder(
         if shared is not None:
             pulled = Path(shutil.copytree(pulled, shared, dirs_exist_ok=True))
         found = _only_model(pulled, plans, configuration)
-        require_whole(found, str(model))
+        _require_whole(found, str(model))
         yield found
         return
     path = None if source is None else Path(str(source)).expanduser()
     if path is not None and path.is_file():
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True, dir=shared) as unpacked:
             found = _only_model(_unpack(path, Path(unpacked)), plans, configuration)
-            require_whole(found, str(path))
+            _require_whole(found, str(path))
             yield found
         return
     named = path if path is not None and (path / PLANS_FILE).is_file() else None
@@ -77,6 +77,15 @@ def _only_model(results: Path, plans: str, configuration: str) -> Path:
         if len(last) == 1:
             return last[0]
     return find_model(results, plans_name=plans, configuration=configuration)
+
+
+def _require_whole(folder: Path, source: str) -> None:
+    """See that a model is whole, of a cascade the stages before it, too."""
+    require_whole(folder, source)
+    stage = read_model_plans(folder)["configurations"][folder.name.rpartition("__")[2]].get("previous_stage")
+    first = None if stage is None else previous_model_folder(folder, stage)
+    if first is not None and first.is_dir():
+        _require_whole(first, source)
 
 
 def _unpack(file: Path, folder: Path) -> Path:

@@ -336,7 +336,9 @@ class Segment:
 
 
 def orientation_of(plans: Mapping[str, Any], reorients: bool) -> str:
-    """Say in which orientation a model's images are stored, as its reader gives them; "" if in several.
+    """Say in which orientation a model's images are stored, as its reader gives them; "" if in several, or none.
+
+    Plans of before gave two axes of oblique images the same letter.
 
     Args:
         plans: Of the model.
@@ -345,7 +347,7 @@ def orientation_of(plans: Mapping[str, Any], reorients: bool) -> str:
     if reorients:
         return OF_NAPARI[::-1]
     known = plans.get("sam3d", {}).get("orientations", [])
-    return str(known[0]) if len(known) == 1 else ""
+    return str(known[0]) if len(known) == 1 and len({*known[0]}) == len(known[0]) else ""
 
 
 def box_around(mask: Mask) -> Sides | None:
