@@ -80,7 +80,7 @@ def die_at_the_first_export(mark: Path) -> None:
     """Have this process die when it has a label map to write, unless another one has died of it."""
     from sam3dnet.inference import predictor
 
-    real = predictor.write_label_map
+    real = predictor.write_noted_label_map
 
     def write(*arguments: Any) -> None:
         try:
@@ -89,7 +89,7 @@ def die_at_the_first_export(mark: Path) -> None:
             return real(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    predictor.write_label_map = write
+    predictor.write_noted_label_map = write
 
 
 def loaded_models() -> int:

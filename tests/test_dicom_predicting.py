@@ -10,11 +10,12 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from dicoms import header, oblique, places, write_enhanced, write_series
+from dicoms import FRAME, header, oblique, places, write_enhanced, write_series
 from tiny_models import LABELS, REGIONS, labels_of, make_model
 
 from sam3dnet.cli import predict as predict_command
 from sam3dnet.cli.predict import predict
+from sam3dnet.dicom.cases import on_grid
 from sam3dnet.dicom.choosing import choose_stacks, read_rules, rule_of_name, rules_of
 from sam3dnet.dicom.files import read_headers
 from sam3dnet.dicom.segmentation import write_segmentation
@@ -367,5 +368,17 @@ def test_a_folder_without_images_says_what_it_is(tmp_path, model):
 def test_nothing_of_the_patient_is_in_what_is_not_dicom(tmp_path, stored, model):
     write_series(tmp_path / "s", stored)
     run(tmp_path / "s", tmp_path / "out", model, output_format=["nrrd", "seg.nrrd", "dicom-seg"])
-    for file in (tmp_path / "out").iterdir():
+    for file in (path for path in (tmp_path / "out").rglob("*") if path.is_file()):
         assert (b"Secret" in file.read_bytes()) == file.name.endswith(".dcm")
+
+
+@pytest.mark.parametrize(("frame", "is_refused"), [(None, False), (FRAME, False), ("1.9", True)])
+def test_equal_places_of_other_frames_of_reference_are_not_the_same(tmp_path, stored, frame, is_refused):
+    write_series(tmp_path / "a", stored)
+    write_series(tmp_path / "b", stored + 1, FrameOfReferenceUID=frame)
+    fixed, moved = ((stack, read_image(stack)) for stack in map(only_stack, (tmp_path / "a", tmp_path / "b")))
+    if is_refused:
+        with pytest.raises(DatasetError, match=r"do not refer to the same \(frame of reference\).*register them first"):
+            on_grid(moved, fixed)
+    else:
+        assert on_grid(moved, fixed) is moved[1]

@@ -76,8 +76,10 @@ def test_labels_beyond_255_survive_in_the_file(tmp_path, images):
 
 def test_output_holds_what_nnunets_tools_want_and_nothing_unfinished(predict, tmp_path):
     predict()
-    names = {path.name for path in (tmp_path / "out").iterdir()}
+    names = {path.name for path in (tmp_path / "out").iterdir() if path.is_file()}
     assert names == {"a.nii.gz", "b.nii.gz", "c.nii.gz", "dataset.json", "plans.json", "sam3d_prediction.json"}
+    noted = {path.name for path in (tmp_path / "out" / "sam3d_records").iterdir()}
+    assert noted == {"a.nii.gz.json", "b.nii.gz.json", "c.nii.gz.json"}
 
 
 def test_mirroring_and_step_size_reach_the_windows(predict, monkeypatch):

@@ -153,12 +153,20 @@ def test_prompts_of_an_image_that_cannot_be_predicted_are_no_unknown_case(predic
     assert list(report.failed) == ["b"]
 
 
+def test_prompts_may_speak_of_images_of_other_parts(predict, tmp_path):
+    prompts = write_prompts(tmp_path / "p.json", {"a": {"lesion": CLICK}, "b": {"lesion": CLICK}})
+    assert [predict(prompts=prompts, num_parts=2, part_id=part).written for part in (0, 1)] == [["a", "c"], ["b"]]
+    assert predict(prompts=prompts).written == []
+
+
 def test_a_model_without_prompts_says_what_to_do(predict, tmp_path):
     from tiny_models import make_model
 
+    predict()
     prompts = write_prompts(tmp_path / "p.json", {"a": {"lesion": CLICK}})
     with pytest.raises(PromptError, match=r"does not answer prompts; plan and train again .* without --no-prompts"):
         predict(model=make_model(tmp_path / "other"), prompts=prompts)
+    assert predict().skipped == ["a", "b", "c"]
 
 
 def objects_at(mask, *voxels):

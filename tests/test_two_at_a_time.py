@@ -84,6 +84,24 @@ def test_parts_share_the_images_as_nnunets(predict, tmp_path: Path) -> None:
         PredictionSettings(input_folder="i", output_folder="o", num_parts=2, part_id=2)
 
 
+PART = """
+import sys
+from commands import predict_folder
+options = {"num_parts": 2, "part_id": int(sys.argv[4]), "step_size": 0.9}
+predict_folder(*map(Path, sys.argv[1:4]), device="cpu", **options)
+"""
+
+
+def test_parts_at_the_same_time_note_all_their_label_maps(predict, images: Path, model: Path, tmp_path: Path) -> None:
+    """Those of before were made with other settings; each part makes its own anew and forgets none of the other's."""
+    predict()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    words = [sys.executable, "-c", f"from pathlib import Path{PART}", str(images), str(tmp_path / "out"), str(model)]
+    parts = [subprocess.Popen([*words, str(part)], env=environment) for part in (0, 1)]
+    assert [part.wait(timeout=300) for part in parts] == [0, 0]
+    assert predict(step_size=0.9).skipped == ["a", "b", "c"]
+
+
 def test_threads_follow_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cores, "cores_of_job", lambda: 1)
     monkeypatch.setattr(cores, "_affinity", lambda: {0, 1, 2})

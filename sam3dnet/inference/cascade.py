@@ -116,11 +116,6 @@ class StoredStage:
     def __init__(self, folder: Path, reader: DatasetReader, file_ending: str):
         self._folder, self._reader, self._ending = folder, reader, file_ending
 
-    def is_newer(self, name: str, output: Path) -> bool:
-        """Tell whether the label map of a case is newer than what was made with it."""
-        file = self._folder / f"{name}{self._ending}"
-        return file.is_file() and output.is_file() and file.stat().st_mtime_ns > output.stat().st_mtime_ns
-
     def __call__(self, case: Case | None, image_CZYX: np.ndarray, _properties: Mapping[str, Any]) -> Labels:
         """Read the label map of a case, (Z, Y, X) on the image's grid.
 

@@ -16,17 +16,18 @@ from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.calibration import UNCALIBRATED, Calibration, read_validated
-from sam3dnet.inference.cascade import load_stages, make_input, stored_stage
+from sam3dnet.inference.cascade import load_stages, make_input
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
 from sam3dnet.inference.companions import Companion, Segmentation, start_companions
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
 from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset
+from sam3dnet.inference.output_record import SETTINGS_FILE, OutputRecord, Source, write_noted_label_map
 from sam3dnet.inference.postprocessing import Postprocessing, read_postprocessing
 from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities
 from sam3dnet.inference.text import ask_for_text
-from sam3dnet.inference.writing import is_finished, remove_abandoned, unfinished_folder, write_label_map
+from sam3dnet.inference.writing import remove_abandoned, unfinished_folder
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.cluster import cluster_at
 from sam3dnet.preprocessing.folders import activate_folders, parse_fold, write_json
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-SETTINGS_FILE = "sam3d_prediction.json"
 
 
 class PromptedSegmentation(Protocol):
@@ -113,6 +112,8 @@ def _predict_folder(
     dataset_json = read_model_dataset(model_path)
     ending = dataset_json["file_ending"]
     cases, failed = find_cases(inputs, ending, len(channel_names(dataset_json)))
+    source = Source.of_images(inputs)
+    known = {*(case.name for case in cases), *failed, *source.known}  # prompts may speak of other parts' cases too
     if only is not None:
         cases, failed = (
             [case for case in cases if case.name in only],
@@ -122,19 +123,16 @@ def _predict_folder(
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)
     _tell_postprocessing(settings, model)
-    names = [case.name for case in cases]
-    said = None if prompts is None else prompts([*names, *failed], model.labels)
-    before = _read_record(output)
-    record = _record(settings, model)
-    record["prompts"] = _prompts_of_others(before, names) | (said.statements() if said else {})
-    stored = stored_stage(model, settings.prev_stage_predictions)
-    newer = [] if stored is None else [name for name in names if stored.is_newer(name, output / f"{name}{ending}")]
-    for name in {*_outdated(output, before, record, names), *newer}:
-        (output / f"{name}{ending}").unlink(missing_ok=True)
-        _remove_companions(output / name)
-    skipped = [case.name for case in cases if _is_finished(output, case, model, settings)]
-    _write_companions(output, record, model)
-    to_do = [case for case in cases if case.name not in set(skipped)]
+    said = None if prompts is None else prompts(sorted(known), model.labels)
+    if said is not None:
+        said.answered_by(model, settings.step, settings.mirror)  # or it says that it cannot before anything is removed
+    record = _output_record(settings, model, [case.name for case in cases], said, source)
+    sorting = record.sort(cases, _companions_lie_beside(output, model, settings))
+    to_do, skipped, failed = sorting.to_do, sorting.skipped, failed | sorting.refused
+    record.begin(to_do)
+    for case in to_do:
+        _remove_companions(output / case.name)
+    _write_companions(record, model)
     if cluster is None:
         ahead = 1 if settings.num_processes is None else max(0, settings.num_processes)
         report = _Run(settings, model, said).predict(to_do, ahead)
@@ -213,6 +211,17 @@ def _tell_postprocessing(settings: PredictionSettings, model: LoadedModel) -> No
         logger.info("post-processing is left out: with probabilities it belongs after the ensemble")
 
 
+def _output_record(
+    settings: PredictionSettings, model: LoadedModel, names: Sequence[str], said: Prompts | None, source: Source
+) -> OutputRecord:
+    output, ending = Path(settings.output_folder), model.dataset_json["file_ending"]
+    before = _read_record(output)
+    prompts = _prompts_of_others(before, names) | (said.statements() if said else {})
+    stored_labels = partial(_stored_labels, settings.prev_stage_predictions, ending)
+    made_with = _record(settings, model)
+    return OutputRecord(output, ending, model.reader, made_with, prompts, source, before, stored_labels)
+
+
 def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
     """Return what a prediction depends on besides the image."""
     steps = [list(step) for step in model.postprocessing.keep_largest]
@@ -243,30 +252,36 @@ def _prompts_of_others(before: dict[str, Any] | None, names: Sequence[str]) -> d
     return {name: said for name, said in (before or {}).get("prompts", {}).items() if name not in names}
 
 
-def _outdated(output: Path, before: dict[str, Any] | None, now: dict[str, Any], names: Sequence[str]) -> Sequence[str]:
-    """Tell which cases of this run were predicted with other settings or other prompts.
-
-    In a folder without settings these are those with prompts; the rest of it is left alone.
-    """
-    before = now | {"prompts": {}} if before is None else before
-    if before | {"prompts": {}} != now | {"prompts": {}}:
-        logger.warning(
-            "%s holds predictions of another model or with other settings; those of these images are made anew", output
-        )
-        return names
-    prompts_before = before.get("prompts", {})
-    return [name for name in names if now["prompts"].get(name) != prompts_before.get(name)]
+def _stored_labels(folder: str | Path | None, ending: str, name: str) -> list[Path]:
+    """Name the first stage's label map of a case, where label maps of the first stage are given."""
+    return [] if folder is None else [Path(folder) / f"{name}{ending}"]
 
 
-def _is_finished(output: Path, case: Case, model: LoadedModel, settings: PredictionSettings) -> bool:
-    label_map = output / f"{case.name}{model.dataset_json['file_ending']}"
-    if not is_finished(label_map, case, model.reader):
-        return False
-    if settings.confidence and not (output / f"{case.name}{CONFIDENCE_ENDING}").is_file():
-        return False
-    grid, _ = model.reader.read_grid(case.name, label_map, is_label=True)
-    channels = model.labels.num_segmentation_heads
-    return not settings.save_probabilities or (grid is not None and are_whole(output / case.name, grid.shape, channels))
+def _companions_lie_beside(
+    output: Path, model: LoadedModel, settings: PredictionSettings
+) -> Callable[[Case, Path], bool]:
+    """Make what tells whether all that is wanted lies beside a case's label map, confidences calibrated as of now."""
+    validated = read_validated(_validating_folds(model) if settings.confidence else [])
+    calibrated_on = len({*validated.dice.case, *validated.objects.case})
+
+    def lie_beside(case: Case, label_map: Path) -> bool:
+        stem = output / case.name
+        if settings.confidence:
+            found = read_json_if_whole(stem.with_name(f"{stem.name}{CONFIDENCE_ENDING}")) or {}
+            if found.get("calibrated_on_cases") != calibrated_on:
+                return False
+        if not settings.save_probabilities:
+            return True
+        grid, _ = model.reader.read_grid(case.name, label_map, is_label=True)
+        return grid is not None and are_whole(stem, grid.shape, model.labels.num_segmentation_heads)
+
+    return lie_beside
+
+
+def _validating_folds(model: LoadedModel) -> list[Path]:
+    """Name the folds that predict and whose validation teaches what confidences are worth: not those of all cases."""
+    folds = {file.parent for file in model.checkpoint_files}
+    return sorted(fold for fold in folds if fold.name != "fold_all")
 
 
 def _remove_companions(stem: Path) -> None:
@@ -276,9 +291,8 @@ def _remove_companions(stem: Path) -> None:
 
 
 def _calibration_of(model: LoadedModel) -> Calibration:
-    """Learn from the validation of the folds that predict; one that was trained on all cases teaches nothing."""
-    folds = {file.parent for file in model.checkpoint_files}
-    found = read_validated(sorted(fold for fold in folds if fold.name != "fold_all")).calibration()
+    """Learn from the validation of the folds that predict."""
+    found = read_validated(_validating_folds(model)).calibration()
     if not found.num_cases:
         logger.warning(
             "Warning: confidences are the network's own, which is surer than it should be: no fold that predicts has "
@@ -287,11 +301,11 @@ def _calibration_of(model: LoadedModel) -> Calibration:
     return found
 
 
-def _write_companions(output: Path, record: dict[str, Any], model: LoadedModel) -> None:
+def _write_companions(record: OutputRecord, model: LoadedModel) -> None:
     """Write the settings, and the two files that nnU-Net's tools want beside predictions."""
-    contents = {SETTINGS_FILE: record, "dataset.json": model.dataset_json, "plans.json": model.plans.plans}
-    for name, content in contents.items():
-        write_json(output / name, content)
+    record.write_settings()
+    for name, content in {"dataset.json": model.dataset_json, "plans.json": model.plans.plans}.items():
+        write_json(record.output / name, content)
 
 
 class _Run:
@@ -330,21 +344,22 @@ class _Run:
         )
         with self._turn:
             work = partial(self._label_map, case, preprocessed, on_progress, companions or None)
-            return Segmentation.of(companions, work)
+            is_asked = self._prompts is not None and self._prompts.speak_of(case.name)
+            done = model.postprocessing  # which is done within the answers to prompts
+            return Segmentation.of(companions, work, done.applied_to if done.keep_largest and not is_asked else None)
 
     def _label_map(
         self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion | None
     ) -> np.ndarray:
         if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
-            labels_ZYX = self._automatic.label_map(*preprocessed, on_progress, companion=companion)
-            return self._model.postprocessing.applied_to(labels_ZYX)
+            return self._automatic.label_map(*preprocessed, on_progress, companion=companion)
         return self._prompted.label_map(case.name, preprocessed, on_progress, companion)
 
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"
         _remove_companions(self._output / case.name)
         companions = segmentation.companions_of(case.name)
-        write_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._input.reader, companions)
+        write_noted_label_map(segmentation.labels_ZYX, path, case.files[0], properties, self._input.reader, companions)
 
 
 @dataclass(frozen=True)

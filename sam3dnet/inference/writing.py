@@ -36,6 +36,7 @@ def write_label_map(
     properties: Mapping[str, Any],
     reader: DatasetReader,
     write_more: Callable[[Path], None] | None = None,
+    note: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a label map that lies wherever the image lies, in whatever opens the image; under a temporary name first.
 
@@ -46,6 +47,7 @@ def write_label_map(
         properties: That the reader gave.
         reader: Of the model's dataset.
         write_more: Writes further files of the case, which appear with the label map, into the folder that it is given.
+        note: Called with the label map's file when it is whole, before it gets its final name.
 
     Raises:
         OSError, RuntimeError: If writing fails; nothing is left under the final name then.
@@ -55,6 +57,8 @@ def write_label_map(
             write_more(Path(name))
         _write(as_stored(label_map_ZYX, properties), Path(name) / path.name, image, properties["spacing"], reader)
         written = sorted(Path(name).iterdir(), key=lambda file: file.name == path.name)
+        if note is not None:
+            note(written[-1])
         for file in written:  # the label map last: it says that the case is finished
             os.replace(file, path.parent / file.name)
 
@@ -95,12 +99,13 @@ def _not_whole(path: Path) -> OSError:
     return OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
 
 
-def is_finished(output: Path, case: Case, reader: DatasetReader) -> bool:
-    """Tell whether the output is whole, has the shape of the image, and is not older than what the image is made of."""
-    if not output.is_file() or is_damaged(output):
-        return False
-    if any(file.stat().st_mtime_ns > output.stat().st_mtime_ns for file in reader.files_of(case.files)):
-        return False
+def is_whole(output: Path) -> bool:
+    """Tell whether a label map is there, and not damaged."""
+    return output.is_file() and not is_damaged(output)
+
+
+def has_shape_of(output: Path, case: Case, reader: DatasetReader) -> bool:
+    """Tell whether a label map has as many voxels along each axis as the image."""
     written, _ = reader.read_grid(case.name, output, is_label=True)
     image, _ = reader.read_grid(case.name, case.files[0])
     return written is not None and image is not None and written.shape == image.shape

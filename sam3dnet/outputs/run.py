@@ -1,5 +1,6 @@
 """A whole run of `sam3d_predict`: from images or DICOM to label maps, and to what else was asked for beside them."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,9 +14,11 @@ from sam3dnet.dicom.cases import WRITABLE, DicomCase, find_dicom_cases, write_im
 from sam3dnet.dicom.choosing import rules_of
 from sam3dnet.dicom.files import as_folder, holds_dicom, read_headers, require_highdicom
 from sam3dnet.dicom.segmentation import write_segmentation
+from sam3dnet.dicom.stacks import Stack
 from sam3dnet.dicom.structures import write_structures
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.models import read_model_dataset, read_model_plans
+from sam3dnet.inference.output_record import DicomOrigin, Series, Source, digest_of, is_changed, note_companion
 from sam3dnet.inference.predictor import PredictionReport, model_folder_of, prepare_output_folder
 from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.outputs.formats import write_image, write_slicer_segmentation
@@ -33,6 +36,8 @@ from sam3dnet.settings.prediction import PredictionSettings
 if TYPE_CHECKING:
     from sam3dnet.settings.choices import OutputFormat
 
+logger = logging.getLogger(__name__)
+
 ENDINGS: "Mapping[OutputFormat, str]" = {
     "nifti": ".nii.gz",
     "nrrd": ".nrrd",
@@ -42,6 +47,7 @@ ENDINGS: "Mapping[OutputFormat, str]" = {
 }
 HEAD_AND_FEET = 2  # axis of the world
 STATISTICS = "statistics"
+PICTURE = ".png"
 Classes = Mapping[str, Sequence[int]]
 OF_DICOM = ("dicom-seg", "rtstruct")
 
@@ -101,7 +107,7 @@ def _predict(
         if is_dicom and not source.cases:  # other processes have them all
             return PredictionReport([], [], source.failed)
         report = predict(source.settings)
-        made = _Made(source.settings, formats, model, source.cases)
+        made = _Made(source.settings, formats, model, source.cases, report.written)
         failed = source.failed | report.failed | made.of([*report.written, *report.skipped])
     return PredictionReport(report.written, report.skipped, failed)
 
@@ -147,6 +153,7 @@ def _source(settings: PredictionSettings, channels: list[str], ending: str, is_d
         cases, failed = find_dicom_cases(read_headers(folder), folder, _name_of(given), channels, rules)
         if not cases:
             raise DatasetError("; ".join(f"{given}: {why}" for why in failed.values()))
+        known = tuple(sorted({*(case.name for case in cases), *failed}))
         cases = sorted(cases, key=lambda case: case.name)[settings.part_id :: settings.num_parts]
         failed = failed if settings.part_id == 0 else {}
         if not cases:
@@ -164,6 +171,7 @@ def _source(settings: PredictionSettings, channels: list[str], ending: str, is_d
                     failed[case.name] = str(problem)
             if not written:
                 raise DatasetError("; ".join(f"{given}: {why}" for why in failed.values()))
+            Source(origins={name: _origin_of(case) for name, case in written.items()}, known=known).write(Path(images))
             yield _Source(replace(settings, input_folder=images, num_parts=1, part_id=0), written, failed)
 
 
@@ -174,6 +182,16 @@ def _require_reference(case: DicomCase, formats: "Sequence[OutputFormat]") -> No
             f"{stack.in_words()}: it names no frame of reference, which {' and '.join(asked)} refer to; take another "
             "--output-format, or export it with this element"
         )
+
+
+def _origin_of(case: DicomCase) -> DicomOrigin:
+    """Say which slices a case is made of; parts of one series are told apart by them."""
+    return DicomOrigin(study=case.stacks[0].study, series=tuple(_series_of(stack) for stack in case.stacks))
+
+
+def _series_of(stack: Stack) -> Series:
+    frames = [[str(frame.instance.header.SOPInstanceUID), frame.number] for frame in stack.frames]
+    return Series(uid=stack.series, slices=digest_of(frames))
 
 
 def _name_of(given: Path) -> str:
@@ -190,12 +208,18 @@ class _Made:
         formats: Other than the label maps' own.
         model: Its folder.
         cases: Those of DICOM.
+        anew: Names of the cases whose label maps were written just now.
     """
 
     def __init__(
-        self, settings: PredictionSettings, formats: "list[OutputFormat]", model: Path, cases: Mapping[str, DicomCase]
+        self,
+        settings: PredictionSettings,
+        formats: "list[OutputFormat]",
+        model: Path,
+        cases: Mapping[str, DicomCase],
+        anew: Sequence[str],
     ):
-        self._settings, self._formats, self._cases = settings, formats, cases
+        self._settings, self._formats, self._cases, self._anew = settings, formats, cases, set(anew)
         self._images, self._output = Path(settings.input_folder), Path(settings.output_folder)
         self._plans, self._described = read_model_plans(model), read_model_dataset(model)
         self._ending = str(self._described["file_ending"])
@@ -206,6 +230,8 @@ class _Made:
         failed: dict[str, str] = {}
         measured: dict[str, Any] = {}
         if not (self._formats or self._settings.preview or self._settings.statistics):
+            self._write_statistics({})
+            self._tell_left()
             return {}
         classes = foreground_classes(read_dataset_json(self._output))  # a text that was asked for is a class too
         for name in names:
@@ -215,9 +241,17 @@ class _Made:
                     measured |= {name: found} if (found := self._look_at(name, classes)) is not None else {}
             except (Sam3dError, OSError, RuntimeError) as problem:
                 failed[name] = f"predicted, but {problem}"
-        if self._settings.statistics:
-            self._write_statistics(measured)
+        self._write_statistics(measured)
+        self._tell_left()
         return failed
+
+    def _tell_left(self) -> None:
+        """Name what lies beside new label maps and is of those before: not known to be ours, or changed since."""
+        for name in sorted(self._anew):
+            label_map = self._output / f"{name}{self._ending}"
+            beside = [self._output / f"{name}{ending}" for ending in {*ENDINGS.values(), PICTURE} - {self._ending}]
+            for file in sorted(file for file in beside if file.is_file() and not _is_newer(file, label_map)):
+                logger.warning("Warning: %s is of an earlier label map of this name, and stays; move it away", file)
 
     def _write_formats(self, name: str, classes: Classes) -> None:
         """Write what there is not yet, or is older than the label map; each appears whole or not at all."""
@@ -230,8 +264,8 @@ class _Made:
             return
         image = sitk.ReadImage(str(label_map))
         labels_ZYX = sitk.GetArrayFromImage(image)
-        for kind, file in to_do.items():
-            with written_whole(file) as making:
+        for kind, file in sorted(to_do.items(), key=lambda one: is_changed(label_map, one[1])):  # which stops, last
+            with _written_beside(label_map, file) as making:
                 if kind == "seg.nrrd":
                     write_slicer_segmentation(labels_ZYX, making, image, classes)
                 elif kind == "dicom-seg":
@@ -249,7 +283,7 @@ class _Made:
         channels = list(channel_names(self._described).values())
         label_map = self._output / f"{name}{self._ending}"
         files = [self._images / f"{name}_{number:04d}{self._ending}" for number in range(len(channels))]
-        picture = self._output / f"{name}.png"
+        picture = self._output / f"{name}{PICTURE}"
         draws = self._settings.preview and not _is_newer(picture, label_map)
         if not (draws or self._settings.statistics):
             return None
@@ -257,7 +291,7 @@ class _Made:
         labels_ZYX = reader.read_seg(label_map)[0][0].astype(np.int32)
         spacing_mm = properties["spacing"]
         if draws:
-            with written_whole(picture) as making:
+            with _written_beside(label_map, picture) as making:
                 making.write_bytes(preview(labels_ZYX, image_CZYX[0], spacing_mm, classes, name))
         if not self._settings.statistics:
             return None
@@ -266,10 +300,13 @@ class _Made:
         return measure_case(labels_ZYX, image_CZYX, spacing_mm, classes, channels, axial)
 
     def _write_statistics(self, measured: Mapping[str, Any]) -> None:
-        """Write the measures of these cases, and keep those of earlier ones whose label maps are still there."""
+        """Write the measures of these cases, and keep those of earlier ones whose label maps are still as measured."""
         file = self._output / f"{STATISTICS}.json"
         before = (read_json_if_whole(file) or {}) if file.is_file() else {}
-        kept = {name: one for name, one in before.items() if (self._output / f"{name}{self._ending}").is_file()}
+        if not self._settings.statistics and self._anew.isdisjoint(before):
+            return
+        there = {name for name in before if (self._output / f"{name}{self._ending}").is_file()}
+        kept = {name: before[name] for name in there - self._anew}
         together = dict(sorted((kept | dict(measured)).items()))
         write_json(file, together)
         with written_whole(self._output / f"{STATISTICS}.csv") as making:
@@ -282,6 +319,23 @@ def written_whole(file: Path) -> Iterator[Path]:
     with unfinished_folder(file.parent) as folder:
         yield Path(folder) / file.name
         os.replace(Path(folder) / file.name, file)
+
+
+@contextmanager
+def _written_beside(label_map: Path, file: Path) -> Iterator[Path]:
+    """Give a place as `written_whole` does, and note the file, so that it is known whether somebody changed it.
+
+    Raises:
+        DatasetError: If somebody did since it was written.
+    """
+    if is_changed(label_map, file):
+        raise DatasetError(
+            f"{file} was changed after sam3d_predict wrote it, and is older than the label map; it is left as it is; "
+            "give another folder with -o, or move it away"
+        )
+    with written_whole(file) as making:
+        yield making
+    note_companion(label_map, file)
 
 
 def _is_newer(file: Path, label_map: Path) -> bool:
