@@ -46,7 +46,7 @@ def sole_process(folder: Path, otherwise: str) -> FileLock:
         DatasetError: If another process has it. On file systems without locks nobody has.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
+    lock = FileLock(folder / LOCK_FILE, thread_local=False)  # servers release it in another thread
     try:
         lock.acquire(timeout=0)
     except Timeout:

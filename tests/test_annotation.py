@@ -1,5 +1,6 @@
 """A dataset that is annotated: what is accepted is in its folders, whole; nothing is lost, all can be gone back to."""
 
+import errno
 import json
 import shutil
 from contextlib import suppress
@@ -12,8 +13,9 @@ import trained_models
 from phantoms import make_raw_dataset
 from tiny_models import make_dataset_json
 
-from sam3dnet.annotation import labelled
-from sam3dnet.annotation.history import History
+from sam3dnet.annotation import labelled, learning
+from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
+from sam3dnet.annotation.learning import take_snapshot
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.confidence import ENDING
@@ -24,7 +26,7 @@ NAME = "Dataset975_Annotated"
 
 @pytest.fixture
 def root(tmp_path):
-    make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=2, num_test=4)
+    make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=2, num_test=4, channel_names=("MRI",))
     (tmp_path / "nnUNet_raw" / NAME / "imagesTs").rename(tmp_path / "pool")
     return tmp_path
 
@@ -377,3 +379,338 @@ def test_the_least_sure_comes_first(root, model):
         assert project.waiting() == ["test_3", "test_1", "test_2", "test_0"]  # nothing is known of test_1
         (folder / "job.json").write_text(json.dumps({"model": "another"}))
         assert project.waiting() == ["test_0", "test_1", "test_2", "test_3"]
+
+
+def describe(root, **changes):
+    """Change dataset.json as somebody does by hand."""
+    file = raw(root) / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+# Files whose names say nothing
+
+
+def make_listed(kind, folder):
+    """A dataset whose files are called alike in a folder of each case, which dataset.json lists."""
+    readers.make_dataset(kind, folder)
+    listed = {}
+    for name in "abc":
+        (folder / name).mkdir()
+        (folder / "imagesTr" / f"{name}_0000{kind.ending}").rename(folder / name / f"ct_0000{kind.ending}")
+        (folder / "labelsTr" / f"{name}{kind.ending}").rename(folder / name / f"seg{kind.ending}")
+        if (sidecar := folder / "imagesTr" / f"{name}.json").exists():
+            sidecar.rename(folder / name / "ct.json")
+        listed[name] = {"images": [f"{name}/ct_0000{kind.ending}"], "label": f"{name}/seg{kind.ending}"}
+    content = json.loads((folder / "dataset.json").read_text())
+    (folder / "dataset.json").write_text(json.dumps(content | {"dataset": listed}))
+    return readers.cases_of(folder)
+
+
+LISTED = [readers.Kind("SimpleITKIO", ".nii.gz", "steep"), readers.Kind("Tiff3DIO", ".tif", "a sidecar")]
+
+
+@pytest.mark.parametrize("kind", LISTED, ids=str)
+def test_a_snapshot_names_files_by_their_cases_and_leaves_the_dataset_alone(tmp_path, kind):
+    cases, reader = make_listed(kind, tmp_path / "raw")
+    files = [file for case in cases for file in reader.files_of(case.images, case.label)]
+    before = [file.read_bytes() for file in files]
+    content = json.loads((tmp_path / "raw" / "dataset.json").read_text())
+    take_snapshot({case.name: case for case in cases}, tmp_path / "snapshot", content, reader)
+    assert [file.read_bytes() for file in files] == before
+    seen, own_reader = readers.cases_of(tmp_path / "snapshot")
+    assert [case.name for case in seen] == ["a", "b", "c"] and own_reader == reader
+    for own, case in zip(seen, cases, strict=True):
+        (values, where), (expected, place) = reader.read_images(own.images), reader.read_images(case.images)
+        assert (values == expected).all() and where["spacing"] == place["spacing"]
+        assert (reader.read_seg(own.label)[0] == reader.read_seg(case.label)[0]).all()
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    for name in ("one", "other"):
+        (tmp_path / name).write_text(name)
+    learning._link(tmp_path / "one", tmp_path / "link")
+    with pytest.raises(FileExistsError, match="link"):
+        learning._link(tmp_path / "other", tmp_path / "link")
+    assert (tmp_path / "one").read_text() == "one"
+
+
+@pytest.mark.parametrize("kind", LISTED, ids=str)
+def test_what_is_taken_out_is_named_by_its_case(tmp_path, kind):
+    folder = tmp_path / "nnUNet_raw" / NAME
+    cases, reader = make_listed(kind, folder)
+    expected = [reader.read_images(case.images) for case in cases]
+    dataset = labelled.LabelledDataset(folder)
+    for name in "ab":
+        dataset.take_out(name, tmp_path / "out", reader)
+    listed = json.loads((folder / "dataset.json").read_text())
+    assert list(listed["dataset"]) == ["c"] and listed["numTraining"] == 1
+    (tmp_path / "pool").mkdir()
+    shutil.copy(cases[2].images[0], tmp_path / "pool" / f"c_0000{kind.ending}")
+    (folder / "sam3d_annotation").mkdir()
+    (tmp_path / "out").rename(folder / "sam3d_annotation" / "images")
+    with AnnotationProject(975, tmp_path / "pool", root=tmp_path, device="cpu") as project:
+        assert project.waiting() == ["a", "b"]
+        for case, (values, where), truth in zip(cases, expected[:2], "ab", strict=False):
+            found = reader.read_images(project._image(truth).files)
+            assert case.name == truth and (found[0] == values).all() and found[1]["spacing"] == where["spacing"]
+
+
+def test_what_belongs_to_an_image_is_copied_where_it_is_missing(tmp_path):
+    kind = LISTED[1]
+    folder = readers.make_dataset(kind, tmp_path / "nnUNet_raw" / NAME)
+    cases, reader = readers.cases_of(folder)
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for file in reader.files_of(cases[0].images):
+        shutil.copy(file, pool)
+    (folder / "imagesTr" / "a.json").unlink()  # as if it had been cut off just there
+    labelled.LabelledDataset(folder).put("a", [pool / "a_0000.tif"], [cases[0].label], reader)
+    assert (folder / "imagesTr" / "a.json").read_bytes() == (pool / "a.json").read_bytes()
+
+
+def test_somebody_else_loses_nothing_by_one_who_is_refused(root):
+    with open_project(root):
+        unfinished = raw(root) / "labelsTr" / ".partial-x-test_0.nii.gz"
+        unfinished.write_bytes(b"half")
+        with pytest.raises(DatasetError, match="somebody annotates"):
+            open_project(root)
+        assert unfinished.exists()
+    open_project(root).close()
+    assert not unfinished.exists()
+
+
+def test_what_is_edited_in_dataset_json_stays(root):
+    with open_project(root) as project:
+        describe(root, description="by hand", numTraining=7)
+        project.accept("test_0", drawn(root, "test_0"))
+        content = json.loads((raw(root) / "dataset.json").read_text())
+        assert content["description"] == "by hand" and content["numTraining"] == 3
+        (raw(root) / "dataset.json").write_text("{")
+        with pytest.raises(DatasetError, match="ends in the middle"):
+            project.accept("test_1", drawn(root, "test_1"))
+        (raw(root) / "dataset.json").write_text(json.dumps(content))
+        project.catch_up()
+        assert number_of_cases(root) == 4 and label_in_folder(root, "test_1").any()
+
+
+# Models
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": {"background": 0, "organ": 2, "lesion": 1}}, r"classes organ \(1\), lesion \(2\), .*organ \(2\)"),
+        ({"labels": {"background": 0, "organ": 1}}, r"classes organ \(1\), lesion \(2\), Dataset975\S+ organ \(1\);"),
+        ({"channel_names": {"0": "CT"}}, r"channels 0 \(MRI\), Dataset975\S+ 0 \(CT\); .*--like .*--from"),
+        (
+            {"labels": {"background": 0, "organ": [1, 2], "lesion": [2]}, "regions_class_order": [1, 2]},
+            r"lesion \(2\), .* organ \(\[1, 2\] drawn as 1\)",
+        ),
+    ],
+)
+def test_a_model_of_other_classes_or_channels_is_refused(root, model, changes, message):
+    describe(root, **changes)
+    with pytest.raises(DatasetError, match=message):
+        open_project(root, model=model)
+    assert not (raw(root) / "sam3d_annotation" / "history.jsonl").exists()
+
+
+def test_models_of_the_last_time_and_of_the_results_are_looked_at_too(root, model):
+    with open_project(root, model=model) as project:
+        assert project.state.model == str(model)
+    describe(root, labels={"background": 0, "lesion": 1, "organ": 2})
+    with pytest.raises(DatasetError, match="choose another one with -m"):
+        open_project(root)
+    shutil.rmtree(raw(root) / "sam3d_annotation")
+    shutil.copytree(model, root / "nnUNet_results" / NAME / model.name)
+    with pytest.raises(DatasetError, match=r"nnUNet_results.*the model has the classes"):
+        open_project(root)
+
+
+def test_a_model_that_is_not_there_is_not_remembered(root):
+    with pytest.raises(CheckpointError, match="expected a model folder"):
+        open_project(root, model=root / "nowhere")
+    with open_project(root) as project:
+        assert project.state.model is None
+
+
+def test_the_model_to_begin_with_does_not_take_the_place_of_what_was_trained_from_it(root, model, caplog):
+    trained, other = (shutil.copytree(model, root / name) for name in ("trained", "other"))
+    with open_project(root, model=model) as project:
+        project.history.add(TrainingBegun(training=1, cases=("case_0",), held_back=(), start=str(model), minutes=1.0))
+        project.history.add(
+            TrainingEnded(training=1, folder=str(trained), used=True, before=None, after=None, why="used")
+        )
+    with open_project(root, model=model) as project:
+        assert project.state.model == str(trained) and "goes on" in caplog.text
+    with open_project(root, model=other) as project:
+        assert project.state.model == str(other) and "takes the place" in caplog.text
+
+
+# Cases that are not whole
+
+
+@pytest.fixture
+def not_run(monkeypatch):
+    """Trainings that are prepared, but do not run."""
+    monkeypatch.setattr(learning.Learning, "begin_training", lambda self, begun: None)
+
+
+def test_an_image_without_its_label_map_waits_and_is_not_trained_on(root, not_run, caplog):
+    (raw(root) / "labelsTr" / "case_1.nii.gz").unlink()
+    with open_project(root) as project:
+        assert project.num_labelled == 1 and project.waiting("name")[0] == "case_1"
+        assert project.begin_training(1.0).cases == ("case_0",)
+        assert "an image or the label map is missing: case_1" in caplog.text
+        project.accept("case_1", drawn(root, "case_1"))
+        assert project.num_labelled == 2 and label_in_folder(root, "case_1").any()
+
+
+def test_a_label_map_that_was_deleted_lets_its_image_wait_again(root):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+    (raw(root) / "labelsTr" / "test_0.nii.gz").unlink()
+    with open_project(root) as project:
+        assert "test_0" in project.waiting() and project.history.events[-1].kind == "removed"
+
+
+def test_a_training_whose_cases_are_gone_ends_and_another_begins(root, not_run):
+    with open_project(root) as project:
+        gone = TrainingBegun(training=1, cases=("case_0", "gone"), held_back=(), start=None, minutes=1.0)
+        project.history.add(gone)
+        begun = project.begin_training(1.0)
+        ended = project.history.events[-2]
+        assert ended.kind == "trained" and not ended.used and "gone is no longer there" in ended.why
+        assert begun.training == 2 and begun.cases == ("case_0", "case_1") and project.state.training == begun
+
+
+def test_a_training_that_cannot_be_prepared_has_not_begun(root, not_run, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_project(root) as project:
+        monkeypatch.setattr(learning, "_link", fail)
+        with pytest.raises(OSError, match="No space left"):
+            project.begin_training(1.0)
+        assert project.state.training is None and not project.history.events
+
+
+def test_folders_of_a_history_that_is_gone_are_not_taken_for_new_trainings(root, not_run):
+    (root / "nnUNet_results" / NAME / "sam3d_annotation" / "0004").mkdir(parents=True)
+    with open_project(root) as project:
+        assert project.begin_training(1.0).training == 5
+
+
+def test_going_back_leaves_out_a_case_whose_image_is_gone(root, caplog):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+        project.accept("test_1", drawn(root, "test_1"))
+        project.go_back(0)
+        for folder in (root / "pool", raw(root) / "sam3d_annotation" / "images"):
+            (folder / "test_0_0000.nii.gz").unlink()
+        project.go_back(2)
+        assert list(project.state.labels) == ["test_1"] and "the image of test_0 is no more" in caplog.text
+        assert label_in_folder(root, "test_1").any()
+    with open_project(root) as project:
+        assert list(project.state.labels) == ["test_1"]
+
+
+def test_what_could_not_be_written_is_caught_up_with(root, monkeypatch):
+    done = labelled.copy_whole
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with open_project(root) as project:
+        monkeypatch.setattr(labelled, "copy_whole", fail)
+        with pytest.raises(OSError, match="No space left"):
+            project.accept("test_0", drawn(root, "test_0"))
+        assert project.is_behind and number_of_cases(root) == 2
+        with pytest.raises(OSError, match="No space left"):
+            project.accept("test_1", drawn(root, "test_1"))
+        assert [event.kind for event in project.history.events] == ["accepted"]
+        monkeypatch.setattr(labelled, "copy_whole", done)
+        project.accept("test_1", drawn(root, "test_1"))
+        assert not project.is_behind and number_of_cases(root) == 4
+        assert label_in_folder(root, "test_0").any() and label_in_folder(root, "test_1").any()
+
+
+# Edited by hand
+
+
+def test_a_case_that_judges_models_goes_on_to_when_its_label_map_is_edited(root, not_run):
+    with open_project(root) as project:
+        assert [project.accept(f"test_{n}", drawn(root, f"test_{n}")).held_back for n in range(2)] == [False, True]
+    edit(root, "test_1", 2)
+    with open_project(root) as project:
+        assert project.state.labels["test_1"].kind == "found" and project.state.held_back == ("test_1",)
+        begun = project.begin_training(1.0)
+        assert begun.held_back == ("test_1",) and "test_1" not in begun.cases
+        assert project.accept("test_1", drawn(root, "test_1")).held_back
+
+
+@pytest.mark.parametrize("noticed", ["at the start", "while it is annotated"])
+def test_an_earlier_version_that_is_put_back_by_hand_stays(root, noticed):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 1))
+        project.accept("test_0", drawn(root, "test_0", 2))
+        number = len(project.history.events)
+        label = raw(root) / "labelsTr" / "test_0.nii.gz"
+        shutil.copy(project._versions.file("test_0", 1), label)
+        if noticed == "while it is annotated":
+            project.go_back(number)
+            assert label_in_folder(root, "test_0").max() == 2
+            project.go_back(number + 1)
+    with open_project(root) as project:
+        assert project.state.labels["test_0"].version == 1 and label_in_folder(root, "test_0").max() == 1
+        project.accept("test_1", drawn(root, "test_1"))
+        project.go_back(len(project.history.events))
+        assert label_in_folder(root, "test_0").max() == 1
+        assert project.accept("test_0", drawn(root, "test_0", 0)).version == 3
+
+
+# In order
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Of each search for an order, the images that it was given; it ends at once, without having found anything."""
+    found = []
+
+    class Ended:
+        status = 1
+
+        def __init__(self, module, arguments, log, record):
+            self.log = log
+            found.append(sorted(path.name for path in (log.parent / "images").iterdir()))
+
+        def wait(self):
+            pass
+
+        def end(self):
+            pass
+
+        def last_lines(self):
+            return "damaged"
+
+    monkeypatch.setattr(learning, "BackgroundProcess", Ended)
+    return found
+
+
+def test_images_that_cannot_be_put_in_order_are_asked_about_once(root, model, asked, caplog):
+    with open_project(root, model=model) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+        (root / "pool" / "test_0_0000.nii.gz").unlink()
+        project.go_back(0)  # it waits again, in another folder than the others
+        project.go_back(1)
+        folder = project.learning.folder / "automatic"
+        folder.mkdir(parents=True)
+        (folder / "job.json").write_text(json.dumps({"model": "another"}))
+        (folder / f"test_1{ENDING}").write_text(json.dumps({"classes": {"organ": {"dice": 0.5}}}))
+        assert project.unranked()
+        project.rank(wait=False)
+        assert asked == [[f"test_{n}_0000.nii.gz" for n in range(4)]]
+        assert not project.unranked() and "damaged" in caplog.text
+        assert not (folder / f"test_1{ENDING}").exists()
+        shutil.copy(root / "pool" / "test_1_0000.nii.gz", root / "pool" / "new_0000.nii.gz")
+        assert project.unranked()

@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import SimpleITK as sitk
 from phantoms import make_raw_dataset
 
 from sam3dnet.annotation import learning
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import TrainingBegun
-from sam3dnet.annotation.job import Result
+from sam3dnet.annotation.job import Job, Result, _judged
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
-from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.preprocessing.folders import Folders, write_json
 
 NAME = "Dataset974_Learned"
 SECONDS = 300.0
@@ -189,6 +190,37 @@ def test_a_worse_model_is_left_out(root, monkeypatch):
         assert not folder.exists() and project.state.model is None
 
 
+@pytest.mark.parametrize(
+    ("result", "used", "why"),
+    [
+        (Result(folder="model", before=0.0, after=1.0), True, "used: agrees to 1.000 with 1 cases"),
+        (Result(folder="model", before=None, after=0.5), True, "used; there is nothing to compare it with yet"),
+        (Result(folder="model", before=0.5, after=None), False, "left out: there is no model, or nothing is known"),
+        (Result(before=None, after=None), False, "left out: there is no model, or nothing is known"),
+    ],
+)
+def test_why_says_whether_a_model_is_used(root, result, used, why):
+    with open_project(root) as project:
+        begun = TrainingBegun(training=1, cases=("case_0",), held_back=("case_1",), start=None, minutes=1.0)
+        project.history.add(begun)
+        write_json(project.learning.folder_of(1) / "result.json", result.model_dump())
+        ended = project.conclude()
+        assert ended.used == used and ended.why.startswith(why)
+
+
+def test_a_case_that_is_rightly_empty_speaks_for_a_model(root):
+    raw = root / "nnUNet_raw" / NAME
+    for name in ("case_0", "case_1"):
+        label = sitk.ReadImage(str(raw / "labelsTr" / f"{name}.nii.gz"))
+        sitk.WriteImage(label * 0, str(raw / "labelsTr" / f"{name}.nii.gz"))
+    (root / "validation").mkdir()
+    shutil.copy(raw / "labelsTr" / "case_0.nii.gz", root / "validation")
+    shutil.copy(raw / "labelsTr" / "case_1.nii.gz", root / "validation")
+    folders = Folders(raw.parent, root / "nnUNet_preprocessed", root / "nnUNet_results")
+    job = Job(kind="train", dataset=NAME, folders=("", "", ""), model=None, work="", held_back=("case_0", "case_1"))
+    assert _judged(job, folders, root).after == 1
+
+
 def test_there_must_be_something_to_train_on(tmp_path):
     raw = make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=0, num_test=1)
     (raw / "imagesTs").rename(tmp_path / "pool")
@@ -224,7 +256,7 @@ def test_agreement_passes_by_the_outline_and_sees_what_is_missing_made_up_or_mov
     assert of(np.where(ball(4) > 0, accepted, 2 * (accepted == 2))) < 0.95
     assert of(np.roll(accepted, 4, 2)) < 0.5
     assert of(np.roll(accepted, 1, 0)) > of(np.roll(accepted, 1, 0), (5.0, 1.0, 1.0))  # a slice is no outline
-    assert agreement(0 * accepted, 0 * accepted, described, (1.0, 1.0, 1.0)) is None
+    assert agreement(0 * accepted, 0 * accepted, described, (1.0, 1.0, 1.0)) == 1  # rightly nothing
 
 
 def test_dice_of_what_is_there():

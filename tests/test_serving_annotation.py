@@ -1,6 +1,8 @@
 """A dataset that is labelled in the page: accepted, put off, trained on and gone back, by requests and in a browser."""
 
+import errno
 import json
+import os
 import shutil
 import time
 from functools import partial
@@ -9,6 +11,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from browsing import click_at, needs_browser, wait_for
 from fake_prompts import make_promptable_model
 from phantoms import make_raw_dataset
@@ -16,9 +19,11 @@ from served import serving
 from test_slices import Bright
 from tiny_models import labels_of, write_image
 
-from sam3dnet.annotation import learning
+from sam3dnet.annotation import labelled, learning
 from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.project import AnnotationProject
+from sam3dnet.errors import CheckpointError
+from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.serving.annotating import Annotating
 
@@ -29,7 +34,7 @@ SECONDS = 60.0
 
 @pytest.fixture
 def root(tmp_path):
-    make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=2)
+    make_raw_dataset(tmp_path / "nnUNet_raw" / NAME, num_cases=2, channel_names=("MRI",))
     for seed, name in enumerate("abcd"):
         write_image(tmp_path / "pool" / f"{name}_0000.nii.gz", seed, SHAPE, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     return tmp_path
@@ -117,6 +122,123 @@ def test_going_back_takes_out_what_was_accepted(root, annotated):
         assert answer.status_code == 400 and "event 99" in answer.json()["detail"]
 
 
+def drafts(root):
+    return root / "nnUNet_raw" / NAME / "sam3d_annotation" / "drafts"
+
+
+def seen(served, session):
+    """Give the label map of a session as the page gets it, along the file's axes."""
+    answer = httpx.get(f"{served.url}/viewer/api/labels", params={"session": session}, trust_env=False, timeout=60)
+    meta = json.loads(answer.raise_for_status().headers["X-Meta"])
+    shape = meta["shape"]
+    return np.frombuffer(answer.content[: int(np.prod(shape))], meta["dtype"]).reshape(shape)
+
+
+def test_going_back_shows_what_was_accepted_then(root, annotated):
+    with annotated() as served:
+        session = open_case(served, "a")
+        click(served, session, [8, 6, 4])
+        first = ask(served, "accept", session=session)["history"][0]["number"]
+        before = in_dataset(root, "a")
+        session = open_case(served, "a")
+        assert (seen(served, session) == before).all()
+        click(served, session, [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        later = in_dataset(root, "a")
+        assert (later != before).any()
+        click(served, session := open_case(served, "a"), [4, 4, 4], "lesion")
+        drawn = seen(served, session)
+        ask(served, "back", number=first)
+        answer = httpx.post(f"{served.url}/viewer/api/accept", json={"session": session}, trust_env=False, timeout=60)
+        assert answer.status_code == 410  # that window has the later label map
+        session = open_case(served, "a")
+        assert (seen(served, session) == before).all()
+        ask(served, "accept", session=session)
+        assert (in_dataset(root, "a") == before).all()
+        (aside,) = (drafts(root) / "set_aside").rglob("a.nii.gz")
+        assert (labels_of(aside) == drawn).all()
+        ask(served, "back", number=first - 1)
+        assert not (drafts(root) / "a.nii.gz").exists() and not (drafts(root) / "a_prompts.json").exists()
+
+
+def test_what_was_changed_in_the_folder_is_shown_and_what_was_drawn_since_too(root, annotated):
+    model = make_promptable_model(root / "first")
+    with AnnotationProject(973, root / "pool", model=model, root=root, device="cpu") as project:
+        for name in "abc":
+            project.accept(name, np.zeros(SHAPE, np.uint8))
+    label = root / "nnUNet_raw" / NAME / "labelsTr" / "a.nii.gz"
+    image = sitk.ReadImage(str(label))
+    drafts(root).mkdir()
+    for name, value in {"a": 1, "b": 1}.items():
+        drawn = sitk.GetImageFromArray(np.full(SHAPE, value, np.uint8))
+        drawn.CopyInformation(image)
+        sitk.WriteImage(drawn, str(drafts(root) / f"{name}.nii.gz"))
+    edited = sitk.GetImageFromArray(np.full(SHAPE, 2, np.uint8))
+    edited.CopyInformation(image)
+    sitk.WriteImage(edited, str(label))
+    earlier = time.time() - 100
+    os.utime(drafts(root) / "a.nii.gz", (earlier, earlier))
+    with annotated(model=model) as served:
+        assert [np.unique(seen(served, open_case(served, name))).tolist() for name in "abc"] == [[2], [1], [0]]
+        assert len([*(drafts(root) / "set_aside").rglob("a.nii.gz")]) == 1
+
+
+def test_a_full_disk_is_told_and_what_was_accepted_follows(root, annotated, monkeypatch):
+    done = labelled.copy_whole
+
+    def fail(_, target):
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with annotated() as served:
+        session = open_case(served, "a")
+        monkeypatch.setattr(labelled, "copy_whole", fail)
+        answer = httpx.post(f"{served.url}/viewer/api/accept", json={"session": session}, trust_env=False, timeout=60)
+        assert answer.status_code == 400
+        assert "cannot be written (No space left on device); make room, the history has it" in answer.json()["detail"]
+        monkeypatch.setattr(labelled, "copy_whole", done)
+        end = time.monotonic() + SECONDS
+        while not (root / "nnUNet_raw" / NAME / "labelsTr" / "a.nii.gz").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def test_a_training_that_cannot_begin_does_not_keep_a_case_out(root, annotated, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(learning, "take_snapshot", fail)
+    with annotated(every=1) as served:
+        now = ask(served, "accept", session=open_case(served, "a"))
+        assert now["labelled"] == ["a"] and now["training"] is None and "no training could begin" in caplog.text
+        answer = httpx.post(f"{served.url}/viewer/api/train", trust_env=False, timeout=60)
+        assert answer.status_code == 400 and "make room, then do it again" in answer.json()["detail"]
+
+
+def test_the_page_has_all_images_that_wait(root, annotated):
+    model = make_promptable_model(root / "first")
+    pool = root / "pool"
+    with AnnotationProject(973, pool, model=model, root=root, device="cpu") as project:
+        project.accept("d", np.zeros(SHAPE, np.uint8))
+        pool.joinpath("d_0000.nii.gz").rename(root / "d_0000.nii.gz")
+        project.go_back(1)
+    (root / "nnUNet_raw" / NAME / "labelsTr" / "case_0.nii.gz").unlink()
+    with annotated(model=model) as served:
+        state = httpx.get(f"{served.url}/viewer/api/state", trust_env=False, timeout=60).json()
+        assert [case["name"] for case in state["cases"]] == ["a", "b", "c", "case_0", "d"]
+        assert state["annotation"]["waiting"] == ["a", "b", "c", "case_0", "d"]
+        ask(served, "accept", session=open_case(served, "d"))
+        assert "d" in ask(served, "accept", session=open_case(served, "case_0"))["labelled"]
+
+
+def test_a_model_of_other_classes_takes_no_place(root, annotated):
+    other = make_promptable_model(root / "other", labels={"background": 0, "lesion": 1, "organ": 2})
+    with annotated() as served:
+        before = served.hall.model
+        with pytest.raises(CheckpointError, match=r"classes lesion \(1\), organ \(2\), the server began with organ"):
+            served.hall.use(load_model(other, device="cpu"))
+        assert served.hall.model is before
+
+
 def test_a_label_map_that_cannot_be_accepted_is_told(root, annotated):
     shutil.copy(root / "pool" / "a_0000.nii.gz", root / "pool" / "case_0_0000.nii.gz")
     with annotated() as served:
@@ -202,7 +324,6 @@ def test_without_a_model_boxes_draw_and_one_accepted_case_is_enough_for_the_firs
     trained = make_promptable_model(root / "first")
 
     def begin(self, begun, *_):
-        self.folder_of(begun.training).mkdir(parents=True)
         write_json(self.folder_of(begun.training) / "result.json", Result(folder=str(trained)).model_dump())
 
     monkeypatch.setattr(learning.Learning, "begin_training", begin)

@@ -10,6 +10,9 @@ from phantoms import make_raw_dataset
 
 from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.network.cost import training_cost, training_seconds
+from sam3dnet.network.published.adapter3dsam import Adapter3DSAM
+from sam3dnet.network.published.medsam3d import MedSAM3D
+from sam3dnet.network.published.refsam3d import RefSAM3D
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.network.transfer import Meaning, find_axes, take_over
 from sam3dnet.planning.planner import plan_dataset
@@ -73,6 +76,47 @@ def test_the_same_model_goes_on_as_it_was():
     taken = transfer(network, OLD, source, OLD)
     assert not taken.fitted and not taken.new
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+def make_published(network_class, meaning, seed=0):
+    torch.manual_seed(seed)
+    options = {"encoder": "tiny", "patch_size": (8, 12, 16), "token_stride": (4, 4, 4), "strides": STRIDES}
+    network = network_class(len(meaning.channels), len(meaning.classes), True, **options)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network
+
+
+def transfer_published(network_class, network, own, source, theirs):
+    def build(channels, classes):
+        return make_published(network_class, Meaning(tuple(map(str, range(channels))), tuple(map(str, range(classes)))))
+
+    return take_over(network, own, source.state_dict(), theirs, find_axes(build, *map(len, _sizes(own))))
+
+
+@pytest.mark.parametrize("network_class", [Adapter3DSAM, RefSAM3D, MedSAM3D])
+def test_published_networks_go_on_where_an_image_is_joined_to_features(network_class):
+    source, network = make_published(network_class, OLD), make_published(network_class, OLD, seed=1)
+    taken = transfer_published(network_class, network, OLD, source, OLD)
+    assert not taken.fitted and not taken.new
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("network_class", "joined"), [(Adapter3DSAM, "decoder.merge.conv"), (RefSAM3D, "decoder.last")]
+)
+def test_channels_that_are_joined_to_features_go_by_their_names(network_class, joined):
+    own = Meaning(("PET", "T1", "CT"), OLD.classes)
+    source, network = make_published(network_class, OLD), make_published(network_class, own, seed=1)
+    before, theirs = network.state_dict()[f"{joined}.weight"].clone(), source.state_dict()[f"{joined}.weight"]
+    taken = transfer_published(network_class, network, own, source, OLD)
+    assert not taken.new and taken.new_channels == ("T1",)
+    ours = network.state_dict()[f"{joined}.weight"]
+    assert ours.shape[1] == theirs.shape[1] + 1
+    torch.testing.assert_close(ours[:, :-3], theirs[:, :-2])
+    torch.testing.assert_close(ours[:, [-1, -3]], theirs[:, -2:])
+    torch.testing.assert_close(ours[:, -2], before[:, -2])
 
 
 def test_another_crop_fits_the_position_tables():

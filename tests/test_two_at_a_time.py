@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 
 import psutil
@@ -17,7 +18,7 @@ import pytest
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.writing import SECONDS_TO_RUN, UNFINISHED, remove_abandoned
 from sam3dnet.preprocessing import control_groups, cores, free_memory
-from sam3dnet.preprocessing.locking import only_one
+from sam3dnet.preprocessing.locking import only_one, sole_process
 from sam3dnet.settings.prediction import PredictionSettings
 
 
@@ -58,6 +59,16 @@ def test_a_lock_that_nobody_holds_is_taken_at_once(tmp_path: Path, caplog: pytes
         with only_one(tmp_path):
             pass
     assert not caplog.text
+
+
+def test_another_thread_may_release_a_folder(tmp_path: Path) -> None:
+    lock = sole_process(tmp_path, "somebody works here")
+    with pytest.raises(DatasetError, match="somebody works here"):
+        sole_process(tmp_path, "somebody works here")
+    other = Thread(target=lock.release)
+    other.start()
+    other.join()
+    sole_process(tmp_path, "somebody works here").release()
 
 
 def test_what_another_run_is_writing_is_left_alone(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The folders of a dataset that is annotated follow its history."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sam3dnet.annotation.history import Accepted, Found, History, Removed, Returned
@@ -24,8 +24,11 @@ class FollowedFolders:
         dataset: The dataset.
         versions: Of its label maps.
         history: Is followed.
-        image_of: Finds an image by its name, wherever it is now.
+        image_of: Finds an image by its name, wherever it is now; None if it is no more.
         reader: Of the dataset.
+
+    Attributes:
+        are_behind: Whether something that happened could not be followed to its end; the next time begins with it.
     """
 
     def __init__(
@@ -34,18 +37,25 @@ class FollowedFolders:
         dataset: LabelledDataset,
         versions: LabelVersions,
         history: History,
-        image_of: Callable[[str], Case],
+        image_of: Callable[[str], Case | None],
         reader: DatasetReader,
     ):
         self._folder, self._dataset, self._versions, self._history = folder, dataset, versions, history
         self._image_of, self._reader = image_of, reader
+        self.are_behind = False
 
     def follow(self, cases: Sequence[str] | None = None) -> None:
         """Have the dataset's folder hold what the history says, of some cases or all.
 
         A label map there that the history does not know is kept as a version first, which changes nothing of the state.
+        A case whose image is no more is taken for removed.
+
+        Raises:
+            DatasetError, OSError, RuntimeError: If something cannot be written; `are_behind` says so until it is.
         """
         events = self._history.events
+        cases = None if self.are_behind else cases
+        self.are_behind = True
         if cases is None:
             cases = sorted({event.case for event in events if isinstance(event, Accepted | Found)})
         state, number = self._history.state, len(events)
@@ -57,10 +67,20 @@ class FollowedFolders:
             event = state.labels.get(case)
             if event is None:
                 self._dataset.take_out(case, self._folder / "images", self._reader)
+                continue
+            image = self._image_of(case)
+            if image is None:
+                logger.warning("Warning: the image of %s is no more, so its label map stays with its versions", case)
+                self._history.add(Removed(case=case))
             else:
-                files = self._versions.files(case, event.version)
-                self._dataset.put(case, self._image_of(case).files, files, self._reader)
+                self._dataset.put(case, image.files, self._versions.files(case, event.version), self._reader)
         write_json(self._folder / APPLIED, {"event": len(events)})
+        self.are_behind = False
+
+    def catch_up(self) -> None:
+        """Follow what could not be followed before; errors as of `follow`."""
+        if self.are_behind:
+            self.follow()
 
     def recover(self) -> None:
         """Finish what was cut off, or take notice of what was changed in the folders."""
@@ -68,21 +88,32 @@ class FollowedFolders:
         if content.get("event") != len(self._history.events):
             self.follow()
             return
-        there = self._dataset.cases()
-        for case, event in self._history.state.labels.items():
+        there = self._dataset.labelled()
+        for case in self._history.state.labels:
             if case not in there:
-                logger.warning("Warning: %s is no longer in %s; it waits again", case, self._dataset.folder)
+                logger.warning("Warning: %s is no longer whole in %s; it waits again", case, self._dataset.folder)
                 self._history.add(Removed(case=case))
-            elif self.digest(case) not in (event.digest, None):
-                logger.warning("Warning: the label map of %s was changed elsewhere; that is kept", case)
-                self.keep(case)
+        self.take_notice(there)
         self.follow([])
+
+    def take_notice(self, cases: Iterable[str]) -> None:
+        """Take label maps for those of their cases that somebody has put into the folder; where it is not behind."""
+        labels = self._history.state.labels
+        for case in labels.keys() & {*cases}:
+            digest = self.digest(case)
+            if digest in (labels[case].digest, None):
+                continue
+            logger.warning("Warning: the label map of %s was changed elsewhere; that is kept", case)
+            version = self._versions_of(case).get(digest)
+            if version is None:
+                self.find(case, self._dataset.label(case))
+            else:
+                self._history.add(Found(case=case, version=version, digest=digest))
 
     def keep(self, case: str) -> None:
         """Keep the label map that the folder holds as a version, if the history does not know it."""
         digest = self.digest(case)
-        events = [event for event in self._history.events if isinstance(event, Accepted | Found) and event.case == case]
-        if digest is not None and digest not in {event.digest for event in events}:
+        if digest is not None and digest not in self._versions_of(case):
             self.find(case, self._dataset.label(case))
 
     def find(self, case: str, label: Path) -> None:
@@ -97,5 +128,9 @@ class FollowedFolders:
 
     def next_version(self, case: str) -> int:
         """Give the number of the next version of a case's label map."""
+        return 1 + max(self._versions_of(case).values(), default=0)
+
+    def _versions_of(self, case: str) -> dict[str | None, int]:
+        """Give the versions of a case's label map by their digests, the newest of several."""
         events = (one for one in self._history.events if isinstance(one, Accepted | Found))
-        return 1 + max((event.version for event in events if event.case == case), default=0)
+        return {event.digest: event.version for event in events if event.case == case}

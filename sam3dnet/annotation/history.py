@@ -63,7 +63,7 @@ class Accepted(Dated):
 
 
 class Found(Dated):
-    """A label map was there that the history did not know: of before, or edited in the folder."""
+    """A label map was there that the history did not name: of before, edited in the folder, or an earlier version."""
 
     kind: Literal["found"] = "found"
     case: str
@@ -160,23 +160,22 @@ class State:
     Attributes:
         labels: The event that gave each case its present label map; other cases of the dataset are not known here.
         skipped: Cases that were put off, the earliest first.
+        held_back: The cases that judge models, sorted.
         model: Folder of the model that proposes label maps; None for none.
+        chosen: The last model that somebody chose; the one that proposes may have been trained from it.
         trained_on: All cases that this model has learned from in this history, itself or through those it started from.
         training: What has begun and not ended; None for nothing.
-        trainings: How many have begun.
+        trainings: The highest number of one that has begun.
     """
 
     labels: dict[str, Accepted | Found] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    held_back: tuple[str, ...] = ()
     model: str | None = None
+    chosen: str | None = None
     trained_on: frozenset[str] = frozenset()
     training: TrainingBegun | None = None
     trainings: int = 0
-
-    @property
-    def held_back(self) -> tuple[str, ...]:
-        """The cases that judge models, sorted."""
-        return tuple(sorted(name for name, event in self.labels.items() if getattr(event, "held_back", False)))
 
 
 class History:
@@ -262,7 +261,7 @@ def state_after(events: Sequence[Event], number: int) -> State:
     states = [State(labels=from_before)]
     for event in events[:number]:
         states.append(_after(states, event))
-    trainings = sum(isinstance(event, TrainingBegun) for event in events)
+    trainings = max((event.training for event in events if isinstance(event, TrainingBegun)), default=0)
     return replace(states[-1], trainings=trainings)
 
 
@@ -271,13 +270,18 @@ def _after(states: Sequence[State], event: Event) -> State:
     now = states[-1]
     if isinstance(event, Accepted | Found):
         skipped = tuple(case for case in now.skipped if case != event.case)
-        return replace(now, labels={**now.labels, event.case: event}, skipped=skipped)
+        held_back = now.held_back  # whatever is edited in the folder goes on as it did
+        if isinstance(event, Accepted):
+            others = {case for case in held_back if case != event.case}
+            held_back = tuple(sorted(others | {event.case} if event.held_back else others))
+        return replace(now, labels={**now.labels, event.case: event}, skipped=skipped, held_back=held_back)
     if isinstance(event, Removed):
-        return replace(now, labels={case: one for case, one in now.labels.items() if case != event.case})
+        labels = {case: one for case, one in now.labels.items() if case != event.case}
+        return replace(now, labels=labels, held_back=tuple(case for case in now.held_back if case != event.case))
     if isinstance(event, Skipped):
         return replace(now, skipped=(*(case for case in now.skipped if case != event.case), event.case))
     if isinstance(event, ModelChosen):
-        return replace(now, model=event.folder, trained_on=frozenset())
+        return replace(now, model=event.folder, chosen=event.folder, trained_on=frozenset())
     if isinstance(event, TrainingBegun):
         return replace(now, training=event)
     if isinstance(event, TrainingEnded):

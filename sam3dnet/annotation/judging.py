@@ -34,7 +34,7 @@ def agreement(
     accepted_ZYX: npt.NDArray[Any],
     dataset_json: Mapping[str, Any],
     spacing_mm: Sequence[float],
-) -> float | None:
+) -> float:
     """Measure how well a model agrees with what a user accepted, by the Dice of all but the voxels at the outline.
 
     What is accepted began as what a model proposed, and where nothing was wrong enough to be corrected its outline is
@@ -44,7 +44,7 @@ def agreement(
     before 0.813) was worse by plain Dice (0.934, before 0.958) and better by this (0.993, before 0.988).
 
     Returns:
-        Mean over the classes that either has; None where there are none.
+        Mean over the classes that either has; 1 where there are none, since nothing was to be found, and nothing was.
     """
     near = _neighbours(spacing_mm)
     found = []
@@ -57,7 +57,7 @@ def agreement(
         added = np.count_nonzero(proposed & ~ndimage.binary_dilation(accepted, near))
         hit = 2 * (np.count_nonzero(accepted) - missed)
         found.append(hit / (hit + missed + added))
-    return mean_of(found)
+    return float(np.mean(found)) if found else 1.0
 
 
 def _neighbours(spacing_mm: Sequence[float]) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,7 @@ import numpy as np
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case
 from sam3dnet.inference.writing import write_label_map
-from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import is_plain_name, remove_partial_files, whole_or_nothing, write_json
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -72,6 +72,25 @@ def label_files(label: Path, reader: DatasetReader) -> list[Path]:
     return [*(file for file in reader.files_of((), label) if file != label), label]
 
 
+def named_by_case(case: str, images: Sequence[Path], ending: str, reader: DatasetReader) -> dict[str, Path]:
+    """Name the files of an image by its case, as nnU-Net does in imagesTr, with what belongs to them.
+
+    Args:
+        case: Its name.
+        images: Its files, one a channel, of any name.
+        ending: Of the dataset's images.
+        reader: Of the dataset.
+
+    Returns:
+        Each file by the name that it has there.
+    """
+    named = {f"{case}_{channel:04d}{ending}": file for channel, file in enumerate(images)}
+    for file in reader.files_of(images):
+        if file not in images:
+            named.setdefault(f"{case}{file.suffix}", file)
+    return named
+
+
 def digest_of(files: Iterable[Path]) -> str:
     """Give the SHA-256 of the contents of files."""
     digest = hashlib.sha256()
@@ -103,20 +122,32 @@ class LabelledDataset:
         self.folder = folder
         self.json = read_dataset_json(folder)
         self.ending = str(self.json["file_ending"])
+        self._num_channels = len(channel_names(self.json))
+
+    def prepare(self) -> None:
+        """Make the folders that are missing, and remove what was never finished; for whoever has the dataset alone."""
         for name in (IMAGES, LABELS):
-            (folder / name).mkdir(exist_ok=True)
-            remove_partial_files(folder / name)
+            (self.folder / name).mkdir(exist_ok=True)
+            remove_partial_files(self.folder / name)
 
     def cases(self) -> dict[str, TrainingCase]:
-        """Give the cases that are there now, by name."""
+        """Give the cases that nnU-Net sees now, by name, whether or not all of their files are there."""
         return {case.name: case for case in list_training_cases(self.folder, self.json)}
+
+    def labelled(self) -> dict[str, TrainingCase]:
+        """Give the cases that have all channels and a label map, by name."""
+        return {name: case for name, case in self.cases().items() if self.has_image(case) and case.label.is_file()}
+
+    def has_image(self, case: TrainingCase) -> bool:
+        """Tell whether all channels of a case are there."""
+        return len(case.images) == self._num_channels and all(file.is_file() for file in case.images)
 
     def label(self, case: str) -> Path:
         """Say where the label map of a case belongs."""
         listed = self._listed().get(case)
         return self.folder / (f"{LABELS}/{case}{self.ending}" if listed is None else listed["label"])
 
-    def require_addable(self, case: Case, there: TrainingCase | None) -> None:
+    def require_addable(self, case: Case, there: TrainingCase | None, reader: DatasetReader) -> None:
         """See that an image can become a case of the dataset.
 
         Raises:
@@ -124,15 +155,15 @@ class LabelledDataset:
         """
         if not is_plain_name(case.name):
             raise DatasetError(f"{case.name}: is no name that a case can have; rename the image")
-        if there is None:
-            return
-        same = len(there.images) == len(case.files) and all(
-            own.exists() and (own.resolve() == file.resolve() or cmp(own, file, shallow=False))
-            for own, file in zip(there.images, case.files, strict=True)
+        places = (self.folder / IMAGES / one for one in named_by_case(case.name, case.files, self.ending, reader))
+        here = [*places][: len(case.files)] if there is None else there.images
+        same = len(here) in (0, len(case.files)) and all(
+            not own.exists() or own.resolve() == file.resolve() or cmp(own, file, shallow=False)
+            for own, file in zip(here, case.files, strict=False)
         )
         if not same:
             raise DatasetError(
-                f"{case.files[0]}: the dataset has another image of this name, {there.images[0]}; rename one of them"
+                f"{case.files[0]}: the dataset has another image of this name, {here[0]}; rename one of them"
             )
 
     def put(self, name: str, images: Sequence[Path], labels: Sequence[Path], reader: DatasetReader) -> None:
@@ -144,42 +175,61 @@ class LabelledDataset:
             labels: The files of its label map, itself last.
             reader: Of the dataset.
         """
-        there = self.cases().get(name)
-        if there is None or len(there.images) < len(images):
-            for file in reader.files_of(images):
-                target = self.folder / IMAGES / file.name
-                if not target.exists():
-                    copy_whole(file, target)
+        named = named_by_case(name, images, self.ending, reader)
+        listed = self.cases()[name].images if name in self._listed() else ()
+        places = {self.folder / IMAGES / one: file for one, file in named.items()}
+        if not {*listed} <= {*places}:  # they lie where somebody has put them
+            places = dict(zip(listed, images, strict=False))
+        for place, file in places.items():
+            if not place.exists():
+                copy_whole(file, place)
         label = self.label(name)
         for file in labels:
-            copy_whole(file, label.with_name(file.name.replace(name, label.name.removesuffix(self.ending), 1)))
-        if "dataset" in self.json and name not in self._listed():
-            channels = [f"{IMAGES}/{file.name}" for file in images]
-            self.json["dataset"][name] = {"images": channels, "label": f"{LABELS}/{label.name}"}
-            write_json(self.folder / DATASET_JSON, self.json)
-        self._count()
+            place = label.with_name(file.name.replace(name, label.name.removesuffix(self.ending), 1))
+            if not (place.is_file() and cmp(file, place, shallow=False)):
+                copy_whole(file, place)
+        channels = [f"{IMAGES}/{name}_{channel:04d}{self.ending}" for channel in range(len(images))]
+        self._tell(name, {"images": channels, "label": f"{LABELS}/{label.name}"})
 
     def take_out(self, name: str, images_to: Path, reader: DatasetReader) -> None:
-        """Take a case out; its images are kept in a folder, its label map is not."""
-        case = self.cases().get(name)
+        """Take a case out; its images are kept in a folder, named by the case, its label map is not."""
+        cases = self.cases()
+        case = cases.pop(name, None)
         if case is None:
             return
-        images = [file for file in reader.files_of(case.images) if file.exists()]
-        for file in images:
-            copy_whole(file, images_to / file.name)
-        for file in (*label_files(case.label, reader), *images):  # a case without a label is seen, and taken out again
-            file.unlink(missing_ok=True)
-        if "dataset" in self.json:
-            del self.json["dataset"][name]
-            write_json(self.folder / DATASET_JSON, self.json)
-        self._count()
+        files = reader.files_of(case.images)
+        is_listed = name in self._listed()
+        named = named_by_case(name, case.images, self.ending, reader) if is_listed else {one.name: one for one in files}
+        for new_name, file in named.items():
+            if file.exists():
+                copy_whole(file, images_to / new_name)
+        used = {file for other in cases.values() for file in reader.files_of(other.images, other.label)}
+        for file in (*label_files(case.label, reader), *files):
+            if file not in used:  # a case without a label is seen, and taken out again
+                file.unlink(missing_ok=True)
+        self._tell(name, None)
 
     def _listed(self) -> dict[str, Any]:
         return self.json.get("dataset", {})
 
-    def _count(self) -> None:
-        """Keep the number of cases true."""
-        count = len(self.cases())
-        if self.json.get("numTraining") != count:
-            self.json["numTraining"] = count
-            write_json(self.folder / DATASET_JSON, self.json)
+    def _tell(self, name: str, entry: Mapping[str, Any] | None) -> None:
+        """Keep dataset.json true, the number of cases and one that it lists; all else stays as somebody has left it.
+
+        Args:
+            name: Of the case.
+            entry: Of the case, unless it has one; None if it is no longer.
+
+        Raises:
+            DatasetError: If somebody has made dataset.json unreadable.
+        """
+        content = read_dataset_json(self.folder)
+        before = dict(content)
+        if "dataset" in content:
+            listed = {case: files for case, files in content["dataset"].items() if case != name or entry is not None}
+            content["dataset"] = listed if entry is None or name in listed else {**listed, name: dict(entry)}
+        content["numTraining"] = len(list_training_cases(self.folder, content))
+        if content != before:
+            write_json(self.folder / DATASET_JSON, content)
+        self.json = {key: value for key, value in self.json.items() if key != "dataset"} | {
+            key: content[key] for key in ("dataset", "numTraining") if key in content
+        }

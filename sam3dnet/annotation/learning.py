@@ -3,15 +3,17 @@
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from sam3dnet.annotation.background import BackgroundProcess, end_left, last_lines
 from sam3dnet.annotation.history import TrainingBegun
 from sam3dnet.annotation.job import Job, Result, read_result
 from sam3dnet.annotation.judging import mean_of
+from sam3dnet.annotation.labelled import copy_whole, label_files, named_by_case
 from sam3dnet.inference.confidence import ENDING
+from sam3dnet.inference.images import Case
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import Folders, write_json
@@ -21,7 +23,7 @@ from sam3dnet.preprocessing.reading import DatasetReader
 MODULE = "sam3dnet.annotation.job"
 NAME = "sam3d_annotation"  # of folders beside those of datasets
 JOB, LOG, PROCESS = "job.json", "log.txt", "process.json"
-AUTOMATIC = "automatic"
+AUTOMATIC, IMAGES = "automatic", "images"
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,8 @@ class Learning:
         self._snapshots = snapshots
         self.folder = folders.results / dataset / NAME
         self._process: BackgroundProcess | None = None
-        self._ranks = False
+        self._ranking: tuple[str, frozenset[str]] | None = None  # what the process puts in order, and by which model
+        self._tried: dict[str, set[str]] = {}
         if (self.folder / PROCESS).exists():
             end_left(self.folder / PROCESS)
 
@@ -49,47 +52,78 @@ class Learning:
         """Say where what a training makes is."""
         return self.folder / f"{training:04d}"
 
-    def begin_training(
+    @property
+    def last_number(self) -> int:
+        """The highest number that a training's folder has here; 0 for none."""
+        return max((int(path.name) for path in self.folder.glob("[0-9]*") if path.name.isdecimal()), default=0)
+
+    def is_prepared(self, training: int) -> bool:
+        """Tell whether a training has all that it needs to begin or to go on."""
+        return (self.folder_of(training) / JOB).exists()
+
+    def prepare(
         self,
         begun: TrainingBegun,
         cases: Mapping[str, TrainingCase],
         description: Mapping[str, object],
         reader: DatasetReader,
     ) -> None:
-        """Begin a training, or go on with one that was cut off.
+        """Make all that a training needs: what it sees of the dataset, and what it is told.
 
         Args:
-            begun: Says on what; an earlier result of this training must not be there.
+            begun: Says on what.
             cases: Of the dataset, by name.
             description: The content of dataset.json.
             reader: Of the dataset.
-        """
-        work = self.folder_of(begun.training)
-        if not (work / JOB).exists():
-            names = (*begun.cases, *begun.held_back)
-            raw = self._snapshots / "nnUNet_raw"
-            take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, reader)
-            job = Job(
-                kind="train",
-                dataset=self._dataset,
-                folders=(str(raw), str(self._folders.preprocessed / NAME), str(work)),
-                model=begun.start,
-                work=str(work),
-                device=self._device,
-                minutes=begun.minutes,
-                cases=begun.cases,
-                held_back=begun.held_back,
-            )
-            for folder in job.folders:
-                Path(folder).mkdir(parents=True, exist_ok=True)
-            write_json(work / JOB, job.model_dump())
-        self._start(work)
-        self._ranks = False
 
-    def begin_ranking(self, model: str, images: Path, pending: Sequence[str]) -> None:
-        """Begin to find out of which images a model is the least sure."""
+        Raises:
+            OSError: If it cannot be written; the training cannot begin then.
+        """
+        work, raw = self.folder_of(begun.training), self._snapshots / "nnUNet_raw"
+        names = (*begun.cases, *begun.held_back)
+        take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, reader)
+        job = Job(
+            kind="train",
+            dataset=self._dataset,
+            folders=(str(raw), str(self._folders.preprocessed / NAME), str(work)),
+            model=begun.start,
+            work=str(work),
+            device=self._device,
+            minutes=begun.minutes,
+            cases=begun.cases,
+            held_back=begun.held_back,
+        )
+        for folder in job.folders:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        write_json(work / JOB, job.model_dump())
+
+    def begin_training(self, begun: TrainingBegun) -> None:
+        """Begin a training that was prepared, or go on with one that was cut off.
+
+        Args:
+            begun: Says which; an earlier result of this training must not be there.
+        """
+        self._start(self.folder_of(begun.training))
+
+    def begin_ranking(self, model: str, images: Mapping[str, Case], ending: str, reader: DatasetReader) -> None:
+        """Begin to find out of which images a model is the least sure.
+
+        Args:
+            model: Its folder.
+            images: By name, wherever they are.
+            ending: Of their files.
+            reader: Of the dataset.
+        """
         work = self.folder / AUTOMATIC
-        work.mkdir(parents=True, exist_ok=True)
+        self.end()
+        if (read_json_if_whole(work / JOB) or {}).get("model") != model:
+            for file in work.glob(f"*{ENDING}"):  # what another one expects
+                file.unlink()
+        shutil.rmtree(work / IMAGES, ignore_errors=True)
+        (work / IMAGES).mkdir(parents=True)
+        for case in images.values():
+            for name, file in named_by_case(case.name, case.files, ending, reader).items():
+                _link(file, work / IMAGES / name)
         folders = self._folders
         job = Job(
             kind="rank",
@@ -98,12 +132,28 @@ class Learning:
             model=model,
             work=str(work),
             device=self._device,
-            images=str(images),
-            pending=tuple(pending),
+            images=str(work / IMAGES),
+            pending=tuple(images),
         )
         write_json(work / JOB, job.model_dump())
         self._start(work)
-        self._ranks = True
+        self._ranking = model, frozenset(images)
+
+    def tried(self, model: str) -> Collection[str]:
+        """Name the images that were to be put in order by a model, which need not have come to anything."""
+        self._note_tried()
+        return self._tried.get(model, set())
+
+    def _note_tried(self) -> None:
+        """Take notice of an order that was looked for to the end; one that was cut off is looked for again."""
+        status = None if self._process is None else self._process.status
+        if self._process is None or self._ranking is None or status is None:
+            return
+        (model, names), self._ranking = self._ranking, None
+        if status:
+            log, lines = self._process.log, self._process.last_lines()
+            logger.warning("Warning: the images could not be put in order; the log, %s, ends:\n%s", log, lines)
+        self._tried.setdefault(model, set()).update(names)
 
     def _start(self, work: Path) -> None:
         self.end()
@@ -112,7 +162,7 @@ class Learning:
     @property
     def trains(self) -> bool:
         """Whether a training runs now."""
-        return self.is_running and not self._ranks
+        return self.is_running and self._ranking is None
 
     @property
     def is_running(self) -> bool:
@@ -135,15 +185,17 @@ class Learning:
 
     def end(self) -> None:
         """End what runs; a training goes on later from its newest checkpoint."""
+        self._note_tried()
         if self._process is not None:
             self._process.end()
-            self._process = None
+            self._process, self._ranking = None, None
 
     def result_of(self, training: int) -> Result | None:
         """Give what came of a training; None if it has not ended, or was cut off and may go on."""
         work = self.folder_of(training)
         found = read_result(work)
-        if found is None and self._process is not None and not self._ranks and self._process.status:
+        failed = self._process is not None and self._process.log.parent == work and self._process.status
+        if found is None and failed:
             return Result(problem=f"the training failed; its log, {work / LOG}, ends:\n{last_lines(work / LOG)}")
         return found
 
@@ -170,6 +222,8 @@ def take_snapshot(
 ) -> None:
     """Make a raw dataset of some cases that does not change while another one does, without copying the images.
 
+    All files are named by their case, whatever they are called in the dataset.
+
     Args:
         cases: By name.
         folder: Of the dataset; what is there goes.
@@ -180,18 +234,29 @@ def take_snapshot(
     images, labels = folder / "imagesTr", folder / "labelsTr"
     for made in (images, labels):
         made.mkdir(parents=True)
+    ending = str(description["file_ending"])
     for case in cases.values():
-        for file in reader.files_of(case.images):
-            _link(file, images / file.name)
-        for file in reader.files_of((), case.label):
-            shutil.copy2(file, labels / file.name)
+        for name, file in named_by_case(case.name, case.images, ending, reader).items():
+            _link(file, images / name)
+        for file in label_files(case.label, reader):
+            own = case.label.name.removesuffix(ending)
+            shutil.copy2(file, labels / file.name.replace(own, case.name, 1))
     told = {key: value for key, value in description.items() if key != "dataset"}
     write_json(folder / DATASET_JSON, told | {"numTraining": len(cases)})
 
 
 def _link(file: Path, target: Path) -> None:
+    """Link a file, or copy it where that is impossible; what is there already may be a link to another one.
+
+    Raises:
+        FileExistsError: If something is there.
+    """
     for link in (os.link, os.symlink):
-        with suppress(OSError, NotImplementedError):
+        try:
             link(file.resolve(), target)
-            return
-    shutil.copy2(file, target)
+        except FileExistsError:
+            raise
+        except (OSError, NotImplementedError):
+            continue
+        return
+    copy_whole(file, target)

@@ -18,6 +18,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,14 +36,18 @@ from sam3dnet.annotation.history import (
     State,
     TrainingBegun,
     TrainingEnded,
+    state_after,
 )
+from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
-from sam3dnet.inference.models import find_model
-from sam3dnet.preprocessing.cases import channel_names, foreground_classes
+from sam3dnet.inference.models import find_model, read_model_dataset
+from sam3dnet.portable.sources import model_folder
+from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes, has_regions
+from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
 from sam3dnet.preprocessing.patients import patients_of
@@ -76,7 +81,8 @@ class AnnotationProject:
         root: Folder of nnU-Net's three folders; None for the variables.
 
     Raises:
-        DatasetError: If the dataset or the images are not there, or somebody annotates the dataset already.
+        DatasetError: If the dataset or the images are not there, somebody annotates the dataset already, or the model
+            has other classes or channels.
         CheckpointError: If there is no such model.
     """
 
@@ -100,6 +106,7 @@ class AnnotationProject:
         self._dataset = LabelledDataset(raw)
         self._lock = sole_process(self.folder, "somebody annotates this dataset already; end that first")
         try:
+            self._dataset.prepare()
             self._open(folders, model)
         except BaseException:
             self._lock.release()
@@ -115,13 +122,57 @@ class AnnotationProject:
         self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
         self.learning = Learning(self.name, folders, self.folder, self._device)
         self._folders = FollowedFolders(
-            self.folder, self._dataset, self._versions, self.history, self._image, self.reader
+            self.folder, self._dataset, self._versions, self.history, self._find_image, self.reader
         )
         self._folders.recover()
-        chosen = str(Path(model).absolute()) if model is not None else self._trained(folders)
-        if chosen is not None and (model is not None or self.state.model is None) and chosen != self.state.model:
-            self.history.add(ModelChosen(folder=chosen))
         self.conclude()
+        self._choose(self._trained(folders) if model is None and self.state.model is None else model)
+
+    def _choose(self, model: Path | str | None) -> None:
+        """Have a model propose from now on, unless it or one that was trained from it does; see that it can."""
+        state = self.state
+        chosen = state.model if model is None else str(Path(model).absolute())
+        if chosen is not None and chosen == state.chosen and chosen != state.model:
+            logger.warning(
+                "Warning: %s was chosen before, and %s, which was trained since, goes on; the history leads back to "
+                "the first one",
+                *(chosen, state.model),
+            )
+            chosen = state.model
+        if chosen is None:
+            return
+        self._require_fitting(Path(chosen), is_new=chosen != state.model)
+        if chosen != state.model:
+            if state.model is not None:
+                logger.warning("Warning: %s takes the place of %s; the history leads back", chosen, state.model)
+            self.history.add(ModelChosen(folder=chosen))
+            self._folders.follow([])
+
+    def _require_fitting(self, model: Path, is_new: bool) -> None:
+        """See that a model has the classes and channels of the dataset; of one that is gone its loading tells.
+
+        Raises:
+            DatasetError: If it has others.
+            CheckpointError, PlanError: If a new one is not there.
+        """
+        if not is_new and not model.is_file() and not (model / DATASET_JSON).is_file():
+            return
+        with model_folder(model) as folder:
+            theirs, own = read_model_dataset(folder), self._dataset.json
+        differ = [
+            f"the model has {what} {_in_words(found)}, {self.name} {_in_words(expected)}"
+            for what, found, expected in (
+                ("the classes", _classes(theirs), _classes(own)),
+                ("the channels", _channels(theirs), _channels(own)),
+            )
+            if found != expected
+        ]
+        if differ:
+            raise DatasetError(
+                f"{model}: {'; '.join(differ)}; train a model of this dataset that starts from it: "
+                f"sam3d_plan_and_preprocess -d {self.name} --like {model}, then sam3d_train {self.name} all --from "
+                f"{model}; or choose another one with -m"
+            )
 
     def __enter__(self) -> "AnnotationProject":
         return self
@@ -149,7 +200,7 @@ class AnnotationProject:
 
     def images_waiting(self) -> dict[str, Case]:
         """Give the images without a label map, by name."""
-        there = self._dataset.cases()
+        there = self._dataset.labelled()
         found = {case.name: case for case in self._images() if case.name not in there}
         return dict(sorted(found.items()))
 
@@ -216,8 +267,25 @@ class AnnotationProject:
 
     @property
     def num_labelled(self) -> int:
-        """How many cases the dataset has."""
-        return len(self._dataset.cases())
+        """How many cases of the dataset have their image and a label map."""
+        return len(self._dataset.labelled())
+
+    def copy_label(self, case: str, folder: Path) -> None:
+        """Copy the label map that a case has now into a folder, where it can be worked on.
+
+        One with voxels to be ignored is not, since nothing else than the classes can be drawn.
+
+        Raises:
+            OSError: If it cannot be read or written.
+        """
+        event = self.state.labels.get(case)
+        if event is None:
+            return
+        files, ignored = self._versions.files(case, event.version), self._dataset.json["labels"].get("ignore")
+        if ignored is not None and (self.reader.read_seg(files[-1])[0] == ignored).any():
+            return
+        for file in files:
+            copy_whole(file, folder / file.name)
 
     @property
     def model(self) -> "Model":
@@ -267,13 +335,16 @@ class AnnotationProject:
         Raises:
             DatasetError: If there is no such image, another one of the dataset has its name, or the label map does not
                 fit it or has labels that dataset.json does not name.
-            OSError: If it cannot be written; nothing has changed then.
+            OSError, RuntimeError: If it cannot be written. Where that is the label map or the event, it was not
+                accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
         image = self._image(case)
         there = self._dataset.cases().get(case)
-        self._dataset.require_addable(image, there)
-        if there is not None and case not in self.state.labels:
+        self._dataset.require_addable(image, there, self.reader)
+        self._folders.catch_up()
+        if there is not None and there.label.is_file() and case not in self.state.labels:
             self._folders.find(case, there.label)
+        self._folders.take_notice([case])
         self._folders.keep(case)
         properties: Mapping[str, Any] | None = None
         if isinstance(labels, Path):
@@ -290,7 +361,7 @@ class AnnotationProject:
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
         if prompts_file is not None and prompts_file.is_file():
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
-        proposal = proposal or self._opened.pop(case, None)
+        proposal = proposal or self._opened.get(case)
         compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
         event = self.history.add(
             Accepted(
@@ -303,8 +374,22 @@ class AnnotationProject:
                 **compared,
             )
         )
+        self._opened.pop(case, None)
         self._folders.follow([case])
         return event
+
+    def catch_up(self) -> None:
+        """Have the dataset hold all that was accepted, where that could not be written.
+
+        Raises:
+            DatasetError, OSError, RuntimeError: If it still cannot.
+        """
+        self._folders.catch_up()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something was accepted, or gone back to, that the dataset does not hold yet; see `catch_up`."""
+        return self._folders.are_behind
 
     def skip(self, case: str) -> None:
         """Put an image off.
@@ -323,10 +408,16 @@ class AnnotationProject:
             number: Of the event; 0 for before the first.
 
         Raises:
-            DatasetError: If there is no such event.
+            DatasetError: If there is no such event, or its model has other classes or channels.
+            OSError, RuntimeError: If the dataset cannot be written; it follows once it can, see `catch_up`.
         """
         if not 0 <= number <= len(self.history.events):
             raise DatasetError(f"event {number}: the history of {self.name} has 0 to {len(self.history.events)}")
+        model = state_after(self.history.events, number).model
+        if model is not None and model != self.state.model:
+            self._require_fitting(Path(model), is_new=False)
+        self._folders.catch_up()
+        self._folders.take_notice(self.state.labels)
         self.learning.end()
         self.history.add(Returned(to=number))
         self._opened = {}
@@ -345,29 +436,54 @@ class AnnotationProject:
     def begin_training(self, minutes: float) -> TrainingBegun:
         """Begin to train in the background on all that is labelled, from the present model; `conclude` ends it.
 
-        A training that was cut off goes on instead.
+        A training that was cut off goes on instead, unless it had not begun to learn and its cases are no longer there.
 
         Args:
             minutes: To train for.
 
         Raises:
             DatasetError: If there is nothing to train on.
+            OSError: If it cannot be written; no training has begun then.
         """
         self.conclude()
-        state, cases = self.state, self._dataset.cases()
-        begun = state.training
+        self._folders.catch_up()
+        cases = self._dataset.labelled()
+        begun = self.state.training
+        if begun is not None and not self.learning.is_prepared(begun.training):
+            begun = self._prepared_anew(begun, cases)
         if begun is None:
-            held_back = tuple(name for name in state.held_back if name in cases)
-            training = tuple(sorted(set(cases) - set(held_back)))
-            if not training:
-                raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
-            event = TrainingBegun(
-                training=state.trainings + 1, cases=training, held_back=held_back, start=state.model, minutes=minutes
-            )
+            event = self._next_training(cases, minutes)
+            self.learning.prepare(event, cases, self._dataset.json, self.reader)
             begun = self.history.add(event)
             self._folders.follow([])
-        self.learning.begin_training(begun, cases, self._dataset.json, self.reader)
+        self.learning.begin_training(begun)
         return begun
+
+    def _next_training(self, cases: Mapping[str, TrainingCase], minutes: float) -> TrainingBegun:
+        """Say on what the next training learns, and by what it is judged."""
+        without = sorted({*self._dataset.cases()} - {*cases})
+        if without:
+            logger.warning("Warning: left out, since an image or the label map is missing: %s", ", ".join(without))
+        state = self.state
+        held_back = tuple(name for name in state.held_back if name in cases)
+        training = tuple(sorted(set(cases) - set(held_back)))
+        if not training:
+            raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
+        number = 1 + max(state.trainings, self.learning.last_number)
+        return TrainingBegun(training=number, cases=training, held_back=held_back, start=state.model, minutes=minutes)
+
+    def _prepared_anew(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> TrainingBegun | None:
+        """Prepare a training that has begun without; where its cases are gone it ends, and None is given."""
+        gone = sorted({*begun.cases, *begun.held_back} - {*cases})
+        if not gone:
+            self.learning.prepare(begun, cases, self._dataset.json, self.reader)
+            return begun
+        why = f"left out: {', '.join(gone)} is no longer there with image and label map, so it could not go on"
+        event = TrainingEnded(training=begun.training, folder=None, used=False, before=None, after=None, why=why)
+        self.history.add(event)
+        self._folders.follow([])
+        logger.warning("Warning: training %d: %s", begun.training, why)
+        return None
 
     def conclude(self) -> TrainingEnded | None:
         """Use the model of a training that has ended, if it is not worse than the one before; None where none has."""
@@ -383,7 +499,7 @@ class AnnotationProject:
                 used=used,
                 before=result.before,
                 after=result.after,
-                why=result.problem or _why(used, result.before, result.after, len(begun.held_back)),
+                why=result.problem or _why(used, result, len(begun.held_back)),
             )
         )
         self._folders.follow([])
@@ -413,14 +529,19 @@ class AnnotationProject:
         model = self.state.model
         if model is None:
             raise CheckpointError(f"{self.name}: no model yet, so nothing is known of the images")
-        self.learning.begin_ranking(model, self.images, list(self.images_waiting()))
+        waiting = self.images_waiting()
+        if waiting:
+            self.learning.begin_ranking(model, waiting, self._dataset.ending, self.reader)
         if wait:
             self.learning.wait()
 
     def unranked(self) -> bool:
-        """Tell whether there are images of which nothing is known by the present model."""
-        waiting, model = self.images_waiting(), self.state.model
-        return model is not None and len(self.learning.expected_dice(model, list(waiting))) < len(waiting)
+        """Tell whether there are images about which the present model was never asked."""
+        model = self.state.model
+        if model is None:
+            return False
+        waiting = {*self.images_waiting()} - {*self.learning.tried(model)}
+        return len(self.learning.expected_dice(model, waiting)) < len(waiting)
 
     # Images and rules
 
@@ -430,14 +551,13 @@ class AnnotationProject:
         A patient's further cases go where the first is: what has learned from one of them knows the others too.
         """
         state = self.state
-        before = state.labels.get(case)
-        if before is not None:
-            return getattr(before, "held_back", False)
+        if case in state.labels:
+            return case in state.held_back
         patients = patients_of([image.name for image in self._images()])
         of_patient = {name for name, patient in patients.items() if patient == patients[case] and name != case}
         if of_patient & {*state.held_back}:
             return True
-        if of_patient & {*self._dataset.cases(), *state.trained_on}:
+        if of_patient & {*self._dataset.labelled(), *state.trained_on}:
             return False
         if not corrected or case in state.trained_on or len(state.held_back) >= MOST_HELD_BACK:
             return False
@@ -448,21 +568,25 @@ class AnnotationProject:
         """List all images: those of the folder, those of cases that were taken out, and those in the dataset."""
         found: dict[str, Case] = {}
         for folder in (self.images, self.folder / "images"):
-            if folder.is_dir() and any(folder.iterdir()):
+            with suppress(DatasetError):  # it has no image any more
                 for case in find_cases(folder, self._dataset.ending, self._num_channels)[0]:
                     found.setdefault(case.name, case)
         for name, there in self._dataset.cases().items():
-            found.setdefault(name, Case(name, there.images))
+            if self._dataset.has_image(there):
+                found.setdefault(name, Case(name, there.images))
         return list(found.values())
 
+    def _find_image(self, name: str) -> Case | None:
+        return next((case for case in self._images() if case.name == name), None)
+
     def _image(self, name: str) -> Case:
-        found = {case.name: case for case in self._images()}
-        if name not in found:
+        found = self._find_image(name)
+        if found is None:
+            meant = did_you_mean(name, [case.name for case in self._images()])
             raise DatasetError(
-                f"{name}: no such image in {self.images}{did_you_mean(name, list(found))}; give its name without the "
-                "channel and the ending"
+                f"{name}: no such image in {self.images}{meant}; give its name without the channel and the ending"
             )
-        return found[name]
+        return found
 
     def _checked(self, labels_ZYX: npt.NDArray[Any], image: Case) -> npt.NDArray[np.uint16]:
         """See that a label map fits its image and dataset."""
@@ -492,11 +616,31 @@ class AnnotationProject:
             return None
 
 
-def _why(used: bool, before: float | None, after: float | None, count: int) -> str:
-    if before is None or after is None:
+def _classes(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    """Say the labels of each class or region, and the one that a region is drawn with."""
+    classes = foreground_classes(dataset_json)
+    if not has_regions(dataset_json):
+        return {name: str(values[0]) for name, values in classes.items()}
+    drawn = zip(classes.items(), dataset_json.get("regions_class_order", ()), strict=False)
+    return {name: f"{list(values)} drawn as {label}" for (name, values), label in drawn}
+
+
+def _channels(dataset_json: Mapping[str, Any]) -> dict[str, str]:
+    return {str(number): str(name) for number, name in channel_names(dataset_json).items()}
+
+
+def _in_words(names: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} ({value})" for name, value in names.items())
+
+
+def _why(used: bool, result: Result, count: int) -> str:
+    before, after = result.before, result.after
+    if before is not None and after is not None:
+        said = f"agrees to {after:.3f} with {count} cases that were held back, before {before:.3f}"
+        return f"used: {said}" if used else f"left out: {said}"
+    if used:
         return "used; there is nothing to compare it with yet"
-    said = f"agrees to {after:.3f} with {count} cases that were held back, before {before:.3f}"
-    return f"used: {said}" if used else f"left out: {said}"
+    return "left out: there is no model, or nothing is known of how it agrees with the cases that were held back"
 
 
 def _user() -> str:

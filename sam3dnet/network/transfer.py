@@ -122,32 +122,40 @@ def take_over(
         if given is None:
             taken.new.append(name)
             continue
-        entry = _fitted(name, _their_shape(value, theirs, axes.get(name)), given.to(value.device))
+        axis = axes.get(name)
+        if axis is not None and own.names(axis[0]) == theirs.names(axis[0]):
+            axis = None  # as it is
+        entry = _fitted(name, _their_shape(value, own, theirs, axis), given.to(value.device))
         if entry is None:
             taken.new.append(name)
             continue
         (taken.same if entry.shape == given.shape else taken.fitted).append(name)
-        value.copy_(_aligned(value, entry, own, theirs, axes.get(name)))
+        value.copy_(_aligned(value, entry, own, theirs, axis))
     return taken
 
 
-def _their_shape(value: Tensor, theirs: Meaning, axis: tuple[Axis, int] | None) -> list[int]:
+def _their_shape(value: Tensor, own: Meaning, theirs: Meaning, axis: tuple[Axis, int] | None) -> list[int]:
     """Give the shape that an entry of the network would have in a network with the other model's names."""
     shape = list(value.shape)
     if axis is not None:
-        shape[axis[1]] = len(theirs.names(axis[0]))
+        shape[axis[1]] += len(theirs.names(axis[0])) - len(own.names(axis[0]))
     return shape
 
 
 def _aligned(value: Tensor, given: Tensor, own: Meaning, theirs: Meaning, axis: tuple[Axis, int] | None) -> Tensor:
-    """Bring the classes or channels of an entry into the network's order, new ones as they are there."""
+    """Bring the classes or channels of an entry into the network's order, new ones as they are there.
+
+    They are the last along their axis: where an image is joined to features, it comes after these (`layers.beside`).
+    """
     if axis is None:
         return given
     kind, at = axis
-    known, aligned = theirs.names(kind), value.clone()
-    for number, name in enumerate(own.names(kind)):
+    names, known, aligned = own.names(kind), theirs.names(kind), value.clone()
+    before = value.shape[at] - len(names)
+    aligned.narrow(at, 0, before).copy_(given.narrow(at, 0, before))
+    for number, name in enumerate(names):
         if name in known:
-            aligned.select(at, number).copy_(given.select(at, known.index(name)))
+            aligned.select(at, before + number).copy_(given.select(at, before + known.index(name)))
     return aligned
 
 

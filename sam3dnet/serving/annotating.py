@@ -2,25 +2,56 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sam3dnet.annotation.history import Accepted, Event, TrainingEnded, in_words
+import numpy.typing as npt
+
+from sam3dnet.annotation.history import Accepted, Event, Found, TrainingEnded, in_words
 from sam3dnet.annotation.judging import Proposal
 from sam3dnet.annotation.project import AnnotationProject, Order
-from sam3dnet.errors import Sam3dError
+from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.inference.images import Case
 from sam3dnet.model import Model
+from sam3dnet.serving import segment
+from sam3dnet.serving.case_files import PROMPTS_ENDING
 from sam3dnet.serving.casework import CaseWork
-from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.hall import Hall, Images
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 2.0
+ASIDE = "set_aside"  # in the folder of drafts
 MOST_EVENTS = 50  # of the history, in the page
 
 Result = TypeVar("Result")
+
+
+class ProjectImages:
+    """What the page shows of a project: the images of its folder, and those that wait elsewhere.
+
+    Args:
+        folder: The images of the folder.
+        project: The project.
+    """
+
+    def __init__(self, folder: Images, project: AnnotationProject):
+        self._folder, self._project = folder, project
+
+    def cases(self) -> list[Case]:
+        """List the images that are there now, by name."""
+        found = dict(self._project.images_waiting())
+        with suppress(DatasetError):  # the folder has no image any more
+            found |= {case.name: case for case in self._folder.cases()}
+        return [found[name] for name in sorted(found)]
+
+    def recognise(self, image_CZYX: npt.NDArray[Any]) -> segment.Found | None:
+        """Find the image of the folder of which a viewer's array is a channel; None if there is none."""
+        return self._folder.recognise(image_CZYX)
 
 
 class Annotating:
@@ -50,6 +81,9 @@ class Annotating:
         self._turn = asyncio.Lock()  # the project does one thing at a time
         self._folder = project.state.model
         hall.worker.around_short = project.learning.paused
+        if hall.images is not None:
+            hall.images = ProjectImages(hall.images, project)
+        self._show_newest()
 
     @property
     def drafts(self) -> Path:
@@ -64,7 +98,7 @@ class Annotating:
         """Take what is saved of a case into the dataset, and train if it is time to; say how things stand then.
 
         Raises:
-            Sam3dError: If it does not fit.
+            Sam3dError: If it does not fit, or cannot be written.
         """
         proposed = await self._hall.worker.run(f"{work.case.name}: proposal", work.automatic_labels)
         proposal = Proposal(proposed, work.model, work.since)
@@ -78,22 +112,26 @@ class Annotating:
                 proposal=proposal,
                 prompts_file=work.files.prompts,
             )
-            if self._is_time() and project.state.training is None:
-                project.begin_training(self._minutes)
+            self._show(work.case.name)
+            self._train_if_it_is_time()
             return self._status()
 
-        return await self._ask(accept)
+        return await self._change(accept)
 
     async def skip(self, work: CaseWork) -> dict[str, Any]:
-        """Put a case off."""
-        await self._ask(lambda: self._project.skip(work.case.name))
+        """Put a case off.
+
+        Raises:
+            Sam3dError: If there is no such image any more, or it cannot be written.
+        """
+        await self._change(lambda: self._project.skip(work.case.name))
         return await self.status()
 
     async def train(self) -> dict[str, Any]:
         """Begin a training now, unless one runs.
 
         Raises:
-            Sam3dError: If there is nothing to train on.
+            Sam3dError: If there is nothing to train on, or it cannot be written.
         """
 
         def train() -> dict[str, Any]:
@@ -101,15 +139,31 @@ class Annotating:
                 self._project.begin_training(self._minutes)
             return self._status()
 
-        return await self._ask(train)
+        return await self._change(train)
 
     async def go_back(self, number: int) -> dict[str, Any]:
         """Make all as it was after an event, the model too.
 
+        What was being done on cases that have another label map then, or none, is set aside; their windows open anew.
+
         Raises:
-            Sam3dError: If there is no such event, or its model is no more.
+            Sam3dError: If there is no such event, its model is no more, or it cannot be written.
         """
-        await self._ask(lambda: self._project.go_back(number))
+        project = self._project
+        before = project.state.labels
+
+        def go_back() -> None:
+            try:
+                project.go_back(number)
+            finally:
+                for case in _changed(before, project.state.labels):
+                    self._set_aside(case)
+                    self._show(case)
+
+        try:
+            await self._change(go_back)
+        finally:
+            self._release(_changed(before, project.state.labels))
         await self._exchange()
         return await self.status()
 
@@ -126,12 +180,16 @@ class Annotating:
             await asyncio.to_thread(self._project.close)
 
     async def _watch(self) -> None:
+        told = ""
         while True:
             try:
-                if await self._ask(self._look) is not None:
+                if await self._change(self._look) is not None:
                     await self._exchange()
+                told = ""
             except Sam3dError as problem:
-                logger.error("%s", problem)
+                if str(problem) != told:  # such as a disk that stays full
+                    logger.error("%s", problem)
+                told = str(problem)
             except Exception:
                 logger.exception("the annotation is not watched for a moment")
             await asyncio.sleep(WATCH_S)
@@ -139,6 +197,7 @@ class Annotating:
     def _look(self) -> TrainingEnded | None:
         """Conclude what has ended, go on with what was cut off, and else find out what comes next."""
         project = self._project
+        project.catch_up()
         ended = project.conclude()
         if ended is None and not project.learning.is_running:
             if project.state.training is not None:
@@ -157,10 +216,61 @@ class Annotating:
         self._folder = folder
         logger.info("from now on %s proposes", folder)
 
+    def _train_if_it_is_time(self) -> None:
+        """Begin a training that is due; if that fails the next case is another occasion."""
+        if not self._is_time() or self._project.state.training is not None:
+            return
+        try:
+            self._project.begin_training(self._minutes)
+        except (Sam3dError, OSError, RuntimeError) as problem:
+            logger.error("no training could begin: %s", problem)
+
     def _is_time(self) -> bool:
         """Tell whether a training is due; one case is enough for the first model, which lessens all further work."""
         first = self._project.state.model is None
         return self._every > 0 and self._project.accepted_since_training >= (1 if first else self._every)
+
+    # What the page shows of a case that is labelled
+
+    def _show_newest(self) -> None:
+        """Have those labelled cases open with their label maps whose drafts are older, or which have none."""
+        images = self._hall.images
+        names = set() if images is None else {case.name for case in images.cases()}
+        for case, event in self._project.state.labels.items():
+            drafts = self._drafts_of(case)
+            since = datetime.fromisoformat(event.at).timestamp()
+            if case in names and not any(draft.stat().st_mtime >= since for draft in drafts):
+                self._set_aside(case)
+                self._show(case)
+
+    def _show(self, case: str) -> None:
+        """Have a case open with the label map that it has now; all that led to it is with its versions."""
+        try:
+            for draft in self._drafts_of(case):
+                draft.unlink()
+            self._project.copy_label(case, self.drafts)
+        except (OSError, RuntimeError) as problem:
+            logger.warning("Warning: %s opens as the model segments it: %s", case, problem)
+
+    def _set_aside(self, case: str) -> None:
+        """Keep what was done on a case, and is not shown any more."""
+        aside = self.drafts / ASIDE / f"{len(self._project.history.events):04d}"
+        try:
+            for draft in self._drafts_of(case):
+                aside.mkdir(parents=True, exist_ok=True)
+                os.replace(draft, aside / draft.name)
+        except OSError as problem:
+            logger.warning("Warning: what was done on %s cannot be set aside: %s", case, problem)
+
+    def _drafts_of(self, case: str) -> list[Path]:
+        endings = (self._hall.model.loaded.dataset_json["file_ending"], PROMPTS_ENDING)
+        return [draft for ending in endings if (draft := self.drafts / f"{case}{ending}").is_file()]
+
+    def _release(self, cases: Collection[str]) -> None:
+        """End the sessions of cases, whose windows then open them anew."""
+        for lease in self._hall.leases.all():
+            if isinstance(lease.work, CaseWork) and lease.work.case.name in cases:
+                self._hall.leases.release(lease.token)
 
     @property
     def model(self) -> str | None:
@@ -189,9 +299,34 @@ class Annotating:
             ],
         }
 
+    async def _change(self, what: Callable[[], Result]) -> Result:
+        """Have the project do something that writes.
+
+        Raises:
+            DatasetError: If it cannot be written, beside what it raises itself.
+        """
+        try:
+            return await self._ask(what)
+        except (OSError, RuntimeError) as problem:  # ITK raises its own
+            logger.debug("details", exc_info=True)
+            reason = getattr(problem, "strerror", None) or problem
+            place = getattr(problem, "filename", None) or self._project.folder.parent
+            then = (
+                "the history has it, and the dataset follows by itself then"
+                if self._project.is_behind
+                else "then do it again"
+            )
+            raise DatasetError(f"{place}: cannot be written ({reason}); make room, {then}") from problem
+
     async def _ask(self, what: Callable[[], Result]) -> Result:
         async with self._turn:
             return await asyncio.to_thread(what)
+
+
+def _changed(before: Mapping[str, Accepted | Found], after: Mapping[str, Accepted | Found]) -> list[str]:
+    """Name the cases that have another label map than before, or one of the two times none."""
+    versions = [{case: event.version for case, event in labels.items()} for labels in (before, after)]
+    return sorted(case for case in {*before, *after} if versions[0].get(case) != versions[1].get(case))
 
 
 def _clicks(events: Sequence[Event]) -> list[int]:

@@ -5,17 +5,19 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy.typing as npt
 
 from sam3dnet.annotation.first_model import FirstModel
-from sam3dnet.errors import PromptError, did_you_mean
+from sam3dnet.errors import CheckpointError, PromptError, did_you_mean
+from sam3dnet.inference.images import Case
+from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.feature_cache import FeaturePool
 from sam3dnet.model import Model
 from sam3dnet.serving.leases import GoneError, Lease, Leases
 from sam3dnet.serving.recognition import ImageFolder
-from sam3dnet.serving.segment import Segment, orientation_of
+from sam3dnet.serving.segment import Found, Segment, orientation_of
 from sam3dnet.serving.worker import NetworkWorker
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,16 @@ RESERVED = frozenset(  # what addresses of the page and of ITK-SNAP begin with
     | {f"process_{kind}_interaction" for kind in ("point", "scribble", "lasso")}
 )
 SILENT_S = 50.0  # and some seconds until that is noticed: a viewer that vanished is forgotten within a minute
+
+
+class Images(Protocol):
+    """The images that viewers show."""
+
+    def cases(self) -> list[Case]:
+        """List the images that are there now, by name."""
+
+    def recognise(self, image_CZYX: npt.NDArray[Any]) -> Found | None:
+        """Find the image of which a viewer's array is a channel; None if there is none."""
 
 
 class Hall:
@@ -42,7 +54,7 @@ class Hall:
 
     Attributes:
         class_names: By their name in addresses.
-        images: The folder; None if there is none.
+        images: Those of the folder; None if there is none.
         instance: As given.
         title: Of the model, for viewers.
         worker: The thread of the network.
@@ -63,11 +75,11 @@ class Hall:
         largest_bytes: int = 4 << 30,
         feature_bytes: int = 4 << 30,
     ):
-        assert model.networks
+        _require_answers(model)
         self.model, self.leases = model, leases
         self.largest_bytes = largest_bytes
         self.worker = worker or NetworkWorker()
-        self.images = None
+        self.images: Images | None = None
         if images is not None:
             self.images = ImageFolder(images, model.loaded.reader, model.loaded.dataset_json)
         self.class_names = slugs(model.class_names)
@@ -78,8 +90,19 @@ class Hall:
         self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
 
     def use(self, model: Model) -> None:
-        """Have another model of the same classes and channels answer those who come from now on."""
-        assert model.networks and model.class_names == self.model.class_names
+        """Have another model of the same classes and channels answer those who come from now on.
+
+        Raises:
+            CheckpointError: If it has other classes.
+            PromptError: If it does not answer prompts.
+        """
+        _require_answers(model)
+        theirs, own = (prompt_classes(one.loaded.labels) for one in (model, self.model))
+        if dict(theirs) != dict(own):
+            said = [", ".join(f"{name} ({one.label})" for name, one in classes.items()) for classes in (theirs, own)]
+            raise CheckpointError(
+                f"the new model has the classes {said[0]}, the server began with {said[1]}; start it anew with it"
+            )
         self.model = model
 
     def claim(self, class_name: str | None, beats: bool = True) -> Lease:
@@ -147,6 +170,12 @@ class Hall:
         self.worker.in_spare_time(segment_of(lease), Segment.look_ahead)
         shape = "x".join(str(size) for size in image_CZYX.shape)
         logger.info("%s: image of %s segmented in %.1f s", lease.name, shape, time.monotonic() - begun)
+
+
+def _require_answers(model: Model | FirstModel) -> None:
+    """See that a model answers prompts; its networks say if it does not."""
+    if not model.networks:
+        raise PromptError("the model has no network that answers prompts; train one with prompts")
 
 
 def segment_of(lease: Lease) -> Segment:
