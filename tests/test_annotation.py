@@ -14,6 +14,7 @@ from phantoms import make_raw_dataset
 from tiny_models import make_dataset_json
 
 from sam3dnet.annotation import labelled, learning
+from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
 from sam3dnet.annotation.learning import take_snapshot
 from sam3dnet.annotation.project import AnnotationProject
@@ -501,7 +502,7 @@ def test_what_is_edited_in_dataset_json_stays(root):
     [
         ({"labels": {"background": 0, "organ": 2, "lesion": 1}}, r"classes organ \(1\), lesion \(2\), .*organ \(2\)"),
         ({"labels": {"background": 0, "organ": 1}}, r"classes organ \(1\), lesion \(2\), Dataset975\S+ organ \(1\);"),
-        ({"channel_names": {"0": "CT"}}, r"channels 0 \(MRI\), Dataset975\S+ 0 \(CT\); .*--like .*--from"),
+        ({"channel_names": {"0": "CT"}}, r"channels MRI, Dataset975\S+ CT; .*--like .*--from"),
         (
             {"labels": {"background": 0, "organ": [1, 2], "lesion": [2]}, "regions_class_order": [1, 2]},
             r"lesion \(2\), .* organ \(\[1, 2\] drawn as 1\)",
@@ -513,6 +514,30 @@ def test_a_model_of_other_classes_or_channels_is_refused(root, model, changes, m
     with pytest.raises(DatasetError, match=message):
         open_project(root, model=model)
     assert not (raw(root) / "sam3d_annotation" / "history.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "are_others"),
+    [
+        (["MRI"], ["T1"], False),
+        (["T1", "T2"], ["T2", "T1"], True),
+        (["T1", "T2"], ["T1w", "T2w"], False),
+        (["CT", "PET"], ["ct", "SUV"], False),
+        (["CT", "PET"], ["PET", "CT"], True),
+        (["MRI"], ["MRI", "MRI"], True),
+    ],
+)
+def test_channels_under_other_names_are_told(root, model, caplog, theirs, own, are_others):
+    names = [{"channel_names": dict(enumerate(names))} for names in (theirs, own)]
+    file = model / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | names[0]))
+    described = json.loads(file.read_text()) | names[1]
+    if are_others:
+        with pytest.raises(DatasetError, match=f"channels {', '.join(theirs)}, here {', '.join(own)}; train"):
+            require_fitting(model, "here", described)
+        return
+    require_fitting(model, "here", described)
+    assert f"calls its channels {', '.join(theirs)}, here calls them {', '.join(own)}" in caplog.text
 
 
 def test_models_of_the_last_time_and_of_the_results_are_looked_at_too(root, model):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.followed import FollowedFolders
 from sam3dnet.annotation.history import (
     Accepted,
@@ -44,9 +45,8 @@ from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_wh
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
-from sam3dnet.inference.models import find_model, read_model_dataset
-from sam3dnet.portable.sources import model_folder
-from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes, has_regions
+from sam3dnet.inference.models import find_model
+from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
@@ -141,38 +141,14 @@ class AnnotationProject:
             chosen = state.model
         if chosen is None:
             return
-        self._require_fitting(Path(chosen), is_new=chosen != state.model)
+        place = Path(chosen)
+        if chosen != state.model or place.is_file() or (place / DATASET_JSON).is_file():  # else loading it tells
+            require_fitting(place, self.name, self._dataset.json)
         if chosen != state.model:
             if state.model is not None:
                 logger.warning("Warning: %s takes the place of %s; the history leads back", chosen, state.model)
             self.history.add(ModelChosen(folder=chosen))
             self._folders.follow([])
-
-    def _require_fitting(self, model: Path, is_new: bool) -> None:
-        """See that a model has the classes and channels of the dataset; of one that is gone its loading tells.
-
-        Raises:
-            DatasetError: If it has others.
-            CheckpointError, PlanError: If a new one is not there.
-        """
-        if not is_new and not model.is_file() and not (model / DATASET_JSON).is_file():
-            return
-        with model_folder(model) as folder:
-            theirs, own = read_model_dataset(folder), self._dataset.json
-        differ = [
-            f"the model has {what} {_in_words(found)}, {self.name} {_in_words(expected)}"
-            for what, found, expected in (
-                ("the classes", _classes(theirs), _classes(own)),
-                ("the channels", _channels(theirs), _channels(own)),
-            )
-            if found != expected
-        ]
-        if differ:
-            raise DatasetError(
-                f"{model}: {'; '.join(differ)}; train a model of this dataset that starts from it: "
-                f"sam3d_plan_and_preprocess -d {self.name} --like {model}, then sam3d_train {self.name} all --from "
-                f"{model}; or choose another one with -m"
-            )
 
     def __enter__(self) -> "AnnotationProject":
         return self
@@ -614,23 +590,6 @@ class AnnotationProject:
             return str(find_model(folders.results, self.name))
         except CheckpointError:
             return None
-
-
-def _classes(dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    """Say the labels of each class or region, and the one that a region is drawn with."""
-    classes = foreground_classes(dataset_json)
-    if not has_regions(dataset_json):
-        return {name: str(values[0]) for name, values in classes.items()}
-    drawn = zip(classes.items(), dataset_json.get("regions_class_order", ()), strict=False)
-    return {name: f"{list(values)} drawn as {label}" for (name, values), label in drawn}
-
-
-def _channels(dataset_json: Mapping[str, Any]) -> dict[str, str]:
-    return {str(number): str(name) for number, name in channel_names(dataset_json).items()}
-
-
-def _in_words(names: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} ({value})" for name, value in names.items())
 
 
 def _why(used: bool, result: Result, count: int) -> str:
