@@ -84,7 +84,7 @@ def import_dataset(settings: "DicomImportSettings", folders: Folders) -> Importe
         found = read_headers(folder)
         cases, channels, failed = _find_cases(found.instances, settings)
         for file, why in found.damaged.items():
-            failed[_named(file, failed)] = f"begins as DICOM does and cannot be read ({why}); export it again"
+            failed[_told_apart(file, failed)] = f"begins as DICOM does and cannot be read ({why}); export it again"
         if not cases:
             reasons = [f"{name}: {reason}" for name, reason in failed.items()]
             raise DatasetError(
@@ -112,7 +112,7 @@ def _read_table(file: str | Path | None) -> dict[str, str | None]:
     return table
 
 
-def _named(file: Path, others: Mapping[str, str]) -> str:
+def _told_apart(file: Path, others: Mapping[str, str]) -> str:
     """Name a file as short as it can be told from others."""
     parts = file.parts
     names = ("/".join(parts[-length:]) for length in range(1, len(parts) + 1))
@@ -129,7 +129,7 @@ def _find_cases(
         try:
             stack = stack_of(instance, stacks)
         except DatasetError as problem:
-            failed[_named(instance.file, failed)] = str(problem)
+            failed[_told_apart(instance.file, failed)] = str(problem)
             continue
         drawn.setdefault(stack, []).append(instance)
     if settings.channels is not None:
@@ -199,10 +199,10 @@ def _write_cases(
             moved = [images[0], *(on_grid(one, first) for one in zip(case.stacks[1:], images[1:], strict=True))]
             masks = _named(case, images[0], table, unknown)
         except DatasetError as problem:
-            failed[_named(case.labels[0].file, failed)] = str(problem)
+            failed[_told_apart(case.labels[0].file, failed)] = str(problem)
             continue
         if not masks:
-            failed[_named(case.labels[0].file, failed)] = "none of its structures is a class"
+            failed[_told_apart(case.labels[0].file, failed)] = "none of its structures is a class"
             continue
         for channel, image in enumerate(moved):
             sitk.WriteImage(_bare(image), str(made / "imagesTr" / f"{name}_{channel:04d}{ENDING}"), useCompression=True)
