@@ -5,10 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sam3dnet.errors import PlanError, did_you_mean
-from sam3dnet.planning.plan import Plan
-from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.planning.plan import Plan, read_earlier_plan
+from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.problems import shorten
-from sam3dnet.preprocessing.records import configuration_of_cases, made_otherwise, maker_of_cases, settings_digest
+from sam3dnet.preprocessing.reading import reader_named
+from sam3dnet.preprocessing.records import (
+    RECORDS_FOLDER,
+    configuration_of_cases,
+    list_stored_names,
+    made_otherwise,
+    maker_of_cases,
+    seen_otherwise,
+    settings_digest,
+)
 
 DEFAULT = "3d_fullres"  # what is trained where nothing is named
 PLANNED = ("3d_lowres", DEFAULT, "3d_cascade_fullres")
@@ -17,16 +26,18 @@ logger = logging.getLogger(__name__)
 
 
 def require_plannable(asked: Sequence[str] | None, plan_file: Path) -> None:
-    """See before any work that a plan may have these configurations: those of all plans, and the user's own.
+    """See before any work that a dataset can be planned, and that its plan may have these configurations.
+
+    These are those of all plans, and the user's own.
 
     Args:
         asked: For; None for none in particular.
         plan_file: Of an earlier planning, if there is one.
 
     Raises:
-        PlanError: Else.
+        PlanError: Else, or if the earlier plan cannot be read, since what was changed in it would be lost.
     """
-    own = (read_json_if_whole(plan_file) or {}).get("configurations", {})
+    own = read_earlier_plan(plan_file).get("configurations", {})
     possible = [*PLANNED, *(name for name in own if name not in PLANNED)]
     unknown = [name for name in asked or () if name not in possible]
     if unknown:
@@ -61,20 +72,41 @@ def choose_configurations(plan: Plan, asked: Sequence[str] | None) -> list[str]:
 
 
 def tell_stale(plan: Plan, chosen: Sequence[str]) -> None:
-    """Warn of cases that were left as they are, and made by another plan; they are not trained on."""
+    """Warn of cases that were left as they are, and are not what they would be if they were preprocessed now.
+
+    Those of other plans of the dataset count too. nnU-Net's folders are active (see `activate_folders`).
+
+    Args:
+        plan: As planned just now.
+        chosen: Its configurations that were preprocessed just now.
+    """
+    from nnunetv2.paths import nnUNet_raw
+
     done = {plan.configurations[name].data_identifier for name in chosen}
-    dataset_json = read_json_if_whole(plan.path.with_name("dataset.json")) or {}
-    for folder in sorted({one.data_identifier for one in plan.configurations.values()} - done):
-        maker = maker_of_cases(plan.content, folder)
-        if maker is None or not (plan.path.parent / folder).is_dir():
+    raw_folder = Path(str(nnUNet_raw)) / plan.path.parent.name
+    dataset_json = read_dataset_json(raw_folder)
+    cases = list_training_cases(raw_folder, dataset_json)
+    reader = reader_named(str(plan.content["image_reader_writer"]), dataset_json)
+    for records in sorted(plan.path.parent.glob(f"*/{RECORDS_FOLDER}")):
+        folder = records.parent
+        if folder.name in done:
             continue
-        settings = settings_digest(plan.content, configuration_of_cases(plan.content, maker), dataset_json)
-        if stale := made_otherwise(plan.path.parent / folder, settings):
-            logger.warning(
-                "Warning: %d cases of %s were left as they are, and are of another plan: %s; add it to -c before it is "
-                "trained",
-                *(len(stale), maker, shorten(stale)),
-            )
+        found = {
+            "are no longer in the raw dataset": sorted(list_stored_names(folder) - {case.name for case in cases}),
+            "their files have changed or moved since": seen_otherwise(folder, cases, reader),
+        }
+        maker, remedy = maker_of_cases(plan.content, folder.name), "add it to -c"
+        if maker is None:
+            remedy = f"preprocess {folder.name} again, by the --method that planned it,"
+        else:
+            settings = settings_digest(plan.content, configuration_of_cases(plan.content, maker), dataset_json)
+            found["are of another plan"] = made_otherwise(folder, settings)
+        for what, stale in found.items():
+            if stale:
+                logger.warning(
+                    "Warning: %d cases of %s were left as they are, and %s: %s; %s before it is trained",
+                    *(len(stale), maker or folder.name, what, shorten(stale), remedy),
+                )
 
 
 def _has_cases(plan: Plan, name: str) -> bool:

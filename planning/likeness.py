@@ -6,7 +6,7 @@ from typing import Any
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning.fitting import EncoderChoice, Fit
-from sam3dnet.planning.methods import METHODS
+from sam3dnet.planning.methods import DEFAULT_TUNING, METHODS, MethodChoice, Text
 from sam3dnet.planning.rules import Decision
 from sam3dnet.preprocessing.cases import channel_names
 
@@ -53,6 +53,23 @@ class Likeness:
         return names[0] if names else None
 
     @property
+    def choice(self) -> MethodChoice:
+        """Its method, and what its network was built with."""
+        kwargs = self.configuration["architecture"]["arch_kwargs"]
+        return MethodChoice(
+            str(self.method),
+            kwargs.get("fidelity"),
+            kwargs.get("tuning", DEFAULT_TUNING),
+            prompts=bool(kwargs.get("prompts", True)),
+            text=self._text(kwargs.get("text")),
+        )
+
+    def _text(self, embeddings: list[list[list[float]]] | None) -> Text | None:
+        block = self.plans.get("sam3d", {})
+        phrases = [one["value"] for one in block.get("decisions", []) if one["name"] == "text" and one["value"]]
+        return None if embeddings is None else Text(tuple(*phrases[:1]), str(block.get("text_model")), embeddings)
+
+    @property
     def transpose(self) -> tuple[list[int], list[int]]:
         """Its order of axes, forward and backward."""
         return list(self.plans["transpose_forward"]), list(self.plans["transpose_backward"])
@@ -88,6 +105,10 @@ class Likeness:
     def decisions(self) -> list[Decision]:
         """Say what else is taken."""
         return [self._decision("spacing", self.spacing_mm), self._decision("encoder", dict(self.encoder))]
+
+    def taken(self, decisions: Sequence[Decision]) -> list[Decision]:
+        """Say of decisions that they are the model's, such as those of its `choice`."""
+        return [self._decision(one.name, one.value) for one in decisions]
 
     def normalization(
         self, names: Sequence[str], schemes: Sequence[str], use_mask: Sequence[bool]

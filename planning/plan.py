@@ -110,6 +110,31 @@ class PlanFile(Part):
     configurations: Annotated[dict[str, Configuration], Field(min_length=1)]
 
 
+class EarlierArchitecture(Part):
+    """The network of a configuration that is planned again, as far as it is read then."""
+
+    arch_kwargs: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+class EarlierConfiguration(Part):
+    """A configuration that is planned again, or a user's own."""
+
+    architecture: Annotated[EarlierArchitecture, Field(default_factory=EarlierArchitecture)]
+
+
+class EarlierBlock(Part):
+    """What our planner added to a plan that is planned again, as far as it is read then."""
+
+    as_planned: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+class EarlierPlan(Part):
+    """A plans file that is planned again: what a user may have changed in it, or added."""
+
+    configurations: dict[str, EarlierConfiguration]
+    sam3d: Annotated[EarlierBlock, Field(default_factory=EarlierBlock)]
+
+
 @dataclass(frozen=True)
 class Plan:
     """A plans file; `content` is the whole of it, as nnU-Net reads it."""
@@ -150,6 +175,22 @@ def load_plan(path: Path | str) -> Plan:
         given = {name: _inherit(path, given, name) for name in given}
     read = checked(PlanFile, content | {"configurations": given}, path, PlanError, REMEDY)
     return Plan(path, read.dataset_name, read.plans_name, read.configurations, read.sam3d.decisions, content)
+
+
+def read_earlier_plan(path: Path) -> dict[str, Any]:
+    """Read a plans file that is about to be planned again, whose changes by hand must not be lost.
+
+    Returns:
+        Its content; nothing where there is no such file.
+
+    Raises:
+        PlanError: If it is there and cannot be read.
+    """
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = read_json(path, PlanError, REMEDY)
+    checked(EarlierPlan, content, path, PlanError, REMEDY)
+    return content
 
 
 def _inherit(path: Path, configurations: Mapping[str, Any], name: str, seen: tuple[str, ...] = ()) -> Any:

@@ -19,14 +19,14 @@ from nnunetv2.preprocessing.resampling.resample_torch import resample_torch_forn
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
 from sam3dnet.planning.decisions import memory_decision, normalization_decision, sides_decision, time_decision
-from sam3dnet.planning.edits import changes_by_hand, with_changes
+from sam3dnet.planning.edits import changes_by_hand, tell_changes, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
 from sam3dnet.planning.likeness import Likeness
 from sam3dnet.planning.methods import DEFAULT_METHOD, DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
-from sam3dnet.planning.plan import PLAN_VERSION
+from sam3dnet.planning.plan import PLAN_VERSION, read_earlier_plan
 from sam3dnet.planning.rules import Budget, Decision
 from sam3dnet.planning.second_stage import SecondStage
 from sam3dnet.planning.sides import Sides, find_sides, swapped_channels, swapped_values
@@ -41,7 +41,6 @@ from sam3dnet.preprocessing.cases import (
     output_channels,
 )
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
-from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
 from sam3dnet.preprocessing.workers import Workers
 
@@ -66,7 +65,7 @@ class SAM3DPlanner(ExperimentPlanner):
         seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core, by
             which encoder, tokens, crop and batch are chosen for a CPU; needed there.
         plans_name: Name of the plans file.
-        choice: The method, and how it is tuned.
+        choice: The method, and how it is tuned; None takes the default, or that of `like`.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
         like: A model whose spacing, crop, network and normalisation are taken; then full resolution alone is planned.
     """
@@ -97,10 +96,11 @@ class SAM3DPlanner(ExperimentPlanner):
         self.find_weights = find_weights
         self.chosen_encoder: EncoderChoice | None = None
         self.weights: Mapping[str, Any] | None = None
-        self.choice = choice or MethodChoice()
-        self.decisions: list[Decision] = [budget_decision, *self.choice.decisions()]
+        self.choice = choice or (MethodChoice() if like is None else like.choice)
+        of_choice = self.choice.decisions()
         if self.choice.method.answers_prompts:
-            self.decisions.append(rules.choose_prompts(self.choice.prompts))
+            of_choice.append(rules.choose_prompts(self.choice.prompts))
+        self.decisions: list[Decision] = [budget_decision, *(of_choice if like is None else like.taken(of_choice))]
         self.block: dict[str, Any] = self.dataset_fingerprint[BLOCK]
         self.fitter = CropFitter(
             cost,
@@ -382,16 +382,18 @@ class SAM3DPlanner(ExperimentPlanner):
 
         Returns:
             The plan as it is written.
+
+        Raises:
+            PlanError: If the older one cannot be read.
         """
         from nnunetv2.paths import nnUNet_preprocessed
 
         folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         plans_file = folder / f"{self.plans_identifier}.json"
-        before = read_json_if_whole(plans_file) or {}
+        before = read_earlier_plan(plans_file)
         changes = without_the_spacing(changes_by_hand(before), before, plans, plans_file.name)
         plans = with_changes(plans, changes, plans_file.name)
-        for path, value in changes.items():
-            logger.warning("Warning: %s of %s is kept as changed by hand: %s", path, plans_file.name, value)
+        tell_changes(plans, changes, plans_file.name)
         for name, configuration in before.get("configurations", {}).items():
             if name not in PLANNED_CONFIGURATIONS:
                 plans["configurations"][name] = configuration
@@ -450,7 +452,7 @@ def plan_dataset(
         plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
-        choice: The method, and how it is tuned; None: the default.
+        choice: The method, and how it is tuned; None: the default, or that of `like`.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images; None: nnU-Net's.
         cluster: Reads the cases in place of processes of this machine.
         like: A model whose spacing, crop, network and normalisation are taken.
@@ -460,9 +462,9 @@ def plan_dataset(
 
     Raises:
         DatasetError: If the dataset cannot be read.
-        PlanError: If no network fits the memory.
+        PlanError: If no network fits the memory, or an earlier plan cannot be read.
     """
-    choice = choice or MethodChoice()
+    choice = choice or (MethodChoice() if like is None else like.choice)
     plans_name = plans_name or choice.plans_name
     load_or_make_fingerprint(dataset_name, folders, cluster or num_processes, progress)
     budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))

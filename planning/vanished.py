@@ -1,7 +1,7 @@
 """Objects that are in the files and no longer in the preprocessed cases: smaller than a planned voxel."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from sam3dnet.preprocessing.problems import shorten
 logger = logging.getLogger(__name__)
 
 
-def tell_vanished(plan_file: Path) -> None:
-    """Tell the classes that vanish in any configuration of a plan whose cases are preprocessed."""
+def tell_vanished(plan_file: Path, chosen: Sequence[str]) -> None:
+    """Tell the classes that vanish in the configurations of a plan that were preprocessed just now."""
     fingerprint = read_json(plan_file.with_name(FINGERPRINT_FILE), DatasetError, "plan again")
-    for folder in sorted({one.data_identifier for one in load_plan(plan_file).configurations.values()}):
-        if any((plan_file.parent / folder).glob("*.pkl")):
-            find_vanished(plan_file.parent / folder, fingerprint[BLOCK]["classes"])
+    configurations = load_plan(plan_file).configurations
+    for folder in sorted({configurations[name].data_identifier for name in chosen}):
+        find_vanished(plan_file.parent / folder, fingerprint[BLOCK]["classes"])
 
 
 def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Find and tell the classes that vanish when cases are resampled.
+    """Find and tell the classes that vanish when cases are resampled; of cases that are not there nothing is known.
 
     Args:
         cases_folder: Of the preprocessed cases of one configuration.
@@ -36,7 +36,8 @@ def find_vanished(cases_folder: Path, classes: Mapping[str, Mapping[str, Any]]) 
 
     dataset = infer_dataset_class(str(cases_folder))(str(cases_folder))
     vanished: dict[str, list[str]] = {}
-    for case in sorted({case for measures in classes.values() for case in measures["cases"]}):
+    labelled = {case for measures in classes.values() for case in measures["cases"]}
+    for case in sorted(labelled.intersection(dataset.identifiers)):
         stored = _sampled_voxels(dataset, case)
         for name, measures in classes.items():
             if case in measures["cases"] and stored.get(_key(measures["label_values"], stored)) == 0:

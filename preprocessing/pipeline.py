@@ -20,6 +20,7 @@ from sam3dnet.preprocessing.records import (
     FILE_SUFFIXES,
     RECORDS_FOLDER,
     configuration_of_cases,
+    differing_settings,
     is_current,
     list_stored_names,
     make_record,
@@ -158,7 +159,19 @@ def _make_recipes(
             maker = maker_of_cases(plans, folder) or name
             settings = settings_digest(plans, configuration_of_cases(plans, maker), dataset_json)
             recipes[folder] = Recipe(plans, maker, dataset_json, settings, preprocessed_folder / folder)
+        _require_same_cases(plans, name, recipes[folder].configuration)
     return list(recipes.values())
+
+
+def _require_same_cases(plans: dict[str, Any], name: str, maker: str) -> None:
+    """See that a configuration can be trained on the cases of the one that it shares the folder with."""
+    differing = differing_settings(configuration_of_cases(plans, name), configuration_of_cases(plans, maker))
+    if differing:
+        raise PlanError(
+            f"{plans.get('plans_name', 'the plan')}: configuration {name} has another {', '.join(differing)} than "
+            f'{maker}, whose cases it shares; give it a "data_identifier" of its own, such as '
+            f'"{plans.get("plans_name", "plan")}_{name}"'
+        )
 
 
 def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], workers: Workers | int, progress: bool) -> None:

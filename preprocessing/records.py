@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,11 @@ def maker_of_cases(plans: Mapping[str, Any], folder: str) -> str | None:
     return min(sharing, key=lambda name: "inherits_from" in configurations[name], default=None)
 
 
+def differing_settings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Name what two configurations, with what they inherit, say differently of how cases are preprocessed."""
+    return [key for key in _CONFIGURATION_KEYS if one.get(key) != other.get(key)]
+
+
 def make_record(
     case: TrainingCase, settings: str, reader: DatasetReader, stored: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
@@ -106,7 +111,7 @@ def make_record(
     Returns:
         The record, which also has the size and times of each file, as "seen".
     """
-    files = [*reader.files_of(case.images), case.label]
+    files = _files_of(case, reader)
     seen = [_seen(file) for file in files]
     before = stored or {}
     digests_before = [*(before.get("images") or []), before.get("label")]
@@ -131,6 +136,21 @@ def made_otherwise(output_folder: Path, settings: str) -> list[str]:
     """Name the preprocessed cases that were made under other settings; of cases without a record nothing is known."""
     records = {file.stem: read_json_if_whole(file) for file in sorted((output_folder / RECORDS_FOLDER).glob("*.json"))}
     return [name for name, record in records.items() if record and record.get("settings") != settings]
+
+
+def seen_otherwise(output_folder: Path, cases: Sequence[TrainingCase], reader: DatasetReader) -> list[str]:
+    """Name the preprocessed cases whose files have another path, size or time than when they were made.
+
+    No file is read; of cases whose record does not say, nothing is known.
+
+    Args:
+        output_folder: Of the preprocessed cases.
+        cases: Of the raw dataset, whose files are there.
+        reader: Of the dataset.
+    """
+    records = {case.name: read_record(output_folder, case.name) or {} for case in cases}
+    known = [case for case in cases if records[case.name].get("seen")]
+    return [c.name for c in known if records[c.name]["seen"] != [_seen(file) for file in _files_of(c, reader)]]
 
 
 def store_record(output_folder: Path, name: str, record: Mapping[str, Any]) -> None:
@@ -162,6 +182,10 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _files_of(case: TrainingCase, reader: DatasetReader) -> list[Path]:
+    return [*reader.files_of(case.images), case.label]
 
 
 def _seen(file: Path) -> list[str | int]:

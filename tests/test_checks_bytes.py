@@ -44,6 +44,24 @@ def test_truncated_file_says_how_much_is_missing(tmp_path: Path) -> None:
     assert message in message_of(folder, "truncated file")
 
 
+@pytest.mark.parametrize("voxel_type", [np.uint8, np.int16, np.float32])
+@pytest.mark.parametrize("kept", [-1, 300, 100])
+def test_truncated_gipl(tmp_path: Path, kept: int, voxel_type: type) -> None:
+    """ITK fills it up with whatever the memory held."""
+    folder = make(tmp_path, file_ending=".gipl")
+    image = image_of(folder, 1)
+    rewrite(image, lambda voxels: voxels.astype(voxel_type))
+    assert found(folder) == set()
+    size = image.stat().st_size
+    os.truncate(image, kept % size)
+    if kept == 100:  # not even the header
+        assert found(folder) == {("error", "case_1", "unreadable file")}
+        return
+    assert found(folder) == {("error", "case_1", "truncated file")}
+    message = f"its header promises {size} bytes, there are {kept % size}"
+    assert message in message_of(folder, "truncated file")
+
+
 def test_truncated_without_loss_of_compressed_data_is_still_found(tmp_path: Path) -> None:
     """A stream that ends well, but too early: as when a program was killed while it wrote."""
     folder = make(tmp_path)

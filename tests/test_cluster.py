@@ -240,7 +240,7 @@ def test_every_step_of_planning_is_given_the_cluster(
     for module, name in steps:
         monkeypatch.setattr(module, name, record)
     monkeypatch.setattr(plan, "load_plan", lambda _path: None)
-    monkeypatch.setattr(vanished, "tell_vanished", lambda _path: None)
+    monkeypatch.setattr(vanished, "tell_vanished", lambda _path, _chosen: None)
     monkeypatch.setattr(plan, "format_decisions", lambda _plan: "")
     monkeypatch.setattr(asked, "choose_configurations", lambda _plan, _asked: ["3d_fullres"])
     monkeypatch.setattr(asked, "tell_stale", lambda _plan, _chosen: None)

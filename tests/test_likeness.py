@@ -12,6 +12,7 @@ from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.likeness import likeness_of
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.settings.planning import PlanningSettings
 
 FIRST, SECOND = "Dataset978_First", "Dataset979_Second"
 NETWORK = ("spacing", "patch_size", "architecture", "normalization_schemes", "use_mask_for_norm")
@@ -59,6 +60,51 @@ def test_spacing_crop_and_network_are_the_models(planned):
     assert own["spacing"] != theirs["spacing"]
 
 
+def test_the_plan_says_how_the_models_network_was_built(planned):
+    folders, plan, first = planned
+    said = json.loads((folders.raw / FIRST / "dataset.json").read_text())
+    other = json.loads(json.dumps(first))
+    other["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"] |= {"prompts": False, "tuning": "lora"}
+    second = plan(SECOND, like=likeness_of(other, said))
+    assert second["plans_name"] == "SAM3DPlans_lora"
+    told = {one["name"]: (one["value"], one["reason"]) for one in second["sam3d"]["decisions"]}
+    assert told["prompts"] == (False, f"as in the model of {FIRST}")
+    assert told["tuning"] == ("lora", f"as in the model of {FIRST}")
+    kwargs = second["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert kwargs["prompts"] is False and kwargs["tuning"] == "lora"
+
+
+def test_the_text_of_a_model_is_taken(planned):
+    _, _, first = planned
+    text = [[[0.0]]]
+    other = json.loads(json.dumps(first))
+    architecture = other["configurations"]["3d_fullres"]["architecture"]
+    architecture["network_class_name"] = "sam3dnet.network.published.refsam3d.RefSAM3D"
+    architecture["arch_kwargs"] |= {"text": text}
+    other["sam3d"] |= {"text_model": "ViT-B-16", "decisions": [{"name": "text", "value": ["perform it"]}]}
+    choice = likeness_of(other, {"channel_names": {"0": "CT"}}).choice
+    assert choice.name == "refsam3d" and choice.text.phrases == ("perform it",)
+    assert choice.text.model == "ViT-B-16" and choice.text.embeddings == text
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("no_prompts", True),
+        ("tuning", "lora"),
+        ("fidelity", "as-published"),
+        ("clip_weights", "openai"),
+        ("phrases", "phrases.json"),
+    ],
+)
+def test_what_the_model_decides_cannot_be_asked_for(option, value):
+    PlanningSettings(datasets=[1], like="978")
+    with pytest.raises(
+        PlanError, match=f"takes network and spacing from a model; leave out --{option.replace('_', '-')}"
+    ):
+        PlanningSettings(datasets=[1], like="978", **{option: value})
+
+
 def test_a_plan_of_another_network_is_refused(planned):
     _, _, first = planned
     said = {"channel_names": {"0": "CT"}}
@@ -88,6 +134,6 @@ def test_a_training_from_the_model_then_fits_nothing(planned, monkeypatch, capsy
     assert "0 fitted, 0 start anew" in log and "new: more" in log and "new: MR" in log
     capsys.readouterr()
     assert plan_and_preprocess.main([*line, "--encoder", "small"]) == 2
-    assert "--like takes encoder and spacing from a model; leave out --encoder" in capsys.readouterr().err
+    assert "--like takes network and spacing from a model; leave out --encoder" in capsys.readouterr().err
     assert plan_and_preprocess.main([*line, "--method", "3dsam-adapter"]) == 2
     assert "is a model of method sam3d, asked for is 3dsam-adapter" in capsys.readouterr().err

@@ -332,6 +332,24 @@ def test_only_the_configurations_asked_for_are_made(dataset: Dataset) -> None:
     assert (dataset.preprocessed / "low").is_dir()
 
 
+def test_a_configuration_that_needs_cases_of_its_own_is_told(dataset: Dataset) -> None:
+    mine = {"inherits_from": "3d_fullres", "spacing": [4.8, 1.8, 1.6], "use_mask_for_norm": [True]}
+    dataset.plans["configurations"]["mine"] = mine
+    dataset.save_plans()
+    told = (
+        "configuration mine has another spacing, use_mask_for_norm than 3d_fullres, whose cases it shares; give it a "
+        '"data_identifier" of its own, such as "SAM3DPlans_mine"'
+    )
+    with pytest.raises(PlanError, match=told):
+        dataset.preprocess()
+    assert not dataset.cases_folder.exists()
+    dataset.preprocess(configurations=["3d_fullres"])
+    mine["data_identifier"] = "SAM3DPlans_mine"
+    dataset.save_plans()
+    dataset.preprocess(configurations=["mine"])
+    assert (dataset.preprocessed / "SAM3DPlans_mine" / "case_0.pkl").is_file()
+
+
 def test_properties_are_those_of_the_raw_image(dataset: Dataset) -> None:
     dataset.preprocess()
     properties = pickle.loads((dataset.cases_folder / "case_0.pkl").read_bytes())

@@ -9,6 +9,7 @@ from fingerprints import SITUATIONS, Situation
 
 from sam3dnet.errors import PlanError
 from sam3dnet.planning import rules
+from sam3dnet.planning.asked import require_plannable
 from sam3dnet.planning.encoder import SamWeights, no_weights
 from sam3dnet.planning.methods import MethodChoice
 from sam3dnet.planning.plan import format_decisions, load_plan
@@ -376,8 +377,32 @@ def test_configurations_that_a_user_added_are_kept_and_planned_ones_replaced(fol
     plan = load_plan(plan_tiny(folders, tiny_dataset))
     assert set(plan.configurations) == {"3d_fullres", "3d_fullres_bs5"}
     assert plan.configuration("3d_fullres_bs5").batch_size == 5
-    path.write_text("{")
+    path.unlink()
     assert set(load_plan(plan_tiny(folders, tiny_dataset)).configurations) == {"3d_fullres"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"configurations": {}, }', "cannot be read as JSON: line 1, column"),
+        ('{"configurations": []}', r"configurations must be an object, not \[\]"),
+        ('{"configurations": null}', "configurations must be an object, not None"),
+        ('{"configuration": {}}', "configurations is missing"),
+        ('{"configurations": {"mine": 3}}', "configurations.mine must be an object, not 3"),
+        ('{"configurations": {"mine": {"architecture": "x"}}}', "mine.architecture must be an object, not 'x'"),
+        ('{"configurations": {}, "sam3d": []}', r"sam3d must be an object, not \[\]"),
+        ('{"configurations": {}, "sam3d": {"as_planned": 1}}', "sam3d.as_planned must be an object, not 1"),
+    ],
+)
+def test_a_plan_that_cannot_be_read_is_not_planned_over(folders, tiny_dataset, content, message):
+    path = folders.preprocessed / tiny_dataset / "SAM3DPlans.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    with pytest.raises(PlanError, match=rf"SAM3DPlans.json: .*{message}.*; correct it, or delete the file"):
+        require_plannable(None, path)
+    with pytest.raises(PlanError, match=message):
+        plan_tiny(folders, tiny_dataset)
+    assert path.read_text() == content
 
 
 def test_a_plan_that_fails_leaves_no_file(folders, tiny_dataset):

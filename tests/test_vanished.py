@@ -1,10 +1,17 @@
 """Objects that are lost when cases are resampled are counted and told."""
 
+import json
 from types import SimpleNamespace
 
+from cascades import CASCADE, FULLRES, LOWRES, plan_cascade
 from nnunetv2.training.dataloading import nnunet_dataset
 
-from sam3dnet.planning.vanished import find_vanished
+from sam3dnet.planning.vanished import find_vanished, tell_vanished
+from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.preprocessing.pipeline import preprocess_dataset
+from sam3dnet.preprocessing.records import remove_case
+
+DATASET = "Dataset961_Vanished"
 
 
 def stored(**voxels):
@@ -12,7 +19,7 @@ def stored(**voxels):
     locations = {case: {(1, 2): [0] * organ, 2: [0] * speck} for case, (organ, speck) in voxels.items()}
     return lambda folder: (
         lambda same_folder: SimpleNamespace(
-            load_case=lambda case: (None, None, None, {"class_locations": locations[case]})
+            identifiers=list(voxels), load_case=lambda case: (None, None, None, {"class_locations": locations[case]})
         )
     )
 
@@ -30,3 +37,17 @@ def test_lost_objects_are_told_by_class(tmp_path, caplog, monkeypatch):
     caplog.clear()
     monkeypatch.setattr(nnunet_dataset, "infer_dataset_class", stored(a=(10, 1), b=(10, 1), c=(10, 1), d=(10, 0)))
     assert find_vanished(tmp_path, classes) == {} and not caplog.messages
+
+
+def test_cases_and_configurations_that_were_not_made_are_left_alone(tmp_path, caplog):
+    folders = activate_folders(tmp_path)
+    file = plan_cascade(folders, DATASET, num_cases=2)
+    preprocess_dataset(DATASET, folders, configurations=[LOWRES, FULLRES], num_processes=0, progress=False)
+    fingerprint = json.loads((file.parent / "dataset_fingerprint.json").read_text())
+    remove_case(file.parent / "SAM3DPlans_3d_lowres", "case_1")  # as after an interruption
+    classes = fingerprint["sam3d"]["classes"]
+    assert any("case_1" in measures["cases"] for measures in classes.values())
+    assert find_vanished(file.parent / "SAM3DPlans_3d_lowres", classes) == {}
+    (file.parent / "SAM3DPlans_3d_lowres" / "case_0.b2nd").write_text("damaged")
+    tell_vanished(file, [FULLRES, CASCADE])
+    assert not caplog.messages

@@ -34,6 +34,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
         settings.method, settings.fidelity, settings.tuning, prompts=prompts, network=settings.network
     )
     like = None if settings.like is None else _likeness(settings, choice.name)
+    choice = choice if like is None else like.choice
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
     if encoder == "none" and choice.name != DEFAULT_METHOD:
         raise PlanError(f"method {choice.name} needs an image encoder; --encoder none is for {DEFAULT_METHOD} alone")
@@ -55,14 +56,14 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
         for name in names:
             if not settings.skip_verification:
                 _verify(name, folders, processes, cluster)
-            text = _embed_classes(folders.raw / name, settings)
+            text = _embed_classes(folders.raw / name, settings) or choice.text
             with only_one(folders.preprocessed / name):
                 plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
                 print(format_decisions(load_plan(plan_files[-1])), flush=True)
                 chosen = choose_configurations(load_plan(plan_files[-1]), settings.configurations)
                 preprocess_dataset(name, folders, choice.plans_name, chosen, num_processes=processes, cluster=cluster)
                 tell_stale(load_plan(plan_files[-1]), chosen)
-                tell_vanished(plan_files[-1])
+                tell_vanished(plan_files[-1], chosen)
     return plan_files
 
 

@@ -37,8 +37,8 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
         overwrite_target_spacing: Spacing of 3d_fullres and 3d_cascade_fullres in mm, Z Y X as the reader gives images,
             in place of the planned one, and for this planning alone.
         like: Plan after a model that was trained before, a dataset by number or name, a model folder or a zip file: its
-            spacing, crop and network, and channels of the same name normalised as there, so that a training that
-            starts --from it has nothing to fit.
+            spacing, crop and network, with its tuning and prompts, and channels of the same name normalised as there,
+            so that a training that starts --from it has nothing to fit.
         scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
             docs/cluster.md.
 
@@ -71,9 +71,14 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
         given_too = [
             *(["--encoder"] if self.encoder != "auto" else []),
             *(["--overwrite-target-spacing"] if self.overwrite_target_spacing is not None else []),
+            *(["--no-prompts"] if self.no_prompts else []),
+            *(["--tuning"] if self.tuning != type(self).tuning else []),
+            *(["--fidelity"] if self.fidelity is not None else []),
+            *(["--clip-weights"] if self.clip_weights is not None else []),
+            *(["--phrases"] if self.phrases is not None else []),
         ]
         if self.like is not None and given_too:
-            raise PlanError(f"--like takes encoder and spacing from a model; leave out {', '.join(given_too)}")
+            raise PlanError(f"--like takes network and spacing from a model; leave out {', '.join(given_too)}")
         spacing_mm = self.overwrite_target_spacing
         if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm)):
             given = " ".join(map(str, spacing_mm))
