@@ -8,6 +8,7 @@ from tiny_models import LABELS, REGIONS, make_model
 
 from sam3dnet.inference.label_slabs import label_map
 from sam3dnet.inference.models import load_model
+from sam3dnet.interactive import label_map as prompted_export
 from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import CorrectedBox, Correction
 from sam3dnet.interactive.label_map import Click, PromptedExport, obeying_label
@@ -59,8 +60,6 @@ def test_boxes_that_are_made_anew_equal_the_whole_made_anew(tmp_path, labels, pr
 
 
 def test_other_resampling_is_done_by_the_plans_function(tmp_path, monkeypatch):
-    from sam3dnet.interactive import label_map as prompted_export
-
     monkeypatch.setattr(prompted_export, "axis_modes", lambda *arguments: None)
     logits, automatic, export, rest = make_case(tmp_path, LABELS)
     correction = Correction((CorrectedBox((1, 2, 3), np.full((2, 2, 2), 9, np.float32)),))
@@ -96,6 +95,41 @@ def test_every_click_is_obeyed_and_nothing_else_changes(tmp_path, labels):
         assert is_there == click.positive
         changed += bool(ours[click.voxel] != automatic[click.voxel])
     assert changed == (ours != automatic).sum() > 10
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("properties", [PROPERTIES, THICK], ids=["resampled", "thick slices"])
+def test_many_negative_clicks_are_decided_by_the_logits_of_their_voxels_made_in_a_few_blocks(
+    tmp_path, monkeypatch, labels, properties
+):
+    monkeypatch.setattr(prompted_export, "BLOCK", 4)
+    _, _, export, rest = make_case(tmp_path, labels, properties=properties)
+    corrections = {1: make_correction(np.random.default_rng(2), ((2, 0, 5), (4, 3, 5)), ((0, 6, 0), (2, 2, 1)))}
+    classes = {one.index: one for one in prompt_classes(rest[-1]).values()}
+    crop = [stop - start for start, stop in properties["bbox_used_for_cropping"]]
+    logits_KZYX = np.zeros((rest[-1].num_segmentation_heads, *crop))
+
+    def take(channel, box, values):
+        logits_KZYX[channel][box] = values.numpy()
+
+    export.give_logits(corrections, take)
+    before = export.label_map(corrections)
+    made, channels = [], export._channels
+    monkeypatch.setattr(export, "_channels", lambda box, said: made.append(box) or channels(box, said))
+    order, starts = rest[1].transpose_forward, [start for start, _ in properties["bbox_used_for_cropping"]]
+    places = list(np.ndindex(*crop))[::2]
+    voxels = [tuple(np.add(place, starts)[[order.index(axis) for axis in range(3)]].tolist()) for place in places]
+    index = min(classes)
+    ours = export.label_map(corrections, [Click(index, voxel, False) for voxel in voxels])
+    blocks = np.prod([-(-size // 4) for size in crop])
+    assert len(made) <= 2 + blocks < len(voxels)
+    for voxel, place in zip(voxels, places, strict=True):
+        values = logits_KZYX[(slice(None), *place)]
+        expected = obeying_label(lambda v=values: v, [Click(index, voxel, False)], classes, rest[-1].has_regions)
+        assert ours[voxel] == expected
+    untouched = np.ones(ours.shape, bool)
+    untouched[tuple(np.transpose(voxels))] = False
+    np.testing.assert_array_equal(ours[untouched], before[untouched])
 
 
 CLASSES = {1: PromptClass(1, 1, (1,)), 2: PromptClass(2, 2, (2,))}

@@ -373,12 +373,17 @@ def test_a_label_map_that_does_not_fit_is_left_alone(model, folder, output):
     write_image(folder / "c_0000.nii.gz", 5)
     foreign = sitk.ReadImage(str(folder / "c_0000.nii.gz")) * 0 + 7
     sitk.WriteImage(sitk.Cast(foreign, sitk.sitkUInt8), str(output / "c.nii.gz"))
+    write_image(folder / "d_0000.nii.gz", 6)
+    elsewhere = sitk.ReadImage(str(folder / "d_0000.nii.gz")) * 0 + 1
+    elsewhere.SetOrigin([at + 2.0 for at in elsewhere.GetOrigin()])
+    sitk.WriteImage(sitk.Cast(elsewhere, sitk.sitkUInt8), str(output / "d.nii.gz"))
     with serving(model, images=folder, output=output) as served:
         page = Page(served)
         for name, message in (
             ("a", "has shape (4, 9, 7), the image (5, 9, 7)"),
             ("b", "is damaged"),
             ("c", "other labels than the model's, 0, 1, 2"),
+            ("d", "has the image's shape, but another origin, spacing or direction"),
         ):
             with pytest.raises(ValueError, match="move it away") as problem:
                 page.open(name)

@@ -14,6 +14,7 @@ from sam3dnet.errors import CheckpointError, PromptError
 from sam3dnet.interactive.slice_session import SliceSession
 from sam3dnet.interactive.slices import LiteMedSam, OfficialSam, Place, SlicedVolume
 from sam3dnet.preprocessing.reading import reader_named
+from sam3dnet.prompts.types import ClassPrompts, Point, Scribble
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 SHAPE, SPACING_MM = (9, 30, 26), (4.0, 0.9, 1.1)
@@ -92,6 +93,16 @@ def test_slices_are_taken_across_the_coarsest_axis(axis):
     assert (volume.object_at(inside) == (image > 0)).all()
 
 
+def test_a_box_in_another_plane_is_followed_across_that_plane():
+    image, network = volume_with([OBJECT, OTHER]), Bright()
+    volume = SlicedVolume(image, SPACING_MM, network, (-100, 250))
+    found = volume.object_within((2, 10, 5), (6, 10, 11))  # drawn in a coronal slice
+    assert volume.axis == 0 and (found == volume_with([OBJECT]).astype(bool)).all()
+    assert network.asked[0][0] == ((2, 5), (6, 11))
+    assert (volume.object_within((7, 20, 20), (8, 27, 20)) == volume_with([OTHER]).astype(bool)).all()  # in a sagittal
+    assert (volume.object_within((4, 8, 5), (4, 15, 11)) == volume_with([OBJECT]).astype(bool)).all()
+
+
 def write(file, image, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)):
     made = sitk.GetImageFromArray(image)
     made.SetSpacing(SPACING_MM[::-1])
@@ -124,6 +135,44 @@ def test_classes_get_what_is_said_of_them_and_lose_what_is_taken_back(session):
     assert not session.labels().any()
     with pytest.raises(PromptError, match="there is no prompt to take back"):
         session.undo()
+
+
+def counting(session, monkeypatch):
+    """Count the searches for objects at voxels."""
+    searched, volume = [], session._image.volume
+    search = volume.object_at
+    monkeypatch.setattr(volume, "object_at", lambda voxel: searched.append(voxel) or search(voxel))
+    return searched
+
+
+def test_a_stroke_is_a_search_or_two_and_each_of_its_voxels_obeys(session, monkeypatch):
+    searched = counting(session, monkeypatch)
+    inside = tuple((i, j, 4) for j in range(9, 15) for i in range(6, 11))
+    organ = session.prompt(ClassPrompts(scribbles=(Scribble(inside),)), "organ")
+    assert (organ == volume_with([OBJECT]).astype(bool)).all() and len(searched) == 1
+    session.prompt(ClassPrompts(scribbles=(Scribble(inside),), points=(Point((7, 10, 5)),)), "organ")
+    assert len(searched) == 1  # all of it was so already
+    out = tuple((i, 10, 4) for i in range(4, 20))
+    longer = session.prompt(ClassPrompts(scribbles=(Scribble(out),)), "organ")
+    assert longer[4, 10, 4:20].all() and len(searched) <= 1 + 2
+    less = session.prompt(ClassPrompts(scribbles=(Scribble(out, False),)), "organ")
+    assert not less[4].any() and less[3].any()
+    assert session.prompt_counts() == {"organ": {"scribbles": 4, "points": 1}}
+
+
+def test_of_each_prompt_only_what_it_changed_is_kept_and_label_maps_that_were_given_stay(session):
+    given = [session.labels()]
+    for at in ((7, 10, 4), (7, 11, 4), (20, 22, 7)):
+        session.click(at, class_name="organ")
+        given.append(session.labels())
+    copies = [labels.copy() for labels in given]
+    assert given[2] is given[1]  # nothing was changed
+    assert [said.before.shape for said in session._said] == [(5, 8, 7), (0, *SHAPE[1:]), (2, 8, 6)]
+    for expected in reversed(copies[:-1]):
+        session.undo()
+        np.testing.assert_array_equal(session.labels(), expected)
+    for labels, copy in zip(given, copies, strict=True):
+        np.testing.assert_array_equal(labels, copy)
 
 
 def test_what_lies_outside_is_refused(session):

@@ -445,3 +445,12 @@ def test_any_clicks_and_boxes_anywhere_are_answered_and_clicks_obeyed(seed):
     volume, _ = make_volume(image, logits, networks)
     mask = corrected(logits, volume.correction(1, ClassPrompts(points, boxes)))
     assert [bool(mask[tuple(map(int, point.at))]) for point in points] == [point.positive for point in points]
+
+
+def test_a_part_that_begins_before_a_mask_or_ends_after_it_is_cut_where_it_lies():
+    whole_zyx = np.zeros((5, 6, 7), bool)
+    mask_zyx = np.random.default_rng(3).random((2, 4, 3)) > 0.4
+    low = (2, 1, 3)
+    whole_zyx[2:4, 1:5, 3:6] = mask_zyx
+    for part in (np.s_[0:3, 0:6, 2:7], np.s_[2:4, 2:3, 4:6], np.s_[0:1, 0:2, 0:4]):
+        np.testing.assert_array_equal(volume_module._cut(mask_zyx, low, part), whole_zyx[part])

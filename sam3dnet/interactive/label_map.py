@@ -19,6 +19,8 @@ from sam3dnet.interactive.classes import PromptClass, prompt_classes
 from sam3dnet.interactive.correction import Correction, Slices
 from sam3dnet.preprocessing.geometry import Voxel
 
+BLOCK = 32  # voxels of the image along each axis, in which the logits of all clicks are made at once
+
 Corrections = Mapping[int, Correction]
 TakeLogits = Callable[[int, Slices, Tensor], None]  # of a channel, in a box
 
@@ -88,8 +90,10 @@ class PromptedExport:
         said: dict[Voxel, list[Click]] = {}
         for click in clicks:
             said.setdefault(click.voxel, []).append(click)
+        asked = [voxel for voxel, on_it in said.items() if self._labels.has_regions or _said_to_be(on_it)[0] is None]
+        logits_of = dict(zip(asked, self._logits_at(asked, corrections), strict=True))
         for voxel, on_it in said.items():
-            logits = partial(self._logits_at, self._voxel_of_crop(voxel), corrections)
+            logits = partial(logits_of.__getitem__, voxel)
             transposed[tuple(voxel[axis] for axis in self._plans.transpose_forward)] = obeying_label(
                 logits, on_it, self._classes, self._labels.has_regions
             )
@@ -156,19 +160,28 @@ class PromptedExport:
         z, y, x = (part.indices(size)[0] for part, size in zip(box, self._logits.shape[1:], strict=True))
         return values_ZYX + torch.from_numpy(corrections[channel].values_in((z, y, x), values_ZYX.shape))
 
-    def _voxel_of_crop(self, voxel: Voxel) -> Slices | None:
-        """Give a voxel of the image as a box of the crop; None where the crop leaves it out."""
-        position = [voxel[axis] for axis in self._plans.transpose_forward]
-        if any(not start <= at < stop for at, (start, stop) in zip(position, self._crop, strict=True)):
-            return None
-        return _slices(tuple((at - start, at - start + 1) for at, (start, _) in zip(position, self._crop, strict=True)))
+    def _logits_at(self, voxels: Sequence[Voxel], corrections: Corrections) -> np.ndarray:
+        """Give the corrected logits at N voxels of the image, (N, K): those close together are made at once."""
+        starts, stops = np.transpose(self._crop)
+        places = np.asarray(voxels, int).reshape(-1, 3)[:, list(self._plans.transpose_forward)] - starts
+        # the crop leaves out what is background for sure
+        result_NK = np.full((len(places), len(self._logits)), -np.inf)
+        result_NK[:, 0] = -np.inf if self._labels.has_regions else 0
+        inside = np.flatnonzero(np.all((places >= 0) & (places < stops - starts), axis=1))
+        for members in self._close_together(places[inside]):
+            rows = inside[members]
+            low, high = places[rows].min(0), places[rows].max(0) + 1
+            box = _slices(tuple(zip(low.tolist(), high.tolist(), strict=True)))
+            at = tuple(torch.from_numpy(places[rows] - low).T)
+            for channel, values_ZYX in enumerate(self._channels(box, corrections)):
+                result_NK[rows, channel] = values_ZYX[at].cpu().numpy()
+        return result_NK
 
-    def _logits_at(self, box: Slices | None, corrections: Corrections) -> np.ndarray:
-        if box is None:  # the crop leaves out what is background for sure
-            values = np.full(len(self._logits), -np.inf)
-            values[0] = values[0] if self._labels.has_regions else 0
-            return values
-        return np.array([float(values.squeeze()) for values in self._channels(box, corrections)])
+    def _close_together(self, places: np.ndarray) -> list[np.ndarray]:
+        """Give which of N voxels of the crop lie in one block of it, block by block."""
+        side = BLOCK if self._taps is not None else max(stop - start for start, stop in self._crop)
+        _, block_of, counts = np.unique(places // side, axis=0, return_inverse=True, return_counts=True)
+        return np.split(np.argsort(block_of.ravel(), kind="stable"), np.cumsum(counts)[:-1]) if len(places) else []
 
 
 def obeying_label(
@@ -187,8 +200,19 @@ def obeying_label(
     """
     if has_regions:
         return _obeying_region(logits(), clicks, classes)
+    chosen, out = _said_to_be(clicks)
+    if chosen is not None:
+        return classes[chosen].label
+    logits_K = logits()
+    allowed = [number for number in range(len(logits_K)) if number not in out]
+    best = max(allowed, key=lambda number: logits_K[number])
+    return classes[best].label if best in classes else 0
+
+
+def _said_to_be(clicks: Sequence[Click]) -> tuple[int | None, set[int]]:
+    """Give the class that a voxel is said to be, None if that is not said, and those that it is said not to be."""
     chosen: int | None = None
-    out = set()
+    out: set[int] = set()
     for click in clicks:
         if click.positive:
             chosen = click.class_index
@@ -196,12 +220,7 @@ def obeying_label(
         else:
             chosen = None if chosen == click.class_index else chosen
             out.add(click.class_index)
-    if chosen is not None:
-        return classes[chosen].label
-    logits_K = logits()
-    allowed = [number for number in range(len(logits_K)) if number not in out]
-    best = max(allowed, key=lambda number: logits_K[number])
-    return classes[best].label if best in classes else 0
+    return chosen, out
 
 
 def _obeying_region(logits_K: np.ndarray, clicks: Sequence[Click], classes: Mapping[int, PromptClass]) -> int:

@@ -176,10 +176,20 @@ class PromptSession:
 
         Raises:
             PromptError: If a point or a whole box lies outside of the image, the mask does not fit it, or the class is
-                unknown.
+                unknown. After this, and any other error, it is as if nothing had been said.
         """
         self.say(prompts, class_name)
-        return self.mask(class_name)
+        try:
+            return self.mask(class_name)
+        except Exception:  # whoever asks next must not compute it again
+            self.take_back()
+            raise
+
+    def take_back(self) -> None:
+        """Do as `undo`, but compute no mask; nothing happens where there is no prompt."""
+        if self._prompts:
+            self._prompts.pop()
+            self._labels = None
 
     def say(self, prompts: ClassPrompts, class_name: str | None = None) -> None:
         """Do as `prompt`, but compute no mask before one is asked for."""

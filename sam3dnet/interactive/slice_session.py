@@ -12,11 +12,12 @@ from sam3dnet.errors import PromptError
 from sam3dnet.interactive.classes import PromptClass, find_class
 from sam3dnet.interactive.slices import PictureNetwork, SlicedVolume
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes
-from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, case_geometry, nearest_voxel
+from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Voxel, case_geometry, nearest_voxel
 from sam3dnet.preprocessing.modalities import SOFT_TISSUE_HU
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import WORLD
-from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, counts_by_class
+from sam3dnet.prompts.strokes import heard
+from sam3dnet.prompts.types import Box, ClassPrompts, Coordinates, Point, Scribble, counts_by_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +31,20 @@ class _Image:
 
 @dataclass(frozen=True, eq=False)
 class _Said:
-    """A prompt, and the labels before it."""
+    """A prompt, and the labels before it in the box that it changed; None if it changed nothing."""
 
     class_name: str
     counts: dict[str, int]
-    before_ZYX: np.ndarray
+    box: tuple[slice, ...] | None
+    before: np.ndarray
 
 
 class SliceSession:
     """Answers boxes and clicks as a PromptSession does, without a model: nothing is segmented before the first prompt.
 
     A box draws the object in it, followed beyond its slice where it is one slice thick. A positive click draws the
-    object there. A negative one takes the part of the mask out that lies there, in that slice alone.
+    object there, where the mask has none yet. A negative one takes the part of the mask out that lies there, in that
+    slice alone. Of a stroke the places that say all of it are heard as clicks, and the mask obeys at the others.
 
     Args:
         network: Sees the slices of the first channel.
@@ -111,23 +114,44 @@ class SliceSession:
         """Do as `prompt`."""
         name, image = find_class(self._classes, class_name), self._set_image()
         boxes = [(self._voxel(box.low), self._voxel(box.high)) for box in prompts.boxes]
-        points = [(self._voxel(point.at), point.positive) for point in prompts.clicks]
+        strokes = [*(Scribble((point.at,), point.positive) for point in prompts.points), *prompts.scribbles]
+        said = [(self._voxels(heard(one)), self._voxels(one), one.positive) for one in strokes]
         mask_ZYX = self.mask(name)
         for first, last in boxes:
             mask_ZYX |= image.volume.object_within(np.minimum(first, last).tolist(), np.maximum(first, last).tolist())
         if prompts.mask is not None:
             mask_ZYX |= prompts.mask
-        for voxel, positive in points:
-            if positive:
-                mask_ZYX |= image.volume.object_at(voxel)
-            else:
-                mask_ZYX &= ~_part_in_slice(mask_ZYX, voxel, image.volume.axis)
-            mask_ZYX[voxel] = positive
-        one, before = self._classes[name], self._labels
-        labels_ZYX = np.where(one.mask(before) & ~mask_ZYX, 0, before)
-        labels_ZYX = np.where(mask_ZYX & ~one.mask(before), one.label, labels_ZYX).astype(before.dtype)
-        self._said.append(_Said(name, prompts.counts(), before))
-        self._labels = labels_ZYX
+        for searched, voxels, positive in said:
+            self._obey(mask_ZYX, searched if positive else voxels, positive)
+            mask_ZYX[tuple(np.transpose(voxels))] = positive
+        self._change_to(mask_ZYX, name, prompts.counts())
+
+    def _obey(self, mask_ZYX: Mask, voxels: Sequence[Voxel], positive: bool) -> None:
+        """Draw the objects at voxels into a mask, or take its parts there out, where it is not so already."""
+        volume = self._set_image().volume
+        for voxel in voxels:
+            if positive and not mask_ZYX[voxel]:
+                mask_ZYX |= volume.object_at(voxel)
+                mask_ZYX[voxel] = True
+            elif not positive and mask_ZYX[voxel]:
+                mask_ZYX &= ~_part_in_slice(mask_ZYX, voxel, volume.axis)
+
+    def _change_to(self, mask_ZYX: Mask, class_name: str, counts: dict[str, int]) -> None:
+        """Give a class this mask, and remember what its labels were where that changes them."""
+        one, before = self._classes[class_name], self._labels
+        is_there = one.mask(before)
+        changed = ndimage.find_objects((is_there != mask_ZYX).view(np.uint8))
+        box = changed[0] if changed else None
+        old = before[:0] if box is None else before[box].copy()
+        self._said.append(_Said(class_name, counts, box, old))
+        if box is not None:
+            labels = np.where(is_there[box] & ~mask_ZYX[box], 0, old)
+            self._put(box, np.where(mask_ZYX[box] & ~is_there[box], one.label, labels))
+
+    def _put(self, box: tuple[slice, ...], labels: np.ndarray) -> None:
+        """Change the labels in a box; those who were given the label map keep it as it was."""
+        self._labels = self._labels.copy()
+        self._labels[box] = labels
 
     def undo(self) -> Mask:
         """Take back the last prompt; give the mask of its class without it.
@@ -138,13 +162,13 @@ class SliceSession:
         if not self._said:
             raise PromptError("there is no prompt to take back")
         last = self._said.pop()
-        self._labels = last.before_ZYX
+        if last.box is not None:
+            self._put(last.box, last.before)
         return self.mask(last.class_name)
 
     def reset(self) -> None:
         """Take back all prompts."""
-        if self._said:
-            self._labels = self._said[0].before_ZYX
+        self._labels = np.zeros_like(self._labels)
         self._said = []
 
     def mask(self, class_name: str | None = None) -> Mask:
@@ -184,7 +208,10 @@ class SliceSession:
         """What nnU-Net's reader says of the image."""
         return self._set_image().properties
 
-    def _voxel(self, at: Coordinates) -> tuple[int, int, int]:
+    def _voxels(self, stroke: Scribble) -> list[Voxel]:
+        return [self._voxel(at) for at in stroke.at]
+
+    def _voxel(self, at: Coordinates) -> Voxel:
         """Give the voxel of the array (z, y, x) at a voxel (i, j, k) of the file.
 
         Raises:
@@ -202,7 +229,7 @@ class SliceSession:
         return self._image
 
 
-def _part_in_slice(mask_ZYX: Mask, voxel: tuple[int, int, int], axis: int) -> Mask:
+def _part_in_slice(mask_ZYX: Mask, voxel: Voxel, axis: int) -> Mask:
     """Give the part of a mask that hangs together with a voxel within its slice."""
     part_ZYX = np.zeros_like(mask_ZYX)
     where = [slice(None)] * 3

@@ -149,7 +149,8 @@ class OfficialSam:
 
 
 class SlicedVolume:
-    """A volume that is asked slice by slice: across its axis of the largest voxels if they are long, else the first.
+    """A volume that is asked slice by slice: across its axis of the largest voxels if they are long, else the first;
+    a box that was drawn in another plane is heard in that one.
 
     Args:
         image_ZYX: Grey values.
@@ -169,77 +170,84 @@ class SlicedVolume:
         self.axis = coarsest if spacing_mm[coarsest] >= ANISOTROPIC * min(spacing_mm) else 0
         self._network = network
         low, high = window or np.percentile(image_ZYX, SLICE_PERCENTILES)
-        self._slices = np.moveaxis(image_ZYX, self.axis, 0)
+        self._image = image_ZYX
         self._low, self._range = float(low), max(float(high) - float(low), 1e-8)
-        self._embedded: OrderedDict[int, Any] = OrderedDict()
+        self._embedded: OrderedDict[tuple[int, int], Any] = OrderedDict()  # by axis and slice
 
     def object_within(self, low_ZYX: Sequence[int], high_ZYX: Sequence[int]) -> Mask:
         """Segment the object in a box.
 
         Args:
             low_ZYX: First voxel of the box.
-            high_ZYX: Last voxel. Where the box is one slice thick, the object is followed as far as it goes; else as
-                far as the box goes.
+            high_ZYX: Last voxel. Where the box is one voxel thick, along the volume's axis or else another one, the
+                object is followed along it as far as it goes; else along the volume's axis as far as the box goes.
 
         Returns:
             (Z, Y, X).
         """
-        (first, *top_left), (last, *bottom_right) = (self._turned(corner) for corner in (low_ZYX, high_ZYX))
+        flat = [axis for axis, (low, high) in enumerate(zip(low_ZYX, high_ZYX, strict=True)) if int(low) == int(high)]
+        axis = self.axis if self.axis in flat or not flat else flat[0]
+        (first, *top_left), (last, *bottom_right) = (_turned(corner, axis) for corner in (low_ZYX, high_ZYX))
         corners = _corners(top_left, bottom_right)
         middle = (first + last) // 2
-        ends = (0, len(self._slices) - 1) if first == last else (first, last)
-        return self._followed(middle, corners, (), ends, None if first == last else corners)
+        ends = (0, self._image.shape[axis] - 1) if first == last else (first, last)
+        return self._followed(axis, middle, corners, (), ends, None if first == last else corners)
 
     def object_at(self, voxel_ZYX: Sequence[int]) -> Mask:
         """Segment the object at a voxel, followed as far as it goes: (Z, Y, X)."""
-        index, y, x = self._turned(voxel_ZYX)
-        return self._followed(index, None, (Place((y, x)),), (0, len(self._slices) - 1), None)
+        index, y, x = _turned(voxel_ZYX, self.axis)
+        return self._followed(self.axis, index, None, (Place((y, x)),), (0, self._image.shape[self.axis] - 1), None)
 
     def _followed(
         self,
+        axis: int,
         start: int,
         corners: Corners | None,
         places: Sequence[Place],
         ends: tuple[int, int],
         limits: Corners | None,
     ) -> Mask:
-        found = np.zeros(self._slices.shape, bool)
-        found[start] = self._mask(start, corners, places)
-        darkest, brightest = self._grey_range(start, found[start])
+        slices = np.moveaxis(self._image, axis, 0)
+        found = np.zeros(slices.shape, bool)
+        found[start] = self._mask(axis, start, corners, places)
+        darkest, brightest = _grey_range(slices[start], found[start])
         for step, end in ((1, ends[1]), (-1, ends[0])):
             before = found[start]
             for index in range(start + step, end + step, step):
                 if not before.any():
                     break
-                now = self._mask(index, _wider(before, limits), ())
+                now = self._mask(axis, index, _wider(before, limits), ())
                 common = np.count_nonzero(now & before)
                 if common < LEAST_COMMON * max(np.count_nonzero(now), np.count_nonzero(before)):
                     break
-                if not darkest <= np.median(self._slices[index][now]) <= brightest:
+                if not darkest <= np.median(slices[index][now]) <= brightest:
                     break
                 found[index] = before = now
-        return np.ascontiguousarray(np.moveaxis(found, 0, self.axis))
+        return np.ascontiguousarray(np.moveaxis(found, 0, axis))
 
-    def _grey_range(self, index: int, mask_YX: Mask) -> tuple[float, float]:
-        """Give the grey values between which those of the object are."""
-        if not mask_YX.any():
-            return 0.0, 0.0
-        darkest, brightest = np.percentile(self._slices[index][mask_YX], GREY_PERCENTILES)
-        return float(darkest), float(brightest)
-
-    def _mask(self, index: int, corners: Corners | None, places: Sequence[Place]) -> Mask:
-        if index not in self._embedded:
-            picture = (self._slices[index].astype(np.float32) - self._low) / self._range
-            self._embedded[index] = self._network.embed(np.ascontiguousarray(picture.clip(0, 1), np.float32))
+    def _mask(self, axis: int, index: int, corners: Corners | None, places: Sequence[Place]) -> Mask:
+        key = axis, index
+        if key not in self._embedded:
+            picture = (np.take(self._image, index, axis).astype(np.float32) - self._low) / self._range
+            self._embedded[key] = self._network.embed(np.ascontiguousarray(picture.clip(0, 1), np.float32))
             while len(self._embedded) > MOST_KEPT:
                 self._embedded.popitem(last=False)
-        self._embedded.move_to_end(index)
-        return self._network.mask(self._embedded[index], corners, places)
+        self._embedded.move_to_end(key)
+        return self._network.mask(self._embedded[key], corners, places)
 
-    def _turned(self, voxel_ZYX: Sequence[int]) -> list[int]:
-        """Give a voxel as (slice, y, x)."""
-        rest = [int(at) for at in voxel_ZYX]
-        return [rest.pop(self.axis), *rest]
+
+def _turned(voxel_ZYX: Sequence[int], axis: int) -> list[int]:
+    """Give a voxel as (slice, y, x) of the slices across an axis."""
+    rest = [int(at) for at in voxel_ZYX]
+    return [rest.pop(axis), *rest]
+
+
+def _grey_range(grey_YX: npt.NDArray[Any], mask_YX: Mask) -> tuple[float, float]:
+    """Give the grey values between which those of the object are."""
+    if not mask_YX.any():
+        return 0.0, 0.0
+    darkest, brightest = np.percentile(grey_YX[mask_YX], GREY_PERCENTILES)
+    return float(darkest), float(brightest)
 
 
 def _corners(first: Sequence[int], last: Sequence[int]) -> Corners:

@@ -490,5 +490,12 @@ def _innermost(mask_zyx: Mask, part: Slices, spacing_mm: Sequence[float]) -> Vox
 
 
 def _cut(mask_zyx: Mask, low: Voxel, part: Slices) -> Mask:
-    """Cut a part of the image out of a mask that begins at a voxel of it."""
-    return mask_zyx[tuple(slice(p.start - first, p.stop - first) for p, first in zip(part, low, strict=True))]
+    """Cut a part of the image out of a mask that begins at a voxel of it; nothing is where the mask does not reach."""
+    cut_zyx = np.zeros([side.stop - side.start for side in part], bool)
+    ours, theirs = [], []
+    for side, first, size in zip(part, low, mask_zyx.shape, strict=True):
+        start, stop = max(side.start, first), min(side.stop, first + size)
+        ours.append(slice(start - first, max(start, stop) - first))
+        theirs.append(slice(start - side.start, max(start, stop) - side.start))
+    cut_zyx[tuple(theirs)] = mask_zyx[tuple(ours)]
+    return cut_zyx

@@ -14,6 +14,7 @@ from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.inference.images import Case, is_damaged
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.interactive.classes import PromptClass
+from sam3dnet.preprocessing.geometry import Voxel, same_place
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import StatedPrompts
@@ -22,6 +23,7 @@ from sam3dnet.serving.segment import Sides
 
 PROMPTS_ENDING = "_prompts.json"
 LARGEST_LABEL = 65535
+DRIFT_VOXELS = 0.1  # by which programs round places when they save
 
 Labels = npt.NDArray[np.integer[Any]]
 
@@ -98,8 +100,12 @@ class CaseFiles:
             self.labels.parent.mkdir(parents=True, exist_ok=True)
             write_label_map(labels_ZYX, self.labels, self._case.files[0], properties, self._reader, write_prompts)
 
-    def read_labels(self, shape_ZYX: Sequence[int]) -> Labels | None:
+    def read_labels(self, shape_ZYX: Voxel, properties: Mapping[str, Any]) -> Labels | None:
         """Read the label map that was saved before; None if there is none.
+
+        Args:
+            shape_ZYX: Of the image.
+            properties: That the reader gave of the image.
 
         Raises:
             DatasetError: If it is damaged, or not of this image and model.
@@ -109,10 +115,16 @@ class CaseFiles:
         what_to_do = "move it away, or choose another folder with --output"
         if is_damaged(self.labels):
             raise DatasetError(f"{self.labels}: is damaged; {what_to_do}")
-        values_ZYX = self._reader.read_seg(self.labels)[0][0]
-        if values_ZYX.shape != tuple(shape_ZYX):
+        values_CZYX, own = self._reader.read_seg(self.labels)
+        values_ZYX = values_CZYX[0]
+        if values_ZYX.shape != shape_ZYX:
             raise DatasetError(
-                f"{self.labels}: has shape {values_ZYX.shape}, the image {tuple(shape_ZYX)} (z, y, x); {what_to_do}"
+                f"{self.labels}: has shape {values_ZYX.shape}, the image {shape_ZYX} (z, y, x); {what_to_do}"
+            )
+        if not same_place(properties, own, shape_ZYX, DRIFT_VOXELS):
+            raise DatasetError(
+                f"{self.labels}: has the image's shape, but another origin, spacing or direction, as that of another "
+                f"image has; {what_to_do}"
             )
         known = {0, *(label for one in self._classes.values() for label in (*one.members, one.label))}
         if values_ZYX.min() >= 0 and values_ZYX.max() <= LARGEST_LABEL:

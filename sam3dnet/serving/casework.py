@@ -137,6 +137,7 @@ class CaseWork:
             if on_progress is not None:
                 on_progress(share)
 
+        progress(0.0)
         self._session.set_image([*self.case.files], on_progress=progress)
         self.warnings += self._session.remarks
         self._go_on()
@@ -307,7 +308,8 @@ class CaseWork:
         labels_ZYX = self._session.labels()
         dtype = np.uint8 if largest <= LARGEST_BYTE else np.uint16
         self._shown = labels_ZYX.astype(dtype)
-        saved_ZYX = self.files.read_labels(labels_ZYX.shape)
+        z, y, x = labels_ZYX.shape
+        saved_ZYX = self.files.read_labels((z, y, x), self._session.properties)
         if saved_ZYX is not None:
             self._shown = saved_ZYX.astype(dtype)
             try:

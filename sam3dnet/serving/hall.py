@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy.typing as npt
+import torch
 
 from sam3dnet.annotation.first_model import FirstModel
 from sam3dnet.errors import CheckpointError, PromptError, did_you_mean
+from sam3dnet.inference.economy import release_cached
 from sam3dnet.inference.images import Case
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.feature_cache import FeaturePool
@@ -26,6 +28,7 @@ RESERVED = frozenset(  # what addresses of the page and of ITK-SNAP begin with
     {"viewer", "v2", "upload_raw", "end_session", "reset_interactions"}
     | {f"process_{kind}_interaction" for kind in ("point", "scribble", "lasso")}
 )
+NO_MEMORY = "the server has not enough memory for this; end other sessions or crop the image"
 SILENT_S = 50.0  # and some seconds until that is noticed: a viewer that vanished is forgotten within a minute
 
 
@@ -126,6 +129,10 @@ class Hall:
         """Make a session of one more client."""
         return self.model.session(instance=self.instance, cache_bytes=self._pool)
 
+    def release_cached(self) -> None:
+        """Give what torch keeps for later back to the model's device, for what comes after memory was exhausted."""
+        release_cached(torch.device(self.model.loaded.device))
+
     def find_class(self, name: str | None) -> str:
         """Give the model's name of a class.
 
@@ -143,19 +150,20 @@ class Hall:
             )
         return found
 
-    def reporter(self, name: str) -> Callable[[float], None]:
+    def reporter(self, lease: Lease) -> Callable[[float], None]:
         """Make what a segmentation calls with the share that is done: it lets short things go first, and tells the log
-        of every quarter.
+        of every quarter. It raises GoneError where the client is no longer served, since nobody waits for the rest.
         """
         told = 0
 
         def report(share: float) -> None:
             nonlocal told
             self.worker.breathe()
+            self.leases.find(lease.token)
             quarter = int(4 * share)
             if told < quarter < 4:
                 told = quarter
-                logger.info("%s: %d %% of the image is segmented", name, 25 * quarter)
+                logger.info("%s: %d %% of the image is segmented", lease.name, 25 * quarter)
 
         return report
 
@@ -164,7 +172,7 @@ class Hall:
     ) -> None:
         """Give a client's image to the network, and tell the log how far it is; see `Segment.set_image`."""
         begun = time.monotonic()
-        report = self.reporter(lease.name)
+        report = self.reporter(lease)
         take = segment_of(lease).set_image
         await self.worker.run(f"{lease.name}: image", take, image_CZYX, spacing, axes, report, is_long=True)
         self.worker.in_spare_time(segment_of(lease), Segment.look_ahead)

@@ -111,8 +111,8 @@ class ItkSnap:
         at = _place(request)
 
         def act() -> Mask:
-            segment_of(lease).point(at, _is_positive(request), run=False)
-            return segment_of(lease).mask()
+            segment = segment_of(lease)
+            return segment.answered(lambda: segment.point(at, _is_positive(request), run=False))
 
         return await self._mask(lease, "click", act)
 
@@ -144,8 +144,7 @@ class ItkSnap:
         def act() -> Mask:
             segment = segment_of(lease)
             segment.require_shape(drawn_CZYX.shape[1:], f"the {kind}")
-            hear(segment, drawn_CZYX[0], (0, 0, 0), _is_positive(request), run=False)
-            return segment.mask()
+            return segment.answered(lambda: hear(segment, drawn_CZYX[0], (0, 0, 0), _is_positive(request), run=False))
 
         return await self._mask(lease, kind, act)
 

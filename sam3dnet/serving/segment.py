@@ -110,11 +110,13 @@ class Segment:
                 Right.
             axes: To which sides of the patient they run, such as "SPL", where the viewer says so; else they are taken
                 for those of the model's images.
-            on_progress: Called with the share that is done.
+            on_progress: Called with the share that is done, before anything is too; it may raise to end it.
 
         Raises:
             DatasetError: If the image is not as the model wants it.
         """
+        if on_progress is not None:
+            on_progress(0.0)
         found = None if self._recognise is None else self._recognise(image_CZYX)
         z, y, x = image_CZYX.shape[-3:]
         self._shown = self._given = self._image = None
@@ -253,6 +255,17 @@ class Segment:
     def mask(self) -> Mask:
         """Give the whole mask under all that was said, on the viewer's axes."""
         return self._require_image().turn.back(self._session.mask(self.class_name))
+
+    def answered(self, say: Callable[[], object]) -> Mask:
+        """Say something, and give the whole mask; where that fails nothing was said."""
+        known = self._session.num_prompts
+        say()
+        try:
+            return self.mask()
+        except Exception:
+            if self._session.num_prompts > known:
+                self._session.take_back()
+            raise
 
     def _drawn(self, drawn_zyx: npt.NDArray[Any], corner: Sequence[int]) -> npt.NDArray[np.int64] | None:
         """Give the voxels of the viewer's array that were drawn, (N, 3); None where there are none in the image."""

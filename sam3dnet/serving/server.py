@@ -9,10 +9,11 @@ from pathlib import Path
 from aiohttp import web
 
 from sam3dnet.errors import Sam3dError
+from sam3dnet.inference.economy import is_out_of_memory
 from sam3dnet.serving.access import Access
 from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.bodies import TooLargeError, answer
-from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.hall import NO_MEMORY, Hall
 from sam3dnet.serving.itksnap import ItkSnap
 from sam3dnet.serving.leases import FullError, GoneError
 from sam3dnet.serving.nninteractive import NnInteractive
@@ -61,6 +62,8 @@ def make_application(
             raise
         except Exception as problem:
             response = _refusal(problem)
+        if response.status == web.HTTPInsufficientStorage.status_code:
+            hall.release_cached()  # no longer inside of the exception, which holds what was computed
         if not response.prepared:
             for name, value in HEADERS.items():
                 response.headers.setdefault(name, value)
@@ -109,9 +112,9 @@ def _refusal(problem: Exception) -> web.Response:
     if isinstance(problem, Sam3dError):
         logger.warning("refused: %s", str(problem))  # a record that is kept must not keep the client's image
         return refusal(400, str(problem))
-    if isinstance(problem, MemoryError):
-        logger.error("the memory does not suffice for a request")
-        return refusal(507, "the server has not enough memory for this; end other sessions or crop the image")
+    if is_out_of_memory(problem):
+        logger.error("the memory does not suffice for a request: %s", problem)
+        return refusal(507, NO_MEMORY)
     logger.error("a request failed by a bug of ours: %s: %s", type(problem).__name__, problem)
     logger.debug("a bug", exc_info=problem)
     return refusal(500, "the server failed by a bug of its own; its log says more with --verbose")

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from aiohttp import web
 
 from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.inference.economy import is_out_of_memory
 from sam3dnet.inference.writing import remove_abandoned
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.preprocessing.cases import channel_names
@@ -41,7 +42,7 @@ from sam3dnet.serving.forms import (
     SessionRequest,
     hear,
 )
-from sam3dnet.serving.hall import Hall
+from sam3dnet.serving.hall import NO_MEMORY, Hall
 from sam3dnet.serving.leases import GoneError, Lease
 from sam3dnet.serving.segment import LARGEST_SCRIBBLE
 
@@ -291,17 +292,20 @@ class Viewer:
         begun, name = time.monotonic(), work.case.name
         with self.leases.request(lease, is_action=True):
             try:
-                report = self._hall.reporter(lease.name)
+                report = self._hall.reporter(lease)
                 await self._hall.worker.run(f"{lease.name}: {name}", work.open, report, is_long=True)
+            except GoneError:
+                logger.info("%s: nobody waits for %s any more", lease.name, name)
             except Sam3dError as problem:
                 logger.warning("%s: %s", name, problem)
                 work.problem = str(problem)
             except Exception as problem:
-                logger.exception("%s cannot be opened", name)
-                work.problem = f"{name} cannot be opened ({type(problem).__name__}); the server's log says more"
+                work.problem = _why_not_opened(name, problem)
             else:
                 logger.info("%s: %s segmented in %.1f s", lease.name, name, time.monotonic() - begun)
                 self._hall.worker.in_spare_time(work, CaseWork.look_ahead)
+        if work.problem == NO_MEMORY:
+            self._hall.release_cached()  # no longer inside of the exception, which holds what was computed
 
     async def _changed(self, lease: Lease, work: CaseWork, what: str, act: Callable[[], Seen]) -> web.Response:
         """Do something, save it, and answer with what it changed."""
@@ -384,6 +388,15 @@ def _read_files() -> dict[str, tuple[bytes, str]]:
     folder = resources.files("sam3dnet.serving") / "page"
     found = {file.name: Path(file.name).suffix for file in folder.iterdir() if file.is_file()}
     return {name: ((folder / name).read_bytes(), TYPES[end]) for name, end in found.items() if end in TYPES}
+
+
+def _why_not_opened(name: str, problem: Exception) -> str:
+    """Say why a case cannot be opened where that is not of the user's making, and tell the log."""
+    if is_out_of_memory(problem):
+        logger.error("the memory does not suffice for %s: %s", name, problem)
+        return NO_MEMORY
+    logger.error("%s cannot be opened", name, exc_info=problem)
+    return f"{name} cannot be opened ({type(problem).__name__}); the server's log says more"
 
 
 def _whole_number(text: str) -> int:

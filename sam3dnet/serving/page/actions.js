@@ -9,6 +9,7 @@ const ZOOM_STEP = 1.25;
 const PAN_STEP = 40; // CSS pixels
 const SIZE_STEP = 1.15;
 const SIZES_MM = [1, 100];
+const UNSAVED = "The last prompts could not be sent, so nothing was saved.";
 const RESET = "All prompts and all that was painted in this image are dropped; the automatic result comes back.";
 
 /** Whether something can be undone, redone or reset, sent prompts included. */
@@ -43,7 +44,11 @@ export function makeActions({ store, session, changes, views }) {
 
     async openCase(name) {
       if (name === now.case && !now.failed) return;
-      if (now.pending.length) note(`The last prompts are being finished before ${name} is opened.`);
+      if (name === now.case && now.pending.length) return void (await actions.again()); // which sends them
+      if (now.pending.length) {
+        note(`The last prompts are being finished before ${name} is opened.`);
+        if (!now.ready && !now.failed) await session.opened; // it is being opened again, then they are sent
+      }
       await changes.idle;
       const unsent = now.pending.length;
       changes.clear();
@@ -213,12 +218,13 @@ export function makeActions({ store, session, changes, views }) {
     async save() {
       if (!now.ready) return;
       await changes.idle;
+      if (now.pending.length) return session.say("error", UNSAVED);
       try {
         const { saved, folder } = await api.save(session.id);
         store.set({ saved });
         note(`Saved: ${folder.replace(/[/\\]$/, "")}/${saved}`);
       } catch (problem) {
-        session.say("error", problem.message);
+        session.refused(problem);
         if (problem.gone || problem instanceof api.OfflineError) await session.recover();
       }
     },

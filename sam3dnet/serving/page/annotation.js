@@ -48,7 +48,7 @@ export function annotationActions({ store, session, changes }) {
       tell(await what());
       await then?.();
     } catch (problem) {
-      session.say("error", problem.message);
+      session.refused(problem);
       if (problem.gone) await session.recover();
     } finally {
       store.set({ deciding: false });

@@ -2,6 +2,7 @@
 
 const ROOT = new URL("./api/", import.meta.url);
 const KINDS = { uint8: Uint8Array, uint16: Uint16Array, int16: Int16Array, float32: Float32Array };
+const TAKEN = 409;
 const GONE = 410;
 
 /** The server answered, and said no; the message is its sentence for the user. */
@@ -14,6 +15,11 @@ export class ServerError extends Error {
   /** Whether the session has ended, so that the case has to be opened again. */
   get gone() {
     return this.status === GONE;
+  }
+
+  /** Whether another window has the case now. */
+  get taken() {
+    return this.status === TAKEN;
   }
 }
 

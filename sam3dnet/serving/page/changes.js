@@ -16,6 +16,7 @@ export class Changes {
   constructor(store, session) {
     this.#store = store;
     this.#session = session;
+    store.watch(["ready", "labels"], ({ ready }) => ready && this.#goOn());
   }
 
   /** A click for a class at voxel [i, j, k]. */
@@ -48,9 +49,9 @@ export class Changes {
     return this.#running ?? Promise.resolve();
   }
 
-  /** Go on sending after a failure. */
+  /** Go on sending after a failure, where the case is ready; else that happens once it is. */
   resume() {
-    if (!this.#running && this.#items.length) {
+    if (!this.#running && this.#items.length && this.#store.now.ready) {
       this.#running = this.#run().finally(() => {
         this.#running = null;
         this.#tell();
@@ -64,8 +65,16 @@ export class Changes {
     this.#tell();
   }
 
+  // Labels that were read anew know nothing of what is still to be sent.
+  #goOn() {
+    if (!this.#items.length && !this.stroke) return;
+    this.#repaint();
+    this.#store.touch("changed");
+    this.resume();
+  }
+
   #add(item) {
-    this.#items.push(item);
+    this.#items.push({ ...item, case: this.#store.now.case });
     this.#tell();
     this.resume();
   }
@@ -77,7 +86,13 @@ export class Changes {
   async #run() {
     while (this.#items.length && this.#store.now.ready) {
       const item = this.#items[0];
-      const { undo } = this.#store.now;
+      const { undo, case: shown } = this.#store.now;
+      if (item.case !== shown) {
+        this.#items.shift();
+        this.#session.say("error", `A change of ${item.case} was not sent: ${shown} is shown now.`);
+        this.#tell();
+        continue;
+      }
       try {
         const change = await item.send(this.#session.id);
         this.#items.shift();
@@ -100,14 +115,21 @@ export class Changes {
   }
 
   #repaint() {
-    const { labels } = this.#store.now;
-    for (const { kind, box, mask, label } of this.#items) if (kind === "paint") labels.paint(box, mask, label);
+    const { labels, case: shown } = this.#store.now;
+    for (const item of this.#items) {
+      if (item.kind === "paint" && item.case === shown) labels.paint(item.box, item.mask, item.label);
+    }
     this.stroke?.repaint(labels);
   }
 
   // Whether to go on. Where the answer was lost, the number of undo steps tells whether the change was made.
   async #failed(item, problem, undo) {
     const lost = problem instanceof api.OfflineError;
+    if (problem.taken) {
+      if (!ADDING.has(item.kind)) this.#items.shift();
+      this.#session.refused(problem);
+      return false;
+    }
     if (!lost && !problem.gone) {
       this.#items.shift();
       this.#session.say("error", problem.message);

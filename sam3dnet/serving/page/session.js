@@ -130,7 +130,7 @@ export class Session {
     } catch (problem) {
       if (turn !== this.#turn) return;
       this.#store.touch("channel"); // the list goes back to the one that is shown
-      this.say("error", problem.message);
+      this.refused(problem);
       if (problem.gone) await this.recover();
     }
   }
@@ -152,6 +152,12 @@ export class Session {
     this.#store.set({ message: { kind, text, again } });
   }
 
+  /** Say why a request failed; a case that another window has now is not open here until it is opened again. */
+  refused(problem, again = Boolean(problem.taken)) {
+    if (problem.taken) this.#store.set({ ready: false, failed: true, progress: null });
+    this.say("error", problem.message, again);
+  }
+
   /**
    * Get back to a session that works after a request failed.
    * @returns {Promise<"same"|"reopened"|"failed">} "same": it goes on, its labels have been read again.
@@ -171,7 +177,7 @@ export class Session {
     } catch (problem) {
       if (stale()) return "failed";
       if (!problem.gone) {
-        this.say("error", problem.message, true);
+        this.refused(problem, true);
         return "failed";
       }
       await this.reopen();

@@ -28,16 +28,19 @@ export class Tools {
     this.#changes = changes;
     this.#views = views;
     for (const view of views) this.#listen(view);
+    store.watch(["case", "volume"], ({ volume }) => volume || this.drop());
   }
 
   #listen(view) {
     const { over } = view;
-    const on = (kind, call) =>
-      over.addEventListener(kind, (event) => view.plane && call.call(this, view, event), { passive: false });
+    const on = (kind, call, always = false) =>
+      over.addEventListener(kind, (event) => (always || view.plane) && call.call(this, view, event), {
+        passive: false,
+      });
     on("pointerdown", this.#down);
     on("pointermove", this.#move);
-    on("pointerup", this.#up);
-    on("pointercancel", this.#cancel);
+    on("pointerup", this.#up, true); // also while no image is shown: what was begun must end
+    on("pointercancel", this.#cancel, true);
     on("pointerleave", this.#leave);
     on("wheel", this.#wheel);
     on("dblclick", this.#double);
@@ -51,6 +54,14 @@ export class Tools {
     this.#gesture?.cancel?.();
     this.#gesture = null;
     return had;
+  }
+
+  /** Give up what is being dragged and send nothing of it, since its image is no longer shown. */
+  drop() {
+    const gesture = this.#gesture;
+    this.#gesture = null;
+    this.#fingers.clear();
+    (gesture?.drop ?? gesture?.cancel)?.();
   }
 
   #down(view, event) {
@@ -282,8 +293,11 @@ export class Tools {
       const painted = stroke.finish();
       if (painted) this.#changes.paint(painted);
     };
+    const drop = () => {
+      this.#changes.stroke = null;
+    };
     move(start);
-    return { move, end, cancel: end }; // what is painted is seen already, so that it is kept
+    return { move, end, cancel: end, drop }; // what is painted is seen already, so that cancelling keeps it
   }
 
   #stamps(plane, from, to, brushMm) {
