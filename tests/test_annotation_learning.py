@@ -16,7 +16,7 @@ from phantoms import make_raw_dataset
 from sam3dnet.annotation import learning
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import TrainingBegun
-from sam3dnet.annotation.job import Job, Result, _judged
+from sam3dnet.annotation.job import Job, Result, _judged, train
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
@@ -264,3 +264,24 @@ def test_dice_of_what_is_there():
     labels = {"labels": {"background": 0, "organ": 1, "lesion": 2, "cyst": 3}}
     found = dice_by_class(one, other, labels)
     assert found == {"organ": pytest.approx(2 / 3), "lesion": pytest.approx(2 / 3), "cyst": None}
+
+
+def test_a_training_has_the_plan_and_method_of_the_model_that_it_starts_from(tmp_path, monkeypatch):
+    """A model that was tuned has plans of another name."""
+    import sam3dnet
+    from sam3dnet.annotation import job as module
+    from sam3dnet.training import run
+
+    planned, trained = [], []
+    plans_file = tmp_path / "SAM3DPlans_lora.json"
+    monkeypatch.setattr(sam3dnet, "plan_and_preprocess", lambda **given: planned.append(given) or [plans_file])
+    monkeypatch.setattr(module, "activate_folders", lambda _: Folders(tmp_path, tmp_path, tmp_path))
+    monkeypatch.setattr(
+        run, "train_fold", lambda settings, *_, **__: trained.append(settings) or tmp_path / "m" / "fold"
+    )
+    monkeypatch.setattr(module, "_method_of", lambda model: f"method of {model}")
+    work = {"folders": ("a", "b", "c"), "work": str(tmp_path), "cases": ("x",), "minutes": 1.0}
+    made = train(Job(kind="train", dataset=NAME, model="m", **work))
+    assert made.folder == str(tmp_path / "m")
+    assert (planned[0]["like"], planned[0]["method"]) == ("m", "method of m")
+    assert (trained[0].plans, trained[0].fold, trained[0].from_model) == ("SAM3DPlans_lora", "all", "m")

@@ -8,7 +8,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sam3dnet.annotation.background import give_way
 from sam3dnet.annotation.judging import agreement, mean_of
@@ -87,7 +87,8 @@ def train(job: Job) -> Result:
     from sam3dnet.training.run import train_fold
 
     folders = activate_folders(None)
-    plan_and_preprocess(datasets=[job.dataset], like=job.model, device=job.device)
+    method: Any = _method_of(job.model)
+    (plans_file,) = plan_and_preprocess(datasets=[job.dataset], like=job.model, device=job.device, method=method)
     split = {"train": list(job.cases), "val": list(job.held_back)}
     write_json(splits_file(job.dataset, folders), [split])
     fold = "0" if job.held_back else "all"
@@ -95,6 +96,7 @@ def train(job: Job) -> Result:
     settings = TrainingSettings(
         dataset=job.dataset,
         fold=fold,
+        plans=plans_file.stem,  # a model that was tuned has plans of another name
         minutes=job.minutes,
         iterations_per_epoch=ITERATIONS_PER_EPOCH,
         device=job.device,
@@ -105,6 +107,19 @@ def train(job: Job) -> Result:
     if not job.held_back:
         return Result(folder=str(trained.parent))
     return _judged(job, folders, trained)
+
+
+def _method_of(model: str | None) -> str:
+    """Name the method of a model; ours where there is none, and of a network that is no method's."""
+    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.planning.likeness import likeness_of
+    from sam3dnet.planning.methods import DEFAULT_METHOD
+    from sam3dnet.portable.sources import model_folder
+
+    if model is None:
+        return DEFAULT_METHOD
+    with model_folder(model) as folder:
+        return likeness_of(read_model_plans(folder), read_model_dataset(folder)).method or DEFAULT_METHOD
 
 
 def _judged(job: Job, folders: Folders, trained: Path) -> Result:

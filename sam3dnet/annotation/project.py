@@ -141,9 +141,8 @@ class AnnotationProject:
             chosen = state.model
         if chosen is None:
             return
-        place = Path(chosen)
-        if chosen != state.model or place.is_file() or (place / DATASET_JSON).is_file():  # else loading it tells
-            require_fitting(place, self.name, self._dataset.json)
+        if chosen != state.model or _is_there(Path(chosen)):  # else loading it tells
+            require_fitting(Path(chosen), self.name, self._dataset.json)
         if chosen != state.model:
             if state.model is not None:
                 logger.warning("Warning: %s takes the place of %s; the history leads back", chosen, state.model)
@@ -390,8 +389,8 @@ class AnnotationProject:
         if not 0 <= number <= len(self.history.events):
             raise DatasetError(f"event {number}: the history of {self.name} has 0 to {len(self.history.events)}")
         model = state_after(self.history.events, number).model
-        if model is not None and model != self.state.model:
-            self._require_fitting(Path(model), is_new=False)
+        if model is not None and model != self.state.model and _is_there(Path(model)):
+            require_fitting(Path(model), self.name, self._dataset.json)
         self._folders.catch_up()
         self._folders.take_notice(self.state.labels)
         self.learning.end()
@@ -590,6 +589,10 @@ class AnnotationProject:
             return str(find_model(folders.results, self.name))
         except CheckpointError:
             return None
+
+
+def _is_there(model: Path) -> bool:
+    return model.is_file() or (model / DATASET_JSON).is_file()
 
 
 def _why(used: bool, result: Result, count: int) -> str:

@@ -123,7 +123,8 @@ def _find_cases(
     instances: Sequence[Instance], settings: "DicomImportSettings"
 ) -> tuple[list[_Case], list[str], dict[str, str]]:
     """Find what was drawn on which volume; a case each volume, or of several channels each study."""
-    stacks, failed = find_stacks(instances), {}
+    stacks = find_stacks(instances)
+    failed: dict[str, str] = {}
     drawn: dict[Stack, list[Instance]] = {}
     for instance in filter(is_labels, instances):
         try:
