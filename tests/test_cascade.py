@@ -83,8 +83,26 @@ def test_the_first_stage_leaves_the_label_maps_of_nnunets_trainer(cascade):
         assert (labels.shape, labels.dtype) == (stock[case].shape, stock[case].dtype)
         assert 0.02 < np.mean(labels > 0) < 0.95
         assert np.mean(labels == stock[case]) > 0.995
+    shutil.rmtree(first.parent / FOLDER)
     trainer.perform_actual_validation()
     assert all(np.array_equal(labels, ours[case]) for case, labels in maps_of(first).items())
+
+
+def test_fold_all_leaves_the_label_maps_of_folds_that_had_not_seen_a_case(cascade, capsys):
+    name, folders, first, _ = cascade
+    ours, maps = maps_of(first), first.parent / FOLDER / CASCADE
+    of_a_fold = np.zeros_like(ours["case_0"])
+    for case, labels in (("case_0", of_a_fold), ("case_1", ours["case_1"][..., :-1].copy())):
+        (maps / f"{case}.b2nd").unlink()
+        blosc2.asarray(labels, urlpath=str(maps / f"{case}.b2nd"))
+    (maps / "case_2.b2nd").unlink()
+    trainer_of(name, folders, LOWRES, "all", first).perform_actual_validation()
+    after = maps_of(first)
+    assert np.array_equal(after["case_0"], of_a_fold)
+    assert all(np.array_equal(after[case], ours[case]) for case in ("case_1", "case_2"))  # of another grid, and missing
+    assert "the label maps of 1 cases stay as they are" in capsys.readouterr().out
+    (maps / "case_0.b2nd").unlink()
+    blosc2.asarray(ours["case_0"].copy(), urlpath=str(maps / "case_0.b2nd"))
 
 
 def test_the_second_stage_has_a_channel_for_each_label(cascade):

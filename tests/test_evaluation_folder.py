@@ -14,7 +14,7 @@ from phantoms import write_volume
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.compare import format_comparison, write_comparison
-from sam3dnet.evaluation.detection import detect
+from sam3dnet.evaluation.detection import Detections, detect, summarise
 from sam3dnet.evaluation.folder import Evaluation
 from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.results import format_evaluation, write_results
@@ -345,6 +345,16 @@ def test_confidences_of_another_label_map_are_told_and_not_used(
     evaluation = evaluate(dataset, predictions)
     assert list(evaluation.detection()) == ["organ"] and len(evaluation.cases) == 3
     assert "b: its confidences of lesion are those of another label map" in caplog.text
+
+
+def test_where_false_objects_are_as_sure_as_can_be_nothing_counts() -> None:
+    cases = [Detections((0.5, 0.7), (1.0, 0.9), (1.0, 1.0)), Detections((), (), (1.0,))]
+    summary = summarise(cases)
+    assert summary is not None
+    found = [(at["least_confidence"], at["sensitivity"]) for at in summary["false_a_case"]]
+    assert found == [(None, 0.0), (None, 0.0), (0.9, 1.0)]  # three false ones are within four a case alone
+    assert [size["sensitivity"] for size in summary["by_size"]] == [0.0, 0.0]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_damaged_confidences_cost_their_case(dataset: Path, predictions: Path) -> None:

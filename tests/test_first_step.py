@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from commands import train_fold
+from nnunetv2.utilities.ddp_allgather import AllGatherGrad
 from test_trainer import fold_folder, prepare, train
 
 from sam3dnet.errors import PlanError
@@ -14,7 +15,9 @@ from sam3dnet.inference.models import load_model
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
+from sam3dnet.training import first_step
 from sam3dnet.training import trainer as trainer_module
+from sam3dnet.training.run import _read_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -117,6 +120,37 @@ def test_a_fold_does_not_make_another_model_of_those_trained_before(planned, sma
     train_fold(dataset, 1, folders, epochs=1, iterations_per_epoch=1, device="cpu", validate=False)
     assert step_of(model_plan(planned)["configurations"]["3d_fullres"])["checkpointing"]
     assert len(load_model(fold_folder(planned).parent).weights) == 2
+
+
+def test_the_measured_step_waits_for_no_other_process(planned, small_card, monkeypatch, tmp_path):
+    """Memory may end in one process alone, and the others would wait for its gradients."""
+    dataset, folders = planned
+    exchanges = []
+    monkeypatch.setattr(first_step, "fit_first_step", lambda trainer: None)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    try:
+        plans, dataset_json = _read_plan(dataset, folders, "SAM3DPlans")
+        plans["configurations"]["3d_fullres"]["batch_dice"] = True
+        plans["continue_training"] = False
+        trainer = trainer_module.nnUNetTrainerSAM3D(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+        trainer.initialize()
+        hook = lambda _, bucket: (exchanges.append("gradients"), done(bucket.buffer()))[1]  # noqa: E731
+        trainer.network.register_comm_hook(None, hook)
+        gather = AllGatherGrad.forward
+        monkeypatch.setattr(AllGatherGrad, "forward", lambda *of: (exchanges.append("Dice"), gather(*of))[1])
+        batch = first_step.make_batch(trainer)
+        first_step._peak_of_step(trainer)
+        assert exchanges == []
+        trainer.accumulate_gradients(batch)
+        assert {"gradients", "Dice"} == set(exchanges)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def done(tensor):
+    future = torch.futures.Future()
+    future.set_result(tensor)
+    return future
 
 
 def test_where_nothing_fits_one_sentence_says_what_to_do(planned, small_card):

@@ -110,6 +110,27 @@ def test_clicks_lie_all_over_the_object_or_on_one_spot_in_its_middle_or_near_its
     assert 0.2 < np.mean(central) < 0.6
 
 
+def test_no_click_lies_where_nobody_knows_whether_the_class_is_there(monkeypatch):
+    monkeypatch.setattr(made_up, "SLIP", 0.5)
+    truth, valid = two_objects(), np.zeros(two_objects().shape, bool)
+    valid[:, :9] = True
+    for known in (truth & valid, np.zeros_like(truth)):
+        for seed in range(300):
+            points = draw_prompts(known, SPACING, np.random.default_rng(seed), valid).points
+            assert all(at(valid, point.at) for point in points)
+            assert all(not at(known, point.at) for point in points if not point.positive)
+    assert negative_clicks(truth, np.random.default_rng(0), truth) == ()
+
+
+def test_the_same_prompts_are_drawn_where_all_is_known():
+    truth = two_objects()
+    for seed in range(40):
+        known, any_ = (
+            draw_prompts(truth, SPACING, np.random.default_rng(seed), valid) for valid in (np.ones_like(truth), None)
+        )
+        assert known.points == any_.points
+
+
 def test_now_and_then_a_click_goes_astray_but_stays_in_the_image():
     truth = np.zeros((3, 9, 4), bool)
     truth[0, 2:4] = True

@@ -53,6 +53,20 @@ class Answering:
         return self.correction(batch, margin_Qzyx)
 
 
+def test_questions_are_not_answered_where_the_label_is_to_be_ignored():
+    target = torch.full((1, 1, *SHAPE), 3)
+    target[:, 0, :, :6] = 0
+    target[:, 0, 1:5, 2:5, 1:9] = 1
+    classes = Classes((1, 2), False, 3, (3.0, 0.7, 1.1), (2, 4, 4))
+    clicks = [
+        point.voxel
+        for seed in range(200)
+        for question in draw_questions(target, classes, np.random.default_rng(seed))
+        for point in question.query.prompts.points
+    ]
+    assert clicks and all(y < 6 for _, y, _ in clicks)
+
+
 def make_target(batch_size=2):
     target = torch.zeros(batch_size, 1, *SHAPE)
     target[:, 0, 1:5, 2:12, 1:9] = 1

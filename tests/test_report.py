@@ -213,6 +213,17 @@ def test_an_unfinished_fold_is_reported_as_far_as_it_is(folders: Folders) -> Non
     assert list(reader.tables) == ["decisions"]
 
 
+def test_fold_all_is_reported_on_the_cases_that_it_has_seen(folders: Folders) -> None:
+    fold = next(folders.results.rglob("fold_0"))
+    assert "seen in training" not in "".join(read(write_report(folders, num_processes=0)).text)
+    fold.rename(fold.with_name("fold_all"))
+    reader = read(write_report(folders, fold="all", num_processes=0))
+    text = "".join(reader.text)
+    assert "these have been seen in training" in text and "has been predicted yet" not in text
+    assert {row[0] for row in reader.tables["cases"][1:]} == set("abcd")
+    assert "Without result: in_training: no prediction" in text
+
+
 def test_a_case_that_cannot_be_scored_is_named(folders: Folders) -> None:
     (next(folders.results.rglob("validation")) / "b.nii.gz").unlink()
     text = "".join(read(write_report(folders, num_processes=0)).text)

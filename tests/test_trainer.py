@@ -13,13 +13,17 @@ import torch
 from commands import train_fold
 from phantoms import make_raw_dataset
 
-from sam3dnet.errors import CheckpointError, DatasetError, PlanError
+from sam3dnet.errors import CheckpointError, DatasetError, PlanError, Sam3dError
+from sam3dnet.inference.calibration import FILE as CALIBRATION
+from sam3dnet.inference.models import choose_checkpoint
+from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING
 from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.network.earlier_weights import REACH
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
+from sam3dnet.settings.training import TrainingSettings
 from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.epoch_log import carry_on
 from sam3dnet.training.optimizer import LEARNING_RATE_NEW
@@ -200,6 +204,84 @@ def test_more_minutes_go_on_from_the_end(planned):
     assert after["seconds"] > before["seconds"] and after["iterations"] > before["iterations"]
 
 
+def interrupted(planned, monkeypatch, step, **options):
+    """Train, and end before a step is taken, as by Ctrl-C."""
+
+    def interrupt(*_, **__):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nnUNetTrainerSAM3D, step, interrupt)
+        with pytest.raises(Interrupted):
+            train(planned, **options)
+
+
+def leave_decisions(folder):
+    files = (folder.parent / POSTPROCESSING, folder / POSTPROCESSING, folder / CALIBRATION)
+    for file in files:
+        file.write_text("{}")
+    return files
+
+
+def test_a_training_that_does_not_come_to_an_epoch_changes_nothing_of_the_one_before(planned, monkeypatch, capsys):
+    folder = train(planned)
+    files = [*leave_decisions(folder), *folder.glob("checkpoint_*.pth"), folder / "training_log.jsonl"]
+    before = {file: file.read_bytes() for file in files}
+    train(planned, continue_training=True)  # which is done already
+    for step in ("initialize", "_validate_epoch"):
+        interrupted(planned, monkeypatch, step, epochs=3)
+        assert {file: file.read_bytes() for file in files} == before
+    with pytest.raises(CheckpointError, match=r"begun anew and ended before its first epoch.*remove begun_anew.txt"):
+        train(planned, epochs=3, continue_training=True)
+    (folder / "begun_anew.txt").unlink()
+    train(planned, epochs=3, continue_training=True)
+    assert [line["epoch"] for line in epochs_of(folder)] == [0, 1, 2]
+    assert not any(file.exists() for file in files[:3])
+
+
+def test_a_new_training_that_is_interrupted_is_not_taken_for_the_one_before(planned, monkeypatch, capsys):
+    folder = train(planned, epochs=3)
+    final = (folder / "checkpoint_final.pth").read_bytes()
+    decisions = leave_decisions(folder)
+    interrupted(planned, monkeypatch, "_plot", epochs=2)
+    earlier = folder / "checkpoint_earlier.pth"
+    assert f"the checkpoint of the training before is kept as {earlier}" in capsys.readouterr().out
+    assert earlier.read_bytes() == final and not any(file.exists() for file in decisions)
+    assert choose_checkpoint(folder)[1]["current_epoch"] == 1
+    interrupted(planned, monkeypatch, "_plot", epochs=2)  # anew once more
+    assert earlier.read_bytes() == final
+    train(planned, epochs=2, continue_training=True)
+    assert len(epochs_of(folder)) == 2
+    assert {file.name for file in folder.glob("checkpoint_*.pth")} == {"checkpoint_best.pth", "checkpoint_final.pth"}
+    assert not (folder / "begun_anew.txt").exists()
+
+
+def test_the_latest_checkpoint_knows_how_good_the_best_one_is(planned, monkeypatch):
+    shutil.rmtree(fold_folder(planned), ignore_errors=True)
+    interrupted(planned, monkeypatch, "_plot")
+    best, latest = (load_safely(fold_folder(planned) / f"checkpoint_{name}.pth") for name in ("best", "latest"))
+    assert latest["_best_ema"] is not None and latest["_best_ema"] == best["_best_ema"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", 0),
+        ("iterations_per_epoch", 0),
+        ("iterations_per_epoch", -5),
+        ("minutes", 0.0),
+        ("minutes", -1.0),
+        ("minutes", float("nan")),
+    ],
+)
+def test_a_training_without_length_is_refused(option, value):
+    name = f"--{option.replace('_', '-')}"
+    with pytest.raises(Sam3dError, match=rf"{name}: expected .*, got {value}; leave it out"):
+        TrainingSettings(dataset="501", fold=0, **{option: value})
+    with pytest.raises(Sam3dError, match=rf"--validate-only trains nothing; leave out {name}"):
+        TrainingSettings(dataset="501", fold=0, validate_only=True, **{option: value})
+
+
 def test_continuing_without_a_checkpoint_is_an_error(planned):
     dataset, folders = planned
     shutil.rmtree(folders.results / dataset, ignore_errors=True)
@@ -322,6 +404,30 @@ def test_regions_and_ignore_label_train(number, options, nnunet_root):
     summary = json.loads((output / "validation" / "summary.json").read_text())
     assert len(summary["mean"]) == 2
     assert torch.isfinite(torch.tensor(load_safely(output / "checkpoint_final.pth")["logging"]["train_losses"])).all()
+
+
+def test_prompts_in_validation_are_answered_where_the_target_says_something(nnunet_root, monkeypatch):
+    name, ignored = "Dataset910_Ignored", []
+    labels = {"background": 0, "organ": 1, "lesion": 2, "ignore": 3}
+    make_raw_dataset(nnunet_root / "nnUNet_raw" / name, num_cases=5, labels=labels)
+    prepare_loader = nnUNetTrainerSAM3D.get_dataloaders
+
+    def ignoring(loader):
+        for batch in loader:
+            for target in batch["target"]:
+                target[:, :, 0] = 3
+            yield batch
+
+    def note(self, batch, prompter):
+        ignored.append(bool((batch["target"][0] == 3).any()))
+        ignored.append(not prompter.prompter._valid_Qzyx[:, 0].any())
+        return answer(self, batch, prompter)
+
+    answer = nnUNetTrainerSAM3D._answer_prompts
+    monkeypatch.setattr(nnUNetTrainerSAM3D, "_answer_prompts", note)
+    monkeypatch.setattr(nnUNetTrainerSAM3D, "get_dataloaders", lambda self: tuple(map(ignoring, prepare_loader(self))))
+    train((name, prepare(name)), epochs=1)
+    assert ignored and all(ignored)
 
 
 def test_rare_classes_weigh_more_at_first_and_never_in_scores(planned, monkeypatch):

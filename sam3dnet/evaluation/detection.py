@@ -118,8 +118,8 @@ def summarise(cases: Sequence[Detections]) -> dict[str, Any] | None:
     """Give the sensitivity over the lesions of several cases; None where there are no lesions.
 
     Returns:
-        The number of lesions, the sensitivity and the least confidence at several numbers of false objects a case, and
-        by size at one.
+        The number of lesions, the sensitivity and the least confidence (None: nothing may count) at several numbers of
+        false objects a case, and by size at one.
     """
     scores = np.array([score for case in cases for score in case.score])
     volumes = np.array([volume for case in cases for volume in case.volume_ml])
@@ -150,16 +150,19 @@ def summarise(cases: Sequence[Detections]) -> dict[str, Any] | None:
     }
 
 
-def _at_most(false: np.ndarray, scores: np.ndarray, number: float) -> float:
-    """Give the least confidence, of those that lesions have, above which there are at most so many false objects."""
+def _at_most(false: np.ndarray, scores: np.ndarray, number: float) -> float | None:
+    """Give the least confidence, of those that lesions have, from which on there are at most so many false objects.
+
+    None where too many false objects are as sure as the surest lesion: nothing is found then.
+    """
     allowed = int(number)
     limit = false[allowed] if allowed < len(false) else 0.0  # objects as sure as this one would be one too many
     kept = scores[scores > limit]
-    return float(kept.min()) if len(kept) else 1.0
+    return float(kept.min()) if len(kept) else None
 
 
-def _share(scores: np.ndarray, least: float) -> float:
-    return float(((scores >= least) & (scores > 0)).mean())
+def _share(scores: np.ndarray, least: float | None) -> float:
+    return 0.0 if least is None else float(((scores >= least) & (scores > 0)).mean())
 
 
 def detection_rows(summaries: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:

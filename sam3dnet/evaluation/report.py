@@ -14,11 +14,12 @@ from sam3dnet.evaluation.report_page import folded, heading, page, paragraph, pi
 from sam3dnet.evaluation.report_pictures import box_plots, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
 from sam3dnet.inference.calibration import read_validated
+from sam3dnet.inference.images import Case
 from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.interactive.planes import three_planes
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.plan import Plan, load_plan, value_in_words
-from sam3dnet.preprocessing.cases import output_names
+from sam3dnet.preprocessing.cases import list_training_cases, output_names, read_dataset_json
 from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, parse_fold, whole_or_nothing
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.settings.evaluation import ScoringSettings
@@ -38,7 +39,7 @@ class ReportedFold:
         fold: Of the model.
         plan: The model's plan.
         log: An entry an epoch; empty where there is no log.
-        cases: The validation cases by name.
+        cases: The validation cases by name; of fold "all" all cases, which it was trained on.
         evaluation: Of the validation; None where nothing has been predicted.
     """
 
@@ -74,7 +75,8 @@ def write_report(settings: ReportSettings, folders: Folders) -> Path:
     )
     chosen = trained_folds(model)[0] if settings.fold is None else parse_fold(settings.fold)
     dataset = model.parent.name
-    cases = {} if chosen == "all" else {c.image.name: c for c in validation_cases(dataset, folders, chosen)}
+    validated = _all_cases(folders.raw / dataset) if chosen == "all" else validation_cases(dataset, folders, chosen)
+    cases = {case.image.name: case for case in validated}
     reported = ReportedFold(
         model=model,
         fold=chosen,
@@ -89,6 +91,12 @@ def write_report(settings: ReportSettings, folders: Folders) -> Path:
     with whole_or_nothing(file) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return file
+
+
+def _all_cases(raw: Path) -> list[ClickCase]:
+    """List what fold "all" is validated on: the cases that it was trained on."""
+    cases = list_training_cases(raw, read_dataset_json(raw))
+    return [ClickCase(Case(case.name, case.images), case.label) for case in cases]
 
 
 def telling_cases(evaluation: Evaluation, class_name: str) -> dict[str, CaseResult]:
@@ -131,6 +139,8 @@ def _sections(reported: ReportedFold) -> Iterator[str]:
     if reported.evaluation is None:
         yield paragraph("No case of this fold has been predicted yet; training does that at its end.")
         return
+    if reported.fold == "all":
+        yield paragraph("Fold all was trained on every case: these have been seen in training, and new cases do worse.")
     yield from _metrics(reported.evaluation)
     validated = read_validated([reported.model / f"fold_{reported.fold}"])
     if validated.dice.said:

@@ -33,30 +33,37 @@ BOX_JITTER = 0.15  # of the box's extent along each axis
 CLOSE_VOXELS = 3  # to an object, along each axis
 
 
-def draw_prompts(truth_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator) -> ClassPrompts:
+def draw_prompts(
+    truth_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator, valid_ZYX: Mask | None = None
+) -> ClassPrompts:
     """Draw what a user might say about a class: clicks, a box, a previous mask, some of these, or nothing yet.
 
     Args:
         truth_ZYX: Where the class is; may be empty, then only negative clicks can be drawn.
         spacing_mm: (Z, Y, X).
         rng: Source of randomness.
+        valid_ZYX: Where it is known whether the class is there, and clicks may be; None: everywhere.
     """
     if not truth_ZYX.any():
-        return ClassPrompts(points=negative_clicks(truth_ZYX, rng))
+        return ClassPrompts(points=negative_clicks(truth_ZYX, rng, valid_ZYX))
     kind = str(rng.choice(list(SHARE_OF_KINDS), p=list(SHARE_OF_KINDS.values())))
     boxes = (jittered_box(random_component(truth_ZYX, rng), rng),) if "box" in kind else ()
     mask = spoiled_mask(truth_ZYX, rng) if "mask" in kind else None
-    return ClassPrompts(click_set(truth_ZYX, spacing_mm, rng) if "clicks" in kind else (), boxes, mask)
+    return ClassPrompts(click_set(truth_ZYX, spacing_mm, rng, valid_ZYX) if "clicks" in kind else (), boxes, mask)
 
 
-def click_set(truth_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator) -> tuple[Point, ...]:
+def click_set(
+    truth_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator, valid_ZYX: Mask | None = None
+) -> tuple[Point, ...]:
     """Draw the clicks of one user in any order: up to 20 on the class, at times some beside it, few of them by mistake.
 
     Args:
         truth_ZYX: Where the class is, not empty.
         spacing_mm: (Z, Y, X).
         rng: Source of randomness.
+        valid_ZYX: As of `draw_prompts`.
     """
+    valid_ZYX = np.ones_like(truth_ZYX) if valid_ZYX is None else valid_ZYX
     places: tuple[Callable[[int], list[Voxel]], ...] = (
         lambda count: random_voxels(truth_ZYX, count, rng),
         lambda count: _from_the_centre(truth_ZYX, count, spacing_mm, rng),
@@ -64,18 +71,18 @@ def click_set(truth_ZYX: Mask, spacing_mm: Sequence[float], rng: Generator) -> t
         lambda count: _on_one_spot(truth_ZYX, count, rng),
     )
     chosen = places[rng.choice(len(places), p=(0.4, 0.3, 0.15, 0.15))]
-    points = [_slipped(voxel, truth_ZYX.shape, rng) for voxel in chosen(_how_many(MOST_CLICKS, rng))]
-    clicks = [*(Point(voxel) for voxel in points), *negative_clicks(truth_ZYX, rng)]
+    points = [_slipped(voxel, valid_ZYX, rng) for voxel in chosen(_how_many(MOST_CLICKS, rng))]
+    clicks = [*(Point(voxel) for voxel in points), *negative_clicks(truth_ZYX, rng, valid_ZYX)]
     return tuple(clicks[i] for i in rng.permutation(len(clicks)))
 
 
-def negative_clicks(truth_ZYX: Mask, rng: Generator) -> tuple[Point, ...]:
-    """Draw some clicks outside a class, half of them close by; none more often than not."""
-    outside_ZYX = ~truth_ZYX
+def negative_clicks(truth_ZYX: Mask, rng: Generator, valid_ZYX: Mask | None = None) -> tuple[Point, ...]:
+    """Draw some clicks outside a class, half of them close by; none more often than not, none where it is not valid."""
+    outside_ZYX = ~truth_ZYX if valid_ZYX is None else ~truth_ZYX & valid_ZYX
     if rng.random() >= NEGATIVE_CLICKS or not outside_ZYX.any():
         return ()
     count = _how_many(MOST_NEGATIVE_CLICKS, rng)
-    corner, close = _close_by(truth_ZYX)
+    corner, close = _close_by(truth_ZYX, outside_ZYX)
     num_close = int(rng.binomial(count, 0.5)) if close.any() else 0
     voxels = [shifted(voxel, corner) for voxel in random_voxels(close, num_close, rng)]
     voxels += [random_voxel(outside_ZYX, rng) for _ in range(count - num_close)]
@@ -107,12 +114,12 @@ def _on_one_spot(truth_ZYX: Mask, count: int, rng: Generator) -> list[Voxel]:
     return [shifted(voxel, corner_of((z, y, x))) for voxel in random_voxels(truth_ZYX[z, y, x], count, rng)]
 
 
-def _slipped(voxel: Voxel, shape: Sequence[int], rng: Generator) -> Voxel:
+def _slipped(voxel: Voxel, valid_ZYX: Mask, rng: Generator) -> Voxel:
     if rng.random() >= SLIP:
         return voxel
-    moved = np.clip(np.add(voxel, rng.integers(-2, 3, 3)), 0, np.subtract(shape, 1))
+    moved = np.clip(np.add(voxel, rng.integers(-2, 3, 3)), 0, np.subtract(valid_ZYX.shape, 1))
     z, y, x = moved.tolist()
-    return z, y, x
+    return (z, y, x) if valid_ZYX[z, y, x] else voxel
 
 
 def jittered_box(object_ZYX: Mask, rng: Generator) -> Box:
@@ -144,13 +151,13 @@ def spoiled_mask(truth_ZYX: Mask, rng: Generator) -> Mask:
     return truth_ZYX & kept.reshape([-1 if other == axis else 1 for other in range(3)])
 
 
-def _close_by(mask_ZYX: Mask) -> tuple[Voxel, Mask]:
-    """Return which voxels outside of a mask are close to it, in a box around it, and the box's corner."""
+def _close_by(mask_ZYX: Mask, outside_ZYX: Mask) -> tuple[Voxel, Mask]:
+    """Return which of the voxels outside of a mask are close to it, in a box around it, and the box's corner."""
     if not mask_ZYX.any():
         return (0, 0, 0), mask_ZYX
     box = _enlarged(box_of(mask_ZYX), CLOSE_VOXELS, mask_ZYX.shape)
     around = ndimage.maximum_filter(mask_ZYX[box].view(np.uint8), 2 * CLOSE_VOXELS + 1, mode="constant") > 0
-    return corner_of(box), around & ~mask_ZYX[box]
+    return corner_of(box), around & outside_ZYX[box]
 
 
 def _enlarged(box: tuple[slice, slice, slice], by: int, shape: Sequence[int]) -> tuple[slice, slice, slice]:

@@ -39,7 +39,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             sam3d_find_best reads, as with nnU-Net's --val_best.
 
     Raises:
-        Sam3dError: If options of training and of validation alone are mixed.
+        Sam3dError: If options of training and of validation alone are mixed, or a length is none.
     """
 
     dataset: DatasetName
@@ -74,8 +74,16 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             "--tensorboard": self.tensorboard,
             "--wandb": self.wandb,
         }
-        given = [name for name, value in of_training.items() if value]
+        given = [name for name, value in of_training.items() if value is not None and value is not False]
         if self.validate_only and given:
             raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(given)}")
         if self.continue_training and self.from_model:
             raise Sam3dError("--continue goes on with this fold's own weights; leave out --from")
+        self._check_length()
+
+    def _check_length(self) -> None:
+        for option, number in (("--epochs", self.epochs), ("--iterations-per-epoch", self.iterations_per_epoch)):
+            if number is not None and number < 1:
+                raise Sam3dError(f"{option}: expected 1 or more, got {number}; leave it out for the usual number")
+        if self.minutes is not None and not self.minutes > 0:
+            raise Sam3dError(f"--minutes: expected more than 0, got {self.minutes}; leave it out to train by epochs")

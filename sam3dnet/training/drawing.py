@@ -56,6 +56,15 @@ def finest(target: Any) -> Any:
     return target[0] if isinstance(target, list) else target
 
 
+def with_own_target(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch for nnU-Net's validation step, which makes ignored voxels of the finest target background.
+
+    On the CPU it would do so in the loader's own batch, whose prompts are answered afterwards.
+    """
+    target = batch["target"]
+    return {**batch, "target": [target[0].clone(), *target[1:]] if isinstance(target, list) else target.clone()}
+
+
 def draw_questions(target_BCzyx: Tensor, classes: Classes, rng: Generator, share: float = 1.0) -> list[Question]:
     """Ask for a class in a share of the images, with prompts drawn from the target.
 
@@ -78,7 +87,7 @@ def _draw_question(sample: int, target_Czyx: npt.NDArray, classes: Classes, spoi
     class_index = _choose_class(target_Czyx, classes, rng)
     valid = classes.valid(target_Czyx)
     truth = classes.truth(target_Czyx, class_index) & valid
-    prompts = draw_prompts(truth, classes.spacing_mm, rng)
+    prompts = draw_prompts(truth, classes.spacing_mm, rng, valid)
     spoiling = draw_spoiling(truth, valid, classes.spacing_mm, classes.token_stride, rng) if spoiled else None
     if spoiling is not None and spoiling.click is not None:
         prompts = replace(prompts, points=(*prompts.points, spoiling.click))

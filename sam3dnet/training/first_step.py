@@ -1,7 +1,8 @@
 """The first step on a card is a measurement: what does not fit after all is made smaller before training begins."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import is_out_of_memory, release_cached
@@ -32,6 +34,7 @@ class Steppable(Protocol):
     device: torch.device
     network: Any
     optimizer: Any
+    loss: Any
     plans_manager: Any
     configuration_manager: Any
     configuration_name: str
@@ -147,9 +150,28 @@ def _peak_of_step(trainer: Steppable) -> int:
     trained = [parameter for parameter in trainer.network.parameters() if parameter.requires_grad]
     states = [] if trainer.optimizer.state else [torch.empty_like(p) for p in (*trained, *trained)]  # AdamW's
     trainer.network.train()
-    trainer.accumulate_gradients(make_batch(trainer))
+    with _without_others(trainer):
+        trainer.accumulate_gradients(make_batch(trainer))
     del states
     return int(torch.cuda.max_memory_allocated(trainer.device)) if is_card else 0
+
+
+@contextmanager
+def _without_others(trainer: Steppable) -> Iterator[None]:
+    """Let a step exchange neither gradients nor Dice with other processes.
+
+    Where memory ends in one process, the others would wait for its share for ever.
+    """
+    exchanging = [part for part in trainer.loss.modules() if getattr(part, "ddp", False)]  # nnU-Net's Dice of a batch
+    for part in exchanging:
+        part.ddp = False
+    network = trainer.network
+    try:
+        with network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext():
+            yield
+    finally:
+        for part in exchanging:
+            part.ddp = True
 
 
 def make_batch(trainer: Steppable) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.windows import in_parts
+from sam3dnet.training.previous_stage import LabelMaps
 
 FOLDER = "predicted_next_stage"
 FEW_LABELS = 255  # nnU-Net's: up to so many are stored in a byte
@@ -32,11 +33,18 @@ class NextStage:
         configuration: nnU-Net's ConfigurationManager.
         cases_folder: Its preprocessed cases, which need not be there yet.
         output: Where the label maps go.
+        only_missing: Whether maps that are there stay: those of fold "all" are by a model that has seen the case, those
+            of other folds are not, and only they are like what the next stage gets of new images.
     """
 
     configuration: Any
     cases_folder: Path
     output: Path
+    only_missing: bool = False
+
+    def wants(self, name: str) -> bool:
+        """Tell whether the label map of a case is to be written; one on another grid is as good as missing."""
+        return not (self.only_missing and LabelMaps(self.output, self.cases_folder).has(name))
 
     def write(self, name: str, logits_KZYX: Tensor, properties: Mapping[str, Any], model: LoadedModel) -> None:
         """Resample the logits of a case as nnU-Net does, and write the label map, whole or not at all.
@@ -73,13 +81,13 @@ class NextStage:
 
 
 def next_stages(trainer: nnUNetTrainer) -> list[NextStage]:
-    """List the stages that train on label maps of a trainer's configuration."""
+    """List the stages that train on label maps of a trainer's configuration; fold "all" leaves those of others."""
     plans, base = trainer.plans_manager, Path(trainer.output_folder_base)
     found = []
     for name in trainer.configuration_manager.next_stage_names or ():
         configuration = plans.get_configuration(name)
         cases = Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier
-        found.append(NextStage(configuration, cases, base / FOLDER / name))
+        found.append(NextStage(configuration, cases, base / FOLDER / name, only_missing=trainer.fold == "all"))
     return found
 
 

@@ -25,8 +25,8 @@ class LabelMaps:
 
     folder: Path
     cases_folder: Path
-    command: str
-    splits: Sequence[Split]
+    command: str = ""
+    splits: Sequence[Split] = ()
 
     def require(self, names: Collection[str]) -> None:
         """See that each of these cases has a label map on its own grid.
@@ -43,6 +43,10 @@ class LabelMaps:
                 f"from: {shorten(list(faulty))} ({name}: {fault}); its validation writes them: "
                 f"{self._lines(faulty.keys())}"
             )
+
+    def has(self, name: str) -> bool:
+        """Tell whether a case has a label map on its own grid."""
+        return self._fault(name) is None
 
     def _fault(self, name: str) -> str | None:
         files = [file for suffix in SUFFIXES if (file := self.folder / f"{name}{suffix}").is_file()]

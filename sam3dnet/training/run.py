@@ -71,7 +71,6 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
-    from sam3dnet.inference.postprocessing import forget_postprocessing
     from sam3dnet.training.checkpoint import continue_from_newest
     from sam3dnet.training.distributed import is_first_process, joined_processes
     from sam3dnet.training.first_step import as_fitted_before
@@ -85,16 +84,17 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         if settings.wandb and is_first_process():
             enable_wandb()
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, asked.dataset_json, place)
-        trainer.num_epochs = settings.epochs or trainer.num_epochs
+        if settings.epochs is not None:
+            trainer.num_epochs = settings.epochs
         trainer.minutes = settings.minutes
-        trainer.num_iterations_per_epoch = settings.iterations_per_epoch or trainer.num_iterations_per_epoch
+        if settings.iterations_per_epoch is not None:
+            trainer.num_iterations_per_epoch = settings.iterations_per_epoch
         trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
         trainer.sam_checkpoint = settings.sam_checkpoint
         trainer.starting_point = starting_point
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
-            forget_postprocessing(asked.model_folder, output)
         if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
         if settings.tensorboard and is_first_process():

@@ -18,16 +18,27 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from sam3dnet.devices import autocast_on, half_type
-from sam3dnet.errors import CheckpointError, PlanError
+from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
-from sam3dnet.network.earlier_weights import completed
 from sam3dnet.network.segmentation import SegmentationNetwork
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
 from sam3dnet.preprocessing.cases import channel_names, output_names
 from sam3dnet.training.augmentation import SHORTEST_BLURRED, with_short_axes, with_sides
-from sam3dnet.training.checkpoint import load_safely, plain, save_atomically
+from sam3dnet.training.checkpoint import (
+    BEST,
+    FINAL,
+    LATEST,
+    content_of,
+    load_safely,
+    note_new_training,
+    plain,
+    put_earlier_away,
+    remove_earlier,
+    restore,
+    save_atomically,
+)
 from sam3dnet.training.distributed import (
     agreed,
     are_joined,
@@ -36,7 +47,7 @@ from sam3dnet.training.distributed import (
     share_of_batch,
     wrapped,
 )
-from sam3dnet.training.drawing import QuestionDrawer, finest
+from sam3dnet.training.drawing import QuestionDrawer, finest, with_own_target
 from sam3dnet.training.epoch_log import LOG_FILE, Epoch, append_epoch, carry_on, in_words, keep_epochs_before
 from sam3dnet.training.first_step import fit_first_step, is_measured
 from sam3dnet.training.loaders import transforming_loader, without_workers
@@ -49,12 +60,12 @@ from sam3dnet.training.optimizer import (
 )
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
-from sam3dnet.training.random_state import random_state, restore_random_state
+from sam3dnet.training.random_state import restore_random_state
 from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 from sam3dnet.training.starting import StartingPoint, meaning_of
 from sam3dnet.training.target_classes import make_classes
-from sam3dnet.training.validation import is_ours_to_validate, validate_trained
+from sam3dnet.training.validation import forget_validation, is_ours_to_validate, validate_trained
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
@@ -100,6 +111,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._resume: dict[str, Any] | None = None
         self._seconds_before = 0.0
         self._loading_own_weights = False
+        self._has_saved = False  # in this run
         self.prompts: PromptTraining | None = None  # made with the network
         self._rare_classes: RareClasses | None = None  # made with the loss
         self.iterations_done = 0
@@ -263,7 +275,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         if self._resume is None or budget.fraction(self.current_epoch) < 1:
             return False
         names = {path.name for path in Path(self.output_folder).glob("checkpoint_*.pth")}
-        return "checkpoint_final.pth" in names and "checkpoint_latest.pth" not in names
+        return FINAL in names and LATEST not in names
 
     def _fraction_done(self, epochs_done: float) -> float:
         """Return the part of the training that is done; by the clock it is the first process's for all."""
@@ -281,13 +293,13 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.print_to_log_file(f"first step: {peak / 1e9:.2f} GB at its peak on {self.device}, planned {planned}")
         super().on_train_start()
         self.budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
-        if not self.local_rank:
-            keep_epochs_before(self.current_epoch, self._epoch_log)
         if self._resume is not None and not self.local_rank:  # other processes must not draw the same as the first
             restore_random_state(self._resume["random_state"])
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
         self.print_to_log_file(f"parameters: {trained:,} tuned of {total:,}")
+        if self._writes_checkpoints and not self._loading_own_weights:
+            note_new_training(Path(self.output_folder))
         self.budget.start()
 
     def _train_epoch(self) -> None:
@@ -313,9 +325,10 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         with torch.no_grad():
             self.on_validation_epoch_start()
             outputs, answers = [], []
+            keeps_target = self.prompts is not None and self.label_manager.has_ignore_label
             for iteration in range(self.num_val_iterations_per_epoch):
                 batch = next(self.dataloader_val)
-                outputs.append(self.validation_step(batch))
+                outputs.append(self.validation_step(with_own_target(batch) if keeps_target else batch))
                 if self.prompts is not None:
                     answers.append(self._answer_prompts(batch, self.prompts.validating(batch, iteration)))
             self.on_validation_epoch_end(outputs)
@@ -378,21 +391,40 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Write a line of JSON, the checkpoints, and now and then the plot."""
         epoch = self.current_epoch
         self.logger.log("epoch_end_timestamps", time.time(), epoch)
-        if (
-            not self.local_rank
-        ):  # first the line: --continue drops it again where the checkpoint was not written any more
+        if not self.local_rank:  # first the line: --continue drops it again where no checkpoint was written any more
             self._report_epoch(epoch)
-        self.save_checkpoint(join(self.output_folder, "checkpoint_latest.pth"))
+        self._save_epoch()
+        self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
+        self.current_epoch += 1
+
+    @property
+    def _writes_checkpoints(self) -> bool:
+        return not self.local_rank and not self.disable_checkpointing
+
+    def _save_epoch(self) -> None:
+        """Write the best checkpoint, then the latest, which knows how good the best one is.
+
+        With the first ones of a run what was found out about the weights before goes; a training that began anew puts
+        away the final checkpoint of the one before, which would be taken for its own.
+        """
+        is_first, self._has_saved = not self._has_saved, True
+        if is_first and self._writes_checkpoints:
+            forget_validation(Path(self.output_folder_base), Path(self.output_folder))
         moving_dice = float(self.logger.get_value("ema_fg_dice", step=-1))
         if self._best_ema is None or not isfinite(self._best_ema) or moving_dice > self._best_ema:
             self._best_ema = moving_dice
-            self.save_checkpoint(join(self.output_folder, "checkpoint_best.pth"))
-        self._plot(at_most_every_seconds=SECONDS_BETWEEN_PLOTS)
-        self.current_epoch += 1
+            self.save_checkpoint(join(self.output_folder, BEST))
+        if is_first and self._writes_checkpoints and not self._loading_own_weights:
+            told = put_earlier_away(Path(self.output_folder))
+            if told is not None:
+                self.print_to_log_file(told)
+        self.save_checkpoint(join(self.output_folder, LATEST))
 
     def on_train_end(self) -> None:
         """Write the final checkpoint and plot, and stop the loaders."""
         super().on_train_end()
+        if self._writes_checkpoints:
+            remove_earlier(Path(self.output_folder))
         self._plot(at_most_every_seconds=0)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -418,6 +450,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._last_plot = time.monotonic()
 
     def _report_epoch(self, epoch: int) -> None:
+        if not self._has_saved:
+            keep_epochs_before(epoch, self._epoch_log)
         value = self.logger.get_value
         values = {
             "epoch": epoch,
@@ -438,28 +472,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint with nnU-Net's keys and ours, whole or not at all, loadable with weights_only=True."""
-        if self.local_rank or self.disable_checkpointing:
-            return
-        checkpoint = {
-            "network_weights": self._bare_network().state_dict(),
-            "optimizer_state": self.optimizer.state_dict(),
-            "grad_scaler_state": self.grad_scaler.state_dict() or None,
-            "logging": plain(self.logger.get_checkpoint()),
-            "_best_ema": plain(self._best_ema),
-            "current_epoch": self.current_epoch + 1,
-            "init_args": plain(self.my_init_kwargs),
-            "trainer_name": self.__class__.__name__,
-            "inference_allowed_mirroring_axes": plain(self.inference_allowed_mirroring_axes),
-            "sam3d": {
-                "seconds": self.budget.seconds(),
-                "iterations": self.iterations_done,
-                "random_state": random_state(),
-                "trained_in": str(half_type(self.device) or torch.float32).removeprefix("torch."),
-                **(self.prompts.state() if self.prompts is not None else {}),
-                **(self._rare_classes.state() if self._rare_classes is not None else {}),
-            },
-        }
-        save_atomically(checkpoint, Path(filename))
+        if self._writes_checkpoints:
+            save_atomically(content_of(self), Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Load one of our checkpoints, given as a path or as its content.
@@ -475,27 +489,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._loading_own_weights = True
         if not self.was_initialized:
             self.initialize()
-        try:
-            network = self._bare_network()
-            network.load_state_dict(completed(checkpoint["network_weights"], network.state_dict()))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{name}: weights of another network than the plan's "
-                f"({str(error).splitlines()[0]}); train anew, or plan as the checkpoint was planned"
-            ) from error
-        self.my_init_kwargs = checkpoint["init_args"]
-        self.current_epoch = checkpoint["current_epoch"]
-        self.logger.load_checkpoint(checkpoint["logging"])
-        self._best_ema = checkpoint["_best_ema"]
-        self.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"] or None
-        self.optimizer.load_state_dict(checkpoint["optimizer_state"])
-        if checkpoint.get("grad_scaler_state"):
-            self.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-        self._resume = checkpoint.get("sam3d")
-        if self._resume is not None:
-            self._seconds_before = self._resume["seconds"]
-            self.iterations_done = self._resume["iterations"]
-            self._go_on_from(self._resume)
+        restore(self, checkpoint, name)
 
     def _go_on_from(self, state: Mapping[str, Any]) -> None:
         for part in (self.prompts, self._rare_classes):

@@ -35,7 +35,7 @@ from sam3dnet.inference.confidence import ConfidenceVolume, as_json, from_json, 
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
 from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
-from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing_of_fold
+from sam3dnet.inference.postprocessing import Postprocessing, forget_postprocessing, write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.planning.objects import mask_of
@@ -139,6 +139,7 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
     output = Path(trainer.output_folder) / FOLDER
     if trainer.fold == "all":
         trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
+        _tell_kept(trainer, names)
     if is_first_process():
         _clear(output, trainer.dataset_json["file_ending"])
     failed = _predict_share(_Validation(trainer, model, output, save_probabilities), sorted(names))
@@ -147,6 +148,17 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
         _score(trainer, output, scoring_processes(label_maps, model.reader))
         _calibrate(trainer, model, output, _choose_postprocessing(trainer, model, output))
     _tell_failed(failed, len(names), output)
+
+
+def _tell_kept(trainer: nnUNetTrainer, names: Iterable[str]) -> None:
+    """Say which label maps for the next stage of a cascade fold "all" leaves as they are."""
+    for stage in next_stages(trainer):
+        kept = [name for name in names if not stage.wants(name)]
+        if kept:
+            trainer.print_to_log_file(
+                f"{stage.output}: the label maps of {len(kept)} cases stay as they are, since folds that had not seen "
+                "the cases may have written them; remove a map and validate again to have it written by fold all"
+            )
 
 
 def _tell_failed(failed: Mapping[str, str], num_cases: int, output: Path) -> None:
@@ -170,6 +182,12 @@ def _clear(output: Path, file_ending: str) -> None:
         file.unlink(missing_ok=True)
     for file in output.glob("*.npz"):
         remove_probabilities(file.with_name(file.name.removesuffix(".npz")))
+
+
+def forget_validation(model_folder: Path, fold_folder: Path) -> None:
+    """Remove what was decided by the validation of weights that a training is about to replace."""
+    forget_postprocessing(model_folder, fold_folder)
+    (fold_folder / CALIBRATION_FILE).unlink(missing_ok=True)
 
 
 def _predict_share(validation: "_Validation", names: Sequence[str]) -> dict[str, str]:
@@ -231,9 +249,10 @@ class _Validation:
         self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion
     ) -> np.ndarray:
         """Segment a case, and leave what the next stage of a cascade is trained on."""
-        logits = self._automatic.room_for_logits(preprocessed[0]) if self._next_stages else None
+        stages = [stage for stage in self._next_stages if stage.wants(case.name)]
+        logits = self._automatic.room_for_logits(preprocessed[0]) if stages else None
         labels = self._automatic.label_map(*preprocessed, on_progress, logits, companion=companion)
-        for stage in self._next_stages:
+        for stage in stages:
             assert logits is not None
             stage.write(case.name, logits, preprocessed[1], self._model)
         return labels
