@@ -140,10 +140,10 @@ class Entry(Part):
     written_ns: int = 0
     companions: dict[str, Mark] = Field(default_factory=dict)
 
-    def is_of(self, files: Sequence[Path], dicom: DicomOrigin | None) -> bool:
-        """Tell whether it was made of these images."""
-        same = self.dicom == dicom and len(self.images) == len(files)
-        return same and all(mark.fits(file) for mark, file in zip(self.images, files, strict=True))
+    def is_of(self, files: Sequence[Path], dicom: DicomOrigin | None, missing: int = 0) -> bool:
+        """Tell whether it was made of these images; nothing is known of as many further files as are missing."""
+        same = self.dicom == dicom and len(self.images) in (len(files), len(files) + missing)
+        return same and all(mark.fits(file) for mark, file in zip(self.images, files, strict=False))
 
 
 def _part(kind: Any, file: Path) -> Any:
@@ -332,7 +332,8 @@ class OutputRecord:
         label_map, entry = self.label_map(case.name), self._made(case.name)
         if entry is None and self._is_older(label_map, case):
             return "is older than what it is made of"
-        if entry is not None and not entry.is_of(self._files_of(case), self.source.origins.get(case.name)):
+        missing = sum(not file.is_file() for file in self.more_files(case.name))
+        if entry is not None and not entry.is_of(self._files_of(case), self.source.origins.get(case.name), missing):
             return f"was made of {'another image' if entry.dicom is None else entry.dicom.in_words()}"
         return None if has_shape_of(label_map, case, self.reader) else "has another shape than the image"
 
