@@ -183,6 +183,9 @@ def nearest_voxel(coordinates: npt.ArrayLike, shape: Sequence[int]) -> Voxel:
     return _triple(np.clip(np.floor(np.asarray(coordinates) + 0.5), 0, np.asarray(shape) - 1))
 
 
+DRIFT_VOXELS = 0.1  # by which programs round places when they save
+
+
 def same_place(one: Mapping[str, Any], other: Mapping[str, Any], array_shape: Voxel, tolerance_voxels: float) -> bool:
     """Tell whether two images of one shape lie in the same place, as far as their files say where.
 

@@ -494,6 +494,46 @@ def test_what_is_edited_in_dataset_json_stays(root):
         assert number_of_cases(root) == 4 and label_in_folder(root, "test_1").any()
 
 
+def test_a_case_on_a_disk_that_is_not_there_now_stays_in_the_history(root, tmp_path, caplog):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+    image = raw(root) / "imagesTr" / "test_0_0000.nii.gz"
+    away = shutil.move(image, root / "away.nii.gz")
+    image.symlink_to(root / "disk" / "away.nii.gz")
+    with open_project(root) as project:
+        assert "files of test_0 cannot be reached now" in caplog.text
+        assert "test_0" in project.state.labels
+    (root / "disk").mkdir()
+    shutil.move(away, root / "disk" / "away.nii.gz")
+    with open_project(root) as project:
+        assert "test_0" in project.state.labels and project.num_labelled == 3
+
+
+def test_a_label_map_from_elsewhere_that_lies_elsewhere_is_not_copied_to_be_worked_on(root, tmp_path):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+    file = raw(root) / "labelsTr" / "test_0.nii.gz"
+    moved = sitk.ReadImage(str(file))
+    moved.SetOrigin([value + 30 for value in moved.GetOrigin()])
+    sitk.WriteImage(moved, str(file))
+    with open_project(root) as project:
+        with pytest.raises(DatasetError, match=r"labelsTr.test_0.nii.gz: has the image's shape, but another origin"):
+            project.copy_label("test_0", tmp_path / "drafts")
+        assert not (tmp_path / "drafts").exists()
+
+
+def test_links_that_are_there_stay_as_they_are(tmp_path):
+    files = {name: tmp_path / f"file_{name}" for name in "ab"}
+    for file in files.values():
+        file.write_text(file.name)
+    learning.link_all(tmp_path / "links", files)
+    known = {name: file.stat().st_ctime_ns for name, file in files.items()}
+    learning.link_all(tmp_path / "links", files)
+    assert {name: file.stat().st_ctime_ns for name, file in files.items()} == known
+    learning.link_all(tmp_path / "links", {"a": files["b"]})
+    assert [(path.name, path.read_text()) for path in (tmp_path / "links").iterdir()] == [("a", "file_b")]
+
+
 # Models
 
 

@@ -161,6 +161,21 @@ def test_going_back_shows_what_was_accepted_then(root, annotated):
         assert not (drafts(root) / "a.nii.gz").exists() and not (drafts(root) / "a_prompts.json").exists()
 
 
+def test_what_cannot_be_set_aside_stays(root, annotated, caplog):
+    with annotated() as served:
+        session = open_case(served, "a")
+        click(served, session, [8, 6, 4])
+        first = ask(served, "accept", session=session)["history"][0]["number"]
+        click(served, session := open_case(served, "a"), [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        click(served, session := open_case(served, "a"), [4, 4, 4], "lesion")
+        drawn = seen(served, session)
+        (drafts(root) / "set_aside").write_text("in the way")
+        ask(served, "back", number=first)
+        assert "cannot be set aside, and is shown" in caplog.text
+        assert (labels_of(drafts(root) / "a.nii.gz") == drawn).all()
+
+
 def test_what_was_changed_in_the_folder_is_shown_and_what_was_drawn_since_too(root, annotated):
     model = make_promptable_model(root / "first")
     with AnnotationProject(973, root / "pool", model=model, root=root, device="cpu") as project:

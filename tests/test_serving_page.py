@@ -126,6 +126,22 @@ said.after = asked.map(([name]) => name);
     }
 
 
+def test_a_session_that_opens_another_image_meanwhile_has_nothing_to_paint_on(run):
+    found = run("""
+store.set({ tool: "brush" });
+pointer("pointerdown", 1.5, 1.5);
+pointer("pointermove", 2.5, 1.5);
+view.plane = null;
+session.open("b").catch(() => {});
+said.shown = [now.case, now.ready, now.labels];
+said.stroke = changes.stroke;
+pointer("pointerup", 2.5, 1.5);
+await later();
+said.sent = asked.map(([name]) => name).filter((name) => name === "paint");
+""")
+    assert found == {"shown": ["b", False, None], "stroke": None, "sent": []}
+
+
 def test_a_finger_that_was_down_when_the_image_changed_is_no_half_of_a_pinch(run):
     found = run("""
 store.set({ tool: "click" });

@@ -90,9 +90,13 @@ class FollowedFolders:
             return
         there = self._dataset.labelled()
         for case in self._history.state.labels:
-            if case not in there:
-                logger.warning("Warning: %s is no longer whole in %s; it waits again", case, self._dataset.folder)
-                self._history.add(Removed(case=case))
+            if case in there:
+                continue
+            if self._dataset.is_out_of_reach(case):
+                logger.warning("Warning: files of %s cannot be reached now; no training sees it meanwhile", case)
+                continue
+            logger.warning("Warning: %s is no longer whole in %s; it waits again", case, self._dataset.folder)
+            self._history.add(Removed(case=case))
         self.take_notice(there)
         self.follow([])
 

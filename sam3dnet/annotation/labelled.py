@@ -142,6 +142,11 @@ class LabelledDataset:
         """Tell whether all channels of a case are there."""
         return len(case.images) == self._num_channels and all(file.is_file() for file in case.images)
 
+    def is_out_of_reach(self, name: str) -> bool:
+        """Tell whether files of a case are links to what is not there now, as on a disk that is not mounted."""
+        case = self.cases().get(name)
+        return case is not None and any(file.is_symlink() and not file.exists() for file in (*case.images, case.label))
+
     def label(self, case: str) -> Path:
         """Say where the label map of a case belongs."""
         listed = self._listed().get(case)

@@ -119,11 +119,14 @@ class Learning:
         if (read_json_if_whole(work / JOB) or {}).get("model") != model:
             for file in work.glob(f"*{ENDING}"):  # what another one expects
                 file.unlink()
-        shutil.rmtree(work / IMAGES, ignore_errors=True)
-        (work / IMAGES).mkdir(parents=True)
-        for case in images.values():
-            for name, file in named_by_case(case.name, case.files, ending, reader).items():
-                _link(file, work / IMAGES / name)
+        link_all(
+            work / IMAGES,
+            {
+                name: file
+                for case in images.values()
+                for name, file in named_by_case(case.name, case.files, ending, reader).items()
+            },
+        )
         folders = self._folders
         job = Job(
             kind="rank",
@@ -243,6 +246,30 @@ def take_snapshot(
             shutil.copy2(file, labels / file.name.replace(own, case.name, 1))
     told = {key: value for key, value in description.items() if key != "dataset"}
     write_json(folder / DATASET_JSON, told | {"numTraining": len(cases)})
+
+
+def link_all(folder: Path, files: Mapping[str, Path]) -> None:
+    """Have a folder hold links to these files by name, and nothing else; those that are there stay as they are.
+
+    A link that is made anew changes what the file system knows of the file, so that it would have to be read again.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for there in folder.iterdir():
+        if there.name not in files or not _is_same(there, files[there.name]):
+            there.unlink()
+    for name, file in files.items():
+        if not (folder / name).exists():
+            _link(file, folder / name)
+
+
+def _is_same(there: Path, file: Path) -> bool:
+    """Tell whether a link leads to a file, or a copy is one of the file as it is."""
+    try:
+        one, other = there.stat(), file.stat()
+    except OSError:
+        return False
+    is_copy = not there.is_symlink() and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+    return there.samefile(file) or is_copy
 
 
 def _link(file: Path, target: Path) -> None:

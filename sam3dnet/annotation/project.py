@@ -30,6 +30,7 @@ from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.followed import FollowedFolders
 from sam3dnet.annotation.history import (
     Accepted,
+    Found,
     History,
     ModelChosen,
     Returned,
@@ -49,6 +50,7 @@ from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
+from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, same_place
 from sam3dnet.preprocessing.locking import sole_process
 from sam3dnet.preprocessing.patients import patients_of
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
@@ -248,17 +250,26 @@ class AnnotationProject:
     def copy_label(self, case: str, folder: Path) -> None:
         """Copy the label map that a case has now into a folder, where it can be worked on.
 
-        One with voxels to be ignored is not, since nothing else than the classes can be drawn.
+        One with voxels to be ignored is not, since nothing else than the classes can be drawn; nor is one from
+        elsewhere that does not lie where its image does, or has labels that are no class.
 
         Raises:
-            OSError: If it cannot be read or written.
+            OSError, RuntimeError: If it cannot be read or written.
         """
         event = self.state.labels.get(case)
         if event is None:
             return
         files, ignored = self._versions.files(case, event.version), self._dataset.json["labels"].get("ignore")
-        if ignored is not None and (self.reader.read_seg(files[-1])[0] == ignored).any():
+        labels_1ZYX, properties = self.reader.read_seg(files[-1])
+        if ignored is not None and (labels_1ZYX == ignored).any():
             return
+        if isinstance(event, Found):
+            image = self._image(case)
+            self._checked(labels_1ZYX[0], image)
+            if not same_place(self.reader.read_images(image.files)[1], properties, labels_1ZYX.shape[1:], DRIFT_VOXELS):
+                raise DatasetError(
+                    f"{self._dataset.label(case)}: has the image's shape, but another origin, spacing or direction"
+                )
         for file in files:
             copy_whole(file, folder / file.name)
 

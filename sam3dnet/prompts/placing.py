@@ -10,7 +10,7 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.preprocessing.checks_bytes import check_bytes
-from sam3dnet.preprocessing.geometry import CaseGeometry, Mask, Space, Voxel, nearest_voxel, same_place
+from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, CaseGeometry, Mask, Space, Voxel, nearest_voxel, same_place
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import Floats
 from sam3dnet.prompts.stated import CasePrompts, Corners, StatedPrompts, corners_of
@@ -19,7 +19,6 @@ from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble, as_coordi
 logger = logging.getLogger(__name__)
 
 _TOLERANCE_VOXELS = 1e-3  # of the image's outline, and of a box's sides
-_MASK_DRIFT_VOXELS = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +131,7 @@ def read_mask(file: Path, reader: DatasetReader, image_properties: Mapping[str, 
         raise PromptError(
             _wrong_shape(f"mask {file}", values.shape[1:] if len(values) == 1 else values.shape, array_shape)
         )
-    if not same_place(image_properties, properties, array_shape, _MASK_DRIFT_VOXELS):
+    if not same_place(image_properties, properties, array_shape, DRIFT_VOXELS):
         raise PromptError(
             f"mask {file} has the image's shape, but another origin, spacing or direction; save it on the image's grid"
         )

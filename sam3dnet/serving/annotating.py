@@ -1,6 +1,7 @@
 """The page's requests about a dataset that is annotated: accept, skip, train, go back; and what goes on beside them."""
 
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 2.0
 ASIDE = "set_aside"  # in the folder of drafts
+OF_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC))
 MOST_EVENTS = 50  # of the history, in the page
 
 Result = TypeVar("Result")
@@ -157,8 +159,8 @@ class Annotating:
                 project.go_back(number)
             finally:
                 for case in _changed(before, project.state.labels):
-                    self._set_aside(case)
-                    self._show(case)
+                    if self._set_aside(case):
+                        self._show(case)
 
         try:
             await self._change(go_back)
@@ -239,8 +241,8 @@ class Annotating:
         for case, event in self._project.state.labels.items():
             drafts = self._drafts_of(case)
             since = datetime.fromisoformat(event.at).timestamp()
-            if case in names and not any(draft.stat().st_mtime >= since for draft in drafts):
-                self._set_aside(case)
+            is_older = not any(draft.stat().st_mtime >= since for draft in drafts)
+            if case in names and is_older and self._set_aside(case):
                 self._show(case)
 
     def _show(self, case: str) -> None:
@@ -249,18 +251,20 @@ class Annotating:
             for draft in self._drafts_of(case):
                 draft.unlink()
             self._project.copy_label(case, self.drafts)
-        except (OSError, RuntimeError) as problem:
+        except (DatasetError, OSError, RuntimeError) as problem:
             logger.warning("Warning: %s opens as the model segments it: %s", case, problem)
 
-    def _set_aside(self, case: str) -> None:
-        """Keep what was done on a case, and is not shown any more."""
+    def _set_aside(self, case: str) -> bool:
+        """Keep what was done on a case, and is not to be shown any more; tell whether that could be done."""
         aside = self.drafts / ASIDE / f"{len(self._project.history.events):04d}"
         try:
             for draft in self._drafts_of(case):
                 aside.mkdir(parents=True, exist_ok=True)
                 os.replace(draft, aside / draft.name)
         except OSError as problem:
-            logger.warning("Warning: what was done on %s cannot be set aside: %s", case, problem)
+            logger.warning("Warning: what was done on %s cannot be set aside, and is shown: %s", case, problem)
+            return False
+        return True
 
     def _drafts_of(self, case: str) -> list[Path]:
         endings = (self._hall.model.loaded.dataset_json["file_ending"], PROMPTS_ENDING)
@@ -300,10 +304,10 @@ class Annotating:
         }
 
     async def _change(self, what: Callable[[], Result]) -> Result:
-        """Have the project do something that writes.
+        """Have the project do something that reads and writes files.
 
         Raises:
-            DatasetError: If it cannot be written, beside what it raises itself.
+            DatasetError: If it cannot, beside what it raises itself.
         """
         try:
             return await self._ask(what)
@@ -311,12 +315,14 @@ class Annotating:
             logger.debug("details", exc_info=True)
             reason = getattr(problem, "strerror", None) or problem
             place = getattr(problem, "filename", None) or self._project.folder.parent
+            is_full = getattr(problem, "errno", None) in OF_WRITING
+            said = f"cannot be written ({reason}); make room" if is_full else f"{reason}; mend that"
             then = (
                 "the history has it, and the dataset follows by itself then"
                 if self._project.is_behind
                 else "then do it again"
             )
-            raise DatasetError(f"{place}: cannot be written ({reason}); make room, {then}") from problem
+            raise DatasetError(f"{place}: {said}, {then}") from problem
 
     async def _ask(self, what: Callable[[], Result]) -> Result:
         async with self._turn:

@@ -14,7 +14,7 @@ from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.inference.images import Case, is_damaged
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.interactive.classes import PromptClass
-from sam3dnet.preprocessing.geometry import Voxel, same_place
+from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, Voxel, same_place
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import StatedPrompts
@@ -23,7 +23,6 @@ from sam3dnet.serving.segment import Sides
 
 PROMPTS_ENDING = "_prompts.json"
 LARGEST_LABEL = 65535
-DRIFT_VOXELS = 0.1  # by which programs round places when they save
 
 Labels = npt.NDArray[np.integer[Any]]
 

@@ -70,6 +70,7 @@ export function annotationActions({ store, session, changes }) {
     async goBack(number) {
       part("history-dialog").close();
       if (!(await ask(`Back to event ${number}?`, GO_BACK, "Go back"))) return;
+      await changes.idle;
       await exclusively(() => api.goBack(number), () => session.reopen());
     },
     /** Open what comes next; the image that is shown, if there is no other. */

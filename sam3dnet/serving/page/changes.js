@@ -16,7 +16,7 @@ export class Changes {
   constructor(store, session) {
     this.#store = store;
     this.#session = session;
-    store.watch(["ready", "labels"], ({ ready }) => ready && this.#goOn());
+    store.watch(["ready", "labels"], ({ ready, labels }) => ready && labels && this.#goOn());
   }
 
   /** A click for a class at voxel [i, j, k]. */

@@ -46,7 +46,7 @@ export class Session {
   open(name) {
     this.#reopened = this.#warned = 0;
     const fresh = { volume: null, labels: null, channel: 0, measures: [], draft: null, hover: null, warnings: [] };
-    this.#store.set({ ...fresh, case: name, message: null, prompts: [], undo: 0, redo: 0, volumes: {}, saved: null });
+    this.#store.set({ ...fresh, ready: false, failed: false, case: name, message: null, prompts: [], undo: 0, redo: 0, volumes: {}, saved: null });
     return this.#begin(name);
   }
 
