@@ -96,13 +96,17 @@ def test_fold_all_leaves_the_label_maps_of_folds_that_had_not_seen_a_case(cascad
         (maps / f"{case}.b2nd").unlink()
         blosc2.asarray(labels, urlpath=str(maps / f"{case}.b2nd"))
     (maps / "case_2.b2nd").unlink()
+    of_a_fold_too = first.parent / "fold_0" / "checkpoint_final.pth"
+    of_a_fold_too.parent.mkdir()
+    of_a_fold_too.touch()
     trainer_of(name, folders, LOWRES, "all", first).perform_actual_validation()
     after = maps_of(first)
     assert np.array_equal(after["case_0"], of_a_fold)
     assert all(np.array_equal(after[case], ours[case]) for case in ("case_1", "case_2"))  # of another grid, and missing
     assert "the label maps of 1 cases stay as they are" in capsys.readouterr().out
-    (maps / "case_0.b2nd").unlink()
-    blosc2.asarray(ours["case_0"].copy(), urlpath=str(maps / "case_0.b2nd"))
+    shutil.rmtree(of_a_fold_too.parent)
+    trainer_of(name, folders, LOWRES, "all", first).perform_actual_validation()
+    assert np.array_equal(maps_of(first)["case_0"], ours["case_0"])  # there are no others to be left
 
 
 def test_the_second_stage_has_a_channel_for_each_label(cascade):

@@ -20,10 +20,11 @@ from fake_prompts import make_promptable_model, write_prompts
 from faults import disk_that_ends_after
 from tiny_models import labels_of, make_model, truncate, write_image
 
-from sam3dnet.inference import predictor
+from sam3dnet.inference import output_record, predictor
 from sam3dnet.inference.calibration import Pairs, Validated
 from sam3dnet.inference.output_record import PROMPTS_ENDING
 from sam3dnet.inference.writing import UNFINISHED
+from sam3dnet.preprocessing.records import file_digest
 
 
 def test_a_failed_export_leaves_no_file_and_the_next_run_writes_it(predict, tmp_path, monkeypatch):
@@ -339,3 +340,36 @@ def test_another_label_map_of_the_first_stage_is_taken_however_old_it_is(images,
     draw_into(stored / "b.nii.gz")
     date(stored / "b.nii.gz", seconds)
     assert predict_folder(images, out, second, **options).written == ["b"]
+    for file in (stored / "b.nii.gz", out / "b.nii.gz"):  # whose label map is somebody's work now
+        draw_into(file)
+    report = predict_folder(images, out, second, **options)
+    assert (report.written, report.skipped, report.failed) == ([], ["a", "b", "c"], {})
+    report = predict_folder(images, out, second, device="cpu")  # with the first stage on the way
+    assert (report.written, report.skipped, report.failed) == (["a", "c"], ["b"], {})
+
+
+def test_label_maps_beside_which_something_is_missing_stay_until_they_are_made(predict, tmp_path, monkeypatch):
+    predict()
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.nii.gz")}
+
+    def fail(*_, **__):
+        raise RuntimeError("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor, "_Run", fail)
+        with pytest.raises(RuntimeError, match="no memory"):
+            predict(confidence=True)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").glob("*.nii.gz")} == before
+    assert predict().skipped == ["a", "b", "c"]
+    assert predict(confidence=True).written == ["a", "b", "c"]
+    assert predict(confidence=True).skipped == ["a", "b", "c"]
+
+
+def test_images_that_were_moved_are_read_once(predict, images, monkeypatch):
+    predict()
+    for file in images.iterdir():
+        date(file, 100)
+    read = []
+    monkeypatch.setattr(output_record, "file_digest", lambda file: read.append(file.name) or file_digest(file))
+    assert predict().skipped == ["a", "b", "c"] and len(read) == 3
+    assert predict().skipped == ["a", "b", "c"] and len(read) == 3

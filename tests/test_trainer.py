@@ -239,7 +239,7 @@ def test_a_training_that_does_not_come_to_an_epoch_changes_nothing_of_the_one_be
     assert not any(file.exists() for file in files[:3])
 
 
-def test_a_new_training_that_is_interrupted_is_not_taken_for_the_one_before(planned, monkeypatch, capsys):
+def test_a_new_training_that_is_interrupted_is_not_taken_for_the_one_before(planned, monkeypatch, capsys, caplog):
     folder = train(planned, epochs=3)
     final = (folder / "checkpoint_final.pth").read_bytes()
     decisions = leave_decisions(folder)
@@ -248,6 +248,8 @@ def test_a_new_training_that_is_interrupted_is_not_taken_for_the_one_before(plan
     assert f"the checkpoint of the training before is kept as {earlier}" in capsys.readouterr().out
     assert earlier.read_bytes() == final and not any(file.exists() for file in decisions)
     assert choose_checkpoint(folder)[1]["current_epoch"] == 1
+    assert "is of a training that began anew and has not ended; --checkpoint earlier" in caplog.text
+    assert choose_checkpoint(folder, "earlier")[1]["current_epoch"] == 3
     interrupted(planned, monkeypatch, "_plot", epochs=2)  # anew once more
     assert earlier.read_bytes() == final
     train(planned, epochs=2, continue_training=True)

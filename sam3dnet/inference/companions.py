@@ -80,11 +80,9 @@ class Segmentation:
         """Segment, and give back the room of companions if that fails."""
         try:
             labels_ZYX = segment()
-            return (
-                cls(labels_ZYX, companions)
-                if postprocess is None
-                else cls(postprocess(labels_ZYX), companions, labels_ZYX)
-            )
+            if postprocess is None:
+                return cls(labels_ZYX, companions)
+            return cls(postprocess(labels_ZYX), companions, labels_ZYX if len(companions) else None)
         except BaseException:
             companions.close()
             raise

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _COPY_IT = "copy it from where the model was trained"
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 OUR_PLANS = "SAM3DPlans"
 Weights = Mapping[str, Tensor]
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
@@ -227,6 +228,12 @@ def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path,
             continue
         for problem in problems:
             logger.warning("%s; using %s", problem, path.name)
+        if name is None and path.name != CHECKPOINT_ORDER[0] and (fold_folder / EARLIER).is_file():
+            logger.warning(
+                "Warning: %s is of a training that began anew and has not ended; --checkpoint earlier takes the one "
+                "before it",
+                path,
+            )
         return path, checkpoint
     found = "; ".join(problems) or f"expected one of {', '.join(CHECKPOINT_ORDER)}, there is none"
     raise CheckpointError(

@@ -124,7 +124,7 @@ class Entry(Part):
     Attributes:
         settings, prompts: Digests of what it is made with.
         files: The images, and what else it is made of, while it is not there yet.
-        images: The same, once it is there.
+        images: The same, once it is there, the images first.
         dicom: What the images were made of.
         label_map: As it was written; None while it is not there yet.
         written_ns: When that was.
@@ -140,10 +140,11 @@ class Entry(Part):
     written_ns: int = 0
     companions: dict[str, Mark] = Field(default_factory=dict)
 
-    def is_of(self, files: Sequence[Path], dicom: DicomOrigin | None, missing: int = 0) -> bool:
-        """Tell whether it was made of these images; nothing is known of as many further files as are missing."""
-        same = self.dicom == dicom and len(self.images) in (len(files), len(files) + missing)
-        return same and all(mark.fits(file) for mark, file in zip(self.images, files, strict=False))
+    def is_of(self, images: Sequence[Path], dicom: DicomOrigin | None) -> bool:
+        """Tell whether it was made of these images; those of DICOM are known by their series."""
+        if self.dicom != dicom or len(self.images) < len(images):
+            return False
+        return dicom is not None or all(mark.fits(file) for mark, file in zip(self.images, images, strict=False))
 
 
 def _part(kind: Any, file: Path) -> Any:
@@ -187,7 +188,24 @@ def _complete(label_map: Path, written: Path) -> None:
         images = entry.images or tuple(Mark.of(Path(file)) for file in entry.files)
         mark, written_ns = Mark.of(written), written.stat().st_mtime_ns
         made = {"files": (), "images": images, "label_map": mark, "written_ns": written_ns}
+        made["companions"] = _without_ours(label_map, entry.companions)  # those of the label map before
         _write_entry(label_map, entry.model_copy(update=made))
+
+
+def _without_ours(label_map: Path, companions: Mapping[str, Mark]) -> dict[str, Mark]:
+    """Remove what was written beside a label map, as it was written; give what is left since somebody changed it."""
+    for name, mark in companions.items():
+        if mark.fits(label_map.with_name(name)):
+            label_map.with_name(name).unlink()
+    return {name: mark for name, mark in companions.items() if label_map.with_name(name).is_file()}
+
+
+def _note_places(label_map: Path, entry: Entry, images: Sequence[Path]) -> None:
+    """Note where images are now that were elsewhere, so that they need not be read the next time."""
+    there = [mark.model_copy(update={"seen": _seen(file)}) for mark, file in zip(entry.images, images, strict=False)]
+    marks = (*there, *entry.images[len(there) :])
+    if entry.dicom is None and marks != entry.images:
+        _write_entry(label_map, entry.model_copy(update={"images": marks}))
 
 
 def note_companion(label_map: Path, file: Path) -> None:
@@ -211,11 +229,14 @@ class Sorting:
 
     Attributes:
         to_do: To be predicted.
+        kept: Names of those of them whose label maps stay until the new ones are there, since they are the same: only
+            something beside them is missing.
         skipped: Names of those whose label maps stay.
         refused: Those of which neither can be, and why.
     """
 
     to_do: list[Case] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -272,11 +293,13 @@ class OutputRecord:
             if not is_whole(self.label_map(case.name)):
                 found.to_do.append(case)
                 continue
-            other_image, differs = self._other_image(case), self._differs(case.name)
-            if other_image is None and not differs and self._is_current(case, has_companions):
+            other_image, differs = self._other_image(case), self._differs(case)
+            is_current = other_image is None and not differs and self._same_prompts(case.name)
+            if is_current and has_companions(case, self.label_map(case.name)):
                 found.skipped.append(case.name)
             elif not self._is_worked_on(case.name):
                 found.to_do.append(case)
+                found.kept.extend([case.name] if is_current else [])
                 otherwise += [case.name] if differs else []
                 self._tell_other_dicom(case.name, other_image)
             elif other_image is None:
@@ -289,6 +312,9 @@ class OutputRecord:
 
     def begin(self, cases: Iterable[Case]) -> None:
         """Take away what is made anew, and note what of and what with.
+
+        Args:
+            cases: Without those whose label maps are kept.
 
         Raises:
             DatasetError: If the folder cannot be written to.
@@ -308,10 +334,7 @@ class OutputRecord:
         before = read_entry(label_map)
         companions = {} if before is None else before.companions
         label_map.unlink(missing_ok=True)
-        for name, mark in companions.items():
-            if mark.fits(label_map.with_name(name)):
-                label_map.with_name(name).unlink()
-        left = {name: mark for name, mark in companions.items() if label_map.with_name(name).is_file()}
+        left = _without_ours(label_map, companions)
         files = tuple(str(file) for file in self._files_of(case))
         settings, prompts = digest_of(self.settings), self._prompts_of(case.name)
         entry = Entry(settings=settings, prompts=prompts, files=files, dicom=dicom, companions=left)
@@ -332,24 +355,31 @@ class OutputRecord:
         label_map, entry = self.label_map(case.name), self._made(case.name)
         if entry is None and self._is_older(label_map, case):
             return "is older than what it is made of"
-        missing = sum(not file.is_file() for file in self.more_files(case.name))
-        if entry is not None and not entry.is_of(self._files_of(case), self.source.origins.get(case.name), missing):
+        images = self.reader.files_of(case.files)
+        if entry is not None and entry.is_of(images, self.source.origins.get(case.name)):
+            _note_places(label_map, entry, images)
+        elif entry is not None:
             return f"was made of {'another image' if entry.dicom is None else entry.dicom.in_words()}"
         return None if has_shape_of(label_map, case, self.reader) else "has another shape than the image"
 
     def _is_older(self, label_map: Path, case: Case) -> bool:
         return any(file.stat().st_mtime_ns > label_map.stat().st_mtime_ns for file in self._files_of(case))
 
-    def _differs(self, name: str) -> bool:
-        """Tell whether a label map was made with other settings; of one of others, in a folder without any, not."""
-        entry = self._made(name)
+    def _differs(self, case: Case) -> bool:
+        """Tell whether a label map was made with other settings; of one of others, in a folder without any, not.
+
+        Another label map of the first stage is another setting; of one that is missing nothing is known.
+        """
+        entry = self._made(case.name)
         if entry is not None:
-            return entry.settings != digest_of(self.settings)
+            marks = entry.images[len(self.reader.files_of(case.files)) :]
+            more = [file for file in self.more_files(case.name) if file.is_file()]
+            other_stage = len(marks) == len(more) and not all(
+                mark.fits(file) for mark, file in zip(marks, more, strict=True)
+            )
+            return other_stage or entry.settings != digest_of(self.settings)
         before = self.before if self.earlier is None else self.earlier
         return before is not None and digest_of(_without_notes(before)) != digest_of(self.settings)
-
-    def _is_current(self, case: Case, has_companions: Callable[[Case, Path], bool]) -> bool:
-        return self._same_prompts(case.name) and has_companions(case, self.label_map(case.name))
 
     def _same_prompts(self, name: str) -> bool:
         entry = self._made(name)

@@ -129,7 +129,7 @@ def _predict_folder(
     record = _output_record(settings, model, [case.name for case in cases], said, source)
     sorting = record.sort(cases, _companions_lie_beside(output, model, settings))
     to_do, skipped, failed = sorting.to_do, sorting.skipped, failed | sorting.refused
-    record.begin(to_do)
+    record.begin([case for case in to_do if case.name not in {*sorting.kept}])
     for case in to_do:
         _remove_companions(output / case.name)
     _write_companions(record, model)

@@ -11,6 +11,7 @@ import torch
 
 from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError
+from sam3dnet.inference.models import EARLIER
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.random_state import random_state
@@ -18,7 +19,6 @@ from sam3dnet.training.random_state import random_state
 logger = logging.getLogger(__name__)
 
 LATEST, FINAL, BEST = "checkpoint_latest.pth", "checkpoint_final.pth", "checkpoint_best.pth"
-EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 RESUME_ORDER = (LATEST, FINAL, BEST)
 BEGUN_ANEW = "begun_anew.txt"  # there until the first epoch of a training that began anew beside older checkpoints ends
 

@@ -17,7 +17,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from sam3dnet.inference.label_slabs import start_label_map
-from sam3dnet.inference.models import LoadedModel
+from sam3dnet.inference.models import LoadedModel, trained_folds
 from sam3dnet.inference.windows import in_parts
 from sam3dnet.training.previous_stage import LabelMaps
 
@@ -83,11 +83,12 @@ class NextStage:
 def next_stages(trainer: nnUNetTrainer) -> list[NextStage]:
     """List the stages that train on label maps of a trainer's configuration; fold "all" leaves those of others."""
     plans, base = trainer.plans_manager, Path(trainer.output_folder_base)
+    leaves_others = trainer.fold == "all" and any(fold != "all" for fold in trained_folds(base))
     found = []
     for name in trainer.configuration_manager.next_stage_names or ():
         configuration = plans.get_configuration(name)
         cases = Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier
-        found.append(NextStage(configuration, cases, base / FOLDER / name, only_missing=trainer.fold == "all"))
+        found.append(NextStage(configuration, cases, base / FOLDER / name, only_missing=leaves_others))
     return found
 
 

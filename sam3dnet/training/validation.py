@@ -303,6 +303,7 @@ def _calibrate(trainer: nnUNetTrainer, model: LoadedModel, output: Path, chosen:
     validation, which have none, stay. Cases that were trained on teach nothing.
     """
     if trainer.fold == "all":
+        (output.parent / CALIBRATION_FILE).unlink(missing_ok=True)  # of a version that wrote one
         return
     of_cases = {}
     for file in sorted(output.glob(f"*{CONFIDENCE_ENDING}")):
