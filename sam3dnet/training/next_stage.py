@@ -83,13 +83,17 @@ class NextStage:
 def next_stages(trainer: nnUNetTrainer) -> list[NextStage]:
     """List the stages that train on label maps of a trainer's configuration; fold "all" leaves those of others."""
     plans, base = trainer.plans_manager, Path(trainer.output_folder_base)
-    leaves_others = trainer.fold == "all" and any(fold != "all" for fold in trained_folds(base))
     found = []
     for name in trainer.configuration_manager.next_stage_names or ():
         configuration = plans.get_configuration(name)
         cases = Path(trainer.preprocessed_dataset_folder_base) / configuration.data_identifier
-        found.append(NextStage(configuration, cases, base / FOLDER / name, only_missing=leaves_others))
+        found.append(NextStage(configuration, cases, base / FOLDER / name, only_missing=_leaves_others(trainer)))
     return found
+
+
+def _leaves_others(trainer: nnUNetTrainer) -> bool:
+    folds = trained_folds(Path(trainer.output_folder_base))
+    return trainer.fold == "all" and any(fold != "all" for fold in folds)
 
 
 def resampled_labels(logits_KZYX: Tensor, shape_ZYX: tuple[int, ...], model: LoadedModel) -> np.ndarray:
