@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 from contextlib import suppress
 
@@ -532,6 +533,19 @@ def test_links_that_are_there_stay_as_they_are(tmp_path):
     assert {name: file.stat().st_ctime_ns for name, file in files.items()} == known
     learning.link_all(tmp_path / "links", {"a": files["b"]})
     assert [(path.name, path.read_text()) for path in (tmp_path / "links").iterdir()] == [("a", "file_b")]
+
+
+def test_copies_in_place_of_links_stay_too(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    for name in ("link", "symlink"):
+        monkeypatch.setattr(os, name, refuse)
+    (tmp_path / "file").write_text("image")
+    learning.link_all(tmp_path / "links", {"a": tmp_path / "file"})
+    monkeypatch.setattr(learning, "copy_whole", refuse)
+    learning.link_all(tmp_path / "links", {"a": tmp_path / "file"})
+    assert (tmp_path / "links" / "a").read_text() == "image"
 
 
 # Models

@@ -287,3 +287,4 @@ def _link(file: Path, target: Path) -> None:
             continue
         return
     copy_whole(file, target)
+    shutil.copystat(file, target)  # by which the copy is known
