@@ -10,6 +10,7 @@ is: no more accurate than that. The ways:
     once     the model --base, trained on the labelled cases, and never again
     loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself
     unsure   as loop, and always the image next of which the model is the least sure
+    sure     as loop, and always the image next of which the model is the most sure
 
 What is segmented without clicks is measured on --tests further cases after each training. Each way has a project of its
 own in the work folder, and is kept there once it is finished; ways may run beside each other, a core each:
@@ -30,7 +31,7 @@ import numpy.typing as npt
 from measuring import as_markdown, begin, finish, make_parser
 
 from sam3dnet.annotation.judging import dice_by_class, mean_of
-from sam3dnet.annotation.project import AnnotationProject
+from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject
 from sam3dnet.evaluation.metrics import dice_coefficient
 from sam3dnet.inference.images import Case
 from sam3dnet.interactive.session import PromptSession
@@ -42,7 +43,7 @@ from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
 from sam3dnet.prompts.sampling import corrective_click
 
 MOST_CLICKS = 20
-LEARNING = ("loop", "unsure")
+LEARNING = ("loop", *BY_CONFIDENCE)
 WAYS = ("other", "once", *LEARNING)
 SEED = 20261127
 Row = dict[str, Any]
@@ -140,10 +141,10 @@ class Study:
         with AnnotationProject(self.raw.name, root / "images", model=a.base, device=a.device, root=root) as project:
             rounds: list[Row] = [{"after": 0, "dice": self.automatic(project.model)}]
             seconds = ranking = 0.0
-            if way == "unsure":
+            if way in BY_CONFIDENCE:
                 ranking += timed(project.rank)
-            while (waiting := project.waiting()) and len(rows) < len(order):
-                name = waiting[0] if way == "unsure" else order[len(rows)]
+            while len(rows) < len(order):
+                name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]
                 session = project.session(name)
                 rows.append(self.annotate(session, truths[name], names))
                 project.accept(name, session)
@@ -161,7 +162,7 @@ class Study:
                         }
                     )
                     print(way, rounds[-1], flush=True)
-                    if way == "unsure":
+                    if way in BY_CONFIDENCE:
                         ranking += timed(project.rank)
         minutes = {"minutes_of_training": seconds / 60, "minutes_of_ranking": ranking / 60}
         return {"way": way, "cases": rows, "rounds": rounds, **minutes}

@@ -66,7 +66,8 @@ FOLDER = "sam3d_annotation"
 HELD_BACK_EVERY = 5  # one of so many cases that were corrected by hand judges models
 MOST_HELD_BACK = 10
 
-Order = Literal["unsure", "name", "random"]
+Order = Literal["unsure", "sure", "name", "random"]
+BY_CONFIDENCE: tuple[Order, ...] = ("unsure", "sure")
 
 logger = logging.getLogger(__name__)
 
@@ -185,17 +186,18 @@ class AnnotationProject:
         """Name the images without a label map in the order in which they are best annotated; skipped ones come last.
 
         Args:
-            order: The ones of which the model is the least sure first, as far as that is known; by name; or by chance.
+            order: The ones of which the model is the least sure first, as far as that is known, or last; by name; or by
+                chance.
             seed: Of chance.
         """
         names = list(self.images_waiting())
         if order == "random":
             random.Random(seed).shuffle(names)
         model = self.state.model
-        if order == "unsure" and model is not None:
+        if order in BY_CONFIDENCE and model is not None:
             known = self.learning.expected_dice(model, names)
             middle = statistics.median(known.values()) if known else 0.0
-            names.sort(key=lambda name: known.get(name, middle))
+            names.sort(key=lambda name: known.get(name, middle), reverse=order == "sure")
         skipped = self.state.skipped
         return sorted(names, key=lambda name: skipped.index(name) + 1 if name in skipped else 0)
 

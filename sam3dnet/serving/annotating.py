@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from sam3dnet.annotation.history import Accepted, Event, Found, TrainingEnded, in_words
 from sam3dnet.annotation.judging import Proposal
-from sam3dnet.annotation.project import AnnotationProject, Order
+from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject, Order
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.images import Case
 from sam3dnet.model import Model
@@ -204,7 +204,7 @@ class Annotating:
         if ended is None and not project.learning.is_running:
             if project.state.training is not None:
                 project.begin_training(self._minutes)
-            elif self._order == "unsure" and project.unranked():
+            elif self._order in BY_CONFIDENCE and project.unranked():
                 project.rank(wait=False)
         return ended
 

@@ -112,7 +112,7 @@ class AnnotationSettings(AtAddress, InFolders, OnDevice):
             one is trained first; where nothing is labelled, LiteMedSAM draws objects from boxes.
         every: Accepted cases after which a training begins by itself; 0 for none but those that are asked for.
         minutes: Of each training.
-        order: Which image comes next: the one of which the model is the least sure, by name, or by chance.
+        order: Which image comes next: the one of which the model is the least sure, or the most; by name; or by chance.
     """
 
     dataset: DatasetName
@@ -121,7 +121,7 @@ class AnnotationSettings(AtAddress, InFolders, OnDevice):
     model: Annotated[str | Path | None, "-m"] = None
     every: int = 5
     minutes: float = 3.0
-    order: Literal["unsure", "name", "random"] = "unsure"
+    order: Literal["unsure", "sure", "name", "random"] = "unsure"
 
     def __post_init__(self) -> None:
         super().__post_init__()
