@@ -95,6 +95,8 @@ def test_the_text_of_a_model_is_taken(planned):
         ("fidelity", "as-published"),
         ("clip_weights", "openai"),
         ("phrases", "phrases.json"),
+        ("sam_checkpoint", "medsam"),
+        ("network", "package:Class"),
     ],
 )
 def test_what_the_model_decides_cannot_be_asked_for(option, value):

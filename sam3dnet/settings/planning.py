@@ -70,6 +70,8 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
     def __post_init__(self) -> None:
         given_too = [
             *(["--encoder"] if self.encoder != "auto" else []),
+            *(["--sam-checkpoint"] if self.sam_checkpoint is not None else []),
+            *(["--network"] if self.network is not None else []),
             *(["--overwrite-target-spacing"] if self.overwrite_target_spacing is not None else []),
             *(["--no-prompts"] if self.no_prompts else []),
             *(["--tuning"] if self.tuning != type(self).tuning else []),
