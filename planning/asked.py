@@ -1,10 +1,14 @@
 """Which configurations of a plan are preprocessed: those asked for, else the default one and what is there."""
 
 import logging
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sam3dnet.errors import PlanError, did_you_mean
+from sam3dnet.planning.likeness import PLANNED_LIKE
+from sam3dnet.planning.methods import DEFAULT_FIDELITY, DEFAULT_METHOD, DEFAULT_TUNING
 from sam3dnet.planning.plan import Plan, read_earlier_plan
 from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.problems import shorten
@@ -72,7 +76,7 @@ def choose_configurations(plan: Plan, asked: Sequence[str] | None) -> list[str]:
 
 
 def tell_stale(plan: Plan, chosen: Sequence[str]) -> None:
-    """Warn of cases that were left as they are, and are not what they would be if they were preprocessed now.
+    """Warn of cases that are not there, or not what they would be, if they were preprocessed now.
 
     Those of other plans of the dataset count too. nnU-Net's folders are active (see `activate_folders`).
 
@@ -87,26 +91,50 @@ def tell_stale(plan: Plan, chosen: Sequence[str]) -> None:
     dataset_json = read_dataset_json(raw_folder)
     cases = list_training_cases(raw_folder, dataset_json)
     reader = reader_named(str(plan.content["image_reader_writer"]), dataset_json)
+    names, as_they_are = {case.name for case in cases}, "were left as they are, and"
     for records in sorted(plan.path.parent.glob(f"*/{RECORDS_FOLDER}")):
         folder = records.parent
         if folder.name in done:
             continue
         found = {
-            "are no longer in the raw dataset": sorted(list_stored_names(folder) - {case.name for case in cases}),
-            "their files have changed or moved since": seen_otherwise(folder, cases, reader),
+            f"{as_they_are} are no longer in the raw dataset": sorted(list_stored_names(folder) - names),
+            f"{as_they_are} their files have changed or moved since": seen_otherwise(folder, cases, reader),
+            "have not been preprocessed": sorted(names - {file.stem for file in folder.glob("*.pkl")}),
         }
         maker, remedy = maker_of_cases(plan.content, folder.name), "add it to -c"
         if maker is None:
             remedy = f"preprocess {folder.name} again, by the --method that planned it,"
         else:
             settings = settings_digest(plan.content, configuration_of_cases(plan.content, maker), dataset_json)
-            found["are of another plan"] = made_otherwise(folder, settings)
+            found[f"{as_they_are} are of another plan"] = made_otherwise(folder, settings)
         for what, stale in found.items():
             if stale:
                 logger.warning(
-                    "Warning: %d cases of %s were left as they are, and %s: %s; %s before it is trained",
+                    "Warning: %d cases of %s %s: %s; %s before it is trained",
                     *(len(stale), maker or folder.name, what, shorten(stale), remedy),
                 )
+
+
+def line_to_preprocess(plans: Mapping[str, Any], configuration: str) -> str:
+    """Say what to type to preprocess a configuration by the very plan.
+
+    Args:
+        plans: Content of the plan, stock nnU-Net's too.
+        configuration: Whose cases are made.
+    """
+    block = plans.get("sam3d")
+    if block is None:
+        words = ["nnUNetv2_preprocess", "-d", plans["dataset_name"], "-plans_name", plans["plans_name"]]
+        return shlex.join([*words, "-c", configuration])
+    decided = {one["name"]: one["value"] for one in block.get("decisions", [])}
+    usual = {"method": DEFAULT_METHOD, "fidelity": DEFAULT_FIDELITY, "tuning": DEFAULT_TUNING}
+    like = block.get(PLANNED_LIKE)
+    asked = {name: decided.get(name, value) for name, value in usual.items() if like is None or name == "method"}
+    words = ["sam3d_plan_and_preprocess", "-d", plans["dataset_name"]]
+    for name, value in asked.items():
+        words += [f"--{name}", value] if value != usual[name] else []
+    words += [] if like is None else ["--like", like]
+    return shlex.join([*words, *(["-c", configuration] if configuration != DEFAULT else [])])
 
 
 def _has_cases(plan: Plan, name: str) -> bool:

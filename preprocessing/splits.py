@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 NUM_FOLDS = 5
 NNUNET_SEED = 12345
-REMEDY = "correct it, or delete the file, and new folds are made"
+REMEDY = "correct it, or delete the file, and new folds are made, which are all trained again"
 OF_PLANNING = "planning writes it, for two cases or more; plan again"  # the remedy where nothing is trained
 FILE = "splits_final.json"
 
@@ -44,6 +44,11 @@ class Split(Part):
 
     train: tuple[CaseName, ...]
     val: tuple[CaseName, ...]
+
+    @property
+    def in_both(self) -> frozenset[str]:
+        """Cases that train and validate; only a fold that was made by hand has some."""
+        return frozenset(self.train) & frozenset(self.val)
 
 
 class Splits(Part):
@@ -100,7 +105,7 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
     """Make the splits of a dataset, or bring those that are there up to date with its cases, and say what changed.
 
     New cases join the training part of each fold, those of a patient who validates the other. A split that leaves out
-    cases which were there before is left so.
+    cases which were there before is left so: they may be kept for a test.
 
     Args:
         file: The splits; it need not be there.
@@ -123,10 +128,11 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
     splits = read_splits(file, DatasetError, REMEDY)
     listed = {name for fold in splits for name in (*fold.train, *fold.val)}
     added, removed = sorted(set(cases) - set(known) - listed), sorted(listed & set(known) - set(cases))
+    _tell_left_out(sorted(set(cases) & set(known) - listed), file)
     if added:
         logger.warning(
             "Warning: %d new cases join the training part of each fold%s: %s; delete %s for new folds, which validate "
-            "on them too",
+            "on them too, and train all of these again",
             *(len(added), ", but where their patient validates" * bool(of_several(patients))),
             *(shorten(added), file),
         )
@@ -138,7 +144,19 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
         for number, fold in enumerate(changed):
             if not (fold.train and fold.val):
                 part = "validation" if fold.train else "training"
-                logger.warning("Warning: fold %d has no %s case any more; delete %s for new folds", number, part, file)
+                logger.warning(
+                    "Warning: fold %d has no %s case any more; delete %s for new folds, and train all of these again",
+                    *(number, part, file),
+                )
+
+
+def _tell_left_out(names: list[str], file: Path) -> None:
+    if names:
+        logger.warning(
+            "Warning: %d cases are in no part of any fold, and left so, in case that is meant: %s; add them in %s, or "
+            "delete it for new folds, and train all of these again",
+            *(len(names), shorten(names), file),
+        )
 
 
 def _few(count: int, what: str) -> str:
@@ -193,7 +211,8 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
     if both:
         logger.warning(
             "Warning: fold %d trains on some cases of %d patients, by the cases' names, and validates on others, so "
-            "that its validation will be better than new patients are: %s; delete %s for folds of patients",
+            "that its validation will be better than new patients are: %s; delete %s for folds of patients, and train "
+            "all of these again",
             *(fold, len(both), shorten(both), file),
         )
     return chosen

@@ -43,6 +43,7 @@ def trained(tmp_path):
         checkpoint["optimizer_state"] = {"state": torch.zeros(10000)}
         checkpoint["init_args"]["dataset_json"] = described
         checkpoint["logging"] = {"cases": SECRET}
+        checkpoint["sam3d"] = {"trained_in": "bfloat16", "training_cases": [SECRET]}
         torch.save(checkpoint, folder / "checkpoint_final.pth")
         said = {"case": SECRET, "class_name": "organ", "said": 0.5, "found": 0.6, "share": 1.0}
         other = said | {"case": "another", "found": 0.7}
@@ -131,6 +132,7 @@ def test_nothing_of_cases_and_of_the_training_is_in_it(tmp_path, trained):
         "current_epoch",
         "sam3d",
     }
+    assert checkpoint["sam3d"] == {"trained_in": "bfloat16"}
     cases = [one["case"] for one in json.loads((folder / "fold_0" / CALIBRATION_FILE).read_text())["dice"]]
     assert len(set(cases)) == 2
     described = json.loads((folder / "dataset.json").read_text())

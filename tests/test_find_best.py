@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from phantoms import write_volume
-from tiny_models import LABELS, REGIONS, make_dataset_json, make_plans
+from tiny_models import LABELS, REGIONS, make_checkpoint, make_dataset_json, make_plans
 
 from sam3dnet.cli import find_best as command
 from sam3dnet.errors import DatasetError, PlanError
@@ -271,6 +272,43 @@ def test_what_a_model_lacks_is_said_with_the_line_to_type(folders, change, messa
     make_crossvalidation(folders, LOWRES)
     assert find(folders).best.name == LOWRES
     assert f"Warning: left out {FULLRES}: " in caplog.text
+
+
+def trained_on(fold, *names):
+    torch.save(make_checkpoint({}, sam3d={"training_cases": names}), fold / "checkpoint_final.pth")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda fold: shutil.rmtree(fold / "validation"), "not validated"),
+        (
+            lambda fold: (fold / "validation" / "case_2.nii.gz").rename(fold / "validation" / "case_7.nii.gz"),
+            "validated on other cases than the splits say: case_2, case_7",
+        ),
+        (lambda fold: None, "validated on cases that it was trained on: case_2"),
+    ],
+)
+def test_weights_that_have_seen_their_cases_are_trained_again(folders, change, what):
+    make_dataset(folders)
+    model = make_crossvalidation(folders)
+    trained_on(model / "fold_2", "case_2", "case_4")
+    trained_on(model / "fold_3", "case_0", "case_1")
+    change(model / "fold_2")
+    line = f"sam3d_train {NAME} 2 -c 3d_fullres -p SAM3DPlans"
+    why = r"\(fold 2 again, since it was trained on what it validates on now: case_2\)"
+    with pytest.raises(DatasetError, match=rf"\n    {FULLRES}: fold 2 {what}; type: {line} {why}$"):
+        find(folders)
+
+
+def test_cases_that_a_fold_trains_and_validates_on_are_meant_so(folders):
+    make_dataset(folders)
+    trained_on(make_crossvalidation(folders) / "fold_2", "case_2", "case_4")
+    file = folders.preprocessed / NAME / "splits_final.json"
+    splits = json.loads(file.read_text())
+    splits[2]["train"].append("case_2")
+    file.write_text(json.dumps(splits))
+    assert find(folders).best.name == FULLRES
 
 
 def test_fewer_folds_where_they_are_asked_for(folders):

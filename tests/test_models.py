@@ -16,10 +16,12 @@ from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.models import (
     choose_checkpoint,
     find_model,
+    find_model_to_start_from,
     list_models,
     load_checkpoint,
     load_model,
     trained_in,
+    training_cases,
 )
 
 
@@ -37,6 +39,36 @@ def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):
         find_model(tmp_path, 903)
     with pytest.raises(CheckpointError, match="there is none; train one first: sam3d_train"):
         find_model(tmp_path / "nothing")
+
+
+def test_a_model_to_start_from_is_that_of_the_same_plans_or_ours_or_the_only_one(tmp_path):
+    def find(dataset="902", plans_name="Mine", configuration="3d_fullres"):
+        return find_model_to_start_from(tmp_path, dataset, configuration, plans_name)
+
+    def make(plans_name, configuration="3d_fullres"):
+        made = make_model(tmp_path / "made", dataset="Dataset902_Other")
+        target = tmp_path / "Dataset902_Other" / f"nnUNetTrainerSAM3D__{plans_name}__{configuration}"
+        target.parent.mkdir(exist_ok=True)
+        return made.rename(target)
+
+    make_model(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"for dataset 902; trained are Dataset901_Tiny/\S+ \(folds 0\); train one"
+    ):
+        find()
+    lowres = make("SAM3DPlans_refsam3d", "3d_lowres")
+    assert find() == find("Dataset902_Other") == lowres
+    of_text = make("SAM3DPlans_refsam3d")
+    assert find() == of_text
+    another = make("SAM3DPlans_unetr")
+    with pytest.raises(
+        CheckpointError, match=r"one model of dataset 902 to .*refsam3d__3d_fullres .*unetr.*; name one"
+    ):
+        find()
+    assert find(plans_name="SAM3DPlans_unetr") == another
+    usual = make("SAM3DPlans")
+    assert find() == usual and find(plans_name="SAM3DPlans_refsam3d") == of_text
+    assert find(configuration="3d_lowres") == lowres
 
 
 def test_folds_default_to_the_numbered_ones_and_missing_ones_are_listed(tmp_path):
@@ -143,3 +175,14 @@ def test_damaged_and_foreign_plans_are_refused(tmp_path):
 )
 def test_models_know_the_type_that_all_folds_were_trained_in(blocks, expected):
     assert trained_in(blocks) is expected
+
+
+def test_models_know_the_cases_that_any_fold_was_trained_on(tmp_path):
+    model = make_model(tmp_path, folds=(0, 1, 2))
+    assert load_model(model).training_cases == frozenset()
+    for fold, names in ((0, ["b", "a"]), (1, ["c"])):
+        checkpoint = make_checkpoint(make_weights(fold), sam3d={"trained_in": "float32", "training_cases": names})
+        torch.save(checkpoint, model / f"fold_{fold}" / "checkpoint_final.pth")
+    assert load_model(model).training_cases == {"a", "b", "c"}
+    assert load_model(model, [1]).training_cases == {"c"}
+    assert training_cases([{}, {"sam3d": {}}, {"sam3d": {"training_cases": []}}]) == frozenset()

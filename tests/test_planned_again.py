@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from commands import train_fold
 from phantoms import make_raw_dataset
+from tiny_models import make_model
 
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.network.cost import training_cost, training_seconds
@@ -94,3 +95,61 @@ def test_a_dataset_of_stock_nnunet_without_splits_gets_some(folders: Folders) ->
     (folders.preprocessed / DATASET / "splits_final.json").unlink()
     shutil.rmtree(next((folders.preprocessed / DATASET).rglob("sam3d_records")))  # nor records
     train_fold(DATASET, 1, folders, device="cpu", epochs=1, iterations_per_epoch=1)
+
+
+def test_cases_that_only_another_plan_has_are_told_with_what_preprocesses_them(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = make_raw_dataset(folders.raw / DATASET, num_cases=3)
+    file = plan(folders)
+    other = json.loads(file.read_text()) | {"plans_name": "Other"}
+    other["configurations"]["3d_fullres"]["data_identifier"] = "Other_3d_fullres"
+    file.with_name("Other.json").write_text(json.dumps(other))
+    make_raw_dataset(raw, num_cases=4)
+    preprocess_dataset(DATASET, folders, plans_name="Other", num_processes=0, progress=False)
+    splits = file.with_name("splits_final.json")
+    line = f"sam3d_plan_and_preprocess -d {DATASET}"
+    told = f"1 cases of fold {{}} are in the dataset, but not .* for 3d_fullres of SAM3DPlans: case_3; run {line}$"
+    with pytest.raises(DatasetError, match=told.format(0)):
+        train_fold(DATASET, 0, folders, device="cpu")
+    splits.unlink()
+    for _ in range(2):  # new folds are of all cases
+        with pytest.raises(DatasetError, match=told.format(3)):
+            train_fold(DATASET, 3, folders, device="cpu")
+    assert [fold["val"] for fold in json.loads(splits.read_text())] == [[f"case_{number}"] for number in range(4)]
+    train_fold(DATASET, "all", folders, device="cpu", epochs=1, iterations_per_epoch=1, validate=False)
+    lacking = "1 cases of the dataset are not preprocessed for 3d_fullres of SAM3DPlans, and not used: case_3"
+    assert f"{lacking}; {line} preprocesses them" in caplog.text
+    splits.write_text(splits.read_text().replace("case_3", "case_03"))
+    with pytest.raises(DatasetError, match=r"names case_03, which the dataset does not have \(is case_0 meant\?\)"):
+        train_fold(DATASET, 0, folders, device="cpu")
+
+
+class Found(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("plans_name", "expected"), [("SAM3DPlans", "unetr"), ("Other", "Other")])
+def test_a_training_starts_from_a_model_of_its_own_plans_or_from_the_only_one(
+    folders: Folders, monkeypatch: pytest.MonkeyPatch, plans_name: str, expected: str
+) -> None:
+    from sam3dnet.training import starting
+
+    make_raw_dataset(folders.raw / DATASET, num_cases=2)
+    file = plan(folders)
+    file.with_name("Other.json").write_text(json.dumps(json.loads(file.read_text()) | {"plans_name": "Other"}))
+    there = folders.results / "Dataset902_Other"
+    for name in {"unetr", expected}:
+        made = make_model(folders.results / "made", dataset=there.name)
+        there.mkdir(exist_ok=True)
+        made.rename(there / f"nnUNetTrainerSAM3D__{name}__3d_fullres")
+    asked: list[tuple] = []
+
+    def read(*given: object) -> None:
+        asked.append(given)
+        raise Found
+
+    monkeypatch.setattr(starting, "read_starting_point", read)
+    with pytest.raises(Found):
+        train_fold(DATASET, 1, folders, device="cpu", plans=plans_name, from_model="902")
+    assert asked == [(there / f"nnUNetTrainerSAM3D__{expected}__3d_fullres", 1, DATASET, {"case_1"})]

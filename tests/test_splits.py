@@ -63,15 +63,19 @@ def test_a_fold_that_loses_its_last_validation_case_is_told(tmp_path, caplog):
     update_splits(file, CASES[:6], CASES[:6])
     (number, lost), *_ = [(n, fold.val[0]) for n, fold in enumerate(make_splits(CASES[:6])) if len(fold.val) == 1]
     update_splits(file, [name for name in CASES[:6] if name != lost], CASES[:6])
-    assert f"fold {number} has no validation case any more; delete {file} for new folds" in caplog.text
+    text = f"fold {number} has no validation case any more; delete {file} for new folds, and train all of these again"
+    assert text in caplog.text
 
 
-def test_a_split_that_leaves_out_cases_on_purpose_stays(tmp_path):
+def test_a_split_that_leaves_out_cases_on_purpose_stays_and_that_is_said(tmp_path, caplog):
     file = tmp_path / "splits_final.json"
     file.write_text(json.dumps([{"train": CASES[:3], "val": CASES[3:4]}]))
     content = file.read_bytes()
     update_splits(file, CASES, CASES)
     assert file.read_bytes() == content
+    assert f"3 cases are in no part of any fold, and left so, in case that is meant: {', '.join(CASES[4:])}; add" in (
+        caplog.text
+    )
 
 
 def test_a_patients_cases_stay_together(tmp_path, caplog):

@@ -1,12 +1,14 @@
 """A training that starts from a model: what means the same goes on, all else starts anew, and both are said."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from commands import train_fold
 from phantoms import make_raw_dataset
+from tiny_models import make_checkpoint, make_model, make_weights
 
 from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.network.cost import training_cost, training_seconds
@@ -19,7 +21,7 @@ from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
-from sam3dnet.training.starting import StartingPoint, meaning_of
+from sam3dnet.training.starting import StartingPoint, meaning_of, read_starting_point
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 OLD = Meaning(("CT", "PET"), ("background", "liver", "tumour"))
@@ -153,9 +155,62 @@ def test_what_does_not_fit_starts_anew_and_is_said():
 
 
 def test_nothing_in_common_is_refused(tmp_path):
-    point = StartingPoint(tmp_path / "checkpoint_final.pth", {"conv.weight": torch.zeros(2)}, OLD)
+    file = tmp_path / "checkpoint_final.pth"
+    point = StartingPoint(file, {"conv.weight": torch.zeros(2)}, OLD, "sam3dnet.network.sam3d.SAM3D")
     with pytest.raises(CheckpointError, match=r"checkpoint_final.pth: nothing of it fits the network of this plan"):
         point.give_to(make(OLD), OLD, lambda channels, classes: make_like(OLD, channels, classes))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own", "fits"),
+    [
+        ("sam3dnet.network.sam3d.SAM3D", "sam3dnet.network.published.medsam3d.MedSAM3D", True),
+        ("package.UNet", "package.UNet", True),
+        ("package.UNet", "sam3dnet.network.sam3d.SAM3D", False),
+        ("sam3dnet.network.sam3d.SAM3D", "package.UNet", False),
+    ],
+)
+def test_weights_of_a_network_from_elsewhere_are_for_that_alone(tmp_path, theirs, own, fits):
+    point = StartingPoint(tmp_path / "checkpoint_final.pth", {}, OLD, theirs)
+    if fits:
+        point.require_kin(own)
+        return
+    with pytest.raises(CheckpointError, match=f"checkpoint_final.pth: weights of {theirs}; expected a model of sam3"):
+        point.require_kin(own)
+
+
+def test_a_model_with_the_whole_encoder_needs_no_other_weights_for_it(tmp_path):
+    network = make(OLD)
+    more_channels = Meaning(("CT", "PET", "MR"), OLD.classes)
+
+    def holds(state, own=OLD, part="image_encoder"):
+        point = StartingPoint(tmp_path / "checkpoint_final.pth", state, OLD, "sam3dnet.network.sam3d.SAM3D")
+        return point.holds(part, network, own)
+
+    state = network.state_dict()
+    of_encoder = [name for name in state if name.startswith("image_encoder.")]
+    assert of_encoder and holds(state) and not holds(state, more_channels)
+    assert not holds({name: value for name, value in state.items() if name != of_encoder[3]})
+    assert not holds(state | {of_encoder[3]: torch.zeros(1)})
+
+
+class LooksAtValues(torch.nn.Module):
+    """A network that, like MONAI's SwinUNETR, reads numbers out of tensors when it is made."""
+
+    def __init__(self, channels, classes):
+        super().__init__()
+        width = int(torch.linspace(0, 8, 2)[1].item())
+        self.first, self.last = torch.nn.Conv3d(channels, width, 1), torch.nn.Conv3d(width, classes, 1)
+
+
+def test_networks_that_look_at_values_when_they_are_made_can_be_started_from_too():
+    axes = find_axes(LooksAtValues, 2, 3)
+    assert axes == {"first.weight": ("channel", 1), "last.weight": ("class", 0), "last.bias": ("class", 0)}
+
+
+def test_channels_of_one_name_are_told_apart():
+    said = {"channel_names": {"0": "CT", "1": "CT", "2": "MR"}, "labels": {"background": 0, "organ": 1}}
+    assert meaning_of(said, False).channels == ("CT", "CT (2)", "MR")
 
 
 def test_regions_and_first_stages_have_names_too():
@@ -163,8 +218,11 @@ def test_regions_and_first_stages_have_names_too():
     assert meaning_of(said, True) == Meaning(
         ("CT", "first stage: organ", "first stage: tumour"), ("background", "organ", "tumour")
     )
+    said["labels"] = {"background": 0, "tumour": 2, "organ": 1}  # its channels lie by their values
+    assert meaning_of(said, True).channels == ("CT", "first stage: organ", "first stage: tumour")
     regions = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "whole": [1, 2], "core": 2}}
     assert meaning_of(regions | {"regions_class_order": [1, 2]}, False).classes == ("whole", "core")
+    assert meaning_of(regions, True).channels == ("CT", "first stage: whole", "first stage: core and whole")
 
 
 @pytest.fixture
@@ -199,3 +257,28 @@ def test_a_training_goes_on_from_another_dataset(loaders_in_this_process, caplog
     with pytest.raises(Sam3dError, match="leave out --from"):
         train_fold(source, 1, folders, from_model=source, continue_training=True, **short)
     assert json.loads((second.parent / "plans.json").read_text())["dataset_name"] == "Dataset977_Other"
+
+
+@pytest.mark.parametrize(
+    ("fold", "validating", "told"),
+    [
+        (0, {"c"}, ""),
+        (
+            0,
+            {"a", "b", "d"},
+            r"in fold 0 that fold 0 validates on \(a, b\): .*; train fold 0 of it again, since the folds",
+        ),
+        (1, {"c", "d"}, ""),  # the folds that it was trained with are others, of which only names tell
+        (1, {"b"}, r"in fold 0 that fold 1 validates on \(b\): .*; train fold 1 of it first, or start from a model"),
+        (2, {"b"}, r"in fold 0 that fold 2 validates on: .*; train fold 2 of it first"),  # of an earlier version
+        ("all", set(), ""),
+    ],
+)
+def test_a_start_from_weights_that_have_seen_what_validates_is_told(tmp_path, caplog, fold, validating, told):
+    folder = make_model(tmp_path)
+    said = {} if fold == 2 else {"sam3d": {"training_cases": ["a", "b"]}}
+    torch.save(make_checkpoint(make_weights(0), **said), folder / "fold_0" / "checkpoint_final.pth")
+    read_starting_point(folder, fold, "Dataset999_Another", {"a", "b"})
+    assert not caplog.text
+    read_starting_point(folder, fold, "Dataset901_Tiny", validating)
+    assert re.search(told, caplog.text) if told else not caplog.text

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing.pool import ThreadPool
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from tiny_models import labels_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sam3dnet
-from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
+from sam3dnet.errors import CheckpointError, DatasetError, FailedCasesError, PlanError
 from sam3dnet.evaluation.crossvalidation import lacks_probabilities
 from sam3dnet.evaluation.find_best import find_best
 from sam3dnet.inference.models import choose_checkpoint, load_model
@@ -211,18 +212,88 @@ def test_what_cannot_be_validated_is_told_and_nothing_is_written(fold):
         plans_file.write_text(original)
 
 
-def test_a_case_that_fails_costs_itself_alone(fold, monkeypatch, caplog):
-    name, folders, output = fold
+@contextmanager
+def other_folds(folders, name, **changes):
+    """Have fold 0 with other parts for a while."""
     splits_file = folders.preprocessed / name / "splits_final.json"
     original = splits_file.read_text()
     splits = json.loads(original)
-    splits[0]["val"] = [*splits[0]["val"], "lost"]
-    splits_file.write_text(json.dumps(splits))
+    splits_file.write_text(json.dumps([splits[0] | changes, *splits[1:]]))
     try:
-        with pytest.raises(FailedCasesError, match=r"1 of 2 validation cases failed, lost; the scores of the others"):
-            validate_fold(name, 0, folders, device="cpu")
+        yield
     finally:
         splits_file.write_text(original)
+
+
+def content_of(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.suffix != ".txt"}
+
+
+def without_training_cases(file):
+    """Have a checkpoint of before they were noted."""
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["sam3d"]["training_cases"]
+    torch.save(checkpoint, file)
+
+
+def test_weights_do_not_validate_the_cases_that_they_were_trained_on(fold):
+    name, folders, output = fold
+    trained = json.loads((folders.preprocessed / name / "splits_final.json").read_text())[0]["train"]
+    noted = torch.load(output / "checkpoint_final.pth", weights_only=True)["sam3d"]["training_cases"]
+    assert noted == sorted(trained) and len(noted) == 4
+    seen, (validated,) = trained[1], validation_cases(folders, name)
+    before = content_of(output / "validation") | {file.name: file.read_bytes() for file in output.glob("sam3d_*")}
+    told = rf"fold_0: its weights were trained on 1 of the 2 cases .* on: {seen}; .*train the fold again, without"
+    new = {"train": [one for one in trained if one != seen], "val": [validated, seen]}
+    with other_folds(folders, name, **new):
+        with pytest.raises(CheckpointError, match=told):
+            validate_fold(name, 0, folders, device="cpu")
+        for epochs in (1, 2):  # what is over is validated, too
+            options = {"epochs": epochs, "iterations_per_epoch": 1, "device": "cpu", "continue_training": True}
+            with pytest.raises(CheckpointError, match=told):
+                train_fold(name, 0, folders, **options)
+        after = content_of(output / "validation") | {file.name: file.read_bytes() for file in output.glob("sam3d_*")}
+        assert after == before and "summary.json" in after
+        for file in output.glob("checkpoint_*.pth"):
+            without_training_cases(file)
+        validate_fold(name, 0, folders, device="cpu")  # nothing is known of these
+        assert len(files_of(output / "validation")) == 2
+    with other_folds(folders, name, val=[validated, seen]):  # on purpose
+        validate_fold(name, 0, folders, device="cpu")
+
+
+def test_what_a_training_was_trained_on_before_it_was_continued_counts(fold):
+    name, folders, output = fold
+    trained = json.loads((folders.preprocessed / name / "splits_final.json").read_text())[0]["train"]
+    options = {"epochs": 2, "iterations_per_epoch": 1, "device": "cpu", "continue_training": True, "validate": False}
+    with other_folds(folders, name, train=trained[:2]):
+        train_fold(name, 0, folders, **options)
+    noted = torch.load(output / "checkpoint_final.pth", weights_only=True)["sam3d"]["training_cases"]
+    assert noted == sorted(trained)
+
+
+def test_a_fold_without_validation_cases_keeps_the_validation_that_is_there(fold):
+    name, folders, output = fold
+    loaded = loaded_trainer(name, folders, output)
+    before = content_of(output / "validation")
+    with other_folds(folders, name, val=[]):
+        for validate in (lambda: validate_fold(name, 0, folders, device="cpu"), loaded.perform_actual_validation):
+            with pytest.raises(DatasetError, match=r"splits_final.json: folds\[0\].val is empty; expected .*names of"):
+                validate()
+    assert content_of(output / "validation") == before
+
+
+def test_a_case_that_fails_costs_itself_alone(fold, monkeypatch, caplog):
+    name, folders, output = fold
+    (folders.preprocessed / name / "SAM3DPlans_3d_fullres" / "lost.pkl").write_bytes(b"")
+    try:
+        with (
+            other_folds(folders, name, val=[*validation_cases(folders, name), "lost"]),
+            pytest.raises(FailedCasesError, match=r"1 of 2 validation cases failed, lost; the scores of the others"),
+        ):
+            validate_fold(name, 0, folders, device="cpu")
+    finally:
+        (folders.preprocessed / name / "SAM3DPlans_3d_fullres" / "lost.pkl").unlink()
     assert FailedCasesError.exit_status == 1
     assert "case lost failed: " in caplog.text
     summary = json.loads((output / "validation" / "summary.json").read_text())

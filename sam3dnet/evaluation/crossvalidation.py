@@ -8,12 +8,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sam3dnet.errors import CheckpointError
 from sam3dnet.evaluation.plain_pickles import holds_plain_values
 from sam3dnet.inference.images import is_damaged
-from sam3dnet.inference.models import read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.models import (
+    CHECKPOINT_ORDER,
+    load_checkpoint,
+    read_model_dataset,
+    read_model_plans,
+    trained_folds,
+    training_cases,
+)
 from sam3dnet.inference.probabilities import ENDINGS, shape_of
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
+from sam3dnet.preprocessing.splits import Split
 from sam3dnet.settings.find_best import OUR_TRAINER
 from sam3dnet.training.validation import FOLDER
 
@@ -26,13 +35,18 @@ class CrossValidation:
 
     Attributes:
         folder: Of the model.
-        folds: That count.
+        splits: Of the folds that count, as they are now.
         root: As it was given to the command; None for variables of the environment.
     """
 
     folder: Path
-    folds: tuple[int, ...]
+    splits: Mapping[int, Split]
     root: str | None = None
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Those that count."""
+        return tuple(self.splits)
 
     @property
     def trainer(self) -> str:
@@ -88,9 +102,26 @@ class CrossValidation:
         for fold in self.folds:
             yield from self.label_maps(fold).values()
 
+    @cached_property
+    def trained_on(self) -> dict[int, frozenset[str]]:
+        """The cases that each fold was trained on, as far as its checkpoint says."""
+        return {fold: _training_cases(self.folder / f"fold_{fold}") for fold in self.folds}
+
+    def seen(self, fold: int, names: Collection[str]) -> set[str]:
+        """Give those of some cases that a fold was trained on, though its split does not have it so."""
+        return set(names) & self.trained_on[fold] - self.splits[fold].in_both
+
     def lines(self, folds: Sequence[int], *, validate: bool = False, probabilities: bool = False) -> str:
-        """Give what to type to train folds, or to validate them anew."""
-        return "; ".join(self._line(fold, validate, probabilities) for fold in folds)
+        """Give what to type to train folds, or to validate them anew; what has seen its cases is trained again."""
+        seen = {fold: self.seen(fold, self.splits[fold].val) for fold in folds} if validate else {}
+        lines = "; ".join(self._line(fold, validate and not seen[fold], probabilities) for fold in folds)
+        again = [fold for fold, names in seen.items() if names]
+        if not again:
+            return lines
+        names = sorted(set().union(*(seen[fold] for fold in again)))
+        return (
+            f"{lines} (fold {_listed(again)} again, since it was trained on what it validates on now: {shorten(names)})"
+        )
 
     def _line(self, fold: int, validate: bool, probabilities: bool) -> str:
         dataset = self.folder.parent.name
@@ -119,16 +150,29 @@ class Scored:
     dice: float
 
 
-def faults_of(model: CrossValidation, cases_of_fold: Mapping[int, Collection[str]], truth: Path) -> list[str]:
+def _training_cases(fold_folder: Path) -> frozenset[str]:
+    for name in CHECKPOINT_ORDER:
+        try:
+            return training_cases([load_checkpoint(fold_folder / name)])
+        except CheckpointError:  # what was predicted with it can be scored without it
+            continue
+    return frozenset()
+
+
+def faults_of(model: CrossValidation, truth: Path) -> list[str]:
     """Say what a cross-validation lacks, and what to type; nothing where it is whole.
 
     Args:
         model: Whose.
-        cases_of_fold: That each fold validates on.
         truth: Folder with the true label maps.
     """
     there = {fold: model.label_maps(fold) for fold in model.folds}
-    return _absent(model, there) or _other_cases(model, there, cases_of_fold) or _unfit_cases(model, there, truth)
+    return (
+        _absent(model, there)
+        or _other_cases(model, there)
+        or _seen_cases(model, there)
+        or _unfit_cases(model, there, truth)
+    )
 
 
 def _absent(model: CrossValidation, there: _LabelMaps) -> list[str]:
@@ -145,16 +189,25 @@ def _absent(model: CrossValidation, there: _LabelMaps) -> list[str]:
     ]
 
 
-def _other_cases(model: CrossValidation, there: _LabelMaps, cases_of_fold: Mapping[int, Collection[str]]) -> list[str]:
+def _other_cases(model: CrossValidation, there: _LabelMaps) -> list[str]:
     """Compare all folds together: stock nnU-Net allows models with splits of their own."""
-    expected = {name for fold in model.folds for name in cases_of_fold[fold]}
+    expected = {name for split in model.splits.values() for name in split.val}
     found = Counter(name for of_fold in there.values() for name in of_fold)
     other = sorted((expected ^ set(found)) | {name for name, count in found.items() if count > 1})
     if not other:
         return []
-    folds = [fold for fold in model.folds if set(there[fold]) != set(cases_of_fold[fold])]
+    folds = [fold for fold, split in model.splits.items() if set(there[fold]) != set(split.val)]
     line = model.lines(folds, validate=True)
     return [f"fold {_listed(folds)} validated on other cases than the splits say: {shorten(other)}; type: {line}"]
+
+
+def _seen_cases(model: CrossValidation, there: _LabelMaps) -> list[str]:
+    seen = {fold: model.seen(fold, there[fold]) for fold in model.folds}
+    folds = [fold for fold, names in seen.items() if names]
+    if not folds:
+        return []
+    names, line = sorted(set().union(*seen.values())), model.lines(folds, validate=True)
+    return [f"fold {_listed(folds)} validated on cases that it was trained on: {shorten(names)}; type: {line}"]
 
 
 def _unfit_cases(model: CrossValidation, there: _LabelMaps, truth: Path) -> list[str]:

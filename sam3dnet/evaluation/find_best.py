@@ -16,7 +16,7 @@ from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessi
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, find_dataset_name, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
-from sam3dnet.preprocessing.splits import OF_PLANNING, read_splits, require_fold, splits_file
+from sam3dnet.preprocessing.splits import OF_PLANNING, Split, read_splits, require_fold, splits_file
 from sam3dnet.settings.find_best import OUR_TRAINER, FindBestSettings
 from sam3dnet.training.validation import BYTES_A_SCORED_VOXEL, SUMMARY, scoring_processes
 
@@ -60,9 +60,9 @@ def find_best(settings: FindBestSettings, folders: Folders) -> Found:
         PlanError: If a fold is asked for that there is not, or a model's plan is damaged.
     """
     name = find_dataset_name(settings.dataset, folders)
-    cases_of_fold = _cases_of_fold(name, folders, settings.folds)
+    splits = _splits(name, folders, settings.folds)
     truth = _truth(name, folders)
-    models = _whole_models(settings, folders.results / name, cases_of_fold, truth)
+    models = _whole_models(settings, folders.results / name, splits, truth)
     scored = [_score(model, settings.num_processes) for model in models]
     if not settings.no_ensembling:
         scored += [_score_ensemble(pair, truth, settings.num_processes) for pair in _pairs(models)]
@@ -73,12 +73,12 @@ def find_best(settings: FindBestSettings, folders: Folders) -> Found:
     return _tell(settings, folders.results / name, best, scored, decided)
 
 
-def _cases_of_fold(name: str, folders: Folders, asked: Sequence[str | int] | None) -> Mapping[int, tuple[str, ...]]:
+def _splits(name: str, folders: Folders, asked: Sequence[str | int] | None) -> Mapping[int, Split]:
     splits = read_splits(splits_file(name, folders), PlanError, OF_PLANNING)
     folds = list(range(len(splits))) if asked is None else sorted({_number(fold) for fold in asked})
     for fold in folds:
         require_fold(splits, fold)
-    return {fold: splits[fold].val for fold in folds}
+    return {fold: splits[fold] for fold in folds}
 
 
 def _number(fold: str | int) -> int:
@@ -98,17 +98,17 @@ def _truth(name: str, folders: Folders) -> Path:
 
 
 def _whole_models(
-    settings: FindBestSettings, results: Path, cases_of_fold: Mapping[int, tuple[str, ...]], truth: Path
+    settings: FindBestSettings, results: Path, splits: Mapping[int, Split], truth: Path
 ) -> list[CrossValidation]:
     """List the models that were validated on all folds; say what the others lack."""
     whole, lacking = [], []
-    for model in _models(settings, results, tuple(cases_of_fold)):
-        faults = faults_of(model, cases_of_fold, truth)
+    for model in _models(settings, results, splits):
+        faults = faults_of(model, truth)
         lacking += [f"{model.folder.name}: {fault}" for fault in faults]
         if not faults:
             whole.append(model)
     if not whole:
-        folds = " ".join(map(str, cases_of_fold))
+        folds = " ".join(map(str, splits))
         lines = "\n".join(f"    {fault}" for fault in lacking)
         raise DatasetError(
             f"no model of {results.name} was validated on all of the folds {folds}; type what is missing, or choose "
@@ -119,11 +119,11 @@ def _whole_models(
     return whole
 
 
-def _models(settings: FindBestSettings, results: Path, folds: tuple[int, ...]) -> list[CrossValidation]:
+def _models(settings: FindBestSettings, results: Path, splits: Mapping[int, Split]) -> list[CrossValidation]:
     """List the models that are asked for."""
     found = sorted(file.parent for file in results.glob("*__*__*/plans.json") if file.parent.name.count("__") == 2)
     root = None if settings.root is None else str(settings.root)
-    models = [CrossValidation(folder, folds, root) for folder in found]
+    models = [CrossValidation(folder, splits, root) for folder in found]
     chosen = [
         one
         for one in models

@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _COPY_IT = "copy it from where the model was trained"
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
+TRAINING_CASES = "training_cases"  # in a checkpoint's block "sam3d"; exported models do not have it
 EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 OUR_PLANS = "SAM3DPlans"
 Weights = Mapping[str, Tensor]
@@ -69,6 +70,7 @@ class LoadedModel:
             without such a stage.
         previous: Of a cascade's second stage, the first; see `cascade.py`.
         postprocessing: What users' label maps go through; a validation's do not.
+        training_cases: Names of those that any of its folds was trained on; see `training_cases`.
     """
 
     network: nn.Module
@@ -84,6 +86,7 @@ class LoadedModel:
     input_labels: tuple[int, ...] = ()
     previous: "LoadedModel | None" = None
     postprocessing: Postprocessing = NO_POSTPROCESSING
+    training_cases: frozenset[str] = frozenset()
 
     @property
     def fold_folders(self) -> list[Path]:
@@ -175,6 +178,41 @@ def find_model(
             f"{results}: expected {wanted}{option}; {there}; train one first: sam3d_train DATASET fold0{option}"
         )
     raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose a dataset (-d)")
+
+
+def find_model_to_start_from(results: Path, dataset: int | str, configuration: str, plans_name: str) -> Path:
+    """Find the model of a dataset that a plan or training of another one begins with.
+
+    It is that of the same plans and configuration, else of `OUR_PLANS`, else the only one of the configuration, else
+    the only one of the dataset.
+
+    Args:
+        results: nnUNet_results.
+        dataset: Number or name of the dataset.
+        configuration: That is going to be trained.
+        plans_name: Of the plan that is going to be trained.
+
+    Returns:
+        The model folder.
+
+    Raises:
+        CheckpointError: If there is none, or nothing says which of several; they are listed.
+    """
+    there = [model for model in list_models(results) if _is_dataset(model.dataset_name, str(dataset))]
+    alike = [model for model in there if model.configuration == configuration]
+    for found in (*([m for m in alike if m.plans_name == name] for name in (plans_name, OUR_PLANS)), alike, there):
+        if len(found) == 1:
+            return found[0].folder
+        if found:
+            raise CheckpointError(
+                f"{results}: expected one model of dataset {dataset} to start from, {_listing(found)}; name one by its "
+                "folder"
+            )
+    others = list_models(results)
+    listed = _listing(others) if others else "there is none"
+    raise CheckpointError(
+        f"{results}: expected a trained model for dataset {dataset}; {listed}; train one first, or start from another"
+    )
 
 
 def _is_dataset(name: str, wanted: str) -> bool:
@@ -313,6 +351,7 @@ def load_model(
         mirror_axes=mirrored_axes(first.get("inference_allowed_mirroring_axes"), plans.plans, dataset_json),
         trained_in=trained_in(content for _, content in opened),
         input_labels=input_labels(configuration, labels),
+        training_cases=training_cases(content for _, content in opened),
     )
 
 
@@ -345,6 +384,15 @@ def trained_in(checkpoints: Iterable[Mapping[str, Any]]) -> torch.dtype | None:
     names = {content.get("sam3d", {"trained_in": "float16"}).get("trained_in") for content in checkpoints}
     (name,) = names if len(names) == 1 else (None,)
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name or "")
+
+
+def training_cases(checkpoints: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Name the cases that the weights of some checkpoints were trained on.
+
+    Returns:
+        As far as they say: stock nnU-Net's, our earlier ones and those of exported models do not, and give none.
+    """
+    return frozenset(name for content in checkpoints for name in content.get("sam3d", {}).get(TRAINING_CASES, ()))
 
 
 def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequence[int | str]:

@@ -6,6 +6,7 @@ kernels to the other thickness of slices. Nothing is taken where only numbers ag
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
@@ -72,6 +73,15 @@ class Taken:
         return lines
 
 
+def without_values(build: Callable[[], nn.Module]) -> nn.Module:
+    """Make a network of which only the shapes are looked at: without memory, where it can be made so."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError):  # networks of others may compute with values when they are made
+        return build()
+
+
 def find_axes(build: Build, channels: int, classes: int) -> dict[str, tuple[Axis, int]]:
     """Find the entries of a network that depend on the number of channels or of classes, and along which axis.
 
@@ -80,12 +90,11 @@ def find_axes(build: Build, channels: int, classes: int) -> dict[str, tuple[Axis
         channels: Of the network.
         classes: Of the network.
     """
-    with torch.device("meta"):
-        own = _shapes(build(channels, classes))
-        others: tuple[tuple[Axis, dict[str, torch.Size]], ...] = (
-            ("class", _shapes(build(channels, classes + 1))),
-            ("channel", _shapes(build(channels + 1, classes))),
-        )
+    own = _shapes(build, channels, classes)
+    others: tuple[tuple[Axis, dict[str, torch.Size]], ...] = (
+        ("class", _shapes(build, channels, classes + 1)),
+        ("channel", _shapes(build, channels + 1, classes)),
+    )
     found: dict[str, tuple[Axis, int]] = {}
     for axis, shapes in others:
         for name, shape in own.items():
@@ -204,5 +213,6 @@ def _parts(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(".".join(name.split(".")[:2]) for name in names))
 
 
-def _shapes(network: nn.Module) -> dict[str, torch.Size]:
+def _shapes(build: Build, channels: int, classes: int) -> dict[str, torch.Size]:
+    network = without_values(partial(build, channels, classes))
     return {name: value.shape for name, value in network.state_dict().items()}

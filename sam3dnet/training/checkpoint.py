@@ -11,7 +11,7 @@ import torch
 
 from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError
-from sam3dnet.inference.models import EARLIER
+from sam3dnet.inference.models import EARLIER, TRAINING_CASES, training_cases
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.random_state import random_state
@@ -34,6 +34,7 @@ class Checkpointed(Protocol):
     prompts: Any
     current_epoch: int
     iterations_done: int
+    training_cases: frozenset[str]
     my_init_kwargs: dict[str, Any]
     inference_allowed_mirroring_axes: Any
     _best_ema: float | None
@@ -56,6 +57,7 @@ def content_of(trainer: Checkpointed) -> dict[str, Any]:
         "iterations": trainer.iterations_done,
         "random_state": random_state(),
         "trained_in": str(half_type(trainer.device) or torch.float32).removeprefix("torch."),
+        TRAINING_CASES: sorted(trainer.training_cases),
     }
     for state in counted:
         ours |= state
@@ -95,6 +97,7 @@ def restore(trainer: Checkpointed, checkpoint: Mapping[str, Any], name: str) -> 
     trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
     if checkpoint.get("grad_scaler_state"):
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    trainer.training_cases = training_cases([checkpoint])
     trainer._resume = checkpoint.get("sam3d")
     if trainer._resume is not None:
         trainer._seconds_before = trainer._resume["seconds"]

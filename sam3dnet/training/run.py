@@ -12,10 +12,18 @@ import torch
 
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
+from sam3dnet.planning.asked import line_to_preprocess
 from sam3dnet.planning.plan import load_plan
-from sam3dnet.preprocessing.cases import read_dataset_json
+from sam3dnet.preprocessing.cases import image_files, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.cores import augmentation_processes, cores_of_job
-from sam3dnet.preprocessing.folders import Folders, find_dataset_name, is_plain_name, parse_fold, remove_partial_files
+from sam3dnet.preprocessing.folders import (
+    LABELS_FOLDER,
+    Folders,
+    find_dataset_name,
+    is_plain_name,
+    parse_fold,
+    remove_partial_files,
+)
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.records import (
@@ -61,10 +69,12 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     Raises:
         PlanError: If the plan, configuration or fold does not exist.
         DatasetError: If the dataset or its preprocessed cases are missing.
-        CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged.
+        CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged, or that has been
+            trained on cases that validate now.
     """
     asked = _Asked.of(settings, folders)
-    _check_cases(asked, settings.configuration, folders)
+    split = _split_of(asked, settings.configuration, folders)
+    _check_makers(asked, settings.configuration, folders)
     _check_previous_stage(asked, settings, folders)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
@@ -77,7 +87,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
-    starting_point = _starting_point(asked, settings)
+    starting_point = _starting_point(asked, settings, folders, split)
     plans = as_fitted_before(plans, settings.configuration, asked.model_folder / "plans.json")
     plans["continue_training"] = settings.continue_training
     with joined_processes(asked.device) as place, _lost_processes_told():
@@ -122,10 +132,12 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
     Raises:
         PlanError, DatasetError: As of `train_fold`; PlanError also if the cases were preprocessed by another plan, or
             nnU-Net's own command has to validate this configuration.
-        CheckpointError: If the fold has not been trained, or the checkpoint is not there or damaged.
+        CheckpointError: If the fold has not been trained, or was trained on cases that it validates on now, or the
+            checkpoint is not there or damaged.
         FailedCasesError: If some cases could not be predicted; the others are scored.
     """
     asked = _Asked.of(settings, folders)
+    _split_of(asked, settings.configuration, folders)
     _check_previous_stage(asked, settings, folders)
 
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -138,6 +150,7 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
     with joined_processes(asked.device) as place, _lost_processes_told():
         preprocessed_by = PlansManager(plans), settings.configuration, dataset_json
         model = load_trained(asked.model_folder, asked.fold, settings.checkpoint, place, preprocessed_by)
+        _check_makers(asked, settings.configuration, folders)
         plans["continue_training"] = True  # the record of the training at Weights & Biases goes on
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, dataset_json, place)
         trainer.print_to_log_file(f"validating {model.checkpoint_files[0]}")
@@ -170,7 +183,7 @@ class _Asked:
         plans, dataset_json = _read_plan(name, folders, settings.plans)
         _check_configuration(plans, settings.configuration, name, folders)
         if fold != "all":
-            _splits_with(fold, name, folders, _stored_in(plans, settings.configuration))
+            _splits_with(fold, name, folders, _stored_in(plans, settings.configuration), dataset_json)
         _share_cores(device.type, settings.num_processes)
         model = f"{TRAINER}__{plans['plans_name']}__{settings.configuration}"
         return cls(fold, plans, dataset_json, device, folders.results / name / model)
@@ -229,18 +242,57 @@ def _check_configuration(plans: dict[str, Any], configuration: str, dataset_name
 
 def _line(plans: dict[str, Any], configuration: str) -> str:
     """Say what to type for the cases of a configuration."""
-    maker = maker_of_cases(plans, _stored_in(plans, configuration)) or configuration
-    option = "" if maker == OfPlan.configuration else f" -c {maker}"
-    return f"sam3d_plan_and_preprocess -d {plans['dataset_name']}{option}"
+    return line_to_preprocess(plans, maker_of_cases(plans, _stored_in(plans, configuration)) or configuration)
 
 
-def _check_cases(asked: _Asked, configuration: str, folders: Folders) -> None:
-    """See that the cases of a fold are there, made by this very plan as far as that is recorded: nnU-Net does not."""
+def _split_of(asked: _Asked, configuration: str, folders: Folders) -> Split | None:
+    """Give the split of a fold whose cases are all preprocessed; None for "all", which takes those that are.
+
+    Raises:
+        PlanError, DatasetError: If the fold cannot be trained or validated; see `fold_of`.
+    """
     plans, dataset_name = asked.plans, asked.plans["dataset_name"]
     stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
-    if asked.fold != "all":
-        splits = _splits_with(asked.fold, dataset_name, folders, stored.name)
-        fold_of(splits, asked.fold, _stored_cases(stored), splits_file(dataset_name, folders))
+    cases, planned = _stored_cases(stored), _planned_cases(stored.parent, asked.dataset_json)
+    of_plan = f"for {configuration} of {plans['plans_name']}"
+    if asked.fold == "all":
+        lacking = sorted(planned - {*cases})
+        if lacking:
+            logger.warning(
+                "Warning: %d cases of the dataset are not preprocessed %s, and not used: %s; %s preprocesses them",
+                *(len(lacking), of_plan, shorten(lacking), _line(plans, configuration)),
+            )
+        return None
+    splits = _splits_with(asked.fold, dataset_name, folders, stored.name, asked.dataset_json)
+    unknown = {*splits[asked.fold].train, *splits[asked.fold].val} - {*cases}
+    lacking = sorted(unknown & (planned | _raw_cases(folders.raw / dataset_name))) if unknown else []
+    file = splits_file(dataset_name, folders)
+    if lacking:
+        raise DatasetError(
+            f"{file}: {len(lacking)} cases of fold {asked.fold} are in the dataset, but not preprocessed {of_plan}: "
+            f"{shorten(lacking)}; run {_line(plans, configuration)}"
+        )
+    return fold_of(splits, asked.fold, cases, file)
+
+
+def _planned_cases(preprocessed: Path, dataset_json: dict[str, Any]) -> set[str]:
+    """Name the cases that the dataset had when it was last planned, whatever is preprocessed of them."""
+    ending = dataset_json["file_ending"]
+    return {file.name.removesuffix(ending) for file in image_files(preprocessed / LABELS_FOLDER, ending)}
+
+
+def _raw_cases(raw: Path) -> set[str]:
+    """Name the cases of a raw dataset, as far as it is there and sound."""
+    try:
+        return {case.name for case in list_training_cases(raw, read_dataset_json(raw))}
+    except DatasetError:
+        return set()
+
+
+def _check_makers(asked: _Asked, configuration: str, folders: Folders) -> None:
+    """See that the cases were made by this very plan, as far as that is recorded: nnU-Net does not."""
+    plans = asked.plans
+    stored = folders.preprocessed / plans["dataset_name"] / _stored_in(plans, configuration)
     if not (stored / RECORDS_FOLDER).is_dir():
         return
 
@@ -291,15 +343,24 @@ def _stored_in(plans: dict[str, Any], configuration: str) -> str:
     return str(content.get("data_identifier", parent.get("data_identifier", f"{plans['plans_name']}_{configuration}")))
 
 
-def _starting_point(asked: _Asked, settings: TrainingSettings) -> "StartingPoint | None":
+def _starting_point(
+    asked: _Asked, settings: TrainingSettings, folders: Folders, split: Split | None
+) -> "StartingPoint | None":
     """Read the model to start from."""
     if settings.from_model is None:
         return None
+    from sam3dnet.inference.models import find_model_to_start_from
+    from sam3dnet.portable.hub import is_on_hub
     from sam3dnet.portable.sources import model_folder
     from sam3dnet.training.starting import read_starting_point
 
-    with model_folder(settings.from_model, settings.root, settings.configuration) as folder:
-        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"])
+    source: str | Path = str(settings.from_model)
+    if not is_on_hub(source) and not Path(source).expanduser().exists():
+        plans_name = asked.plans["plans_name"]
+        source = find_model_to_start_from(folders.results, str(source), settings.configuration, plans_name)
+    validating = set() if split is None else set(split.val) - split.in_both
+    with model_folder(source, settings.root, settings.configuration) as folder:
+        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating)
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:
@@ -313,10 +374,12 @@ def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: st
         check_named_file(arch_kwargs["encoder"], sam_checkpoint)
 
 
-def _splits_with(fold: int, dataset_name: str, folders: Folders, stored_in: str) -> Sequence[Split]:
-    """Read the splits, or make them, and see that a fold is among them."""
+def _splits_with(
+    fold: int, dataset_name: str, folders: Folders, stored_in: str, dataset_json: dict[str, Any]
+) -> Sequence[Split]:
+    """Read the splits, or make them of all of the dataset's cases, and see that a fold is among them."""
     file = splits_file(dataset_name, folders)
-    cases = _stored_cases(file.parent / stored_in)
+    cases = {*_stored_cases(file.parent / stored_in), *_planned_cases(file.parent, dataset_json)}
     splits = read_splits(file, PlanError, REMEDY) if file.is_file() else make_splits(cases)
     require_fold(splits, fold)
     if not file.is_file():

@@ -1,7 +1,7 @@
 """What a training starts with in place of chance: the weights of a model that was trained before."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,15 @@ from sam3dnet.inference.models import (
     read_model_dataset,
     read_model_plans,
     trained_folds,
+    training_cases,
     unwrapped,
 )
+from sam3dnet.network.earlier_weights import as_named_today
 from sam3dnet.network.transfer import Meaning, Taken, find_axes, take_over
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, output_names
+from sam3dnet.preprocessing.problems import shorten
+
+OURS = "sam3dnet."
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +38,43 @@ class StartingPoint:
         file: That they are from.
         weights: Of the network.
         meaning: Of its input and output.
+        network_class: That its plan names, package.module.Class.
     """
 
     file: Path
     weights: Mapping[str, Tensor]
     meaning: Meaning
+    network_class: str
+
+    def holds(self, part: str, network: nn.Module, own: Meaning) -> bool:
+        """Tell whether it gives all that a part of a network has, as it is there.
+
+        Args:
+            part: Name of the part.
+            network: To be trained.
+            own: Meaning of its input and output.
+        """
+        state = network.state_dict()
+        given = {name: value.shape for name, value in as_named_today(self.weights, state).items()}
+        wanted = {name: value.shape for name, value in state.items() if name.startswith(f"{part}.")}
+        return self.meaning.channels == own.channels and wanted.items() <= given.items()
+
+    def require_kin(self, network_class: str) -> None:
+        """See that something in it can mean the same as in a network, where names and sizes may agree by chance.
+
+        Args:
+            network_class: That the plan of the network names.
+
+        Raises:
+            CheckpointError: If the two are others and not both of this package.
+        """
+        if network_class != self.network_class and not all(
+            name.startswith(OURS) for name in (network_class, self.network_class)
+        ):
+            raise CheckpointError(
+                f"{self.file}: weights of {self.network_class}; expected a model of sam3dnet, or one of "
+                f"{network_class} where that is planned; start from another model"
+            )
 
     def give_to(self, network: nn.Module, own: Meaning, build: Build) -> Taken:
         """Let a network start with what means the same in it.
@@ -57,13 +94,16 @@ class StartingPoint:
         return taken
 
 
-def read_starting_point(folder: Path, fold: int | Literal["all"], dataset_name: str) -> StartingPoint:
+def read_starting_point(
+    folder: Path, fold: int | Literal["all"], dataset_name: str, validating: Collection[str]
+) -> StartingPoint:
     """Read the weights of a model folder: of the same fold where it was trained, else of "all", else of the first.
 
     Args:
         folder: Of the model.
         fold: That is going to be trained.
         dataset_name: That it is trained on.
+        validating: The cases that the fold validates on, and does not train on.
 
     Raises:
         CheckpointError, PlanError: If there is no such model, or it is damaged.
@@ -73,16 +113,19 @@ def read_starting_point(folder: Path, fold: int | Literal["all"], dataset_name: 
         raise CheckpointError(f"{folder}: no fold has a checkpoint ({', '.join(CHECKPOINT_ORDER)}); train it first")
     chosen = fold if fold in trained else "all" if "all" in trained else trained[0]
     plans, dataset_json = read_model_plans(folder), read_model_dataset(folder)
-    if plans.get("dataset_name") == dataset_name and chosen != fold:
-        logger.warning(
-            "Warning: %s has seen cases of this dataset in fold %s that fold %s validates on: its validation says too "
-            "much; train fold %s of it, or start from a model of another dataset",
-            *(folder, chosen, fold, fold),
-        )
     file, checkpoint = choose_checkpoint(folder / f"fold_{chosen}")
+    known, seen = training_cases([checkpoint]), sorted(training_cases([checkpoint]) & {*validating})
+    if plans.get("dataset_name") == dataset_name and (seen or (validating and not known and chosen != fold)):
+        logger.warning(
+            "Warning: %s has seen cases of this dataset in fold %s that fold %s validates on%s: its validation says "
+            "too much; train fold %s of it %s, or start from a model of another dataset",
+            *(folder, chosen, fold, f" ({shorten(seen)})" if seen else ""),
+            *(fold, "again, since the folds have changed" if chosen == fold else "first"),
+        )
     weights = {name: value.clone() for name, value in unwrapped(checkpoint["network_weights"]).items()}
     configuration = plans["configurations"].get(checkpoint["init_args"]["configuration"], {})
-    return StartingPoint(file, weights, meaning_of(dataset_json, bool(configuration.get("previous_stage"))))
+    meaning = meaning_of(dataset_json, bool(configuration.get("previous_stage")))
+    return StartingPoint(file, weights, meaning, str(configuration["architecture"]["network_class_name"]))
 
 
 def meaning_of(dataset_json: Mapping[str, Any], has_previous_stage: bool) -> Meaning:
@@ -90,9 +133,17 @@ def meaning_of(dataset_json: Mapping[str, Any], has_previous_stage: bool) -> Mea
 
     Args:
         dataset_json: Of its dataset.
-        has_previous_stage: Whether it also sees the label map of a cascade's first stage, a class a channel.
+        has_previous_stage: Whether it also sees the label map of a cascade's first stage, a label a channel, by value.
     """
     channels = [str(name) for name in channel_names(dataset_json).values()]
     if has_previous_stage:
-        channels += [f"first stage: {name}" for name in foreground_classes(dataset_json)]
-    return Meaning(tuple(channels), tuple(output_names(dataset_json)))
+        classes = foreground_classes(dataset_json)
+        for value in sorted({value for values in classes.values() for value in values}):
+            named = " and ".join(sorted(name for name, values in classes.items() if value in values))
+            channels.append(f"first stage: {named}")
+    return Meaning(tuple(numbered(channels)), tuple(output_names(dataset_json)))
+
+
+def numbered(names: Sequence[str]) -> list[str]:
+    """Tell things of one name apart: the second is called "CT (2)"."""
+    return [f"{name} ({n})" if (n := names[: at + 1].count(name)) > 1 else name for at, name in enumerate(names)]

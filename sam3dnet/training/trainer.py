@@ -4,7 +4,6 @@ import gc
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from math import isfinite
 from os.path import join
@@ -22,6 +21,7 @@ from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import release_cached
 from sam3dnet.network.compiling import compile_network
 from sam3dnet.network.segmentation import SegmentationNetwork
+from sam3dnet.network.transfer import Meaning
 from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.sides import mirrored_sides
 from sam3dnet.preprocessing.cases import channel_names, output_names
@@ -65,7 +65,7 @@ from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
 from sam3dnet.training.starting import StartingPoint, meaning_of
 from sam3dnet.training.target_classes import make_classes
-from sam3dnet.training.validation import forget_validation, is_ours_to_validate, validate_trained
+from sam3dnet.training.validation import forget_validation, is_ours_to_validate, require_unseen, validate_trained
 
 SECONDS_BETWEEN_PLOTS = 300.0  # nnU-Net's plot takes seconds to draw
 PROMPT_LOSS_WEIGHT = 0.5
@@ -115,6 +115,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.prompts: PromptTraining | None = None  # made with the network
         self._rare_classes: RareClasses | None = None  # made with the loss
         self.iterations_done = 0
+        self.training_cases: frozenset[str] = frozenset()  # of all runs of this training
 
     def initialize(self) -> None:
         """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
@@ -168,7 +169,10 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.prompts = PromptTraining(classes, heads, self.local_rank, validates_on_seen=self.fold == "all")
         if self.is_cascaded and isinstance(self.network, SegmentationNetwork):
             self.network.start_from_images(len(channel_names(self.dataset_json)))
-        if self._arch_kwargs().get("pretrained") and not self._loading_own_weights:
+        point = None if self._loading_own_weights else self.starting_point
+        own, network = meaning_of(self.dataset_json, self.is_cascaded), self._bare_network()
+        holds_encoder = point is not None and point.holds("image_encoder", network, own)
+        if self._arch_kwargs().get("pretrained") and not self._loading_own_weights and not holds_encoder:
             from sam3dnet.network.sam_weights import load_sam_weights
             from sam3dnet.network.weights_file import require_sam_weights
 
@@ -176,15 +180,20 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             planned = self.plans_manager.plans.get("sam3d", {}).get("weights")
             with first_process_first():
                 path = require_sam_weights(encoder, self.sam_checkpoint, planned)
-            load_sam_weights(self._bare_network().get_submodule("image_encoder"), path)
+            load_sam_weights(network.get_submodule("image_encoder"), path)
             self.print_to_log_file(f"SAM weights for {encoder}: {path}")
-        if self.starting_point is not None and not self._loading_own_weights:
-            self._start_from(self.starting_point)
+        if point is not None:
+            self._start_from(point, own)
 
-    def _start_from(self, point: StartingPoint) -> None:
+    def _start_from(self, point: StartingPoint, own: Meaning) -> None:
         """Take over what means the same in a model that was trained before."""
-        own = meaning_of(self.dataset_json, self.is_cascaded)
-        build = partial(self.build_network_architecture, self.plans_manager, self.configuration_manager)
+        point.require_kin(self.configuration_manager.network_arch_class_name)
+        phrases = self._arch_kwargs().get("text")
+
+        def build(channels: int, classes: int) -> nn.Module:
+            outputs = classes if phrases is None else len(phrases)  # no entry depends on the number of phrases
+            return self.build_network_architecture(self.plans_manager, self.configuration_manager, channels, outputs)
+
         taken = point.give_to(self._bare_network(), own, build)
         for line in (f"starting from {point.file}", *taken.in_words()):
             self.print_to_log_file(line)
@@ -234,6 +243,18 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             transforming_loader(training, drawer, workers, max(6, workers // 2), pin_memory),
             transforming_loader(validation, QuestionDrawer(classes), fewer, max(3, workers // 4), pin_memory),
         )
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        """Return nnU-Net's two parts of the fold, and note what is trained on.
+
+        Raises:
+            CheckpointError: If a training that is continued has been trained on cases that validate now.
+        """
+        training, validation = super().get_tr_and_val_datasets()
+        new = {*validation.identifiers} - {*training.identifiers}
+        require_unseen(new, self.training_cases, Path(self.output_folder))
+        self.training_cases |= {*training.identifiers}
+        return training, validation
 
     @property
     def _epoch_log(self) -> Path:

@@ -7,7 +7,7 @@ is normalised by a mask (`use_mask_for_norm`): in training nnU-Net counts what i
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from sam3dnet.devices import half_type
-from sam3dnet.errors import CheckpointError, FailedCasesError, PlanError
+from sam3dnet.errors import CheckpointError, DatasetError, FailedCasesError, PlanError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
 from sam3dnet.inference.calibration import UNCALIBRATED, Validated
@@ -41,8 +41,11 @@ from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, writ
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.records import configuration_of_cases, settings_digest
+from sam3dnet.preprocessing.splits import FILE as SPLITS_FILE
+from sam3dnet.preprocessing.splits import REMEDY
 from sam3dnet.training.distributed import are_joined, gathered, is_first_process
 from sam3dnet.training.next_stage import next_stages
 from sam3dnet.training.single_objects import measure_single_objects, single_objects_of, whole_foreground
@@ -77,6 +80,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module, save_probabilit
         ),
         trained_in=half_type(trainer.device),
         input_labels=input_labels(trainer.configuration_manager, trainer.label_manager),
+        training_cases=trainer.training_cases,
     )
     with _room_of_training_given_back(trainer.optimizer):
         validate(trainer, model, save_probabilities)
@@ -133,9 +137,15 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
         save_probabilities: Whether to write probabilities too, for ensembles.
 
     Raises:
+        DatasetError: If there are none; what is there stays.
+        CheckpointError: If the model has been trained on some of them; what is there stays.
         FailedCasesError: If some could not be predicted; the others are scored.
     """
-    _, names = trainer.do_split()
+    trained, names = trainer.do_split()
+    if not names:
+        file = Path(trainer.preprocessed_dataset_folder_base) / SPLITS_FILE
+        raise DatasetError(f"{file}: folds[{trainer.fold}].val is empty; expected the names of cases; {REMEDY}")
+    require_unseen({*names} - {*trained}, model.training_cases, Path(trainer.output_folder))
     output = Path(trainer.output_folder) / FOLDER
     if trainer.fold == "all":
         trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
@@ -148,6 +158,26 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
         _score(trainer, output, scoring_processes(label_maps, model.reader))
         _calibrate(trainer, model, output, _choose_postprocessing(trainer, model, output))
     _tell_failed(failed, len(names), output)
+
+
+def require_unseen(validating: Collection[str], trained_on: Collection[str], fold_folder: Path) -> None:
+    """See that a fold's weights can be validated on cases.
+
+    Args:
+        validating: Those that validate; not those that the same fold trains on, as "all" does.
+        trained_on: What the weights were trained on, as far as that is known.
+        fold_folder: Where they are.
+
+    Raises:
+        CheckpointError: If they were trained on some of them.
+    """
+    seen = sorted({*validating} & {*trained_on})
+    if seen:
+        raise CheckpointError(
+            f"{fold_folder}: its weights were trained on {len(seen)} of the {len(validating)} cases that this fold "
+            f"validates on: {shorten(seen)}; expected cases that they have not seen, and the folds have changed since; "
+            "train the fold again, without --continue and --validate-only"
+        )
 
 
 def _tell_kept(trainer: nnUNetTrainer, names: Iterable[str]) -> None:
