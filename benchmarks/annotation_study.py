@@ -14,15 +14,19 @@ is: no more accurate than that. The ways:
 
 What is segmented without clicks is measured on --tests further cases after each training. Each way has a project of its
 own in the work folder, and is kept there once it is finished; ways may run beside each other, a core each:
-`taskset -c 0 python benchmarks/annotation_study.py ... --ways once loop`. A run takes all into OUT that is finished.
+`taskset -c 0 python benchmarks/annotation_study.py ... --ways once loop`. A run takes all into OUT that is finished,
+and refuses what was made with other settings than its own.
 """
 
 import argparse
+import hashlib
 import json
 import random
 import shutil
+import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +36,15 @@ from measuring import as_markdown, begin, finish, make_parser
 
 from sam3dnet.annotation.judging import dice_by_class, mean_of
 from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject
+from sam3dnet.errors import Sam3dError
 from sam3dnet.evaluation.metrics import dice_coefficient
 from sam3dnet.inference.images import Case
+from sam3dnet.inference.models import read_model_dataset
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import Model, load_model
 from sam3dnet.planning.objects import mask_of
+from sam3dnet.portable.content import digest_of
+from sam3dnet.portable.sources import model_folder
 from sam3dnet.preprocessing.cases import TrainingCase, foreground_classes, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
@@ -45,6 +53,7 @@ from sam3dnet.prompts.sampling import corrective_click
 MOST_CLICKS = 20
 LEARNING = ("loop", *BY_CONFIDENCE)
 WAYS = ("other", "once", *LEARNING)
+MODEL_OF = {way: "other" if way == "other" else "base" for way in WAYS}  # the option that names it
 SEED = 20261127
 Row = dict[str, Any]
 Labels = npt.NDArray[Any]
@@ -65,6 +74,57 @@ class Study:
         self.labelled = [case for case in cases if case.name in known] or rest[: a.known]
         rest = [case for case in rest if case not in self.labelled]
         self.pool, self.tests = rest[: a.cases], rest[a.cases : a.cases + a.tests]
+
+    def file_of(self, way: str) -> Path:
+        """Say where a finished way is kept."""
+        return Path(self.options.work) / f"{way}.json"
+
+    def settings_of(self, way: str) -> Row:
+        """Give what a way depends on."""
+        a, model = self.options, getattr(self.options, MODEL_OF[way])
+        found = {
+            "raw": self.raw.resolve().name,
+            "labelled": sorted(case.name for case in self.labelled),
+            "cases": a.cases,
+            "tests": a.tests,
+            "target": a.target,
+            "device": a.device,
+            MODEL_OF[way]: None if model is None else name_of_model(model),
+        }
+        return found | ({"every": a.every, "minutes": a.minutes} if way in LEARNING else {})
+
+    def require_models(self) -> None:
+        """See before any work that ways which are not finished have a model, and it a class for each of the set's."""
+        for way in self.options.ways:
+            option = MODEL_OF[way]
+            model = getattr(self.options, option)
+            if self.file_of(way).exists() or (model is None and way in LEARNING):
+                continue
+            if model is None:
+                raise SystemExit(f"--ways {way} needs --{option} MODEL; give it, or other --ways")
+            try:
+                with model_folder(model) as folder:
+                    theirs = list(foreground_classes(read_model_dataset(folder)))
+            except Sam3dError as error:
+                raise SystemExit(f"--{option}: {error}") from None
+            if len(theirs) < len(self.classes):
+                raise SystemExit(
+                    f"--{option} {model} has the classes {', '.join(theirs)}, {self.raw.name} has "
+                    f"{', '.join(self.classes)}; name a model with no fewer, or leave {way} out of --ways"
+                )
+
+    def finished(self) -> list[Row]:
+        """Read the ways that are finished, by this run and by others.
+
+        Raises:
+            SystemExit: If one was made with other settings.
+        """
+        rows = []
+        for way in WAYS:
+            if self.file_of(way).exists():
+                rows.append(json.loads(self.file_of(way).read_text()))
+                require_alike(self.file_of(way), rows[-1], self.settings_of(way), way in self.options.ways)
+        return rows
 
     def truth(self, case: TrainingCase) -> Labels:
         """Read a true label map."""
@@ -111,7 +171,7 @@ class Study:
 
     def without_learning(self, way: str) -> Row:
         """Annotate with a model that stays as it is."""
-        model = load_model(getattr(self.options, "other" if way == "other" else "base"), device=self.options.device)
+        model = load_model(getattr(self.options, MODEL_OF[way]), device=self.options.device)
         names = dict(zip(self.classes, model.class_names, strict=False))
         session, rows = PromptSession(model), []
         for number, case in enumerate(self.pool, 1):
@@ -173,6 +233,34 @@ class Study:
             shutil.copy(file, folder)
 
 
+@cache
+def name_of_model(model: Path) -> str:
+    """Name a model by its dataset and folder, and by its weights, since trainings by one plan are called the same."""
+    files = [model] if model.is_file() else sorted(model.glob("fold_*/checkpoint_*.pth"))
+    digest = hashlib.sha256("".join(map(digest_of, files)).encode()).hexdigest()
+    return f"{'/'.join(model.resolve().parts[-2:])} ({digest[:12]})"
+
+
+def require_alike(file: Path, row: Row, settings: Row, asked: bool) -> None:
+    """See that a finished way was made with the settings of this run.
+
+    Args:
+        file: That it is kept in; an earlier one says nothing but its target, and is taken with a warning.
+        row: Its content.
+        settings: Of this run.
+        asked: Whether this run was asked for the way; if not, a model that it does not name may be any.
+    """
+    if "settings" not in row:
+        print(f"Warning: {file} does not say how it was made; taken to be as asked for now", file=sys.stderr)
+    for name, before in row.get("settings", {"target": row["target"]}).items():
+        now = settings.get(name)
+        if now != before and (asked or now is not None):
+            raise SystemExit(
+                f"{file} was made with {name} {before!r}, not {now!r}; give what it was made with, take another "
+                "--work, or delete the file"
+            )
+
+
 def timed(work: Any) -> float:
     """Do something, and give the seconds that it took."""
     begun = time.perf_counter()
@@ -197,13 +285,14 @@ def table(rows: Sequence[Row]) -> str:
     for row in rows:
         cases, half = row["cases"], row["cases"][len(row["cases"]) // 2 :]
         none = sum(not sum(case["clicks"].values()) for case in cases)
-        given_up = sum(min(case["after"].values()) < row["target"] for case in cases)
-        accepted = np.mean([np.mean(list(case["after"].values())) for case in cases])
+        given_up = sum(any(dice < row["target"] for dice in case["after"].values()) for case in cases)
+        accepted = mean_of(mean_of(case["after"].values()) for case in cases)  # some may have no class at all
         dice = [one["dice"] for one in (row["rounds"][0], row["rounds"][-1])]
         shown = "-" if dice[0] is None else f"{dice[0]:.3f}, {dice[1]:.3f}"
+        agreed = "-" if accepted is None else f"{accepted:.3f}"
         minutes = [f"{row.get(key, 0.0):.0f}" for key in ("minutes_of_training", "minutes_of_ranking")]
         counts = [str(len(cases)), str(clicks_of(cases)), str(clicks_of(half)), str(none), str(given_up)]
-        lines.append([row["way"], *counts, f"{accepted:.3f}", shown, *minutes])
+        lines.append([row["way"], *counts, agreed, shown, *minutes])
     return as_markdown(lines)
 
 
@@ -225,8 +314,8 @@ def draw(rows: Sequence[Row]) -> Any:
     return figure
 
 
-def main() -> None:
-    """Study what is not there yet, and write all that is."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = make_parser(__doc__, repetitions=None)
     parser.add_argument("--raw", type=Path, required=True, help="folder of the dataset, with labels")
     parser.add_argument("--work", type=Path, required=True)
@@ -240,15 +329,23 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    a = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Study what is not there yet, and write all that is."""
+    a = parse()
     begin(a)
     study = Study(a)
+    study.require_models()
+    study.finished()
     a.work.mkdir(parents=True, exist_ok=True)
     for way in a.ways:
-        if not (a.work / f"{way}.json").exists():
+        if not study.file_of(way).exists():
+            settings = study.settings_of(way)
             row = study.with_learning(way) if way in LEARNING else study.without_learning(way)
-            write_json(a.work / f"{way}.json", row | {"target": a.target})
-    rows = [json.loads(file.read_text()) for way in WAYS if (file := a.work / f"{way}.json").exists()]
+            write_json(study.file_of(way), row | {"target": a.target, "settings": settings})
+    rows = study.finished()
     print(table(rows))
     finish(a, "annotation_study", rows)
 

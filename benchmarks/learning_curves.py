@@ -95,7 +95,7 @@ def arguments_of(arguments: Namespace, cell: Cell) -> Namespace:
         fold="0",
         device=arguments.device,
         train_options=" ".join(start),
-        methods=[method for method in arguments.methods if method != FROM],
+        methods=list(dict.fromkeys(OURS if method == FROM else method for method in arguments.methods)),
     )
 
 

@@ -1,6 +1,6 @@
 """A dataset of made-up shapes, to learn from before there is any label: which object is meant, a click must tell.
 
-    python benchmarks/made_up_shapes.py FOLDER/Dataset960_MadeUpShapes --cases 400
+    python benchmarks/made_up_shapes.py FOLDER/Dataset960_MadeUpShapes --cases 400 --channel MRI
     sam3d_plan_and_preprocess -d 960
     sam3d_train 960 all --minutes 60
     python benchmarks/learning_curves.py ... --methods sam3d sam3d-from --from MODEL_FOLDER
@@ -9,10 +9,16 @@ Nothing is taken from an image. Tissues are where one of several smooth random f
 (Hoffmann et al. 2022); blobs and bent tubes lie among them. As in SynthSeg (Billot et al. 2023) each of them gets a
 brightness of its own by chance, then come blur, shading and noise. One connected piece of a tissue, a blob or a tube is
 the object, chosen by chance, so that no brightness and no shape tells which it is.
+
+A training that starts --from such a model takes over what is called the same in both sets. No real set has a channel or
+class of the names that there are by default, so the weights that read the image and those of the class start anew: give
+with --channel the name of the real set's channel (one called CT is normalised as such), and with --object that of its
+class.
 """
 
 import argparse
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -27,6 +33,7 @@ from sam3dnet.preprocessing.folders import write_json
 
 SHAPE = (56, 56, 56)
 SIZES = (150, 25_000)  # voxels of an object
+NO_CLASSES = ("background", "ignore")
 Field = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
@@ -88,24 +95,38 @@ def write_case(folder: Path, seed: int, number: int) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(array), str(folder / f"{file}.nii.gz"), useCompression=True)
 
 
-def main() -> None:
-    """Write the dataset."""
+def description(channel: str, object_name: str, cases: int) -> dict[str, Any]:
+    """Give the content of dataset.json."""
+    return {
+        "channel_names": {"0": channel},
+        "labels": {"background": 0, object_name: 1},
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder that is not there yet, DatasetXXX_Name")
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
-    a = parser.parse_args()
+    parser.add_argument("--channel", default="made up", help="what the channel is called (default %(default)s)")
+    parser.add_argument("--object", default="object", help="what the class is called (default %(default)s)")
+    found = parser.parse_args(arguments)
+    if found.object in NO_CLASSES:
+        parser.error(f"--object {found.object}: nnU-Net means something else by it; name a class")
+    return found
+
+
+def main() -> None:
+    """Write the dataset."""
+    a = parse()
     for name in ("imagesTr", "labelsTr"):
         (a.folder / name).mkdir(parents=True)
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         list(pool.map(partial(write_case, a.folder, a.seed), range(a.cases)))
-    description: dict[str, Any] = {
-        "channel_names": {"0": "made up"},
-        "labels": {"background": 0, "object": 1},
-        "numTraining": a.cases,
-        "file_ending": ".nii.gz",
-    }
-    write_json(a.folder / "dataset.json", description)
+    write_json(a.folder / "dataset.json", description(a.channel, a.object, a.cases))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from sam3dnet.planning.edits import changes_by_hand, tell_changes, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
-from sam3dnet.planning.likeness import Likeness
+from sam3dnet.planning.likeness import PLANNED_LIKE, Likeness, without_what_is_taken
 from sam3dnet.planning.methods import DEFAULT_METHOD, DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import PLAN_VERSION, read_earlier_plan
@@ -39,6 +39,7 @@ from sam3dnet.preprocessing.cases import (
     has_regions,
     list_training_cases,
     output_channels,
+    read_dataset_json,
 )
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
@@ -65,7 +66,8 @@ class SAM3DPlanner(ExperimentPlanner):
         seconds: (arch_kwargs, input channels, classes, batch size) -> seconds that a training step takes on a core, by
             which encoder, tokens, crop and batch are chosen for a CPU; needed there.
         plans_name: Name of the plans file.
-        choice: The method, and how it is tuned; None takes the default, or that of `like`.
+        choice: The method, and how it is tuned; None takes the default, or that of `like`, with its text where it reads
+            text and has the dataset's classes.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images, in place of nnU-Net's.
         like: A model whose spacing, crop, network and normalisation are taken; then full resolution alone is planned.
     """
@@ -96,7 +98,7 @@ class SAM3DPlanner(ExperimentPlanner):
         self.find_weights = find_weights
         self.chosen_encoder: EncoderChoice | None = None
         self.weights: Mapping[str, Any] | None = None
-        self.choice = choice or (MethodChoice() if like is None else like.choice)
+        self.choice = choice or (MethodChoice() if like is None else like.choice_for(self.dataset_json))
         of_choice = self.choice.decisions()
         if self.choice.method.answers_prompts:
             of_choice.append(rules.choose_prompts(self.choice.prompts))
@@ -164,7 +166,8 @@ class SAM3DPlanner(ExperimentPlanner):
         if self.like is None:
             fit = self.fitter.find(grid, encoder)
         else:
-            fit = self.like.fit(lambda kwargs: self.fitter.step_bytes(kwargs, rules.SMALLEST_BATCH))
+            measure = partial(self.fitter.step_bytes, batch_size=rules.SMALLEST_BATCH)
+            fit = self.like.fit(self.fitter.network_options, measure)
         if fit is None:
             raise PlanError(self.too_little_memory(encoder))
         batch = rules.choose_batch_size(
@@ -301,14 +304,16 @@ class SAM3DPlanner(ExperimentPlanner):
             else None,
             SINGLE_OBJECTS: single_objects,
             "decisions": [asdict(decision) for decision in self.decisions],
-            **(
-                {ASKED_SPACING: self.overwrite_target_spacing}
-                if self.overwrite_target_spacing and not self.like
-                else {}
-            ),
+            **self.asked_for(),
         }
         self.plans = self.save_plans(plans)
         return self.plans
+
+    def asked_for(self) -> dict[str, Any]:
+        """Give what holds for this planning alone, so that the next one can say that it no longer does."""
+        if self.like is not None:
+            return {PLANNED_LIKE: self.like.asked_for}
+        return {ASKED_SPACING: self.overwrite_target_spacing} if self.overwrite_target_spacing else {}
 
     def find_sides(self, left_right: int) -> Sides:
         """Find the classes that differ by their side alone."""
@@ -391,7 +396,9 @@ class SAM3DPlanner(ExperimentPlanner):
         folder = Path(str(nnUNet_preprocessed)) / self.dataset_name
         plans_file = folder / f"{self.plans_identifier}.json"
         before = read_earlier_plan(plans_file)
-        changes = without_the_spacing(changes_by_hand(before), before, plans, plans_file.name)
+        changes = without_what_is_taken(changes_by_hand(before), before, plans, plans_file.name)
+        if self.like is None:
+            changes = without_the_spacing(changes, before, plans, plans_file.name)
         plans = with_changes(plans, changes, plans_file.name)
         tell_changes(plans, changes, plans_file.name)
         for name, configuration in before.get("configurations", {}).items():
@@ -452,7 +459,7 @@ def plan_dataset(
         plans_name: Name of the plans file; None: the choice's.
         num_processes: Cases read at the same time where the fingerprint must be made.
         progress: Show a progress bar.
-        choice: The method, and how it is tuned; None: the default, or that of `like`.
+        choice: The method, and how it is tuned; None: as of `SAM3DPlanner`.
         target_spacing_mm: Of full resolution, (Z, Y, X) as the reader gives images; None: nnU-Net's.
         cluster: Reads the cases in place of processes of this machine.
         like: A model whose spacing, crop, network and normalisation are taken.
@@ -462,9 +469,10 @@ def plan_dataset(
 
     Raises:
         DatasetError: If the dataset cannot be read.
-        PlanError: If no network fits the memory, or an earlier plan cannot be read.
+        PlanError: If no network fits the memory, an earlier plan cannot be read, or `like` reads text of other classes.
     """
-    choice = choice or (MethodChoice() if like is None else like.choice)
+    if choice is None:
+        choice = MethodChoice() if like is None else like.choice_for(read_dataset_json(folders.raw / dataset_name))
     plans_name = plans_name or choice.plans_name
     load_or_make_fingerprint(dataset_name, folders, cluster or num_processes, progress)
     budget = rules.choose_budget(device, gpu_memory_target_gb, free_memory_bytes(device))

@@ -2,12 +2,15 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import learning_curves
-from learning_curves import ALL, Cell, make_subset
+from learning_curves import ALL, FROM, Cell, arguments_of, make_subset
 
 from sam3dnet.preprocessing.splits import make_splits
 
@@ -66,3 +69,19 @@ def test_numbers_are_in_their_order_and_what_is_missing_is_a_dash():
     assert [line[2] for line in lines] == ["2", "10", "all"]
     assert lines[0][3:] == ["0.250", "0.500", "10, 10", "1", "1"]
     assert lines[1][3:] == ["-", "0.800", "-, 10", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "prepared"),
+    [
+        ([FROM], ["sam3d"]),
+        (["nnunet-batch2", FROM], ["nnunet-batch2", "sam3d"]),
+        ([FROM, "sam3d", "nnunet-batch2"], ["sam3d", "nnunet-batch2"]),
+        (["nnunet-batch2"], ["nnunet-batch2"]),
+    ],
+)
+def test_all_that_is_trained_is_prepared(tmp_path, methods, prepared):
+    asked = Namespace(work=tmp_path, start=tmp_path / "model", device="cpu", methods=methods)
+    given = arguments_of(asked, Cell(DATASET, "2", methods[0], 5.0, 0))
+    assert given.methods == prepared
+    assert bool(given.train_options) == (methods[0] == FROM)

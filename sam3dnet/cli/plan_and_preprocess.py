@@ -33,7 +33,7 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
     choice = MethodChoice(
         settings.method, settings.fidelity, settings.tuning, prompts=prompts, network=settings.network
     )
-    like = None if settings.like is None else _likeness(settings, choice.name)
+    like = None if settings.like is None else _likeness(settings, choice, folders, names)
     choice = choice if like is None else like.choice
     encoder = settings.encoder if choice.method.peer else _encoder_for(settings.encoder, settings.sam_checkpoint)
     if encoder == "none" and choice.name != DEFAULT_METHOD:
@@ -56,9 +56,9 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
         for name in names:
             if not settings.skip_verification:
                 _verify(name, folders, processes, cluster)
-            text = _embed_classes(folders.raw / name, settings) or choice.text
+            with_text = _with_text(choice, folders.raw / name, settings, like)
             with only_one(folders.preprocessed / name):
-                plan_files.append(plan(name, choice=replace(choice, text=text), cluster=cluster))
+                plan_files.append(plan(name, choice=with_text, cluster=cluster))
                 print(format_decisions(load_plan(plan_files[-1])), flush=True)
                 chosen = choose_configurations(load_plan(plan_files[-1]), settings.configurations)
                 preprocess_dataset(name, folders, choice.plans_name, chosen, num_processes=processes, cluster=cluster)
@@ -70,16 +70,42 @@ def _plan_and_preprocess(settings: PlanningSettings) -> list[Path]:
 plan_and_preprocess = function_of(PlanningSettings, _plan_and_preprocess, "plan_and_preprocess")
 
 
-def _likeness(settings: PlanningSettings, method: str) -> "Likeness":
-    """Read the plan of the model to plan after."""
+def _likeness(
+    settings: PlanningSettings, choice: "MethodChoice", folders: "Folders", datasets: Sequence[str]
+) -> "Likeness":
+    """Read the plan of the model to plan after, and see that it can be that of the datasets."""
     from sam3dnet.inference.models import read_model_dataset, read_model_plans
     from sam3dnet.planning.likeness import likeness_of
     from sam3dnet.portable.sources import model_folder
+    from sam3dnet.preprocessing.cases import read_dataset_json
 
-    with model_folder(settings.like, settings.root) as folder:
-        found = likeness_of(read_model_plans(folder), read_model_dataset(folder))
-    if found.method != method:
-        raise PlanError(f"{settings.like} is a model of method {found.method}, asked for is {method}; give --method")
+    with model_folder(_model_of(settings.like, folders, choice.plans_name), settings.root) as folder:
+        found = likeness_of(read_model_plans(folder), read_model_dataset(folder), str(settings.like))
+    if found.method != choice.name:
+        raise PlanError(
+            f"{settings.like} is a model of method {found.method}, asked for is {choice.name}; give --method "
+            f"{found.method}, or plan like another model"
+        )
+    if settings.clip_weights:
+        found.require_reads(settings.clip_model)
+    elif found.text is not None:
+        for dataset in datasets:
+            found.choice_for(read_dataset_json(folders.raw / dataset))
+    return found
+
+
+def _model_of(source: str | None, folders: "Folders", plans_name: str) -> str | Path:
+    """Give the model folder of a dataset; a folder, a file and a model of the hub are left to others."""
+    from sam3dnet.inference.models import find_model_to_start_from
+    from sam3dnet.planning.likeness import FULLRES
+    from sam3dnet.portable.hub import is_on_hub
+
+    named = str(source)
+    if is_on_hub(named) or Path(named).expanduser().exists():
+        return named
+    found = find_model_to_start_from(folders.results, named, FULLRES, plans_name)
+    if not found.name.endswith(f"__{FULLRES}"):
+        raise PlanError(f"{named}: its only model is {found.name}; expected one of {FULLRES}; plan like another model")
     return found
 
 
@@ -107,6 +133,16 @@ def _planner(
         device=str(device),
         num_processes=processes,
     )
+
+
+def _with_text(
+    choice: "MethodChoice", dataset_folder: Path, settings: PlanningSettings, like: "Likeness | None"
+) -> "MethodChoice":
+    """Give a choice with the text of a dataset's classes: embedded, or that of the model to plan after."""
+    from sam3dnet.preprocessing.cases import read_dataset_json
+
+    text = _embed_classes(dataset_folder, settings)
+    return replace(choice, text=text) if like is None else like.choice_for(read_dataset_json(dataset_folder), text)
 
 
 def _embed_classes(dataset_folder: Path, settings: PlanningSettings) -> "Text | None":

@@ -38,7 +38,8 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
             in place of the planned one, and for this planning alone.
         like: Plan after a model that was trained before, a dataset by number or name, a model folder or a zip file: its
             spacing, crop and network, with its tuning and prompts, and channels of the same name normalised as there,
-            so that a training that starts --from it has nothing to fit.
+            so that a training that starts --from it has nothing to fit; for this planning alone. Of a model that reads
+            text, its phrases are taken where it has the same classes, else give --clip-weights.
         scheduler: Address of a Dask scheduler, whose workers then verify, measure and preprocess the cases; see
             docs/cluster.md.
 
@@ -76,11 +77,15 @@ class PlanningSettings(InFolders, OnDevice, OnSam):
             *(["--no-prompts"] if self.no_prompts else []),
             *(["--tuning"] if self.tuning != type(self).tuning else []),
             *(["--fidelity"] if self.fidelity is not None else []),
-            *(["--clip-weights"] if self.clip_weights is not None else []),
-            *(["--phrases"] if self.phrases is not None else []),
         ]
         if self.like is not None and given_too:
             raise PlanError(f"--like takes network and spacing from a model; leave out {', '.join(given_too)}")
+        of_text = [
+            *(["--phrases"] if self.phrases is not None else []),
+            *(["--clip-model"] if self.clip_model != type(self).clip_model else []),
+        ]
+        if of_text and not self.clip_weights:
+            raise PlanError(f"{', '.join(of_text)}: phrases are embedded by --clip-weights alone; give these too")
         spacing_mm = self.overwrite_target_spacing
         if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < mm < math.inf for mm in spacing_mm)):
             given = " ".join(map(str, spacing_mm))
