@@ -6,20 +6,23 @@ import os
 import shutil
 from contextlib import suppress
 
+import nibabel
 import numpy as np
 import pytest
 import readers
 import SimpleITK as sitk
 import trained_models
+from cascades import make_cascade_model
+from fake_prompts import make_promptable_model
 from phantoms import make_raw_dataset
-from tiny_models import make_dataset_json
+from tiny_models import make_dataset_json, truncate
 
 from sam3dnet.annotation import labelled, learning
 from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
 from sam3dnet.annotation.learning import take_snapshot
 from sam3dnet.annotation.project import AnnotationProject
-from sam3dnet.errors import CheckpointError, DatasetError
+from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.confidence import ENDING
 from sam3dnet.preprocessing.verify import verify_dataset
 
@@ -34,7 +37,8 @@ def root(tmp_path):
 
 
 def open_project(root, **options):
-    return AnnotationProject(975, root / "pool", root=root, device="cpu", **options)
+    """Open the project; most models here answer no prompts."""
+    return AnnotationProject(975, root / "pool", root=root, device="cpu", **{"needs_prompts": False, **options})
 
 
 def raw(root):
@@ -255,6 +259,89 @@ def test_a_label_map_that_does_not_fit_is_refused(root, change, message):
         with pytest.raises(DatasetError, match=r"no such image in .*did you mean test_0"):
             project.accept("tset_0", drawn(root, "test_0"))
         assert not project.history.events and "test_0" in project.waiting()
+
+
+def write_label(root, file, case, direction=None, moved_mm=0.0):
+    """Write a label map as another program does, where its image lies or elsewhere."""
+    image = sitk.ReadImage(str(root / "pool" / f"{case}_0000.nii.gz"))
+    label = sitk.GetImageFromArray(drawn(root, case))
+    label.CopyInformation(image)
+    label.SetDirection(direction or image.GetDirection())
+    label.SetOrigin([value + moved_mm for value in image.GetOrigin()])
+    sitk.WriteImage(label, str(file))
+    return file
+
+
+@pytest.mark.parametrize("kind", [str, lambda file: file], ids=["name", "path"])
+def test_the_file_of_a_label_map_is_accepted(root, kind):
+    file = write_label(root, root / "mask.nii.gz", "test_1")
+    with open_project(root) as project:
+        assert project.accept("test_1", kind(file)).prompts == {}
+    assert (label_in_folder(root, "test_1") == drawn(root, "test_1")).all()
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"moved_mm": 5.0}, {"direction": (-1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}],
+    ids=["another origin", "mirrored"],
+)
+def test_the_file_of_a_label_map_that_lies_elsewhere_is_refused(root, elsewhere):
+    file = write_label(root, root / "mask.nii.gz", "test_1", **elsewhere)
+    with open_project(root) as project:
+        with pytest.raises(DatasetError, match=r"mask.nii.gz: has the image's shape, but another origin"):
+            project.accept("test_1", file)
+        assert not project.history.events and "test_1" in project.waiting()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda file: file.unlink(), r"mask.nii.gz: is not there; expected the file of a label map"),
+        (lambda file: (file.unlink(), file.mkdir()), r"mask.nii.gz: is a folder; expected the file"),
+        (truncate, r"mask.nii.gz: the compressed data end too early"),
+        (lambda file: file.write_text("no image"), r"mask.nii.gz: .*; (export it again|get the file anew)"),
+    ],
+    ids=["missing", "a folder", "half", "no image"],
+)
+def test_the_file_of_a_label_map_that_cannot_be_read_is_told(root, spoil, message):
+    file = write_label(root, root / "mask.nii.gz", "test_1")
+    spoil(file)
+    with open_project(root) as project:
+        with pytest.raises(DatasetError, match=message):
+            project.accept("test_1", str(file))
+        assert not project.history.events
+
+
+@pytest.mark.parametrize("reorients", [True, False])
+def test_the_file_of_a_label_map_along_other_axes(tmp_path, reorients):
+    reader_name = "NibabelIOWithReorient" if reorients else "NibabelIO"
+    kind = readers.Kind(reader_name, ".nii.gz", "flipped and oblique")
+    folder = readers.make_dataset(kind, tmp_path / "nnUNet_raw" / NAME)
+    cases, reader = readers.cases_of(folder)
+    truth = reader.read_seg(cases[2].label)[0][0]
+    (tmp_path / "pool").mkdir()
+    cases[2].images[0].rename(tmp_path / "pool" / cases[2].images[0].name)
+    mirrored = nibabel.load(cases[2].label).as_reoriented([[0, -1], [1, 1], [2, 1]])
+    cases[2].label.unlink()
+    nibabel.save(mirrored, tmp_path / "mask.nii.gz")
+    with AnnotationProject(975, tmp_path / "pool", root=tmp_path, device="cpu") as project:
+        if reorients:
+            project.accept("c", tmp_path / "mask.nii.gz")
+            assert (reader.read_seg(cases[2].label)[0][0] == truth).all() and truth.any()
+        else:
+            with pytest.raises(DatasetError, match="another origin, spacing or direction"):
+                project.accept("c", tmp_path / "mask.nii.gz")
+
+
+def test_files_of_other_formats_beside_the_images_are_told_once(root, caplog):
+    (root / "pool" / "screen.png").write_bytes(b"picture")
+    with open_project(root) as project:
+        project.waiting()
+        assert caplog.text.count("files ending in .png are left out") == 1
+        (root / "pool" / "other.dcm").write_bytes(b"dicom")
+        project.waiting()
+        project.images_waiting()
+    assert caplog.text.count("are left out") == 2 and caplog.text.count(".dcm, .png are left out") == 1
 
 
 def test_another_image_of_the_same_name_is_refused(root):
@@ -549,6 +636,59 @@ def test_copies_in_place_of_links_stay_too(tmp_path, monkeypatch):
     assert (tmp_path / "links" / "a").read_text() == "image"
 
 
+# Images that are replaced by others of their name
+
+
+def replace_image(root, case):
+    """Put another image of this name in its place."""
+    file = root / "pool" / f"{case}_0000.nii.gz"
+    image = sitk.ReadImage(str(file))
+    sitk.WriteImage(image + 7, str(file))
+    return file.read_bytes()
+
+
+def test_a_label_map_that_is_gone_back_to_lies_on_its_own_image(root):
+    image = raw(root) / "imagesTr" / "test_0_0000.nii.gz"
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 1))
+        first = image.read_bytes()
+        second = replace_image(root, "test_0")
+        project.go_back(0)
+        assert project._image("test_0").files[0].read_bytes() == second  # what waits
+        project.go_back(1)
+        assert image.read_bytes() == first
+        project.go_back(0)
+        new = project.accept("test_0", drawn(root, "test_0", 2)).number
+        assert image.read_bytes() == second
+        (root / "pool" / image.name).unlink()
+        for number, content, value in ((1, first, 1), (new, second, 2), (1, first, 1)):
+            project.go_back(0)
+            assert not image.exists()
+            project.go_back(number)
+            assert image.read_bytes() == content and label_in_folder(root, "test_0").max() == value
+        project.go_back(new)
+        assert image.read_bytes() == second
+
+
+def test_a_label_map_on_the_image_of_before_goes_with_it(root):
+    image = raw(root) / "imagesTr" / "test_0_0000.nii.gz"
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 1))
+        first = image.read_bytes()
+        second = replace_image(root, "test_0")
+        project.go_back(0)
+        new = project.accept("test_0", drawn(root, "test_0", 2)).number
+        project.go_back(1)
+        with pytest.raises(DatasetError, match="the dataset has another image of this name"):
+            project.accept("test_0", drawn(root, "test_0", 2))
+        (root / "pool" / image.name).unlink()
+        third = project.accept("test_0", drawn(root, "test_0", 0)).number
+        project.go_back(new)
+        assert image.read_bytes() == second
+        project.go_back(third)
+        assert image.read_bytes() == first and not label_in_folder(root, "test_0").any()
+
+
 # Models
 
 
@@ -605,6 +745,44 @@ def test_models_of_the_last_time_and_of_the_results_are_looked_at_too(root, mode
     shutil.copytree(model, root / "nnUNet_results" / NAME / model.name)
     with pytest.raises(DatasetError, match=r"nnUNet_results.*the model has the classes"):
         open_project(root)
+
+
+def test_a_model_without_prompts_is_taken_only_where_none_are_needed(root, model):
+    with pytest.raises(PromptError, match=r"does not answer prompts.*without --no-prompts, or choose another one"):
+        open_project(root, model=model, needs_prompts=True)
+    assert not (raw(root) / "sam3d_annotation" / "history.jsonl").exists()
+    with open_project(root, model=model) as project:
+        assert project.state.model == str(model)
+    with pytest.raises(PromptError, match="choose another one with -m"):
+        open_project(root, needs_prompts=True)
+    answering = make_promptable_model(root / "answering")
+    with open_project(root, model=answering, needs_prompts=True) as project:
+        assert project.state.model == str(answering)
+        with pytest.raises(PromptError, match="does not answer prompts"):
+            project.go_back(1)
+        assert project.state.model == str(answering)
+
+
+def test_a_cascade_is_taken_and_what_trainings_make_of_it_is_told(root, caplog):
+    cascade = make_cascade_model(root / "models")
+    with open_project(root, model=cascade) as project:
+        assert project.state.model == str(cascade)
+    assert "of the configuration 3d_cascade_fullres, but trainings here are of 3d_fullres, one stage" in caplog.text
+
+
+def test_a_model_that_will_not_be_loaded_is_not_remembered(root, model):
+    cascade = make_cascade_model(root / "models", first_folds=())
+    with pytest.raises(CheckpointError, match="needs a trained first stage"):
+        open_project(root, model=cascade)
+    plans = json.loads((model / "plans.json").read_text())
+    plans["configurations"]["3d_fullres"] |= {"patch_size": [8, 6]}
+    (model / "plans.json").write_text(json.dumps(plans))
+    with pytest.raises(PlanError, match=r"is for slices \(3d_fullres\)"):
+        open_project(root, model=model)
+    shutil.rmtree(model / "fold_0")
+    with pytest.raises(CheckpointError, match="no fold has a checkpoint"):
+        open_project(root, model=model)
+    assert not (raw(root) / "sam3d_annotation" / "history.jsonl").exists()
 
 
 def test_a_model_that_is_not_there_is_not_remembered(root):
@@ -747,6 +925,79 @@ def test_an_earlier_version_that_is_put_back_by_hand_stays(root, noticed):
         project.go_back(len(project.history.events))
         assert label_in_folder(root, "test_0").max() == 1
         assert project.accept("test_0", drawn(root, "test_0", 0)).version == 3
+
+
+def put_back(project, root, case, version=1):
+    """Copy an earlier version, and the image, into the dataset by hand."""
+    shutil.copy(project._versions.file(case, version), raw(root) / "labelsTr" / f"{case}.nii.gz")
+    shutil.copy(root / "pool" / f"{case}_0000.nii.gz", raw(root) / "imagesTr")
+
+
+def take_out_by_hand(root, case):
+    (raw(root) / "labelsTr" / f"{case}.nii.gz").unlink()
+
+
+@pytest.mark.parametrize("noticed", ["at a start", "before going back", "by a training"])
+def test_a_label_map_of_a_case_that_was_gone_back_from_counts_again(root, not_run, noticed, caplog):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 2))
+        project.go_back(0)
+        put_back(project, root, "test_0")
+        if noticed == "before going back":
+            project.go_back(0)
+            assert "test_0" in project.waiting() and not project.state.labels
+            project.go_back(3)  # after it was found
+        elif noticed == "by a training":
+            assert "test_0" in project.begin_training(1.0).cases and "test_0" in project.state.labels
+    with open_project(root) as project:
+        assert "put a label map of test_0 into the folder again" in caplog.text
+        assert project.history.events[2].kind == "found" and project.state.labels["test_0"].version == 1
+        project.accept("test_1", drawn(root, "test_1"))
+        project.go_back(len(project.history.events))
+        assert label_in_folder(root, "test_0").max() == 2 and number_of_cases(root) == 4
+
+
+def test_a_label_map_that_was_put_back_stays_when_something_else_is_cut_off(root, monkeypatch):
+    done = labelled.copy_whole
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 2))
+    take_out_by_hand(root, "test_0")
+    with open_project(root) as project:
+        assert "test_0" in project.waiting()
+        put_back(project, root, "test_0")
+        monkeypatch.setattr(labelled, "copy_whole", fail)
+        with suppress(KeyboardInterrupt):
+            project.accept("test_1", drawn(root, "test_1"))
+        monkeypatch.setattr(labelled, "copy_whole", done)
+    with open_project(root) as project:
+        assert sorted(project.state.labels) == ["test_0", "test_1"]
+        assert label_in_folder(root, "test_0").max() == 2 and label_in_folder(root, "test_1").any()
+
+
+def test_a_case_that_judged_models_judges_again_when_its_label_map_is_put_back(root, not_run):
+    with open_project(root) as project:
+        assert [project.accept(f"test_{n}", drawn(root, f"test_{n}")).held_back for n in range(2)] == [False, True]
+    take_out_by_hand(root, "test_1")
+    with open_project(root) as project:
+        assert project.state.held_back == ()
+        put_back(project, root, "test_1")
+        begun = project.begin_training(1.0)
+        assert begun.held_back == ("test_1",) and "test_1" not in begun.cases
+
+
+def test_a_case_that_was_learned_from_meanwhile_does_not_judge_again(root):
+    with open_project(root) as project:
+        assert [project.accept(f"test_{n}", drawn(root, f"test_{n}")).held_back for n in range(2)] == [False, True]
+    take_out_by_hand(root, "test_1")
+    with open_project(root) as project:
+        project.history.add(TrainingBegun(training=1, cases=("test_1",), held_back=(), start=None, minutes=1.0))
+        put_back(project, root, "test_1")
+    with open_project(root) as project:
+        assert "test_1" in project.state.labels and project.state.held_back == ()
 
 
 # In order

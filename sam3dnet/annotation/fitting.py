@@ -1,12 +1,22 @@
-"""Whether a model can propose label maps for a dataset: its classes and channels mean the same."""
+"""Whether a model can propose label maps for a dataset: its classes and channels mean the same, and it answers."""
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sam3dnet.errors import DatasetError
-from sam3dnet.inference.models import read_model_dataset
+from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
+from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
+from sam3dnet.inference.models import (
+    build_network,
+    choose_checkpoint,
+    read_model_dataset,
+    read_model_plans,
+    trained_folds,
+)
+from sam3dnet.network.transfer import without_values
+from sam3dnet.planning.likeness import FULLRES
 from sam3dnet.portable.sources import model_folder
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions
 
@@ -15,20 +25,36 @@ CT = "ct"  # the one kind of image that nnU-Net normalises by its name
 logger = logging.getLogger(__name__)
 
 
-def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any]) -> None:
+def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any], needs_prompts: bool = False) -> None:
     """See that a model has the classes and channels of a dataset; channels that are called otherwise are told.
+
+    So is a configuration that trainings do not go on with.
 
     Args:
         model: Its folder, or an exported file; its weights are not loaded.
         name: Of the dataset.
         dataset_json: Of the dataset.
+        needs_prompts: Whether it must answer prompts.
 
     Raises:
         DatasetError: If it has other classes, or channels that are others or in another order.
-        CheckpointError, PlanError: If there is no such model.
+        CheckpointError, PlanError: If there is no such model, it is one for slices, or lacks a cascade's first stage.
+        PromptError: If it must answer prompts, and does not.
     """
     with model_folder(model) as folder:
         theirs = read_model_dataset(folder)
+        _require_same_meaning(model, theirs, name, dataset_json)
+        configuration = _require_loadable(folder, model, theirs, needs_prompts)
+    if configuration != FULLRES:
+        logger.warning(
+            "Warning: %s is of the configuration %s, but trainings here are of %s, one stage alone: what is trained "
+            "takes its place if it agrees no worse with the cases that were held back, and without a comparison while "
+            "there are none; --every 0 begins no training by itself",
+            *(model, configuration, FULLRES),
+        )
+
+
+def _require_same_meaning(model: Path, theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]) -> None:
     classes, channels = (tuple(map(of, (theirs, dataset_json))) for of in (_classes, _channels))
     differ = [
         f"the model has the {what} {', '.join(found)}, {name} {', '.join(expected)}"
@@ -49,6 +75,32 @@ def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any]) -> 
             "Warning: %s calls its channels %s, %s calls them %s; they are taken to be the same",
             *(model, ", ".join(channels[0]), name, ", ".join(channels[1])),
         )
+
+
+def _require_loadable(folder: Path, model: Path, dataset_json: dict[str, Any], needs_prompts: bool) -> str:
+    """See that a model is one that will be loaded, and answers prompts if it must; give its configuration."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    folds = trained_folds(folder)
+    if not folds:
+        raise CheckpointError(f"{model}: no fold has a checkpoint; train one, or choose another one with -m")
+    name = str(choose_checkpoint(folder / f"fold_{folds[0]}")[1]["init_args"]["configuration"])
+    plans = PlansManager(read_model_plans(folder))
+    configuration = plans.get_configuration(name)
+    if len(configuration.patch_size) != 3:
+        raise PlanError(f"{model}: is for slices ({name}); expected one for volumes; choose another one with -m")
+    stage = configuration.previous_stage_name
+    if stage is not None and not trained_folds(first := previous_model_folder(folder, stage)):
+        raise CheckpointError(missing_first_stage(first, stage, plans))
+    labels = plans.get_label_manager(dataset_json)
+    build = partial(build_network, plans, configuration, labels, dataset_json)
+    if needs_prompts and not getattr(without_values(build), "answers_prompts", False):
+        raise PromptError(
+            f"{model}: does not answer prompts, so nobody could correct what it proposes; plan and train again with "
+            "sam3d_plan_and_preprocess and sam3d_train, without --no-prompts, or choose another one with -m (from "
+            "Python needs_prompts=False takes it too, for label maps that are arrays or files)"
+        )
+    return name
 
 
 def _classes(dataset_json: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,7 @@ class Accepted(Dated):
 
 
 class Found(Dated):
-    """A label map was there that the history did not name: of before, edited in the folder, or an earlier version."""
+    """A label map was there that is not the state's: of before, edited in the folder, or an earlier version."""
 
     kind: Literal["found"] = "found"
     case: str
@@ -271,9 +271,10 @@ def _after(states: Sequence[State], event: Event) -> State:
     if isinstance(event, Accepted | Found):
         skipped = tuple(case for case in now.skipped if case != event.case)
         held_back = now.held_back  # whatever is edited in the folder goes on as it did
-        if isinstance(event, Accepted):
+        if isinstance(event, Accepted) or event.case not in now.labels:
             others = {case for case in held_back if case != event.case}
-            held_back = tuple(sorted(others | {event.case} if event.held_back else others))
+            judges = event.held_back if isinstance(event, Accepted) else _judges_again(states, event.case)
+            held_back = tuple(sorted(others | {event.case} if judges else others))
         return replace(now, labels={**now.labels, event.case: event}, skipped=skipped, held_back=held_back)
     if isinstance(event, Removed):
         labels = {case: one for case, one in now.labels.items() if case != event.case}
@@ -287,6 +288,14 @@ def _after(states: Sequence[State], event: Event) -> State:
     if isinstance(event, TrainingEnded):
         return _after_training(now, event)
     return replace(states[event.to], training=None)
+
+
+def _judges_again(states: Sequence[State], case: str) -> bool:
+    """Tell whether a case judged models when it last had a label map, and nothing has learned from it since."""
+    last = next((state for state in reversed(states) if case in state.labels), None)
+    begun = states[-1].training
+    learned = states[-1].trained_on | frozenset(begun.cases if begun is not None else ())
+    return last is not None and case in last.held_back and case not in learned
 
 
 def _after_training(now: State, event: TrainingEnded) -> State:

@@ -123,7 +123,8 @@ def _method_of(model: str | None) -> str:
 
 
 def _judged(job: Job, folders: Folders, trained: Path) -> Result:
-    """Compare the model with the one before, by the held-back cases."""
+    """Compare the model with the one before, by the held-back cases, both with their post-processing."""
+    from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.model import load_model
     from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
     from sam3dnet.preprocessing.reading import reader_of_cases
@@ -132,6 +133,7 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
     cases = list_training_cases(folders.raw / job.dataset, dataset_json)
     reader = reader_of_cases(dataset_json, cases)
     model = None if job.model is None else load_model(job.model, device=job.device)
+    postprocessing = read_postprocessing(trained.parent, dataset_json, [trained])  # the validation's maps are without
     before, after = [], []
     for case in cases:
         if case.name not in job.held_back:
@@ -141,7 +143,7 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
             agreement, accepted_ZYX=labels_1ZYX[0], dataset_json=dataset_json, spacing_mm=properties["spacing"]
         )
         predicted = reader.read_seg(trained / "validation" / f"{case.name}{dataset_json['file_ending']}")[0][0]
-        after.append(measure(predicted))
+        after.append(measure(postprocessing.applied_to(predicted)))
         if model is not None:
             before.append(measure(model.segment(case.images)))
     return Result(folder=str(trained.parent), before=mean_of(before), after=mean_of(after))
@@ -150,12 +152,14 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
 def rank(job: Job) -> None:
     """Segment the images, with what Dice is to be expected of each beside its label map."""
     from sam3dnet.inference.predictor import predict_folder
+    from sam3dnet.portable.sources import model_folder
     from sam3dnet.settings.prediction import PredictionSettings
 
-    settings = PredictionSettings(
-        input_folder=job.images, output_folder=job.work, model_folder=job.model, device=job.device, confidence=True
-    )
-    predict_folder(settings, only=job.pending)
+    with model_folder(job.model) as folder:
+        settings = PredictionSettings(
+            input_folder=job.images, output_folder=job.work, model_folder=folder, device=job.device, confidence=True
+        )
+        predict_folder(settings, only=job.pending)
 
 
 def main() -> int:

@@ -18,6 +18,7 @@ from sam3dnet.preprocessing.folders import is_plain_name, remove_partial_files, 
 from sam3dnet.preprocessing.reading import DatasetReader
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
+REPLACED = "image"  # in the folder of a version: the image that it and those before it lie on, where another came since
 
 
 class LabelVersions:
@@ -66,6 +67,22 @@ class LabelVersions:
         write_label_map(labels_ZYX, target, image, properties, self._reader)
         return digest_of(self.files(case, version))
 
+    def keep_image(self, case: str, version: int, images: Sequence[Path]) -> None:
+        """Keep the image that the versions up to one lie on, since later ones will lie on another.
+
+        Args:
+            case: Of the case.
+            version: The newest on this image.
+            images: Its files, one a channel.
+        """
+        for name, file in named_by_case(case, images, self._ending, self._reader).items():
+            copy_whole(file, self.file(case, version).parent / REPLACED / name)
+
+    def replaced_images(self, case: str) -> dict[int, Path]:
+        """Give the folders with images that only earlier versions lie on, by the newest version on each, in order."""
+        found = {int(one.parent.name): one for one in (self._folder / case).glob(f"[0-9]*/{REPLACED}")}
+        return dict(sorted(found.items()))
+
 
 def label_files(label: Path, reader: DatasetReader) -> list[Path]:
     """List the files of a label map, itself last."""
@@ -99,6 +116,14 @@ def digest_of(files: Iterable[Path]) -> str:
             while part := content.read(1 << 20):
                 digest.update(part)
     return digest.hexdigest()
+
+
+def are_same(one: Sequence[Path], other: Sequence[Path]) -> bool:
+    """Tell whether files, one a channel, have the same content."""
+    return len(one) == len(other) and all(
+        first.resolve() == second.resolve() or cmp(first, second, shallow=False)
+        for first, second in zip(one, other, strict=True)
+    )
 
 
 def copy_whole(source: Path, target: Path) -> None:
@@ -141,6 +166,11 @@ class LabelledDataset:
     def has_image(self, case: TrainingCase) -> bool:
         """Tell whether all channels of a case are there."""
         return len(case.images) == self._num_channels and all(file.is_file() for file in case.images)
+
+    def image_in(self, folder: Path, name: str) -> Case | None:
+        """Give the image of a case from a folder where files are named by their case; None if it is not whole there."""
+        files = tuple(folder / f"{name}_{channel:04d}{self.ending}" for channel in range(self._num_channels))
+        return Case(name, files) if all(file.is_file() for file in files) else None
 
     def is_out_of_reach(self, name: str) -> bool:
         """Tell whether files of a case are links to what is not there now, as on a disk that is not mounted."""
@@ -196,8 +226,14 @@ class LabelledDataset:
         channels = [f"{IMAGES}/{name}_{channel:04d}{self.ending}" for channel in range(len(images))]
         self._tell(name, {"images": channels, "label": f"{LABELS}/{label.name}"})
 
-    def take_out(self, name: str, images_to: Path, reader: DatasetReader) -> None:
-        """Take a case out; its images are kept in a folder, named by the case, its label map is not."""
+    def take_out(self, name: str, images_to: Path | None, reader: DatasetReader) -> None:
+        """Take a case out; its images are kept in a folder, named by the case, its label map is not.
+
+        Args:
+            name: Of the case.
+            images_to: The folder; None if the images are kept elsewhere already.
+            reader: Of the dataset.
+        """
         cases = self.cases()
         case = cases.pop(name, None)
         if case is None:
@@ -206,7 +242,7 @@ class LabelledDataset:
         is_listed = name in self._listed()
         named = named_by_case(name, case.images, self.ending, reader) if is_listed else {one.name: one for one in files}
         for new_name, file in named.items():
-            if file.exists():
+            if images_to is not None and file.exists():
                 copy_whole(file, images_to / new_name)
         used = {file for other in cases.values() for file in reader.files_of(other.images, other.label)}
         for file in (*label_files(case.label, reader), *files):

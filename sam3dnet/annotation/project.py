@@ -18,7 +18,6 @@ import random
 import statistics
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sam3dnet.annotation.fitting import require_fitting
-from sam3dnet.annotation.followed import FollowedFolders
+from sam3dnet.annotation.followed import KEPT_IMAGES, FollowedFolders
 from sam3dnet.annotation.history import (
     Accepted,
     Found,
@@ -42,7 +41,8 @@ from sam3dnet.annotation.history import (
 )
 from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
-from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole
+from sam3dnet.annotation.label_file import read_label_map, require_same_place
+from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, label_files
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
@@ -50,7 +50,6 @@ from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
-from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, same_place
 from sam3dnet.preprocessing.locking import sole_process
 from sam3dnet.preprocessing.patients import patients_of
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
@@ -82,11 +81,14 @@ class AnnotationProject:
             the dataset, or none.
         device: To compute on; None for the best there is.
         root: Folder of nnU-Net's three folders; None for the variables.
+        needs_prompts: Whether models must answer prompts, as sessions need; without, where all label maps come as
+            arrays or files.
 
     Raises:
         DatasetError: If the dataset or the images are not there, somebody annotates the dataset already, or the model
             has other classes or channels.
-        CheckpointError: If there is no such model.
+        CheckpointError, PlanError: If there is no such model, or it cannot be loaded.
+        PromptError: If the model must answer prompts, and does not.
     """
 
     def __init__(
@@ -97,10 +99,11 @@ class AnnotationProject:
         model: Path | str | None = None,
         device: str | None = None,
         root: Path | str | None = None,
+        needs_prompts: bool = True,
     ):
         folders = activate_folders(root)
         self.name, self.images = find_dataset_name(dataset, folders), Path(images).absolute()
-        self._device = device
+        self._device, self._needs_prompts = device, needs_prompts
         self._model: tuple[str, Model] | None = None
         self._opened: dict[str, Proposal] = {}
         self._first: FirstModel | None = None
@@ -145,12 +148,15 @@ class AnnotationProject:
         if chosen is None:
             return
         if chosen != state.model or _is_there(Path(chosen)):  # else loading it tells
-            require_fitting(Path(chosen), self.name, self._dataset.json)
+            self._require_fitting(chosen)
         if chosen != state.model:
             if state.model is not None:
                 logger.warning("Warning: %s takes the place of %s; the history leads back", chosen, state.model)
             self.history.add(ModelChosen(folder=chosen))
             self._folders.follow([])
+
+    def _require_fitting(self, model: str) -> None:
+        require_fitting(Path(model), self.name, self._dataset.json, self._needs_prompts)
 
     def __enter__(self) -> "AnnotationProject":
         return self
@@ -249,32 +255,6 @@ class AnnotationProject:
         """How many cases of the dataset have their image and a label map."""
         return len(self._dataset.labelled())
 
-    def copy_label(self, case: str, folder: Path) -> None:
-        """Copy the label map that a case has now into a folder, where it can be worked on.
-
-        One with voxels to be ignored is not, since nothing else than the classes can be drawn; nor is one from
-        elsewhere that does not lie where its image does, or has labels that are no class.
-
-        Raises:
-            OSError, RuntimeError: If it cannot be read or written.
-        """
-        event = self.state.labels.get(case)
-        if event is None:
-            return
-        files, ignored = self._versions.files(case, event.version), self._dataset.json["labels"].get("ignore")
-        labels_1ZYX, properties = self.reader.read_seg(files[-1])
-        if ignored is not None and (labels_1ZYX == ignored).any():
-            return
-        if isinstance(event, Found):
-            image = self._image(case)
-            self._checked(labels_1ZYX[0], image)
-            if not same_place(self.reader.read_images(image.files)[1], properties, labels_1ZYX.shape[1:], DRIFT_VOXELS):
-                raise DatasetError(
-                    f"{self._dataset.label(case)}: has the image's shape, but another origin, spacing or direction"
-                )
-        for file in files:
-            copy_whole(file, folder / file.name)
-
     @property
     def model(self) -> "Model":
         """The model that proposes label maps.
@@ -295,7 +275,7 @@ class AnnotationProject:
     def accept(
         self,
         case: str,
-        labels: "PromptSession | SliceSession | npt.NDArray[Any] | Path",
+        labels: "PromptSession | SliceSession | npt.NDArray[Any] | Path | str",
         *,
         corrected: bool | None = None,
         prompts: Mapping[str, Mapping[str, int]] | None = None,
@@ -309,7 +289,7 @@ class AnnotationProject:
         Args:
             case: Name of the image.
             labels: The session that it was opened with; or a label map, (Z, Y, X) on the grid of the image as nnU-Net's
-                reader gives it, or its file.
+                reader gives it, or its file, which lies where the image does.
             corrected: Whether anything was changed by hand; None: if the label map is not the one that was proposed.
             prompts: How many of each kind were given for each class; None: those of the session.
             seconds: That the case took; None: since it was opened.
@@ -321,30 +301,21 @@ class AnnotationProject:
             The event of the history.
 
         Raises:
-            DatasetError: If there is no such image, another one of the dataset has its name, or the label map does not
-                fit it or has labels that dataset.json does not name.
+            DatasetError: If there is no such image, another one of the dataset has its name, or the label map cannot be
+                read, does not fit it or has labels that dataset.json does not name.
             OSError, RuntimeError: If it cannot be written. Where that is the label map or the event, it was not
                 accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
         image = self._image(case)
         there = self._dataset.cases().get(case)
         self._dataset.require_addable(image, there, self.reader)
+        labels_ZYX, properties = self._label_map(labels, image)
+        if prompts is None and not isinstance(labels, np.ndarray | Path | str):
+            prompts = labels.prompt_counts()
         self._folders.catch_up()
-        if there is not None and there.label.is_file() and case not in self.state.labels:
-            self._folders.find(case, there.label)
         self._folders.take_notice([case])
         self._folders.keep(case)
-        properties: Mapping[str, Any] | None = None
-        if isinstance(labels, Path):
-            labels_ZYX = self.reader.read_seg(labels)[0][0]
-        elif isinstance(labels, np.ndarray):
-            labels_ZYX = labels
-        else:
-            prompts = labels.prompt_counts() if prompts is None else prompts
-            labels_ZYX, properties = labels.labels(), labels.properties
-        labels_ZYX = self._checked(labels_ZYX, image)
-        if properties is None:
-            properties = self.reader.read_images(image.files)[1]
+        self._folders.keep_replaced_image(case, image.files)
         version = self._folders.next_version(case)
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
         if prompts_file is not None and prompts_file.is_file():
@@ -365,6 +336,20 @@ class AnnotationProject:
         self._opened.pop(case, None)
         self._folders.follow([case])
         return event
+
+    def _label_map(
+        self, labels: "PromptSession | SliceSession | npt.NDArray[Any] | Path | str", image: Case
+    ) -> tuple[npt.NDArray[np.uint16], Mapping[str, Any]]:
+        """Give a label map that is accepted, and where its image lies."""
+        if not isinstance(labels, np.ndarray | Path | str):
+            return self._checked(labels.labels(), image), labels.properties
+        of_image = self.reader.read_images(image.files)[1]
+        if isinstance(labels, np.ndarray):
+            return self._checked(labels, image), of_image
+        read_ZYX, properties = read_label_map(Path(labels), image.name, self.reader)
+        labels_ZYX = self._checked(read_ZYX, image)
+        require_same_place(Path(labels), labels_ZYX, properties, of_image)
+        return labels_ZYX, of_image
 
     def catch_up(self) -> None:
         """Have the dataset hold all that was accepted, where that could not be written.
@@ -396,20 +381,71 @@ class AnnotationProject:
             number: Of the event; 0 for before the first.
 
         Raises:
-            DatasetError: If there is no such event, or its model has other classes or channels.
+            DatasetError, CheckpointError, PlanError, PromptError: If there is no such event, or its model does not fit.
             OSError, RuntimeError: If the dataset cannot be written; it follows once it can, see `catch_up`.
         """
         if not 0 <= number <= len(self.history.events):
             raise DatasetError(f"event {number}: the history of {self.name} has 0 to {len(self.history.events)}")
         model = state_after(self.history.events, number).model
         if model is not None and model != self.state.model and _is_there(Path(model)):
-            require_fitting(Path(model), self.name, self._dataset.json)
+            self._require_fitting(model)
         self._folders.catch_up()
-        self._folders.take_notice(self.state.labels)
+        self._folders.take_notice()
         self.learning.end()
         self.history.add(Returned(to=number))
         self._opened = {}
         self._folders.follow()
+
+    def images_labelled(self) -> list[str]:
+        """Name the cases to which the history gives a label map, and the images of the folder that had one before."""
+        labels = self.state.labels
+        others = self._dataset.labelled().keys() - labels.keys()
+        return sorted({*labels, *(name for name in others if self._dataset.image_in(self.images, name) is not None)})
+
+    def label_of(self, case: str) -> Path | None:
+        """Say where the label map that a case has now lies: a version, or where no event is of it, in the dataset."""
+        event = self.state.labels.get(case)
+        if event is not None:
+            return self._versions.file(case, event.version)
+        label = self._dataset.label(case)
+        known = {one.case for one in self.history.events if isinstance(one, Accepted | Found)}
+        is_left = self.is_behind and case in known  # the history has taken it out, and the dataset follows later
+        return label if label.is_file() and not is_left else None
+
+    def require_drawable(self, case: str) -> None:
+        """See that the label map that a case has now, if any, can be worked on with classes alone.
+
+        Raises:
+            DatasetError: If it has voxels to be ignored or cannot be read; or if it is from elsewhere, and has labels
+                that are no class, does not lie where its image does, or the dataset has another image of this name.
+            OSError, RuntimeError: If the image cannot be read.
+        """
+        label = self.label_of(case)
+        if label is None:
+            return
+        place = self._dataset.label(case)
+        labels_ZYX, properties = read_label_map(label, case, self.reader)
+        ignored = self._dataset.json["labels"].get("ignore")
+        if ignored is not None and (labels_ZYX == ignored).any():
+            raise DatasetError(f"{place}: has voxels to be ignored, which cannot be drawn")
+        if not isinstance(self.state.labels.get(case), Accepted):
+            image = self._image(case)
+            self._dataset.require_addable(image, self._dataset.cases().get(case), self.reader)
+            self._checked(labels_ZYX, image)
+            require_same_place(place, labels_ZYX, properties, self.reader.read_images(image.files)[1])
+
+    def copy_label(self, case: str, folder: Path) -> None:
+        """Copy the label map that a case has now, if any, into a folder, where it can be worked on.
+
+        Raises:
+            DatasetError, OSError, RuntimeError: As of `require_drawable`, or if it cannot be written.
+        """
+        self.require_drawable(case)
+        label = self.label_of(case)
+        if label is not None:
+            own = label.name.removesuffix(self._dataset.ending)
+            for file in label_files(label, self.reader):
+                copy_whole(file, folder / file.name.replace(own, case, 1))
 
     # Learning
 
@@ -435,6 +471,7 @@ class AnnotationProject:
         """
         self.conclude()
         self._folders.catch_up()
+        self._folders.take_notice()
         cases = self._dataset.labelled()
         begun = self.state.training
         if begun is not None and not self.learning.is_prepared(begun.training):
@@ -553,16 +590,20 @@ class AnnotationProject:
         return by_hand % HELD_BACK_EVERY == 1  # so that the first training has one already
 
     def _images(self) -> list[Case]:
-        """List all images: those of the folder, those of cases that were taken out, and those in the dataset."""
+        """List all images: those of the folder, those in the dataset, and those of cases that were taken out."""
+        there = self._dataset.cases().items()
+        in_dataset = [Case(name, case.images) for name, case in there if self._dataset.has_image(case)]
+        kept = self._images_in(self.folder / KEPT_IMAGES)
         found: dict[str, Case] = {}
-        for folder in (self.images, self.folder / "images"):
-            with suppress(DatasetError):  # it has no image any more
-                for case in find_cases(folder, self._dataset.ending, self._num_channels)[0]:
-                    found.setdefault(case.name, case)
-        for name, there in self._dataset.cases().items():
-            if self._dataset.has_image(there):
-                found.setdefault(name, Case(name, there.images))
+        for case in (*self._images_in(self.images), *in_dataset, *kept):
+            found.setdefault(case.name, case)
         return list(found.values())
+
+    def _images_in(self, folder: Path) -> list[Case]:
+        try:
+            return find_cases(folder, self._dataset.ending, self._num_channels)[0]
+        except DatasetError:  # it has no image any more
+            return []
 
     def _find_image(self, name: str) -> Case | None:
         return next((case for case in self._images() if case.name == name), None)

@@ -6,6 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -50,6 +51,8 @@ PreviousLabels = Callable[[Case | None, np.ndarray, Mapping[str, Any]], np.ndarr
 def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
     """Group the files of a folder into cases, named CASE_0000, CASE_0001 and so on before the ending.
 
+    Files of other formats are left out, which is told once.
+
     Args:
         folder: Folder with the images.
         file_ending: The ending that the model's dataset has, such as ".nii.gz".
@@ -75,10 +78,14 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
             f"convert the images and name them CASE_0000{file_ending}"
         )
     if foreign:
-        logger.warning(
-            "%s: files ending in %s are left out, the model wants %s", folder, ", ".join(foreign), file_ending
-        )
+        _tell_left_out(folder, ", ".join(foreign), file_ending)
     return _group(wanted, file_ending, num_channels)
+
+
+@cache
+def _tell_left_out(folder: Path, foreign: str, file_ending: str) -> None:
+    """Say what is left out; once, since whoever watches a folder asks for its cases every few seconds."""
+    logger.warning("%s: files ending in %s are left out, the model wants %s", folder, foreign, file_ending)
 
 
 def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:

@@ -3,32 +3,38 @@
 import asyncio
 import errno
 import logging
-import os
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from sam3dnet.annotation.history import Accepted, Event, Found, TrainingEnded, in_words
+from sam3dnet.annotation.history import (
+    Accepted,
+    Event,
+    Found,
+    ModelChosen,
+    Returned,
+    TrainingEnded,
+    in_words,
+)
 from sam3dnet.annotation.judging import Proposal
 from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject, Order
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.images import Case
 from sam3dnet.model import Model
 from sam3dnet.serving import segment
-from sam3dnet.serving.case_files import PROMPTS_ENDING
 from sam3dnet.serving.casework import CaseWork
+from sam3dnet.serving.drafts import Drafts
+from sam3dnet.serving.exchange import ModelExchange
 from sam3dnet.serving.hall import Hall, Images
 
 logger = logging.getLogger(__name__)
 
 WATCH_S = 2.0
-ASIDE = "set_aside"  # in the folder of drafts
 OF_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC))
-MOST_EVENTS = 50  # of the history, in the page
+MOST_EVENTS = 50  # of the history, told with each answer; all are where they are asked for
 
 Result = TypeVar("Result")
 
@@ -66,6 +72,9 @@ class Annotating:
         every: Accepted cases after which a training begins by itself; 0 for never.
         minutes: Of each training.
         order: In which images come.
+
+    Attributes:
+        opening: Held while a case is opened, and while all goes back, so that nobody opens what is set aside.
     """
 
     def __init__(
@@ -78,35 +87,55 @@ class Annotating:
         minutes: float = 3.0,
         order: Order = "unsure",
     ):
-        self._project, self._hall, self._load = project, hall, load
+        self._project, self._hall = project, hall
         self._every, self._minutes, self._order = every, minutes, order
         self._turn = asyncio.Lock()  # the project does one thing at a time
-        self._folder = project.state.model
+        self.opening = asyncio.Lock()
+        self._drafts = Drafts(project, hall.model.loaded.dataset_json["file_ending"])
+        folder, begun_with = project.state.model, hall.model
+        stand_in = project.first_model if folder is not None else lambda: begun_with
+        self._exchange = ModelExchange(hall, folder, lambda: project.state.model, load, stand_in)
         hall.worker.around_short = project.learning.paused
         if hall.images is not None:
             hall.images = ProjectImages(hall.images, project)
-        self._show_newest()
+        self._drafts.set_aside_outdated()
 
     @property
     def drafts(self) -> Path:
         """Folder for what is saved before it is accepted."""
-        return self._project.folder / "drafts"
+        return self._drafts.folder
 
     async def status(self) -> dict[str, Any]:
         """Say how things stand."""
         return await self._ask(self._status)
 
+    async def history(self) -> list[dict[str, Any]]:
+        """Tell all events, the last first."""
+        return await asyncio.to_thread(lambda: _told(self._project.history.events))
+
+    async def prepare(self, work: CaseWork) -> None:
+        """Have a case that is labelled open with its label map, unless something was drawn on it; else warn."""
+        why = await self._ask(lambda: self._drafts.prepare(work.case.name))
+        if why is not None:
+            work.warnings.append(
+                f"{work.case.name} has a label map that cannot be shown, so what the model proposes is, and Accept "
+                f"does not replace it: {why}"
+            )
+
     async def accept(self, work: CaseWork) -> dict[str, Any]:
         """Take what is saved of a case into the dataset, and train if it is time to; say how things stand then.
 
         Raises:
-            Sam3dError: If it does not fit, or cannot be written.
+            GoneError: If all went back meanwhile, and it is set aside.
+            Sam3dError: If it does not fit, would replace what could not be shown, or cannot be written.
         """
         proposed = await self._hall.worker.run(f"{work.case.name}: proposal", work.automatic_labels)
         proposal = Proposal(proposed, work.model, work.since)
 
         def accept() -> dict[str, Any]:
             project = self._project
+            work.files.require_open()
+            self._drafts.require_shown(work.case.name)
             project.accept(
                 work.case.name,
                 work.files.labels,
@@ -114,7 +143,7 @@ class Annotating:
                 proposal=proposal,
                 prompts_file=work.files.prompts,
             )
-            self._show(work.case.name)
+            self._drafts.show(work.case.name)
             self._train_if_it_is_time()
             return self._status()
 
@@ -149,24 +178,30 @@ class Annotating:
         What was being done on cases that have another label map then, or none, is set aside; their windows open anew.
 
         Raises:
-            Sam3dError: If there is no such event, its model is no more, or it cannot be written.
+            Sam3dError: If there is no such event, or it cannot be written.
         """
         project = self._project
-        before = project.state.labels
+        changed: list[str] = []
 
         def go_back() -> None:
+            before = project.state.labels
             try:
                 project.go_back(number)
             finally:
-                for case in _changed(before, project.state.labels):
-                    if self._set_aside(case):
-                        self._show(case)
+                changed.extend(_changed(before, project.state.labels))
+                for work in self._sessions_of(changed).values():
+                    work.files.close()
+                for case in changed:
+                    self._drafts.set_aside(case)
 
-        try:
-            await self._change(go_back)
-        finally:
-            self._release(_changed(before, project.state.labels))
-        await self._exchange()
+        async with self.opening:
+            try:
+                await self._change(go_back)
+            finally:
+                for token in self._sessions_of(changed):  # whose windows then open them anew
+                    self._hall.leases.release(token, aside=True)
+                self._exchange.try_again()
+                await self._exchange.follow()
         return await self.status()
 
     @asynccontextmanager
@@ -185,8 +220,7 @@ class Annotating:
         told = ""
         while True:
             try:
-                if await self._change(self._look) is not None:
-                    await self._exchange()
+                await self._change(self._look)
                 told = ""
             except Sam3dError as problem:
                 if str(problem) != told:  # such as a disk that stays full
@@ -194,29 +228,18 @@ class Annotating:
                 told = str(problem)
             except Exception:
                 logger.exception("the annotation is not watched for a moment")
+            await self._exchange.follow()
             await asyncio.sleep(WATCH_S)
 
-    def _look(self) -> TrainingEnded | None:
+    def _look(self) -> None:
         """Conclude what has ended, go on with what was cut off, and else find out what comes next."""
         project = self._project
         project.catch_up()
-        ended = project.conclude()
-        if ended is None and not project.learning.is_running:
+        if project.conclude() is None and not project.learning.is_running:
             if project.state.training is not None:
                 project.begin_training(self._minutes)
             elif self._order in BY_CONFIDENCE and project.unranked():
                 project.rank(wait=False)
-        return ended
-
-    async def _exchange(self) -> None:
-        """Have the project's model segment from now on."""
-        folder = self._project.state.model
-        if folder is None or folder == self._folder:
-            return
-        model = await self._hall.worker.run("the new model", self._load, Path(folder), is_long=True)
-        self._hall.use(model)
-        self._folder = folder
-        logger.info("from now on %s proposes", folder)
 
     def _train_if_it_is_time(self) -> None:
         """Begin a training that is due; if that fails the next case is another occasion."""
@@ -232,62 +255,23 @@ class Annotating:
         first = self._project.state.model is None
         return self._every > 0 and self._project.accepted_since_training >= (1 if first else self._every)
 
-    # What the page shows of a case that is labelled
-
-    def _show_newest(self) -> None:
-        """Have those labelled cases open with their label maps whose drafts are older, or which have none."""
-        images = self._hall.images
-        names = set() if images is None else {case.name for case in images.cases()}
-        for case, event in self._project.state.labels.items():
-            drafts = self._drafts_of(case)
-            since = datetime.fromisoformat(event.at).timestamp()
-            is_older = not any(draft.stat().st_mtime >= since for draft in drafts)
-            if case in names and is_older and self._set_aside(case):
-                self._show(case)
-
-    def _show(self, case: str) -> None:
-        """Have a case open with the label map that it has now; all that led to it is with its versions."""
-        try:
-            for draft in self._drafts_of(case):
-                draft.unlink()
-            self._project.copy_label(case, self.drafts)
-        except (DatasetError, OSError, RuntimeError) as problem:
-            logger.warning("Warning: %s opens as the model segments it: %s", case, problem)
-
-    def _set_aside(self, case: str) -> bool:
-        """Keep what was done on a case, and is not to be shown any more; tell whether that could be done."""
-        aside = self.drafts / ASIDE / f"{len(self._project.history.events):04d}"
-        try:
-            for draft in self._drafts_of(case):
-                aside.mkdir(parents=True, exist_ok=True)
-                os.replace(draft, aside / draft.name)
-        except OSError as problem:
-            logger.warning("Warning: what was done on %s cannot be set aside, and is shown: %s", case, problem)
-            return False
-        return True
-
-    def _drafts_of(self, case: str) -> list[Path]:
-        endings = (self._hall.model.loaded.dataset_json["file_ending"], PROMPTS_ENDING)
-        return [draft for ending in endings if (draft := self.drafts / f"{case}{ending}").is_file()]
-
-    def _release(self, cases: Collection[str]) -> None:
-        """End the sessions of cases, whose windows then open them anew."""
-        for lease in self._hall.leases.all():
-            if isinstance(lease.work, CaseWork) and lease.work.case.name in cases:
-                self._hall.leases.release(lease.token)
+    def _sessions_of(self, cases: Collection[str]) -> dict[str, CaseWork]:
+        """Give what windows do on cases, by the tokens of their sessions."""
+        works = {lease.token: lease.work for lease in self._hall.leases.all()}
+        return {token: work for token, work in works.items() if isinstance(work, CaseWork) and work.case.name in cases}
 
     @property
     def model(self) -> str | None:
         """Folder of the model that segments now."""
-        return self._folder
+        return self._exchange.folder
 
     def _status(self) -> dict[str, Any]:
         project = self._project
         state, events = project.state, project.history.events
-        ended = next((event for event in reversed(events) if isinstance(event, TrainingEnded)), None)
+        ended = _last_training(events)
         return {
             "waiting": project.waiting(self._order),
-            "labelled": sorted(state.labels),
+            "labelled": project.images_labelled(),
             "skipped": list(state.skipped),
             "held_back": len(state.held_back),
             "since_training": project.accepted_since_training,
@@ -295,12 +279,12 @@ class Annotating:
             "training": None if state.training is None else state.training.training,
             "minutes": self._minutes,
             "ranking": project.learning.is_running and not project.learning.trains,
-            "last": None if ended is None else {"training": ended.training, "used": ended.used, "why": ended.why},
+            "last": None if ended is None else _outcome(ended),
+            "model": {"folder": self.model, "training": _training_of(self.model, events)},
+            "problem": self._exchange.problem,
             "clicks": _clicks(events),
-            "history": [
-                {"number": event.number, "at": event.at, "text": in_words(event)}
-                for event in reversed(events[-MOST_EVENTS:])
-            ],
+            "events": len(events),
+            "history": _told(events[-MOST_EVENTS:]),
         }
 
     async def _change(self, what: Callable[[], Result]) -> Result:
@@ -340,3 +324,33 @@ def _clicks(events: Sequence[Event]) -> list[int]:
     return [
         sum(sum(kinds.values()) for kinds in event.prompts.values()) for event in events if isinstance(event, Accepted)
     ]
+
+
+def _told(events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Say what happened, the last first."""
+    return [{"number": event.number, "at": event.at, "text": in_words(event)} for event in reversed(events)]
+
+
+def _last_training(events: Sequence[Event]) -> TrainingEnded | None:
+    """Find the last training that ended, of what was not gone back from, since a model was chosen."""
+    last: list[TrainingEnded | None] = [None]
+    for event in events:
+        if isinstance(event, TrainingEnded):
+            last.append(event)
+        elif isinstance(event, Returned):
+            last.append(last[event.to])
+        else:
+            last.append(None if isinstance(event, ModelChosen) else last[-1])
+    return last[-1]
+
+
+def _outcome(ended: TrainingEnded) -> dict[str, Any]:
+    """Say what came of a training, which has failed if it has no model that could be compared."""
+    has_failed = not ended.used and ended.after is None
+    return {"training": ended.training, "used": ended.used, "failed": has_failed, "why": ended.why}
+
+
+def _training_of(model: str | None, events: Sequence[Event]) -> int | None:
+    """Give the number of the training that made a model; None if none did."""
+    made = (event for event in events if isinstance(event, TrainingEnded) and event.used)
+    return next((event.training for event in made if event.folder == model), None)

@@ -38,6 +38,7 @@ class AnnotationRoutes:
         """Give all routes."""
         return [
             web.get("/viewer/api/annotation", self.status),
+            web.get("/viewer/api/history", self.history),
             web.post("/viewer/api/accept", self.accept),
             web.post("/viewer/api/skip", self.skip),
             web.post("/viewer/api/train", self.train),
@@ -47,6 +48,10 @@ class AnnotationRoutes:
     async def status(self, _: web.Request) -> web.Response:
         """Say how things stand."""
         return answer(await self._annotating.status())
+
+    async def history(self, _: web.Request) -> web.Response:
+        """Tell all that happened."""
+        return answer({"history": await self._annotating.history()})
 
     async def accept(self, request: web.Request) -> web.Response:
         """Take the case of a session into the dataset."""

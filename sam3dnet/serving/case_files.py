@@ -19,6 +19,7 @@ from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import StatedPrompts
 from sam3dnet.prompts.types import Box, ClassPrompts, as_coordinates
+from sam3dnet.serving.leases import GoneError
 from sam3dnet.serving.segment import Sides
 
 PROMPTS_ENDING = "_prompts.json"
@@ -78,6 +79,26 @@ class CaseFiles:
         self.labels = output / f"{case.name}{file_ending}"
         self.prompts = output / f"{case.name}{PROMPTS_ENDING}"
         self._writing = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the files belong to somebody else now."""
+        return self._is_closed
+
+    def close(self) -> None:
+        """Write no more, since the files belong to somebody else from now on; a write under way ends first."""
+        with self._writing:
+            self._is_closed = True
+
+    def require_open(self) -> None:
+        """See that what the files hold is of this work.
+
+        Raises:
+            GoneError: If it is not.
+        """
+        if self._is_closed:
+            raise GoneError(f"the work on {self._case.name} has ended here; open the image again")
 
     def write(self, labels_ZYX: Labels, properties: Mapping[str, Any], told: Sequence[Step]) -> None:
         """Write both; each appears whole or not at all, the label map last.
@@ -89,6 +110,7 @@ class CaseFiles:
 
         Raises:
             OSError: If it cannot be written.
+            GoneError: If the files are closed.
         """
         content = json.dumps(self._stated(told), indent=2) + "\n"
 
@@ -96,6 +118,7 @@ class CaseFiles:
             (folder / self.prompts.name).write_text(content, encoding="utf-8")
 
         with self._writing:
+            self.require_open()
             self.labels.parent.mkdir(parents=True, exist_ok=True)
             write_label_map(labels_ZYX, self.labels, self._case.files[0], properties, self._reader, write_prompts)
 

@@ -298,6 +298,7 @@ class CaseWork:
 
         Raises:
             OSError: If it cannot be written.
+            GoneError: If the files belong to somebody else now.
         """
         self._require_ready()
         self.files.write(self._shown, self._session.properties, self._told)

@@ -92,7 +92,7 @@ class Hall:
         self._pool = FeaturePool(feature_bytes)
         self._orientation = orientation_of(model.loaded.plans.plans, model.loaded.reader.reorients)
 
-    def use(self, model: Model) -> None:
+    def use(self, model: Model | FirstModel) -> None:
         """Have another model of the same classes and channels answer those who come from now on.
 
         Raises:

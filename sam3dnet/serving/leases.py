@@ -8,6 +8,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sam3dnet.errors import Sam3dError
 logger = logging.getLogger(__name__)
 
 REAP_EVERY_S = 5.0
+MOST_ASIDE = 1000
 
 
 class FullError(Sam3dError):
@@ -25,6 +27,10 @@ class FullError(Sam3dError):
 
 class GoneError(Sam3dError):
     """A client's session has ended, or never began."""
+
+
+class AsideError(GoneError):
+    """A client's session has ended, and what was being done in it is set aside."""
 
 
 @dataclass(eq=False)
@@ -62,6 +68,7 @@ class Leases:
         self.most, self.idle_s = most, idle_s
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        self._aside: deque[str] = deque(maxlen=MOST_ASIDE)  # tokens of clients whose work is set aside
         self._count = 0
 
     def __len__(self) -> int:
@@ -99,9 +106,12 @@ class Leases:
         """Give the client with a token.
 
         Raises:
+            AsideError: If it was set aside.
             GoneError: If there is none.
         """
         lease = self._leases.get(token or "")
+        if lease is None and token in self._aside:
+            raise AsideError("all has gone back, and what was being done here is set aside; open the image again")
         if lease is None:
             raise GoneError("this session has ended, or the server was started anew; connect again in the viewer")
         return lease
@@ -122,10 +132,17 @@ class Leases:
             if is_action:
                 lease.action_s = lease.sign_s
 
-    def release(self, token: str | None) -> None:
-        """Serve a client no more; nothing happens where there is none."""
+    def release(self, token: str | None, aside: bool = False) -> None:
+        """Serve a client no more; nothing happens where there is none.
+
+        Args:
+            token: Its secret.
+            aside: Whether what it was doing is set aside, which it is told when it asks for more.
+        """
         lease = self._leases.pop(token or "", None)
         if lease is not None:
+            if aside:
+                self._aside.append(lease.token)
             logger.info("%s ends", lease.name)
 
     def reap(self) -> None:

@@ -15,7 +15,7 @@ from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.bodies import TooLargeError, answer
 from sam3dnet.serving.hall import NO_MEMORY, Hall
 from sam3dnet.serving.itksnap import ItkSnap
-from sam3dnet.serving.leases import FullError, GoneError
+from sam3dnet.serving.leases import AsideError, FullError, GoneError
 from sam3dnet.serving.nninteractive import NnInteractive
 from sam3dnet.serving.viewer import TakenError, Viewer
 
@@ -103,6 +103,8 @@ def _refusal(problem: Exception) -> web.Response:
     """Answer a request that failed, with a sentence in the body and in the reason, which viewers show."""
     if isinstance(problem, FullError):
         return refusal(503, str(problem), {"Retry-After": str(RETRY_AFTER_S)})
+    if isinstance(problem, AsideError):
+        return refusal(410, str(problem), aside=True)
     if isinstance(problem, GoneError):
         return refusal(410, str(problem))
     if isinstance(problem, TakenError):
@@ -130,7 +132,7 @@ def _foreign(request: web.Request, problem: web.HTTPException) -> web.Response:
     return refusal(problem.status, sentence, kept)
 
 
-def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> web.Response:
-    """Refuse with a sentence."""
+def refusal(status: int, sentence: str, headers: dict[str, str] | None = None, **told: bool) -> web.Response:
+    """Refuse with a sentence, and what else the page is told."""
     plain = " ".join(sentence.encode("ascii", "replace").decode().split())[:LONGEST_REASON]
-    return answer({"detail": sentence}, status=status, reason=plain, headers=headers)
+    return answer({"detail": sentence, **told}, status=status, reason=plain, headers=headers)

@@ -10,7 +10,8 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -156,27 +157,42 @@ class Viewer:
     async def open(self, request: web.Request) -> web.Response:
         """Begin to work on a case; it is read and segmented while the page asks how far that is."""
         name = (await hear(request, OpenRequest)).case
-        case = {one.name: one for one in await asyncio.to_thread(self._images.cases)}.get(name)
-        if case is None:
-            raise DatasetError(f"there is no image {name} any more; reload the page")
-        for lease in self.leases.all():
-            if isinstance(lease.work, CaseWork) and lease.work.case.name == name:
-                self._taken.append(lease.token)
-                self.leases.release(lease.token)
-        work = CaseWork(
-            self._hall.new_session(),
-            case,
-            self._hall.model.loaded.reader,
-            self._classes,
-            self.output,
-            self._dataset["file_ending"],
-            None if self._annotating is None else self._annotating.model,
-        )
-        lease = self.leases.claim(work, f"{name} in the browser", SILENT_S)
+        async with self._while_nothing_goes_back():
+            case = {one.name: one for one in await asyncio.to_thread(self._images.cases)}.get(name)
+            if case is None:
+                raise DatasetError(f"there is no image {name} any more; reload the page")
+            before = self._take_over(name)
+            work = CaseWork(
+                self._hall.new_session(),
+                case,
+                self._hall.model.loaded.reader,
+                self._classes,
+                self.output,
+                self._dataset["file_ending"],
+                None if self._annotating is None else self._annotating.model,
+            )
+            lease = self.leases.claim(work, f"{name} in the browser", SILENT_S)
+        async with lease.turn:
+            await _let_end(before)
         task = asyncio.create_task(self._open(lease, work))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
         return answer({"session": lease.token})
+
+    def _while_nothing_goes_back(self) -> AbstractAsyncContextManager[None]:
+        return nullcontext() if self._annotating is None else self._annotating.opening
+
+    def _take_over(self, case: str) -> list[tuple[Lease, CaseWork]]:
+        """End the sessions of a case, which another window has from now on."""
+        before = [
+            (lease, lease.work)
+            for lease in self.leases.all()
+            if isinstance(lease.work, CaseWork) and lease.work.case.name == case
+        ]
+        for lease, _ in before:
+            self._taken.append(lease.token)
+            self.leases.release(lease.token)
+        return before
 
     async def progress(self, request: web.Request) -> web.Response:
         """Say how far opening is."""
@@ -293,6 +309,8 @@ class Viewer:
         with self.leases.request(lease, is_action=True):
             try:
                 report = self._hall.reporter(lease)
+                if self._annotating is not None:
+                    await self._annotating.prepare(work)
                 await self._hall.worker.run(f"{lease.name}: {name}", work.open, report, is_long=True)
             except GoneError:
                 logger.info("%s: nobody waits for %s any more", lease.name, name)
@@ -326,6 +344,7 @@ class Viewer:
 
         Raises:
             DatasetError: If it cannot be written.
+            GoneError: If the case belongs to another window now, or has gone back.
         """
         try:
             await asyncio.to_thread(work.save)
@@ -377,6 +396,13 @@ class Viewer:
         content, kind = self._files[name]
         headers = {"Content-Security-Policy": POLICY}
         return web.Response(body=content, content_type=kind, charset="utf-8", headers=headers)
+
+
+async def _let_end(sessions: Sequence[tuple[Lease, CaseWork]]) -> None:
+    """Let what sessions have begun end, and see that they save nothing after it."""
+    for lease, work in sessions:
+        async with lease.turn:
+            await asyncio.to_thread(work.files.close)
 
 
 def _to_page() -> web.Response:

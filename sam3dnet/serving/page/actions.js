@@ -14,7 +14,8 @@ const RESET = "All prompts and all that was painted in this image are dropped; t
 
 /** Whether something can be undone, redone or reset, sent prompts included. */
 export function possible({ ready, pending, undo, redo, prompts, cases, case: name }) {
-  const begun = undo > 0 || prompts.length > 0 || cases.some((item) => item.name === name && item.begun);
+  const shown = cases.find((item) => item.name === name);
+  const begun = undo > 0 || prompts.length > 0 || Boolean(shown?.begun || shown?.labelled);
   const adding = pending.some((item) => !["undo", "redo", "reset"].includes(item.kind));
   return { undo: ready && (undo > 0 || adding), redo: ready && redo > 0 && !adding, reset: ready && (begun || adding) };
 }

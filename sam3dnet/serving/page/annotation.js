@@ -10,14 +10,31 @@ const GO_BACK =
 const part = (id) => document.getElementById(id);
 const many = (count, one, more = `${one}s`) => `${count} ${count === 1 ? one : more}`;
 
-/** What is going on, in a sentence. */
-function trainingText({ training, minutes, ranking, last, every, since_training: since }) {
-  if (training !== null) return `Training ${training} runs, ${minutes} minutes`;
-  if (ranking) return "Looking which images are the least sure";
-  const left = every - since;
-  const next = every > 0 && since > 0 ? `Next training after ${many(left, "more image")}` : "";
-  if (!last) return next;
-  return last.used ? `Model ${last.training} proposes. ${next}` : `Training ${last.training} was no gain. ${next}`;
+/** What the last training came to; nothing where its model is used. */
+function lastText({ training, used, failed, why }) {
+  if (used) return "";
+  if (!failed) return `Training ${training} was no gain.`;
+  const lines = why.trim().replace(/\.$/, "").split("\n");
+  const told = lines.length > 1 ? `${lines[0]} ${lines.at(-1)}` : lines[0]; // of a log, the end
+  return `Training ${training} failed: ${told.replace(/^(the training failed; |left out: )/, "")}.`;
+}
+
+function modelText({ folder, training }) {
+  if (training !== null) return `Model ${training} proposes.`;
+  return folder === null ? "No model proposes yet." : `${folder.split(/[/\\]/).at(-1)} proposes.`;
+}
+
+/** What is going on, in a few words. */
+export function trainingText({ training, minutes, ranking, last, model, problem, every, since_training: since }) {
+  const said = [problem ? `Not as the history has it: ${problem}.` : ""];
+  if (training !== null) {
+    said.push(`Training ${training} runs, ${minutes} minutes`);
+  } else {
+    said.push(last ? lastText(last) : "", ranking ? "Looking which images are the least sure" : modelText(model));
+    const isDue = !ranking && every > 0 && since > 0;
+    if (isDue) said.push(`Next training after ${many(every - since, "more image")}`);
+  }
+  return said.filter(Boolean).join(" ");
 }
 
 /** The images in the order in which they come, then those that are labelled. */
@@ -38,6 +55,16 @@ export function annotationActions({ store, session, changes }) {
   function tell(annotation) {
     if (JSON.stringify(annotation) === JSON.stringify(now.annotation)) return; // lists keep their place
     store.set({ annotation, cases: inOrder(now.cases, annotation) });
+    if (part("history-dialog").open) readEvents();
+  }
+
+  /** Read all events; the server sends along the newest only. */
+  async function readEvents() {
+    const { annotation } = now;
+    const isAll = annotation.history.length === annotation.events;
+    const events = isAll ? annotation.history : (await api.history().catch(() => null))?.history;
+    if (events) store.set({ events });
+    part("history-title").textContent = events ? "History" : "History, the newest alone: the server does not answer";
   }
 
   /** Ask the server for something that nothing else may be asked beside. */
@@ -65,7 +92,10 @@ export function annotationActions({ store, session, changes }) {
     skip: () => now.case && session.id && exclusively(() => api.skip(session.id), actions.openNext),
     train: () => exclusively(api.train),
     history() {
-      if (now.annotation) part("history-dialog").showModal();
+      if (!now.annotation) return;
+      store.set({ events: now.annotation.history });
+      part("history-dialog").showModal();
+      return readEvents();
     },
     async goBack(number) {
       part("history-dialog").close();
@@ -89,8 +119,8 @@ export function annotationActions({ store, session, changes }) {
   return actions;
 }
 
-function showHistory({ annotation }, actions) {
-  part("history-list").replaceChildren(...annotation.history.map(({ number, at, text }) => {
+function showEvents({ events }, actions) {
+  part("history-list").replaceChildren(...events.map(({ number, at, text }) => {
     const row = document.createElement("li");
     const said = document.createElement("span");
     said.textContent = `${number}  ${new Date(at).toLocaleString()}  ${text}`;
@@ -116,9 +146,9 @@ export function buildAnnotation(store, actions) {
     part("annotation-count").textContent = `(${labelled.length} labelled, ${waiting.length} left)`;
     const text = trainingText(annotation);
     if (part("annotation-training").textContent !== text) part("annotation-training").textContent = text;
-    part("annotation-training").title = annotation.last?.why ?? "";
-    showHistory(now, actions);
+    part("annotation-training").title = [annotation.last?.why, annotation.model.folder].filter(Boolean).join("\n");
   });
+  store.watch(["events"], (now) => showEvents(now, actions));
   store.watch(["annotation", "ready", "pending", "deciding", "case"], (now) => {
     part("accept").disabled = !now.ready || now.deciding;
     part("skip").disabled = !now.case || now.deciding || !now.annotation?.waiting.includes(now.case);

@@ -7,9 +7,11 @@ const GONE = 410;
 
 /** The server answered, and said no; the message is its sentence for the user. */
 export class ServerError extends Error {
-  constructor(status, detail) {
+  constructor(status, detail, aside = false) {
     super(detail);
     this.status = status;
+    /** Whether the session has ended because all went back, and what was being done in it is set aside. */
+    this.aside = aside;
   }
 
   /** Whether the session has ended, so that the case has to be opened again. */
@@ -30,11 +32,12 @@ export class OfflineError extends Error {
   }
 }
 
-async function sentence(response) {
+async function refusal(response) {
   try {
-    return String((await response.json()).detail);
+    const { detail, aside } = await response.json();
+    return new ServerError(response.status, String(detail), Boolean(aside));
   } catch {
-    return `The server refused this (status ${response.status}).`;
+    return new ServerError(response.status, `The server refused this (status ${response.status}).`);
   }
 }
 
@@ -49,7 +52,7 @@ async function online(work) {
 
 async function send(path, options = {}) {
   const response = await online(() => fetch(new URL(path, ROOT), { cache: "no-store", ...options }));
-  if (!response.ok) throw new ServerError(response.status, await sentence(response));
+  if (!response.ok) throw await refusal(response);
   return response;
 }
 
@@ -116,6 +119,8 @@ export const heartbeat = (session) => json("heartbeat", posted({ session }));
 export const save = (session) => json("save", posted({ session }));
 /** How the labelling stands. */
 export const annotation = () => json("annotation");
+/** All that happened to the dataset, the last first: {history}. */
+export const history = () => json("history");
 /** Take the case of a session into the dataset; answers how the labelling stands, as the next three do. */
 export const accept = (session) => json("accept", posted({ session }));
 /** Put the case of a session off. */

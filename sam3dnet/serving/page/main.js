@@ -23,7 +23,7 @@ const store = new Store({
   // the case's
   case: null, volume: null, channel: 0, labels: null, ready: false, failed: false, progress: null, changed: null,
   prompts: [], pending: [], undo: 0, redo: 0, volumes: {}, saved: null, online: true, message: null,
-  warnings: [], annotation: null, deciding: false,
+  warnings: [], annotation: null, events: [], deciding: false,
   // the user's; crosshair is a voxel [i, j, k]
   crosshair: [0, 0, 0], hover: null, class: 0, hidden: new Set(), tool: "click", brushMm: 10, ball: false, deep: false,
   draft: null, measures: [], window: { low: 0, high: 1 }, presets: [], opacity: 0.35, outline: false, shown: true,

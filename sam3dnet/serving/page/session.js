@@ -9,7 +9,10 @@ const RETRY_MS = 3000;
 const HEARTBEAT_MS = 20000;
 const MOST_REOPENINGS = 3;
 const AWAY_MS = 300000;
-const ASLEEP = "The session has ended. The image is opened again as soon as you go on; everything was saved.";
+const SAVED = "everything up to there was saved.";
+const ASIDE = "what was being done on it is set aside, since the dataset has gone back.";
+const ASLEEP = "The session has ended. The image is opened again as soon as you go on;";
+const REOPENED = "The session had ended. The image was opened again;";
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -182,7 +185,7 @@ export class Session {
       }
       await this.reopen();
       if (!this.#store.now.ready) return "failed";
-      this.say("info", "The session had ended. The image was opened again; everything up to there was saved.");
+      this.say("info", `${REOPENED} ${problem.aside ? ASIDE : SAVED}`);
       return "reopened";
     }
   }
@@ -205,7 +208,7 @@ export class Session {
       // a change that is under way finds out by itself
       if (id !== this.id || document.hidden || this.#store.now.pending.length) return;
       this.#asleep = Boolean(problem.gone) && performance.now() - this.#used > AWAY_MS;
-      if (this.#asleep) this.say("info", ASLEEP, true);
+      if (this.#asleep) this.say("info", `${ASLEEP} ${problem.aside ? ASIDE : SAVED}`, true);
       else await this.recover();
     }
   }
