@@ -7,23 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import PlanError, did_you_mean
+from sam3dnet.planning.edits import changes_by_hand
 from sam3dnet.planning.likeness import PLANNED_LIKE
-from sam3dnet.planning.methods import DEFAULT_FIDELITY, DEFAULT_METHOD, DEFAULT_TUNING
+from sam3dnet.planning.methods import CUSTOM_METHOD, DEFAULT_FIDELITY, DEFAULT_METHOD, DEFAULT_TUNING, MethodChoice
 from sam3dnet.planning.plan import Plan, read_earlier_plan
+from sam3dnet.planning.target_spacing import ASKED_SPACING
+from sam3dnet.planning.target_spacing import PATH as SPACING_PATH
 from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.folders import dataset_number
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import reader_named
 from sam3dnet.preprocessing.records import (
     RECORDS_FOLDER,
-    configuration_of_cases,
     list_stored_names,
     made_otherwise,
     maker_of_cases,
     seen_otherwise,
-    settings_digest,
 )
 
 DEFAULT = "3d_fullres"  # what is trained where nothing is named
+TAKEN_UNASKED = "sam"  # of the families of SAM's weights
 PLANNED = ("3d_lowres", DEFAULT, "3d_cascade_fullres")
 
 logger = logging.getLogger(__name__)
@@ -105,8 +108,9 @@ def tell_stale(plan: Plan, chosen: Sequence[str]) -> None:
         if maker is None:
             remedy = f"preprocess {folder.name} again, by the --method that planned it,"
         else:
-            settings = settings_digest(plan.content, configuration_of_cases(plan.content, maker), dataset_json)
-            found[f"{as_they_are} are of another plan"] = made_otherwise(folder, settings)
+            others = made_otherwise(folder, plan.content, maker, dataset_json)
+            found[f"{as_they_are} are of another plan"] = others.by_plan
+            found[f"{as_they_are} are of another version of nnU-Net"] = others.by_version
         for what, stale in found.items():
             if stale:
                 logger.warning(
@@ -121,20 +125,65 @@ def line_to_preprocess(plans: Mapping[str, Any], configuration: str) -> str:
     Args:
         plans: Content of the plan, stock nnU-Net's too.
         configuration: Whose cases are made.
+
+    Returns:
+        The line, with words after it where the plan does not say how an option of its planning was given.
     """
-    block = plans.get("sam3d")
-    if block is None:
-        words = ["nnUNetv2_preprocess", "-d", plans["dataset_name"], "-plans_name", plans["plans_name"]]
-        return shlex.join([*words, "-c", configuration])
-    decided = {one["name"]: one["value"] for one in block.get("decisions", [])}
-    usual = {"method": DEFAULT_METHOD, "fidelity": DEFAULT_FIDELITY, "tuning": DEFAULT_TUNING}
-    like = block.get(PLANNED_LIKE)
-    asked = {name: decided.get(name, value) for name, value in usual.items() if like is None or name == "method"}
-    words = ["sam3d_plan_and_preprocess", "-d", plans["dataset_name"]]
-    for name, value in asked.items():
-        words += [f"--{name}", value] if value != usual[name] else []
-    words += [] if like is None else ["--like", like]
-    return shlex.join([*words, *(["-c", configuration] if configuration != DEFAULT else [])])
+    block, name = plans.get("sam3d"), str(plans["dataset_name"])
+    decided = {one["name"]: one for one in (block or {}).get("decisions", [])}
+    choice = _planned_choice(plans, decided)
+    if block is None or plans["plans_name"] != choice.plans_name:  # ours have the name of their choice, copies do not
+        number = str(dataset_number(name))
+        return shlex.join(
+            ["nnUNetv2_preprocess", "-d", number, "-plans_name", plans["plans_name"], "-c", configuration]
+        )
+    words = ["sam3d_plan_and_preprocess", "-d", name]
+    words += ["--method", choice.name] if choice.name != DEFAULT_METHOD else []
+    # A model that is planned like stands for all that decides on network and spacing.
+    words += ["--like", block[PLANNED_LIKE]] if block.get(PLANNED_LIKE) else _options_of_network(plans, choice, decided)
+    budget = decided.get("budget", {})
+    if budget.get("reason", "").startswith("asked for"):
+        words += ["--gpu-memory-target", str(budget["value"]).removesuffix(" GB")]
+    words += ["-c", configuration] if configuration != DEFAULT else []
+    with_text = decided.get("text", {}).get("value") is not None
+    return shlex.join(words) + ", with the --clip-weights and --phrases of its planning" * with_text
+
+
+def _planned_choice(plans: Mapping[str, Any], decided: Mapping[str, Mapping[str, Any]]) -> MethodChoice:
+    """Give the choice that a plan was made of; its text is left out."""
+    values = {name: one["value"] for name, one in decided.items()}
+    method, network = values.get("method", DEFAULT_METHOD), None
+    if method == CUSTOM_METHOD:
+        networks = [one["architecture"] for one in plans["configurations"].values() if "architecture" in one]
+        network = networks[0]["arch_kwargs"].get("network")
+    return MethodChoice(
+        method,
+        values.get("fidelity"),
+        values.get("tuning", DEFAULT_TUNING),
+        prompts=values.get("prompts", True),
+        network=network,
+    )
+
+
+def _options_of_network(
+    plans: Mapping[str, Any], choice: MethodChoice, decided: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Give the options that decided on network and spacing, as words."""
+    block = plans["sam3d"]
+    words = ["--fidelity", choice.fidelity] if choice.fidelity not in (None, DEFAULT_FIDELITY) else []
+    words += ["--tuning", choice.tuning] if choice.tuning != DEFAULT_TUNING else []
+    words += [] if choice.prompts else ["--no-prompts"]
+    words += ["--network", choice.network] if choice.network is not None else []
+    words += ["--clip-model", block["text_model"]] if block.get("text_model") else []
+    encoder = decided.get("encoder", {})
+    if encoder.get("source") == "user":
+        words += ["--encoder", encoder["value"]["encoder"]]
+    weights = block.get("weights") or {}
+    named = weights.get("path") or weights.get("family")
+    words += ["--sam-checkpoint", named] if named not in (None, TAKEN_UNASKED) else []
+    if block.get(ASKED_SPACING) and SPACING_PATH not in changes_by_hand(plans):  # else the option would win over these
+        words += ["--overwrite-target-spacing", *map(str, block[ASKED_SPACING])]
+    return words
 
 
 def _has_cases(plan: Plan, name: str) -> bool:

@@ -1,5 +1,7 @@
 """A plan after that of a trained model, so that training can start from its weights with nothing to be fitted."""
 
+import hashlib
+import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from sam3dnet.preprocessing.cases import channel_names, output_names
 FULLRES = "3d_fullres"
 OPTION = "--like"
 PLANNED_LIKE = "like"  # in a plan's block "sam3d": the model that it was planned after, as it was asked for
+LIKE_DIGEST = "like_digest"  # of that model, however it is named
 OF_THE_CLASSES = ("regions", "text")  # arguments of networks that say what a dataset's classes are
 TAKEN = ("spacing", "patch_size", "architecture")  # of full resolution
 
@@ -50,6 +53,12 @@ class Likeness:
                 f"{self.source}: its network, {self.configuration['architecture']['network_class_name']}, is none of "
                 "sam3dnet's; plan like another model"
             )
+
+    @property
+    def digest(self) -> str:
+        """Hash what tells the model from another one to plan after."""
+        told = [self.plans.get("dataset_name"), *(self.configuration.get(key) for key in TAKEN)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def configuration(self) -> Mapping[str, Any]:
@@ -224,6 +233,7 @@ def without_what_is_taken(
         The changes that are kept.
     """
     like_before, like = (of.get("sam3d", {}).get(PLANNED_LIKE) for of in (before, plans))
+    digest_before, digest = (of.get("sam3d", {}).get(LIKE_DIGEST) for of in (before, plans))
     if like is None and like_before is not None:
         logger.warning(
             "Warning: %s is no longer planned like %s, which %s asked for: spacing, crop and network are planned anew, "
@@ -231,7 +241,7 @@ def without_what_is_taken(
             "keep it",
             *(file_name, like_before, OPTION, OPTION, shlex.quote(str(like_before))),
         )
-    if like in (None, like_before):
+    if like is None or (like_before is not None and digest == digest_before):
         return dict(changes)
     places = [f"configurations.{FULLRES}.{key}" for key in TAKEN]
     lost = [path for path in changes if any(path == place or path.startswith(f"{place}.") for place in places)]

@@ -23,7 +23,7 @@ from sam3dnet.planning.edits import changes_by_hand, tell_changes, with_changes
 from sam3dnet.planning.encoder import FindWeights, choose_encoder, no_weights
 from sam3dnet.planning.fingerprint import BLOCK, load_or_make_fingerprint
 from sam3dnet.planning.fitting import Cost, CropFitter, EncoderChoice, Grid
-from sam3dnet.planning.likeness import PLANNED_LIKE, Likeness, without_what_is_taken
+from sam3dnet.planning.likeness import LIKE_DIGEST, PLANNED_LIKE, Likeness, without_what_is_taken
 from sam3dnet.planning.methods import DEFAULT_METHOD, DEFAULT_PLANS_NAME, MethodChoice
 from sam3dnet.planning.orientation import left_right_axis, orientations, read_grids
 from sam3dnet.planning.plan import PLAN_VERSION, read_earlier_plan
@@ -312,7 +312,7 @@ class SAM3DPlanner(ExperimentPlanner):
     def asked_for(self) -> dict[str, Any]:
         """Give what holds for this planning alone, so that the next one can say that it no longer does."""
         if self.like is not None:
-            return {PLANNED_LIKE: self.like.asked_for}
+            return {PLANNED_LIKE: self.like.asked_for, LIKE_DIGEST: self.like.digest}
         return {ASKED_SPACING: self.overwrite_target_spacing} if self.overwrite_target_spacing else {}
 
     def find_sides(self, left_right: int) -> Sides:

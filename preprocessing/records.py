@@ -3,9 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import NON_FINITE, accepted_checks
@@ -17,6 +18,8 @@ from sam3dnet.preprocessing.reading import DatasetReader
 RECORDS_FOLDER = "sam3d_records"
 FILE_SUFFIXES = (".b2nd", "_seg.b2nd", ".pkl")
 RECORD_VERSION = 1
+NNUNET = "nnunetv2"
+UNNOTED_VERSIONS = ("2.8.1", "2.8.0")  # of nnU-Net, one of which made the cases whose record does not name it
 
 _PLAN_KEYS = ("transpose_forward", "image_reader_writer", "label_manager")
 _CONFIGURATION_KEYS = (
@@ -35,13 +38,31 @@ _DATASET_KEYS = ("labels", "regions_class_order")
 _SCHEMES_BY_CASE = {"ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization"}
 
 
-def settings_digest(plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]) -> str:
+class MadeOtherwise(NamedTuple):
+    """Preprocessed cases that would be others now, by name.
+
+    Attributes:
+        by_plan: Made by another plan, or for another dataset.json.
+        by_version: Made just so, but by another version of nnU-Net.
+    """
+
+    by_plan: list[str]
+    by_version: list[str]
+
+
+def settings_digest(
+    plans: Mapping[str, Any],
+    configuration: Mapping[str, Any],
+    dataset_json: Mapping[str, Any],
+    nnunet_version: str | None = None,
+) -> str:
     """Hash everything but the case's own files that a preprocessed case depends on.
 
     Args:
         plans: The plan.
         configuration: One of its configurations, with what it inherits.
         dataset_json: Of the dataset.
+        nnunet_version: Of nnU-Net, which preprocesses; None: the one that is installed.
 
     Returns:
         A hexadecimal digest; a different one means that all cases are stale.
@@ -50,7 +71,7 @@ def settings_digest(plans: Mapping[str, Any], configuration: Mapping[str, Any], 
     schemes = enumerate(configuration["normalization_schemes"])
     settings = {
         "record": RECORD_VERSION,
-        "nnunetv2": version("nnunetv2"),
+        NNUNET: nnunet_version or version(NNUNET),
         "plans": {key: plans.get(key) for key in _PLAN_KEYS},
         "configuration": {key: configuration.get(key) for key in _CONFIGURATION_KEYS},
         "dataset": {key: dataset_json.get(key) for key in _DATASET_KEYS},
@@ -109,7 +130,7 @@ def make_record(
         stored: An earlier record of the case. A file that has kept its size and times since is not read.
 
     Returns:
-        The record, which also has the size and times of each file, as "seen".
+        The record, which also has the size and times of each file, as "seen", and the version of nnU-Net.
     """
     files = _files_of(case, reader)
     seen = [_seen(file) for file in files]
@@ -117,7 +138,7 @@ def make_record(
     digests_before = [*(before.get("images") or []), before.get("label")]
     known = {tuple(kept): digest for kept, digest in zip(before.get("seen") or [], digests_before, strict=False)}
     digests = [known.get(tuple(one)) or file_digest(file) for one, file in zip(seen, files, strict=True)]
-    return {"settings": settings, "images": digests[:-1], "label": digests[-1], "seen": seen}
+    return {"settings": settings, "images": digests[:-1], "label": digests[-1], "seen": seen, NNUNET: version(NNUNET)}
 
 
 def read_record(output_folder: Path, name: str) -> dict[str, Any] | None:
@@ -129,13 +150,30 @@ def read_record(output_folder: Path, name: str) -> dict[str, Any] | None:
 def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> bool:
     """Whether a preprocessed case lies there whole and was made from what `record` says."""
     stored, now = read_record(output_folder, name), {**record, "sizes": _sizes(output_folder, name)}
-    return stored is not None and {**stored, "seen": None} == {**now, "seen": None}
+    told_otherwise = {"seen": None, NNUNET: None}  # by the digests of the files and of the settings
+    return stored is not None and {**stored, **told_otherwise} == {**now, **told_otherwise}
 
 
-def made_otherwise(output_folder: Path, settings: str) -> list[str]:
-    """Name the preprocessed cases that were made under other settings; of cases without a record nothing is known."""
+def made_otherwise(
+    output_folder: Path, plans: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]
+) -> MadeOtherwise:
+    """Find the preprocessed cases that were made under other settings; of cases without a record nothing is known.
+
+    Args:
+        output_folder: Of the preprocessed cases.
+        plans: The plan as it is now.
+        name: Of its configuration that has its cases there.
+        dataset_json: Of the dataset as it is now.
+    """
     records = {file.stem: read_json_if_whole(file) for file in sorted((output_folder / RECORDS_FOLDER).glob("*.json"))}
-    return [name for name, record in records.items() if record and record.get("settings") != settings]
+    digest = cache(partial(settings_digest, plans, configuration_of_cases(plans, name), dataset_json))
+    stale = {case: record for case, record in records.items() if record and record.get("settings") != digest()}
+    by_version = [
+        case
+        for case, record in stale.items()
+        if record.get("settings") in [digest(one) for one in _versions_that_made(record)]
+    ]
+    return MadeOtherwise([case for case in stale if case not in by_version], by_version)
 
 
 def seen_otherwise(output_folder: Path, cases: Sequence[TrainingCase], reader: DatasetReader) -> list[str]:
@@ -182,6 +220,11 @@ def file_digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _versions_that_made(record: Mapping[str, Any]) -> Sequence[str]:
+    """Name the versions of nnU-Net, one of which made a case."""
+    return [str(record[NNUNET])] if NNUNET in record else UNNOTED_VERSIONS
 
 
 def _files_of(case: TrainingCase, reader: DatasetReader) -> list[Path]:

@@ -36,14 +36,18 @@ def trained(tmp_path):
     described |= {"dataset": {SECRET: {"images": [f"{SECRET}.mha"], "label": f"{SECRET}.mha"}}, "made_of": [SECRET]}
     described |= {"description": "made up", "reference": {"first": SECRET}}
     (model / "dataset.json").write_text(json.dumps(described))
+    plans = json.loads((model / "plans.json").read_text())
+    weights = {"family": "own", "name": "my.pth", "path": f"/{SECRET}/my.pth"}
+    plans["sam3d"] = plans.get("sam3d", {}) | {"like": f"/{SECRET}/model", "weights": weights}
+    (model / "plans.json").write_text(json.dumps(plans))
     (model / "dataset_fingerprint.json").write_text(json.dumps({"spacings": [[1, 1, 1]] * 7}))
     for fold in (0, 1):
         folder = model / f"fold_{fold}"
         checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=False)
         checkpoint["optimizer_state"] = {"state": torch.zeros(10000)}
-        checkpoint["init_args"]["dataset_json"] = described
+        checkpoint["init_args"] |= {"dataset_json": described, "plans": plans}
         checkpoint["logging"] = {"cases": SECRET}
-        checkpoint["sam3d"] = {"trained_in": "bfloat16", "training_cases": [SECRET]}
+        checkpoint["sam3d"] = {"trained_in": "bfloat16", "training_cases": [SECRET], "started_from": [SECRET]}
         torch.save(checkpoint, folder / "checkpoint_final.pth")
         said = {"case": SECRET, "class_name": "organ", "said": 0.5, "found": 0.6, "share": 1.0}
         other = said | {"case": "another", "found": 0.7}

@@ -296,8 +296,10 @@ def test_the_model_wins_over_changes_of_another_plan_alone(planned, caplog):
     crop, kernels = (f"configurations.3d_fullres.{key}" for key in ("patch_size", "architecture.arch_kwargs.kernels"))
     other = "configurations.3d_fullres.patch_sizes"
     changes = {crop: [4, 8, 8], kernels: None, other: 1}
-    kept = without_what_is_taken(changes, {"sam3d": {"like": "977"}}, {"sam3d": {"like": "978"}}, "p.json")
-    assert kept == {other: 1}
+    one, two = ({"sam3d": {"like": "977", "like_digest": digest}} for digest in "ab")
+    assert without_what_is_taken(changes, one, two, "p.json") == {other: 1}
+    two = {"sam3d": {"like": "the same by another name", "like_digest": "a"}}
+    assert without_what_is_taken(changes, one, two, "p.json") == changes
 
 
 @pytest.mark.parametrize(

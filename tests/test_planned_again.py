@@ -97,6 +97,30 @@ def test_a_dataset_of_stock_nnunet_without_splits_gets_some(folders: Folders) ->
     train_fold(DATASET, 1, folders, device="cpu", epochs=1, iterations_per_epoch=1)
 
 
+def test_labels_that_stock_nnunet_leaves_of_a_removed_case_count_no_more(
+    folders: Folders, caplog: pytest.LogCaptureFixture
+) -> None:
+    raw = make_raw_dataset(folders.raw / DATASET, num_cases=3)
+    file = plan(folders)
+    for lost in (*raw.glob("imagesTr/case_0_*"), *raw.glob("labelsTr/case_0.*")):
+        lost.unlink()
+    stored = file.with_name("SAM3DPlans_3d_fullres")
+    for lost in (*stored.glob("case_0*"), *stored.glob("*/case_0*"), file.with_name("splits_final.json")):
+        lost.unlink()
+    assert (file.parent / "gt_segmentations" / "case_0.nii.gz").is_file()
+    options = {"device": "cpu", "epochs": 1, "iterations_per_epoch": 1, "validate": False}
+    train_fold(DATASET, 1, folders, **options)
+    splits = json.loads(file.with_name("splits_final.json").read_text())
+    assert splits == [{"train": ["case_2"], "val": ["case_1"]}, {"train": ["case_1"], "val": ["case_2"]}]
+    train_fold(DATASET, "all", folders, **options)
+    assert "not preprocessed" not in caplog.text
+    shutil.rmtree(raw)  # then they are all that is known
+    train_fold(DATASET, "all", folders, **options)
+    assert (
+        "1 cases of the dataset are not preprocessed for 3d_fullres of SAM3DPlans, and not used: case_0" in caplog.text
+    )
+
+
 def test_cases_that_only_another_plan_has_are_told_with_what_preprocesses_them(
     folders: Folders, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,7 +132,7 @@ def test_cases_that_only_another_plan_has_are_told_with_what_preprocesses_them(
     make_raw_dataset(raw, num_cases=4)
     preprocess_dataset(DATASET, folders, plans_name="Other", num_processes=0, progress=False)
     splits = file.with_name("splits_final.json")
-    line = f"sam3d_plan_and_preprocess -d {DATASET}"
+    line = f"sam3d_plan_and_preprocess -d {DATASET} --encoder tiny"
     told = f"1 cases of fold {{}} are in the dataset, but not .* for 3d_fullres of SAM3DPlans: case_3; run {line}$"
     with pytest.raises(DatasetError, match=told.format(0)):
         train_fold(DATASET, 0, folders, device="cpu")

@@ -161,7 +161,7 @@ def test_without_a_name_the_default_and_what_is_there_are_preprocessed(folders, 
     plan.path.write_text(json.dumps(content))
     tell_stale(load_plan(plan.path), [FULLRES])
     assert "2 cases of 3d_lowres were left as they are, and are of another plan: case_0, case_1; add it" in caplog.text
-    with pytest.raises(DatasetError, match=rf"2 cases were preprocessed by .*-d {DATASET} -c 3d_lowres, which keeps"):
+    with pytest.raises(DatasetError, match=rf"2 cases were preprocessed by .*-d {DATASET} --encoder tiny -c 3d_lowres, which keeps"):
         train_fold(DATASET, 0, folders, configuration=LOWRES, device="cpu")
 
 
@@ -241,9 +241,9 @@ def test_a_large_ct_gets_what_is_asked_for(folders, capsys, monkeypatch):
     assert len(list((folder / "SAM3DPlans_3d_lowres").glob("*.pkl"))) == 2
     assert not (folder / "SAM3DPlans_3d_fullres").exists()
     line = "holds no preprocessed case; run sam3d_plan_and_preprocess -d"
-    with pytest.raises(DatasetError, match=f"{line} {large} first"):
+    with pytest.raises(DatasetError, match=f"{line} {large} --encoder tiny first"):
         train_fold(large, 0, folders, configuration=CASCADE, device="cpu")
     for file in (folder / "SAM3DPlans_3d_lowres").glob("*.pkl"):
         file.unlink()
-    with pytest.raises(DatasetError, match=f"{line} {large} -c 3d_lowres first"):
+    with pytest.raises(DatasetError, match=f"{line} {large} --encoder tiny -c 3d_lowres first"):
         train_fold(large, 0, folders, configuration=LOWRES, device="cpu")

@@ -32,6 +32,7 @@ from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.casework import CaseWork
 from sam3dnet.serving.drafts import Drafts
+from sam3dnet.serving.exchange import ModelExchange
 
 NAME = "Dataset973_Page"
 SHAPE = (11, 24, 17)
@@ -280,6 +281,112 @@ def test_what_a_window_saves_is_there_before_another_one_has_the_case(root, anno
         assert refused(served, "save", session=session)[0] == 409
 
 
+def test_what_a_window_that_closes_has_begun_is_saved_before_another_one_has_the_case(root, annotated, monkeypatch):
+    save, opened, begun, may_end = CaseWork.save, [], threading.Event(), threading.Event()
+
+    def save_slowly(work):
+        begun.set()
+        assert may_end.wait(SECONDS)
+        save(work)
+
+    with annotated() as served:
+        session = open_case(served, "a")
+        k, j, i = np.argwhere(seen(served, session) == 1)[0].tolist()
+        monkeypatch.setattr(CaseWork, "save", save_slowly)
+        clicking = threading.Thread(target=click, args=(served, session, [i, j, k], "lesion"))
+        opening = threading.Thread(target=lambda: opened.append(open_case(served, "a")))
+        clicking.start()
+        assert begun.wait(SECONDS)
+        ask(served, "close", session=session)
+        opening.start()
+        opening.join(0.5)
+        assert opening.is_alive()
+        may_end.set()
+        for thread in (clicking, opening):
+            thread.join(SECONDS)
+        assert seen(served, opened[0])[k, j, i] == 2
+        assert refused(served, "save", session=session)[0] == 410 and not served.hall.leases.leaving()
+
+
+def test_what_a_window_that_closed_saves_comes_not_after_all_has_gone_back(root, annotated, monkeypatch):
+    click_on, answers, begun, may_end = CaseWork.click, [], threading.Event(), threading.Event()
+
+    def click_slowly(work, *said):
+        begun.set()
+        assert may_end.wait(SECONDS)
+        return click_on(work, *said)
+
+    with annotated() as served:
+        click(served, session := open_case(served, "a"), [8, 6, 4])
+        first = ask(served, "accept", session=session)["events"]
+        before = in_dataset(root, "a")
+        click(served, session := open_case(served, "a"), [2, 20, 8], "lesion")
+        ask(served, "accept", session=session)
+        window = open_case(served, "a")
+        monkeypatch.setattr(CaseWork, "click", click_slowly)
+        said = {"session": window, "class": "lesion", "at": [4, 4, 4], "positive": True}
+        clicking = threading.Thread(target=lambda: answers.append(refused(served, "click", **said)[0]))
+        clicking.start()
+        assert begun.wait(SECONDS)
+        ask(served, "close", session=window)
+        ask(served, "back", number=first)
+        may_end.set()
+        clicking.join(SECONDS)
+        assert answers == [410] and not (drafts(root) / "a.nii.gz").exists()
+        assert (seen(served, open_case(served, "a")) == before).all()
+
+
+def test_images_are_opened_while_the_model_of_then_is_loaded(annotated, trained_at_once, monkeypatch):
+    make, begun, may_end = ModelExchange._make, threading.Event(), threading.Event()
+
+    def make_slowly(exchange, folder):
+        begun.set()
+        assert may_end.wait(SECONDS)
+        return make(exchange, folder)
+
+    with annotated() as served:
+        before = ask(served, "accept", session=open_case(served, "a"))["events"]
+        ask(served, "train")
+        until(served, lambda now: now["model"]["training"] == 1)
+        monkeypatch.setattr(ModelExchange, "_make", make_slowly)
+        going_back = threading.Thread(target=ask, args=(served, "back"), kwargs={"number": before})
+        going_back.start()
+        try:
+            assert begun.wait(SECONDS)
+            assert ask(served, "open", case="b")["session"] and going_back.is_alive()
+        finally:
+            may_end.set()
+            going_back.join(SECONDS)
+        assert status(served)["model"]["training"] is None
+
+
+def voxels_of(served, session):
+    """Give the image of a session as the page gets it, along the file's axes."""
+    answer = httpx.get(f"{served.url}/viewer/api/image", params={"session": session}, trust_env=False, timeout=60)
+    meta = json.loads(answer.raise_for_status().headers["X-Meta"])
+    return np.frombuffer(answer.content, meta["dtype"]).reshape(meta["shape"])
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (9, 21, 19)])
+def test_a_label_map_that_was_gone_back_to_is_shown_on_its_own_image(root, annotated, shape):
+    file, model = root / "pool" / "a_0000.nii.gz", make_promptable_model(root / "first")
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    with AnnotationProject(973, root / "pool", model=model, root=root, device="cpu") as project:
+        first = project.accept("a", np.ones(SHAPE, np.uint8))
+        project.go_back(first.number - 1)
+        write_image(file, 9, shape, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        second = project.accept("a", np.full(shape, 2, np.uint8))
+        project.go_back(first.number)
+    another = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+    with annotated(model=model) as served:
+        session = open_case(served, "a")
+        assert not progress(served, session)["warnings"]
+        assert np.array_equal(voxels_of(served, session), image) and (seen(served, session) == 1).all()
+        ask(served, "back", number=second.number)
+        session = open_case(served, "a")
+        assert np.array_equal(voxels_of(served, session), another) and (seen(served, session) == 2).all()
+
+
 @pytest.fixture
 def own_images(root):
     """Serve the images of the dataset itself, the first two of which it labels."""
@@ -372,6 +479,74 @@ def test_a_label_map_of_another_shape_is_not_replaced_until_it_is_moved_away(roo
         assert refused(served, "accept", session=session)[0] == 400
         label.unlink()
         assert "case_0" in ask(served, "accept", session=session)["labelled"]
+
+
+def without_ignored(labels_ZYX):
+    labels_ZYX[0] = 2
+    return labels_ZYX
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+@pytest.mark.parametrize("is_drawn_on", [False, True])
+def test_a_label_map_that_is_mended_is_shown_before_it_is_replaced(root, own_images, is_known, is_drawn_on):
+    raw, model = root / "nnUNet_raw" / NAME, make_promptable_model(root / "first")
+    label = raw / "labelsTr" / "case_0.nii.gz"
+    if is_known:
+        with AnnotationProject(973, raw / "imagesTr", model=model, root=root, device="cpu") as project:
+            project.accept("case_0", in_dataset(root, "case_0"))
+    description = json.loads((raw / "dataset.json").read_text())
+    description["labels"]["ignore"] = 3
+    (raw / "dataset.json").write_text(json.dumps(description))
+    rewrite_label(label, with_ignored)
+    with own_images(model) as served:
+        session = open_case(served, "case_0")
+        if is_drawn_on:
+            click(served, session, [2, 2, 2], "lesion")
+            session = open_case(served, "case_0")
+            (warning,) = progress(served, session)["warnings"]
+            assert "cannot be drawn" in warning and seen(served, session)[2, 2, 2] == 2
+        rewrite_label(label, without_ignored)
+        mended = in_dataset(root, "case_0")
+        answer, said = refused(served, "accept", session=session)
+        assert answer == 400 and "was not shown here, so it is not replaced; open the image again" in said["detail"]
+        drawn = seen(served, session)
+        assert (in_dataset(root, "case_0") == mended).all()
+        session = open_case(served, "case_0")
+        assert not progress(served, session)["warnings"] and (seen(served, session) == mended).all()
+        (aside,) = (drafts(root) / "set_aside").rglob("case_0.nii.gz")
+        assert (labels_of(aside) == drawn).all()
+        click(served, session, [8, 6, 4], "lesion")
+        drawn = seen(served, session)
+        assert "case_0" in ask(served, "accept", session=session)["labelled"]
+    assert (in_dataset(root, "case_0") == drawn).all()
+
+
+def test_a_label_map_that_is_changed_while_its_case_is_open_is_not_replaced(root, annotated):
+    with annotated() as served:
+        click(served, session := open_case(served, "a"), [8, 6, 4])
+        ask(served, "accept", session=session)
+        click(served, session, [2, 20, 8], "lesion")  # the same window goes on
+        ask(served, "accept", session=session)
+        rewrite_label(root / "nnUNet_raw" / NAME / "labelsTr" / "a.nii.gz", np.ones_like)
+        answer, said = refused(served, "accept", session=session)
+        assert answer == 400 and "open the image again" in said["detail"]
+        assert (seen(served, open_case(served, "a")) == 1).all() and (in_dataset(root, "a") == 1).all()
+
+
+def test_what_was_accepted_on_a_full_disk_can_be_accepted_again(root, annotated, monkeypatch):
+    def fail(self, *_):
+        self.are_behind = True
+        raise OSError(errno.ENOSPC, "No space left on device", "dataset.json")
+
+    with annotated() as served:
+        session = open_case(served, "a")
+        with monkeypatch.context() as full:
+            full.setattr(FollowedFolders, "follow", fail)
+            assert "the history has it" in refused(served, "accept", session=session)[1]["detail"]
+        click(served, session, [8, 6, 4], "lesion")
+        drawn = seen(served, session)
+        ask(served, "accept", session=session)
+    assert (in_dataset(root, "a") == drawn).all()
 
 
 def test_what_was_changed_in_the_folder_is_shown_and_what_was_drawn_since_too(root, annotated):

@@ -21,7 +21,7 @@ from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training.checkpoint import load_safely
-from sam3dnet.training.starting import StartingPoint, meaning_of, read_starting_point
+from sam3dnet.training.starting import PEER, StartingPoint, meaning_of, read_starting_point
 
 STRIDES = [[1, 1, 1], [2, 2, 2], [2, 2, 2]]
 OLD = Meaning(("CT", "PET"), ("background", "liver", "tumour"))
@@ -168,6 +168,9 @@ def test_nothing_in_common_is_refused(tmp_path):
         ("package.UNet", "package.UNet", True),
         ("package.UNet", "sam3dnet.network.sam3d.SAM3D", False),
         ("sam3dnet.network.sam3d.SAM3D", "package.UNet", False),
+        (f"{PEER} (package:One)", f"{PEER} (package:One)", True),
+        (f"{PEER} (package:One)", f"{PEER} (package:Other)", False),
+        (f"{PEER} (swin-unetr)", "sam3dnet.network.sam3d.SAM3D", False),
     ],
 )
 def test_weights_of_a_network_from_elsewhere_are_for_that_alone(tmp_path, theirs, own, fits):
@@ -175,7 +178,7 @@ def test_weights_of_a_network_from_elsewhere_are_for_that_alone(tmp_path, theirs
     if fits:
         point.require_kin(own)
         return
-    with pytest.raises(CheckpointError, match=f"checkpoint_final.pth: weights of {theirs}; expected a model of sam3"):
+    with pytest.raises(CheckpointError, match=re.escape(f"weights of {theirs}; expected those of {own} as here")):
         point.require_kin(own)
 
 
@@ -282,3 +285,26 @@ def test_a_start_from_weights_that_have_seen_what_validates_is_told(tmp_path, ca
     assert not caplog.text
     read_starting_point(folder, fold, "Dataset901_Tiny", validating)
     assert re.search(told, caplog.text) if told else not caplog.text
+
+
+def test_what_the_models_before_have_seen_counts_too(tmp_path, caplog):
+    folder = make_model(tmp_path)
+    said = {"sam3d": {"training_cases": ["a"], "started_from": ["b"]}}
+    torch.save(make_checkpoint(make_weights(0), **said), folder / "fold_0" / "checkpoint_final.pth")
+    point = read_starting_point(folder, 0, "Dataset901_Tiny", {"b", "c"})
+    assert point.seen == {"a", "b"} and re.search(r"in fold 0 that fold 0 validates on \(b\)", caplog.text)
+    assert not read_starting_point(folder, 0, "Dataset999_Another", {"b"}).seen
+
+
+def test_a_second_stage_that_inherits_its_network_can_be_started_from(tmp_path):
+    folder = make_model(tmp_path)
+    plans = json.loads((folder / "plans.json").read_text())
+    second = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    plans["configurations"] |= {"3d_cascade_fullres": second}
+    (folder / "plans.json").write_text(json.dumps(plans))
+    said = {"init_args": {"configuration": "3d_cascade_fullres"}}
+    torch.save(make_checkpoint(make_weights(0), **said), folder / "fold_0" / "checkpoint_final.pth")
+    point = read_starting_point(folder, 0, "Dataset999_Another", set())
+    fullres = plans["configurations"]["3d_fullres"]["architecture"]
+    assert point.network == fullres["network_class_name"]
+    assert any(name.startswith("first stage: ") for name in point.meaning.channels)

@@ -29,6 +29,7 @@ from sam3dnet.inference.writing import UNFINISHED
 from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.objects import largest_of
 from sam3dnet.planning.planner import plan_dataset
+from sam3dnet.preprocessing import records
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -281,6 +282,77 @@ def test_a_fold_without_validation_cases_keeps_the_validation_that_is_there(fold
             with pytest.raises(DatasetError, match=r"splits_final.json: folds\[0\].val is empty; expected .*names of"):
                 validate()
     assert content_of(output / "validation") == before
+
+
+@contextmanager
+def set_aside(files, folder):
+    """Have these files not for a while."""
+    folder.mkdir()
+    for file in files:
+        shutil.move(file, folder / file.name)
+    yield
+    for file in files:
+        shutil.move(folder / file.name, file)
+
+
+def test_only_the_cases_that_validate_have_to_be_preprocessed(fold, tmp_path):
+    name, folders, output = fold
+    before = files_of(output / "validation")
+    stored = folders.preprocessed / name / "SAM3DPlans_3d_fullres"
+    (validated,) = validation_cases(folders, name)
+    trained_on = [file for file in stored.iterdir() if file.is_file() and not file.name.startswith(validated)]
+    with set_aside(trained_on, tmp_path / "trained_on"):
+        for train in ([], ["case_9", "of_another_machine"], None):
+            with other_folds(folders, name, **({} if train is None else {"train": train})):
+                validate_fold(name, 0, folders, device="cpu")
+                assert files_of(output / "validation") == before
+        with pytest.raises(DatasetError, match=r"4 cases of fold 0 are in the dataset, but not preprocessed"):
+            train_fold(name, 0, folders, device="cpu")
+        missing = next(file.stem for file in trained_on if file.suffix == ".pkl")
+        with (
+            other_folds(folders, name, val=[validated, missing]),
+            pytest.raises(DatasetError, match=rf"1 cases of fold 0 are in the dataset, but not .*: {missing}; run"),
+        ):
+            validate_fold(name, 0, folders, device="cpu")
+        with (
+            other_folds(folders, name, val=[validated, "case_9"]),
+            pytest.raises(DatasetError, match=r"val names case_9, which the dataset does not have"),
+        ):
+            validate_fold(name, 0, folders, device="cpu")
+    assert files_of(output / "validation") == before
+
+
+def test_cases_of_another_version_of_nnunet_are_validated_and_that_is_said(fold, monkeypatch, caplog):
+    name, folders, output = fold
+    before = files_of(output / "validation")
+    for module in (records, run):
+        monkeypatch.setattr(module, "version", lambda _: "2.8.99")
+    with pytest.raises(DatasetError, match=r"5 cases .* another version of nnU-Net than 2.8.99, .*; run sam3d_plan"):
+        train_fold(name, 0, folders, device="cpu")
+    validate_fold(name, 0, folders, device="cpu")
+    assert files_of(output / "validation") == before
+    (validated,) = validation_cases(folders, name)
+    told = f"1 cases were preprocessed by another version of nnU-Net than 2.8.99, which is installed: {validated}; if"
+    assert told in caplog.text
+
+
+def test_cases_of_another_plan_are_refused_where_they_validate(fold):
+    name, folders, output = fold
+    before = files_of(output / "validation")
+    (validated,) = validation_cases(folders, name)
+    noted = folders.preprocessed / name / "SAM3DPlans_3d_fullres" / "sam3d_records"
+    for file in noted.iterdir():
+        kept = file.read_text()
+        file.write_text(json.dumps(json.loads(kept) | {"settings": "of another plan"}))
+        try:
+            if file.stem == validated:
+                with pytest.raises(DatasetError, match=rf"1 cases were preprocessed by another plan, .*: {validated};"):
+                    validate_fold(name, 0, folders, device="cpu")
+            else:
+                validate_fold(name, 0, folders, device="cpu")
+        finally:
+            file.write_text(kept)
+    assert files_of(output / "validation") == before
 
 
 def test_a_case_that_fails_costs_itself_alone(fold, monkeypatch, caplog):

@@ -1,10 +1,14 @@
-"""The folders of a dataset that is annotated follow its history."""
+"""The folders of a dataset that is annotated follow its history.
+
+A label map goes with the image whose digest its event names. An image in the way of another is kept: the one that may
+be annotated next in `images`, all others beside the label maps. Images are read where a case changes, and only there.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sam3dnet.annotation.history import Accepted, Found, History, Removed, Returned, state_after
+from sam3dnet.annotation.history import Accepted, Found, History, Removed, Returned, state_after, states_until
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, are_same, digest_of, label_files
 from sam3dnet.inference.images import Case
 from sam3dnet.preprocessing.folders import write_json
@@ -52,16 +56,16 @@ class FollowedFolders:
         """Have the dataset's folder hold what the history says, of some cases or all, and of those that are behind.
 
         A label map there that the history does not know is kept as a version first, which changes nothing of the state.
-        A case whose image is no more is taken for removed.
+        A case whose image is no more is taken for removed. The images of cases that have not changed are not read.
 
         Raises:
             DatasetError, OSError, RuntimeError: If something cannot be written; `are_behind` says so until it is.
         """
         events = self._history.events
-        if cases is None:
-            cases = self._known()
-        elif self.are_behind:
-            cases = sorted({*cases, *self._behind()})
+        changed = {*(cases or ())}
+        if cases is None or self.are_behind:
+            changed |= {*self._behind()}
+        cases = self._known() if cases is None else sorted(changed)
         self.are_behind = True
         state, number = self._history.state, len(events)
         for case in cases:
@@ -69,21 +73,28 @@ class FollowedFolders:
         if len(events) > number:
             self._history.add(Returned(to=number))
         for case in cases:
-            self._follow(case, state.labels.get(case))
+            self._follow(case, state.labels.get(case), case in changed)
         write_json(self._folder / APPLIED, {"event": len(events)})
         self.are_behind = False
 
-    def _follow(self, case: str, event: Accepted | Found | None) -> None:
-        image = None if event is None else self._image(case, event.version)
-        if event is None or (image is not None and self._holds_another(image)):
-            self._take_out(case)
+    def _follow(self, case: str, event: Accepted | Found | None, has_changed: bool) -> None:
         if event is None:
+            self._take_out(case)
             return
+        there = self._image_there(case)
+        is_followed = not has_changed and there is not None and self.digest(case) == event.digest
+        image = there if is_followed else self._image(case, event)
         if image is None:
             logger.warning("Warning: the image of %s is no more, so its label map stays with its versions", case)
+            if not self._dataset.is_out_of_reach(case):
+                self._take_out(case)
             self._history.add(Removed(case=case))
-        else:
-            self._dataset.put(case, image.files, self._versions.files(case, event.version), self._reader)
+            return
+        if self._dataset.another_image(image, self._reader) is not None:
+            self._make_way(case)
+            image = self._image(case, event) or image
+            self._dataset.require_addable(image, self._reader)
+        self._dataset.put(case, image.files, self._versions.files(case, event.version), self._reader)
 
     def _behind(self) -> list[str]:
         """Name the cases of which the folders may not hold what the history says, since something was cut off."""
@@ -120,80 +131,150 @@ class FollowedFolders:
                 continue
             logger.warning("Warning: %s is no longer whole in %s; it waits again", case, self._dataset.folder)
             self._history.add(Removed(case=case))
+        for case in {*self._history.state.labels} & {*there}:
+            self.keep_replaced_image(case, there[case].images)
         self.take_notice(there)
         self.follow([])
 
-    def take_notice(self, cases: Iterable[str] | None = None) -> None:
+    def take_notice(self, cases: Iterable[str] | None = None) -> list[str]:
         """Take label maps for those of their cases that somebody has put into the folder; where it is not behind.
 
-        A case that has none at present, but had one before, gets it if it is whole.
+        A case that has none at present, but had one before, gets it if it is whole. The folder is behind then.
 
         Args:
             cases: Some; None for all.
+
+        Returns:
+            The cases of which one was taken, which are to be followed.
         """
         labels = self._history.state.labels
         noticed = {*labels} | ({*self._known()} & {*self._dataset.labelled()})
+        found = []
         for case in sorted(noticed if cases is None else noticed & {*cases}):
             digest = self.digest(case)
             if digest is None or (case in labels and digest == labels[case].digest):
                 continue
+            if self._dataset.is_out_of_reach(case):  # its image may be any
+                continue
             logger.warning(CHANGED if case in labels else PUT_BACK, case)
             self.find(case)
+            found.append(case)
+        return found
 
     def keep(self, case: str) -> None:
         """Keep the label map that the folder holds as a version, if the history does not know it."""
         digest = self.digest(case)
-        if digest is not None and digest not in self._versions_of(case):
+        if digest is not None and all(event.digest != digest for event in self._events_of(case)):
             self.find(case)
 
     def find(self, case: str) -> None:
-        """Take the label map that the folder holds for that of its case, as the version that it is or a new one."""
-        digest = self.digest(case)
-        version = self._versions_of(case).get(digest)
-        if version is None:
-            there = self._dataset.cases().get(case)
-            if there is not None and self._dataset.has_image(there):
-                self.keep_replaced_image(case, there.images)
+        """Take the label map that the folder holds for that of its case, as the version that it is or a new one.
+
+        Of several versions with these labels it is the one on the image that is there, or else the newest. The folder
+        is behind then, since an earlier version has its own image.
+        """
+        digest, there = self.digest(case), self._image_there(case)
+        image = None if there is None else digest_of(there.files)
+        known = {event.version: event.image for event in self._events_of(case) if event.digest == digest}
+        if known:
+            version = max(known, key=lambda one: (known[one] == image, one))
+            image = known[version]
+        else:
+            if there is not None:
+                self.keep_replaced_image(case, there.files)
             version = self.next_version(case)
             digest = self._versions.take(self._dataset.label(case), case, version)
-        self._history.add(Found(case=case, version=version, digest=str(digest)))
+        self._history.add(Found(case=case, version=version, digest=str(digest), image=image))
+        self.are_behind = True
 
     # Images
 
     def keep_replaced_image(self, case: str, images: Sequence[Path]) -> None:
-        """Keep the image that a case had before beside its label maps, if the next one lies on another.
+        """Keep the image that a case had before beside its label maps, if the present or next one lies on another.
 
         Args:
             case: Its name.
-            images: That the next label map lies on, a file a channel.
+            images: That this label map lies on, a file a channel.
         """
-        kept, newest = self._dataset.image_in(self._kept, case), self.next_version(case) - 1
-        if kept is None or newest == 0 or are_same(kept.files, images):
+        kept = self._dataset.image_in(self._kept, case)
+        if kept is None or are_same(kept.files, images):
             return
-        self._versions.keep_image(case, newest, kept.files)
+        if newest := self._newest_on(kept):  # else it still waits for its first label map
+            self._set_aside(kept, newest)
+
+    def _set_aside(self, kept: Case, newest: int) -> None:
+        """Move an image of a case that was taken out beside the newest version that lies on it; 0 for none."""
+        self._versions.keep_image(kept.name, newest, kept.files)
         for file in self._reader.files_of(kept.files):
             file.unlink(missing_ok=True)
 
-    def _image(self, case: str, version: int) -> Case | None:
-        """Find the image that a version lies on; one of the folder of images may be another of this name."""
-        replaced = [folder for newest, folder in self._versions.replaced_images(case).items() if newest >= version]
-        found = (self._dataset.image_in(folder, case) for folder in (*replaced[:1], self._kept))
-        return next((image for image in found if image is not None), None) or self._image_of(case)
+    def _newest_on(self, image: Case) -> int:
+        """Give the newest version that lies on an image, 0 for none.
 
-    def _holds_another(self, image: Case) -> bool:
-        """Tell whether the dataset has another image of a case, of which it has had several."""
-        there = self._dataset.cases().get(image.name)
-        if there is None or not self._versions.replaced_images(image.name):
-            return False
-        return self._dataset.has_image(there) and not are_same(there.images, image.files)
+        Where events name no image, it is that of the versions that have none yet, and are from before the present one's
+        case came in: while a case is in the dataset, its image stays.
+        """
+        digest, events = digest_of(image.files), self._events_of(image.name)
+        named = [event.version for event in events if event.image == digest]
+        unnamed = [event.version for event in events if event.image is None]
+        known = max((newest for newest, _ in self._versions.replaced_images(image.name)), default=0)
+        present = self._versions_since_it_came_in(image.name) if unnamed and not named else []
+        end = min(present, default=self.next_version(image.name))
+        return max(named or [version for version in unnamed if known < version < end], default=0)
+
+    def _versions_since_it_came_in(self, case: str) -> list[int]:
+        """List the versions that a case has had since it was last without a label map; none where it is now."""
+        versions: list[int] = []
+        if self._dataset.label(case).is_file():
+            for state in reversed(states_until(self._history.events, len(self._history.events))):
+                if case not in state.labels:
+                    break
+                versions.append(state.labels[case].version)
+        return versions
+
+    def _image_there(self, case: str) -> Case | None:
+        """Give the image that the dataset has of a case; None if it is not whole."""
+        there = self._dataset.cases().get(case)
+        return Case(case, there.images) if there is not None and self._dataset.has_image(there) else None
+
+    def _image(self, case: str, event: Accepted | Found) -> Case | None:
+        """Find the image that a label map lies on; the likeliest of this name where its event names none."""
+        kept, there = self._dataset.image_in(self._kept, case), self._image_there(case)
+        near = [there, kept] if self._dataset.label(case).is_file() else [kept, there]  # it waits, and may be another
+        since = event.version if event.image is None else 0
+        found = [*self._replaced_images(case, since=since), *near, self._image_of(case)]
+        images = [one for one in found if one is not None]
+        if event.image is not None:
+            return next((one for one in images if digest_of(one.files) == event.image), None)
+        others = self._replaced_images(case, until=event.version)
+        return next((one for one in images if not any(are_same(one.files, other.files) for other in others)), None)
+
+    def _replaced_images(self, case: str, since: int = 0, until: int | None = None) -> list[Case]:
+        """List the images that made way, of which the newest version is in a range, its end not in it."""
+        replaced = self._versions.replaced_images(case)
+        folders = [one for newest, one in replaced if newest >= since and (until is None or newest < until)]
+        return [image for one in folders if (image := self._dataset.image_in(one, case)) is not None]
+
+    def _is_there(self, image: Case) -> bool:
+        """Tell whether what the dataset has of a case, if anything, is of this image."""
+        return self._dataset.another_image(image, self._reader) is None
 
     def _take_out(self, case: str) -> None:
-        """Take a case out and keep its image, unless that is kept with earlier label maps, and a later one here."""
-        there, replaced = self._dataset.cases().get(case), self._versions.replaced_images(case).values()
-        earlier = [one.files for folder in replaced if (one := self._dataset.image_in(folder, case)) is not None]
-        is_earlier = there is not None and any(are_same(there.images, files) for files in earlier)
-        has_later = self._dataset.image_in(self._kept, case) is not None
-        self._dataset.take_out(case, None if is_earlier and has_later else self._kept, self._reader)
+        """Take a case out and keep its image; one that waits in the dataset without a label map stays there."""
+        kept = self._dataset.image_in(self._kept, case)
+        images = [*self._replaced_images(case), *([] if kept is None else [kept])]
+        was_cut_off = any(self._is_there(image) for image in images)
+        if self._dataset.label(case).is_file() or was_cut_off:
+            self._make_way(case)
+
+    def _make_way(self, case: str) -> None:
+        """Take what the dataset has of a case out; each of its images stays in one of the folders, this one to wait."""
+        kept = self._dataset.image_in(self._kept, case)
+        has_other = kept is not None and not self._is_there(kept)
+        is_kept = has_other and any(self._is_there(image) for image in self._replaced_images(case))
+        if kept is not None and has_other and not is_kept:
+            self._set_aside(kept, self._newest_on(kept))
+        self._dataset.take_out(case, None if is_kept else self._kept, self._reader)
 
     # Versions
 
@@ -204,9 +285,9 @@ class FollowedFolders:
 
     def next_version(self, case: str) -> int:
         """Give the number of the next version of a case's label map."""
-        return 1 + max(self._versions_of(case).values(), default=0)
+        return 1 + max((event.version for event in self._events_of(case)), default=0)
 
-    def _versions_of(self, case: str) -> dict[str | None, int]:
-        """Give the versions of a case's label map by their digests, the newest of several."""
+    def _events_of(self, case: str) -> list[Accepted | Found]:
+        """List the events that gave a case a label map."""
         events = (one for one in self._history.events if isinstance(one, Accepted | Found))
-        return {event.digest: event.version for event in events if event.case == case}
+        return [event for event in events if event.case == case]

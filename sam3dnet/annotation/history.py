@@ -40,6 +40,8 @@ class Accepted(Dated):
         case: Its name.
         version: Of the case's label maps, from 1.
         digest: SHA-256 of the files of the version.
+        image: SHA-256 of the image that it was drawn on, one channel after the other; None where that is not known, as
+            in lines that were written before there was this.
         by: Who accepted it; a program says its name.
         model: Folder of the model that proposed the label map; None if it was drawn elsewhere.
         corrected: Whether anything was changed by hand.
@@ -53,6 +55,7 @@ class Accepted(Dated):
     case: str
     version: int
     digest: str
+    image: str | None = None
     by: str = ""
     model: str | None = None
     corrected: bool = True
@@ -63,12 +66,17 @@ class Accepted(Dated):
 
 
 class Found(Dated):
-    """A label map was there that is not the state's: of before, edited in the folder, or an earlier version."""
+    """A label map was there that is not the state's: of before, edited in the folder, or an earlier version.
+
+    Attributes:
+        case, version, digest, image: As of `Accepted`; an earlier version goes with its own image, whatever lay there.
+    """
 
     kind: Literal["found"] = "found"
     case: str
     version: int
     digest: str
+    image: str | None = None
 
 
 class Removed(Dated):
@@ -251,6 +259,12 @@ def state_after(events: Sequence[Event], number: int) -> State:
 
     A label map that was there before its case was annotated has always been there.
     """
+    trainings = max((event.training for event in events if isinstance(event, TrainingBegun)), default=0)
+    return replace(states_until(events, number)[-1], trainings=trainings)
+
+
+def states_until(events: Sequence[Event], number: int) -> list[State]:
+    """Give the state before the first event and after each up to the one of this number, but for `trainings`."""
     known: dict[str, Accepted | Found] = {}
     for event in events:
         if isinstance(event, Accepted | Found) and event.version == 1:
@@ -261,8 +275,7 @@ def state_after(events: Sequence[Event], number: int) -> State:
     states = [State(labels=from_before)]
     for event in events[:number]:
         states.append(_after(states, event))
-    trainings = max((event.training for event in events if isinstance(event, TrainingBegun)), default=0)
-    return replace(states[-1], trainings=trainings)
+    return states
 
 
 def _after(states: Sequence[State], event: Event) -> State:

@@ -18,7 +18,7 @@ from sam3dnet.preprocessing.folders import is_plain_name, remove_partial_files, 
 from sam3dnet.preprocessing.reading import DatasetReader
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
-REPLACED = "image"  # in the folder of a version: the image that it and those before it lie on, where another came since
+REPLACED = "image"  # in the folder of a version, the newest that lies on it: an image that made way for another
 
 
 class LabelVersions:
@@ -68,20 +68,21 @@ class LabelVersions:
         return digest_of(self.files(case, version))
 
     def keep_image(self, case: str, version: int, images: Sequence[Path]) -> None:
-        """Keep the image that the versions up to one lie on, since later ones will lie on another.
+        """Keep an image that makes way for another of its name.
 
         Args:
             case: Of the case.
-            version: The newest on this image.
+            version: The newest that lies on it; 0 for none.
             images: Its files, one a channel.
         """
+        folder = f"{version:04d}" if version else f"0000-{digest_of(images)[:8]}"
         for name, file in named_by_case(case, images, self._ending, self._reader).items():
-            copy_whole(file, self.file(case, version).parent / REPLACED / name)
+            copy_whole(file, self._folder / case / folder / REPLACED / name)
 
-    def replaced_images(self, case: str) -> dict[int, Path]:
-        """Give the folders with images that only earlier versions lie on, by the newest version on each, in order."""
-        found = {int(one.parent.name): one for one in (self._folder / case).glob(f"[0-9]*/{REPLACED}")}
-        return dict(sorted(found.items()))
+    def replaced_images(self, case: str) -> list[tuple[int, Path]]:
+        """List the images that made way: the newest version that lies on each, 0 for none, and its folder, in order."""
+        folders = (self._folder / case).glob(f"[0-9]*/{REPLACED}")
+        return sorted((int(folder.parent.name.partition("-")[0]), folder) for folder in folders)
 
 
 def label_files(label: Path, reader: DatasetReader) -> list[Path]:
@@ -182,7 +183,7 @@ class LabelledDataset:
         listed = self._listed().get(case)
         return self.folder / (f"{LABELS}/{case}{self.ending}" if listed is None else listed["label"])
 
-    def require_addable(self, case: Case, there: TrainingCase | None, reader: DatasetReader) -> None:
+    def require_addable(self, case: Case, reader: DatasetReader) -> None:
         """See that an image can become a case of the dataset.
 
         Raises:
@@ -190,16 +191,19 @@ class LabelledDataset:
         """
         if not is_plain_name(case.name):
             raise DatasetError(f"{case.name}: is no name that a case can have; rename the image")
-        places = (self.folder / IMAGES / one for one in named_by_case(case.name, case.files, self.ending, reader))
-        here = [*places][: len(case.files)] if there is None else there.images
-        same = len(here) in (0, len(case.files)) and all(
-            not own.exists() or own.resolve() == file.resolve() or cmp(own, file, shallow=False)
-            for own, file in zip(here, case.files, strict=False)
-        )
-        if not same:
+        if (other := self.another_image(case, reader)) is not None:
             raise DatasetError(
-                f"{case.files[0]}: the dataset has another image of this name, {here[0]}; rename one of them"
+                f"{case.files[0]}: the dataset has another image of this name, {other}; rename one of them"
             )
+
+    def another_image(self, case: Case, reader: DatasetReader) -> Path | None:
+        """Give a file of another image that lies where one belongs; None where there is none, or a part of this one."""
+        listed = self._listed_images(case.name)
+        if listed and len(listed) != len(case.files):
+            return listed[0]
+        places = self._places(case.name, case.files, reader).items()
+        channels = ((place, file) for place, file in places if file in case.files and place.exists())
+        return next((place for place, file in channels if not are_same([place], [file])), None)
 
     def put(self, name: str, images: Sequence[Path], labels: Sequence[Path], reader: DatasetReader) -> None:
         """Put a case in, or another label map in the place of its present one; what is there already stays.
@@ -210,12 +214,7 @@ class LabelledDataset:
             labels: The files of its label map, itself last.
             reader: Of the dataset.
         """
-        named = named_by_case(name, images, self.ending, reader)
-        listed = self.cases()[name].images if name in self._listed() else ()
-        places = {self.folder / IMAGES / one: file for one, file in named.items()}
-        if not {*listed} <= {*places}:  # they lie where somebody has put them
-            places = dict(zip(listed, images, strict=False))
-        for place, file in places.items():
+        for place, file in self._places(name, images, reader).items():
             if not place.exists():
                 copy_whole(file, place)
         label = self.label(name)
@@ -249,6 +248,16 @@ class LabelledDataset:
             if file not in used:  # a case without a label is seen, and taken out again
                 file.unlink(missing_ok=True)
         self._tell(name, None)
+
+    def _places(self, name: str, images: Sequence[Path], reader: DatasetReader) -> dict[Path, Path]:
+        """Say where each file of an image belongs: as nnU-Net names it, or where somebody has put the case's."""
+        named = named_by_case(name, images, self.ending, reader)
+        places = {self.folder / IMAGES / one: file for one, file in named.items()}
+        listed = self._listed_images(name)
+        return places if {*listed} <= {*places} else dict(zip(listed, images, strict=False))
+
+    def _listed_images(self, name: str) -> Sequence[Path]:
+        return self.cases()[name].images if name in self._listed() else ()
 
     def _listed(self) -> dict[str, Any]:
         return self.json.get("dataset", {})

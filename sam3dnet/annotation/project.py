@@ -42,7 +42,7 @@ from sam3dnet.annotation.history import (
 from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
 from sam3dnet.annotation.label_file import read_label_map, require_same_place
-from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, label_files
+from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
 from sam3dnet.inference.images import Case, find_cases
@@ -307,8 +307,7 @@ class AnnotationProject:
                 accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
         image = self._image(case)
-        there = self._dataset.cases().get(case)
-        self._dataset.require_addable(image, there, self.reader)
+        self._dataset.require_addable(image, self.reader)
         labels_ZYX, properties = self._label_map(labels, image)
         if prompts is None and not isinstance(labels, np.ndarray | Path | str):
             prompts = labels.prompt_counts()
@@ -327,6 +326,7 @@ class AnnotationProject:
                 case=case,
                 version=version,
                 digest=digest,
+                image=digest_of(image.files),
                 by=_user() if by is None else by,
                 prompts={name: dict(counts) for name, counts in (prompts or {}).items()},
                 held_back=self._is_held_back(case, bool(compared["corrected"])),
@@ -391,10 +391,24 @@ class AnnotationProject:
             self._require_fitting(model)
         self._folders.catch_up()
         self._folders.take_notice()
+        self._folders.catch_up()
         self.learning.end()
         self.history.add(Returned(to=number))
         self._opened = {}
         self._folders.follow()
+
+    def take_notice(self, case: str) -> None:
+        """Have the history know what somebody has done to the label map of a case in the dataset's folder.
+
+        Args:
+            case: That had a label map of the history before; others are left alone.
+
+        Raises:
+            DatasetError, OSError, RuntimeError: If it cannot be written, or the dataset not follow.
+        """
+        self._folders.catch_up()
+        self._folders.take_notice([case])
+        self._folders.catch_up()
 
     def images_labelled(self) -> list[str]:
         """Name the cases to which the history gives a label map, and the images of the folder that had one before."""
@@ -430,7 +444,7 @@ class AnnotationProject:
             raise DatasetError(f"{place}: has voxels to be ignored, which cannot be drawn")
         if not isinstance(self.state.labels.get(case), Accepted):
             image = self._image(case)
-            self._dataset.require_addable(image, self._dataset.cases().get(case), self.reader)
+            self._dataset.require_addable(image, self.reader)
             self._checked(labels_ZYX, image)
             require_same_place(place, labels_ZYX, properties, self.reader.read_images(image.files)[1])
 
@@ -472,6 +486,7 @@ class AnnotationProject:
         self.conclude()
         self._folders.catch_up()
         self._folders.take_notice()
+        self._folders.catch_up()
         cases = self._dataset.labelled()
         begun = self.state.training
         if begun is not None and not self.learning.is_prepared(begun.training):

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _COPY_IT = "copy it from where the model was trained"
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 TRAINING_CASES = "training_cases"  # in a checkpoint's block "sam3d"; exported models do not have it
+STARTED_FROM = "started_from"  # the same of the model that the training began with, where that is of the same dataset
 EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 OUR_PLANS = "SAM3DPlans"
 Weights = Mapping[str, Tensor]
@@ -71,6 +72,7 @@ class LoadedModel:
         previous: Of a cascade's second stage, the first; see `cascade.py`.
         postprocessing: What users' label maps go through; a validation's do not.
         training_cases: Names of those that any of its folds was trained on; see `training_cases`.
+        started_from: Names of those that the models before them were trained on, where these are of the same dataset.
     """
 
     network: nn.Module
@@ -87,6 +89,7 @@ class LoadedModel:
     previous: "LoadedModel | None" = None
     postprocessing: Postprocessing = NO_POSTPROCESSING
     training_cases: frozenset[str] = frozenset()
+    started_from: frozenset[str] = frozenset()
 
     @property
     def fold_folders(self) -> list[Path]:
@@ -351,7 +354,8 @@ def load_model(
         mirror_axes=mirrored_axes(first.get("inference_allowed_mirroring_axes"), plans.plans, dataset_json),
         trained_in=trained_in(content for _, content in opened),
         input_labels=input_labels(configuration, labels),
-        training_cases=training_cases(content for _, content in opened),
+        training_cases=training_cases([content for _, content in opened]),
+        started_from=training_cases([content for _, content in opened], STARTED_FROM),
     )
 
 
@@ -386,13 +390,17 @@ def trained_in(checkpoints: Iterable[Mapping[str, Any]]) -> torch.dtype | None:
     return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name or "")
 
 
-def training_cases(checkpoints: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+def training_cases(checkpoints: Iterable[Mapping[str, Any]], key: str = TRAINING_CASES) -> frozenset[str]:
     """Name the cases that the weights of some checkpoints were trained on.
+
+    Args:
+        checkpoints: Their content.
+        key: `TRAINING_CASES`, or `STARTED_FROM` for those of the models that they began with.
 
     Returns:
         As far as they say: stock nnU-Net's, our earlier ones and those of exported models do not, and give none.
     """
-    return frozenset(name for content in checkpoints for name in content.get("sam3d", {}).get(TRAINING_CASES, ()))
+    return frozenset(name for content in checkpoints for name in content.get("sam3d", {}).get(key, ()))
 
 
 def _choose_folds(model_folder: Path, folds: Sequence[int | str] | None) -> Sequence[int | str]:

@@ -18,6 +18,7 @@ from sam3dnet.inference.cascade import missing_first_stage, previous_model_folde
 from sam3dnet.inference.models import choose_checkpoint, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.writing import unfinished_folder
+from sam3dnet.planning.likeness import PLANNED_LIKE
 from sam3dnet.portable.card import model_card
 from sam3dnet.portable.content import CARD, RECORD, record_of
 from sam3dnet.portable.hub import hub_model, is_on_hub, push
@@ -128,7 +129,7 @@ def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[t
 def _copy_stage(source: Path, folds: Sequence[int | str], target: Path, settings: ExportSettings) -> None:
     plans, described = read_model_plans(source), _needed(read_model_dataset(source))
     target.mkdir(parents=True)
-    write_json(target / "plans.json", plans)
+    write_json(target / "plans.json", _without_places(plans))
     write_json(target / "dataset.json", described)
     if (source / POSTPROCESSING_FILE).is_file():
         write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
@@ -164,7 +165,19 @@ def _without_cases(init_args: Mapping[str, Any]) -> dict[str, Any]:
     kept = dict(init_args)
     if isinstance(kept.get("dataset_json"), Mapping):
         kept["dataset_json"] = _needed(kept["dataset_json"])
+    if isinstance(kept.get("plans"), Mapping):
+        kept["plans"] = _without_places(kept["plans"])
     return kept
+
+
+def _without_places(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out where files lay on the machine that planned."""
+    block = dict(plans.get("sam3d") or {})
+    block.pop(PLANNED_LIKE, None)
+    weights = block.get("weights")
+    if isinstance(weights, Mapping) and "path" in weights:
+        block["weights"] = {**weights, "path": Path(weights["path"]).name}
+    return {**plans, "sam3d": block} if "sam3d" in plans else dict(plans)
 
 
 def _needed(described: Mapping[str, Any]) -> dict[str, Any]:

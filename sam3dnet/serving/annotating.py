@@ -20,6 +20,7 @@ from sam3dnet.annotation.history import (
     in_words,
 )
 from sam3dnet.annotation.judging import Proposal
+from sam3dnet.annotation.labelled import LabelledDataset
 from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject, Order
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.images import Case
@@ -42,6 +43,9 @@ Result = TypeVar("Result")
 class ProjectImages:
     """What the page shows of a project: the images of its folder, and those that wait elsewhere.
 
+    A case to which the history gives a label map has the image that this lies on, which the dataset holds; in the
+    folder there may be another one of this name since.
+
     Args:
         folder: The images of the folder.
         project: The project.
@@ -55,6 +59,8 @@ class ProjectImages:
         found = dict(self._project.images_waiting())
         with suppress(DatasetError):  # the folder has no image any more
             found |= {case.name: case for case in self._folder.cases()}
+        there = LabelledDataset(self._project.folder.parent).labelled()
+        found |= {name: Case(name, there[name].images) for name in self._project.state.labels if name in there}
         return [found[name] for name in sorted(found)]
 
     def recognise(self, image_CZYX: npt.NDArray[Any]) -> segment.Found | None:
@@ -114,12 +120,21 @@ class Annotating:
         return await asyncio.to_thread(lambda: _told(self._project.history.events))
 
     async def prepare(self, work: CaseWork) -> None:
-        """Have a case that is labelled open with its label map, unless something was drawn on it; else warn."""
-        why = await self._ask(lambda: self._drafts.prepare(work.case.name))
+        """Have a case that is labelled open with its label map, or what was drawn on it; warn where that cannot be.
+
+        Raises:
+            GoneError: If another window has it meanwhile.
+        """
+
+        def prepare() -> str | None:
+            work.files.require_open()
+            return self._drafts.prepare(work.case.name)
+
+        why = await self._ask(prepare)
         if why is not None:
             work.warnings.append(
-                f"{work.case.name} has a label map that cannot be shown, so what the model proposes is, and Accept "
-                f"does not replace it: {why}"
+                f"{work.case.name} has a label map that cannot be shown, so what the model proposes is, or what was "
+                f"drawn on that, and Accept does not replace it: {why}"
             )
 
     async def accept(self, work: CaseWork) -> dict[str, Any]:
@@ -127,7 +142,7 @@ class Annotating:
 
         Raises:
             GoneError: If all went back meanwhile, and it is set aside.
-            Sam3dError: If it does not fit, would replace what could not be shown, or cannot be written.
+            Sam3dError: If it does not fit, would replace what was not shown, or cannot be written.
         """
         proposed = await self._hall.worker.run(f"{work.case.name}: proposal", work.automatic_labels)
         proposal = Proposal(proposed, work.model, work.since)
@@ -136,14 +151,18 @@ class Annotating:
             project = self._project
             work.files.require_open()
             self._drafts.require_shown(work.case.name)
-            project.accept(
-                work.case.name,
-                work.files.labels,
-                prompts=work.said_counts,
-                proposal=proposal,
-                prompts_file=work.files.prompts,
-            )
-            self._drafts.show(work.case.name)
+            number = len(project.history.events)
+            try:
+                project.accept(
+                    work.case.name,
+                    work.files.labels,
+                    prompts=work.said_counts,
+                    proposal=proposal,
+                    prompts_file=work.files.prompts,
+                )
+            finally:
+                if any(isinstance(event, Accepted) for event in project.history.events[number:]):
+                    self._drafts.show(work.case.name)  # also where the dataset follows later
             self._train_if_it_is_time()
             return self._status()
 
@@ -194,14 +213,16 @@ class Annotating:
                 for case in changed:
                     self._drafts.set_aside(case)
 
-        async with self.opening:
-            try:
-                await self._change(go_back)
-            finally:
-                for token in self._sessions_of(changed):  # whose windows then open them anew
-                    self._hall.leases.release(token, aside=True)
-                self._exchange.try_again()
-                await self._exchange.follow()
+        try:
+            async with self.opening:
+                try:
+                    await self._change(go_back)
+                finally:
+                    for token in self._sessions_of(changed):  # whose windows then open them anew
+                        self._hall.leases.release(token, aside=True)
+        finally:  # others open images while a model is loaded
+            self._exchange.try_again()
+            await self._exchange.follow()
         return await self.status()
 
     @asynccontextmanager
@@ -256,8 +277,9 @@ class Annotating:
         return self._every > 0 and self._project.accepted_since_training >= (1 if first else self._every)
 
     def _sessions_of(self, cases: Collection[str]) -> dict[str, CaseWork]:
-        """Give what windows do on cases, by the tokens of their sessions."""
-        works = {lease.token: lease.work for lease in self._hall.leases.all()}
+        """Give what windows do on cases, by the tokens of their sessions; also of those that have closed, and save."""
+        leases = self._hall.leases
+        works = {lease.token: lease.work for lease in (*leases.leaving(), *leases.all())}
         return {token: work for token, work in works.items() if isinstance(work, CaseWork) and work.case.name in cases}
 
     @property

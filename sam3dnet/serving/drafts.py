@@ -2,18 +2,20 @@
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 
 from sam3dnet.annotation.history import Accepted, Event, Found, Removed, Returned, state_after
+from sam3dnet.annotation.labelled import digest_of, label_files
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
 from sam3dnet.serving.case_files import PROMPTS_ENDING
 
 ASIDE = "set_aside"  # in the folder of drafts
+CANNOT = (DatasetError, OSError, RuntimeError)  # show a label map; ITK raises its own
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +34,21 @@ class Drafts:
     def __init__(self, project: AnnotationProject, ending: str):
         self._project, self._ending = project, ending
         self.folder = project.folder / "drafts"
-        self._versions: dict[str, int | None] = {}  # that cases had when their drafts were looked at
+        self._shown: dict[str, str | None] = {}  # digests of the label maps that were; None where none was
 
     def prepare(self, case: str) -> str | None:
-        """Have a labelled case open with its label map, unless something was drawn on it since.
+        """Have a labelled case open with its label map, unless something was drawn on that.
+
+        What was drawn on another one, or while it could not be shown, is set aside.
 
         Returns:
             Why it cannot; None if all is well, or the case has no label map.
         """
-        version = self._version(case)
-        if self._versions.get(case) != version:  # somebody has put another label map into the folder
-            self._set_aside_if_older(case, changed_at(self._project.history.events))
-            self._versions[case] = version
-        if (self.folder / f"{case}{self._ending}").is_file() or self._project.label_of(case) is None:
-            return None
-        return self.show(case)
+        try:
+            self._project.take_notice(case)
+        except CANNOT as problem:  # the history knows it later
+            logger.warning("Warning: the label map of %s is not looked for in the dataset: %s", case, problem)
+        return self._try(case, self._prepare)
 
     def show(self, case: str) -> str | None:
         """Have a case open with the label map that it has now; all that led to it is with its versions.
@@ -54,29 +56,70 @@ class Drafts:
         Returns:
             Why it cannot; None if all is well.
         """
-        try:
-            for draft in self._of(case):
-                draft.unlink()
-            self._project.copy_label(case, self.folder)
-            self._versions[case] = self._version(case)
-        except (DatasetError, OSError, RuntimeError) as problem:
-            logger.warning("Warning: %s opens as the model segments it: %s", case, problem)
-            return str(problem)
-        return None
+        return self._try(case, self._show)
 
     def require_shown(self, case: str) -> None:
-        """See that a case has no label map that could not be shown, which nobody must replace unseen.
+        """See that a case has no label map but the one that was shown, since nobody must replace one unseen.
 
         Raises:
             DatasetError: If it has.
+            OSError, RuntimeError: If the history or the dataset cannot be written.
         """
+        self._project.take_notice(case)
         try:
             self._project.require_drawable(case)
-        except (DatasetError, OSError, RuntimeError) as problem:
+            present = self._present(case)
+        except CANNOT as problem:
             raise DatasetError(
                 f"{case}: its label map cannot be shown here, so it is not replaced either ({problem}); mend that, or "
                 "move the label map out of the dataset and start again to draw it anew"
             ) from problem
+        if present is not None and present != self._shown.get(case):
+            raise DatasetError(
+                f"{case}: the label map that it has now was not shown here, so it is not replaced; open the image "
+                "again, which shows it, and sets aside what was drawn"
+            )
+
+    def _prepare(self, case: str) -> None:
+        present = self._present(case)
+        if self._has_draft(case):
+            self._project.require_drawable(case)
+            if self._shown.get(case, present) == present:
+                self._shown[case] = present
+                return
+            self.set_aside(case)
+            if self._has_draft(case):
+                raise DatasetError(f"what was drawn before is in the way in {self.folder}; move that away")
+        if present is not None:
+            self._show(case)
+        self._shown[case] = present
+
+    def _show(self, case: str) -> None:
+        for draft in self._of(case):
+            draft.unlink()
+        self._project.copy_label(case, self.folder)
+        self._shown[case] = self._present(case)
+
+    def _try(self, case: str, show: Callable[[str], None]) -> str | None:
+        """Show a case; where that cannot be, say why, and remember that it was not."""
+        try:
+            show(case)
+        except CANNOT as problem:
+            logger.warning("Warning: %s opens without its label map: %s", case, problem)
+            self._shown[case] = None
+            return str(problem)
+        return None
+
+    def _present(self, case: str) -> str | None:
+        """Give the digest of the label map that a case has now; None for none."""
+        event = self._project.state.labels.get(case)
+        if event is not None:
+            return event.digest
+        label = self._project.label_of(case)
+        return None if label is None else digest_of(label_files(label, self._project.reader))
+
+    def _has_draft(self, case: str) -> bool:
+        return (self.folder / f"{case}{self._ending}").is_file()
 
     def set_aside(self, case: str) -> None:
         """Keep what was done on a case, and is not to be shown any more; where that cannot be it is shown."""
@@ -98,7 +141,9 @@ class Drafts:
         since = changed_at(self._project.history.events)
         for case in sorted(cases):
             self._set_aside_if_older(case, since)
-        self._versions |= {case: event.version for case, event in self._project.state.labels.items()}
+            if self._has_draft(case):
+                with suppress(OSError):
+                    self._shown[case] = self._present(case)
 
     def _set_aside_if_older(self, case: str, since: Mapping[str, float]) -> None:
         label, drafts = self._project.label_of(case), self._of(case)
@@ -106,10 +151,6 @@ class Drafts:
             moment = since[case] if case in since else None if label is None else label.stat().st_mtime
             if drafts and moment is not None and all(draft.stat().st_mtime < moment for draft in drafts):
                 self.set_aside(case)
-
-    def _version(self, case: str) -> int | None:
-        event = self._project.state.labels.get(case)
-        return None if event is None else event.version
 
     def _of(self, case: str) -> list[Path]:
         endings = (self._ending, PROMPTS_ENDING)

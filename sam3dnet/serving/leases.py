@@ -68,6 +68,7 @@ class Leases:
         self.most, self.idle_s = most, idle_s
         self._clock = clock
         self._leases: dict[str, Lease] = {}
+        self._leaving: dict[str, Lease] = {}
         self._aside: deque[str] = deque(maxlen=MOST_ASIDE)  # tokens of clients whose work is set aside
         self._count = 0
 
@@ -102,6 +103,10 @@ class Leases:
         """List all clients."""
         return list(self._leases.values())
 
+    def leaving(self) -> list[Lease]:
+        """List those who are clients no more, and of whose requests some are not answered yet."""
+        return list(self._leaving.values())
+
     def find(self, token: str | None) -> Lease:
         """Give the client with a token.
 
@@ -128,12 +133,14 @@ class Leases:
             yield
         finally:
             lease.running -= 1
+            if not lease.running:
+                self._leaving.pop(lease.token, None)
             lease.sign_s = self._clock()
             if is_action:
                 lease.action_s = lease.sign_s
 
     def release(self, token: str | None, aside: bool = False) -> None:
-        """Serve a client no more; nothing happens where there is none.
+        """Serve a client no more, but for the requests that it has made; nothing happens where there is none.
 
         Args:
             token: Its secret.
@@ -143,6 +150,8 @@ class Leases:
         if lease is not None:
             if aside:
                 self._aside.append(lease.token)
+            if lease.running:
+                self._leaving[lease.token] = lease
             logger.info("%s ends", lease.name)
 
     def reap(self) -> None:

@@ -183,16 +183,12 @@ class Viewer:
         return nullcontext() if self._annotating is None else self._annotating.opening
 
     def _take_over(self, case: str) -> list[tuple[Lease, CaseWork]]:
-        """End the sessions of a case, which another window has from now on."""
-        before = [
-            (lease, lease.work)
-            for lease in self.leases.all()
-            if isinstance(lease.work, CaseWork) and lease.work.case.name == case
-        ]
-        for lease, _ in before:
+        """End the sessions of a case, which another window has from now on, and name those that may yet save."""
+        leaving, served = _sessions_of(self.leases.leaving(), case), _sessions_of(self.leases.all(), case)
+        for lease, _ in served:
             self._taken.append(lease.token)
             self.leases.release(lease.token)
-        return before
+        return leaving + served
 
     async def progress(self, request: web.Request) -> web.Response:
         """Say how far opening is."""
@@ -265,10 +261,10 @@ class Viewer:
                 raise WireError(
                     f"a stroke of more than {size} bytes came, its box {meta.box} asks for {size}"
                 ) from None
-        if len(body) != size:
-            raise WireError(f"a stroke of {len(body)} bytes came, its box {meta.box} asks for {size}")
-        mask = np.frombuffer(body, np.uint8).reshape(shape) != 0
-        return await self._changed(lease, work, "stroke", lambda: work.paint(meta.label, sides, mask))
+            if len(body) != size:
+                raise WireError(f"a stroke of {len(body)} bytes came, its box {meta.box} asks for {size}")
+            mask = np.frombuffer(body, np.uint8).reshape(shape) != 0
+            return await self._changed(lease, work, "stroke", lambda: work.paint(meta.label, sides, mask))
 
     async def undo(self, request: web.Request) -> web.Response:
         """Take back what was done last."""
@@ -300,7 +296,7 @@ class Viewer:
             return answer({})
 
     async def close(self, request: web.Request) -> web.Response:
-        """Hear that the page goes."""
+        """Hear that the page goes; what it has asked for before is still done, unless another window has the case."""
         self.leases.release((await hear(request, SessionRequest)).session)
         return answer({})
 
@@ -396,6 +392,11 @@ class Viewer:
         content, kind = self._files[name]
         headers = {"Content-Security-Policy": POLICY}
         return web.Response(body=content, content_type=kind, charset="utf-8", headers=headers)
+
+
+def _sessions_of(leases: Sequence[Lease], case: str) -> list[tuple[Lease, CaseWork]]:
+    works = ((lease, lease.work) for lease in leases)
+    return [(lease, work) for lease, work in works if isinstance(work, CaseWork) and work.case.name == case]
 
 
 async def _let_end(sessions: Sequence[tuple[Lease, CaseWork]]) -> None:

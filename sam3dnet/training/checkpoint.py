@@ -11,7 +11,7 @@ import torch
 
 from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError
-from sam3dnet.inference.models import EARLIER, TRAINING_CASES, training_cases
+from sam3dnet.inference.models import EARLIER, STARTED_FROM, TRAINING_CASES, training_cases
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.random_state import random_state
@@ -35,6 +35,7 @@ class Checkpointed(Protocol):
     current_epoch: int
     iterations_done: int
     training_cases: frozenset[str]
+    started_from: frozenset[str]
     my_init_kwargs: dict[str, Any]
     inference_allowed_mirroring_axes: Any
     _best_ema: float | None
@@ -58,6 +59,7 @@ def content_of(trainer: Checkpointed) -> dict[str, Any]:
         "random_state": random_state(),
         "trained_in": str(half_type(trainer.device) or torch.float32).removeprefix("torch."),
         TRAINING_CASES: sorted(trainer.training_cases),
+        STARTED_FROM: sorted(trainer.started_from),
     }
     for state in counted:
         ours |= state
@@ -98,6 +100,7 @@ def restore(trainer: Checkpointed, checkpoint: Mapping[str, Any], name: str) -> 
     if checkpoint.get("grad_scaler_state"):
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.training_cases = training_cases([checkpoint])
+    trainer.started_from = training_cases([checkpoint], STARTED_FROM)
     trainer._resume = checkpoint.get("sam3d")
     if trainer._resume is not None:
         trainer._seconds_before = trainer._resume["seconds"]

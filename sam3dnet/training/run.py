@@ -5,6 +5,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,11 +28,10 @@ from sam3dnet.preprocessing.folders import (
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.records import (
+    NNUNET,
     RECORDS_FOLDER,
-    configuration_of_cases,
     made_otherwise,
     maker_of_cases,
-    settings_digest,
 )
 from sam3dnet.preprocessing.splits import (
     REMEDY,
@@ -137,7 +137,7 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
         FailedCasesError: If some cases could not be predicted; the others are scored.
     """
     asked = _Asked.of(settings, folders)
-    _split_of(asked, settings.configuration, folders)
+    split = _split_of(asked, settings.configuration, folders, to_train=False)
     _check_previous_stage(asked, settings, folders)
 
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -150,7 +150,7 @@ def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
     with joined_processes(asked.device) as place, _lost_processes_told():
         preprocessed_by = PlansManager(plans), settings.configuration, dataset_json
         model = load_trained(asked.model_folder, asked.fold, settings.checkpoint, place, preprocessed_by)
-        _check_makers(asked, settings.configuration, folders)
+        _check_makers(asked, settings.configuration, folders, None if split is None else split.val, to_train=False)
         plans["continue_training"] = True  # the record of the training at Weights & Biases goes on
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, dataset_json, place)
         trainer.print_to_log_file(f"validating {model.checkpoint_files[0]}")
@@ -245,18 +245,24 @@ def _line(plans: dict[str, Any], configuration: str) -> str:
     return line_to_preprocess(plans, maker_of_cases(plans, _stored_in(plans, configuration)) or configuration)
 
 
-def _split_of(asked: _Asked, configuration: str, folders: Folders) -> Split | None:
+def _split_of(asked: _Asked, configuration: str, folders: Folders, to_train: bool = True) -> Split | None:
     """Give the split of a fold whose cases are all preprocessed; None for "all", which takes those that are.
+
+    Args:
+        asked: The fold and its plan.
+        configuration: Whose cases count.
+        folders: nnU-Net's three folders.
+        to_train: Whether the fold is trained; else the cases that validate are asked for alone.
 
     Raises:
         PlanError, DatasetError: If the fold cannot be trained or validated; see `fold_of`.
     """
     plans, dataset_name = asked.plans, asked.plans["dataset_name"]
     stored = folders.preprocessed / dataset_name / _stored_in(plans, configuration)
-    cases, planned = _stored_cases(stored), _planned_cases(stored.parent, asked.dataset_json)
+    cases, known = _stored_cases(stored), _cases_of_dataset(dataset_name, folders, asked.dataset_json)
     of_plan = f"for {configuration} of {plans['plans_name']}"
     if asked.fold == "all":
-        lacking = sorted(planned - {*cases})
+        lacking = sorted(known - {*cases})
         if lacking:
             logger.warning(
                 "Warning: %d cases of the dataset are not preprocessed %s, and not used: %s; %s preprocesses them",
@@ -264,46 +270,85 @@ def _split_of(asked: _Asked, configuration: str, folders: Folders) -> Split | No
             )
         return None
     splits = _splits_with(asked.fold, dataset_name, folders, stored.name, asked.dataset_json)
-    unknown = {*splits[asked.fold].train, *splits[asked.fold].val} - {*cases}
-    lacking = sorted(unknown & (planned | _raw_cases(folders.raw / dataset_name))) if unknown else []
+    split = splits[asked.fold]
+    wanted = {*split.train, *split.val} if to_train else {*split.val}
+    lacking = sorted((wanted & known) - {*cases})
     file = splits_file(dataset_name, folders)
     if lacking:
         raise DatasetError(
             f"{file}: {len(lacking)} cases of fold {asked.fold} are in the dataset, but not preprocessed {of_plan}: "
             f"{shorten(lacking)}; run {_line(plans, configuration)}"
         )
-    return fold_of(splits, asked.fold, cases, file)
+    if to_train:
+        return fold_of(splits, asked.fold, cases, file)
+    # What it was trained on need not be there, nor be named.
+    return fold_of(splits, asked.fold, {*cases, *split.train}, file) if split.train else split
 
 
-def _planned_cases(preprocessed: Path, dataset_json: dict[str, Any]) -> set[str]:
-    """Name the cases that the dataset had when it was last planned, whatever is preprocessed of them."""
+def _cases_of_dataset(dataset_name: str, folders: Folders, dataset_json: dict[str, Any]) -> set[str]:
+    """Name the cases of a dataset, whatever is preprocessed of them.
+
+    Where the raw dataset cannot be read, these are the labels kept for validation; stock nnU-Net leaves those of cases
+    that are gone there.
+    """
+    raw = _raw_cases(folders.raw / dataset_name)
+    if raw:
+        return raw
     ending = dataset_json["file_ending"]
-    return {file.name.removesuffix(ending) for file in image_files(preprocessed / LABELS_FOLDER, ending)}
+    kept = image_files(folders.preprocessed / dataset_name / LABELS_FOLDER, ending)
+    return {file.name.removesuffix(ending) for file in kept}
 
 
 def _raw_cases(raw: Path) -> set[str]:
     """Name the cases of a raw dataset, as far as it is there and sound."""
     try:
         return {case.name for case in list_training_cases(raw, read_dataset_json(raw))}
-    except DatasetError:
+    except (DatasetError, OSError):
         return set()
 
 
-def _check_makers(asked: _Asked, configuration: str, folders: Folders) -> None:
-    """See that the cases were made by this very plan, as far as that is recorded: nnU-Net does not."""
+def _check_makers(
+    asked: _Asked,
+    configuration: str,
+    folders: Folders,
+    only: Collection[str] | None = None,
+    to_train: bool = True,
+) -> None:
+    """See that the cases were made by this very plan, as far as that is recorded: nnU-Net does not.
+
+    Args:
+        asked: The plan.
+        configuration: Whose cases they are.
+        folders: nnU-Net's three folders.
+        only: The cases that count; None for all.
+        to_train: Whether they are trained on; else those made by another version of nnU-Net are told alone.
+
+    Raises:
+        DatasetError: If they were not.
+    """
     plans = asked.plans
     stored = folders.preprocessed / plans["dataset_name"] / _stored_in(plans, configuration)
     if not (stored / RECORDS_FOLDER).is_dir():
         return
-
-    content = configuration_of_cases(plans, configuration)
-    others = made_otherwise(stored, settings_digest(plans, content, asked.dataset_json))
-    if others:
+    by_plan, by_version = (
+        [name for name in names if only is None or name in only]
+        for names in made_otherwise(stored, plans, configuration, asked.dataset_json)
+    )
+    if by_plan:
         raise DatasetError(
-            f"{stored}: {len(others)} cases were preprocessed by another plan, or for another dataset.json, than "
-            f"there is now: {shorten(others)}; run {_line(plans, configuration)}, which keeps what was changed by hand "
-            "in the plan"
+            f"{stored}: {len(by_plan)} cases were preprocessed by another plan, or for another dataset.json, than "
+            f"there is now: {shorten(by_plan)}; run {_line(plans, configuration)}, which keeps what was changed by "
+            "hand in the plan"
         )
+    if by_version:
+        message = (
+            f"{stored}: {len(by_version)} cases were preprocessed by another version of nnU-Net than "
+            f"{version(NNUNET)}, which is installed: {shorten(by_version)}"
+        )
+        remedy = f"run {_line(plans, configuration)}, which preprocesses them anew"
+        if to_train:
+            raise DatasetError(f"{message}; {remedy}")
+        logger.warning("Warning: %s; if the scores differ from those of the training, %s", message, remedy)
 
 
 def _check_previous_stage(asked: _Asked, settings: TrainingSettings, folders: Folders) -> None:
@@ -379,7 +424,7 @@ def _splits_with(
 ) -> Sequence[Split]:
     """Read the splits, or make them of all of the dataset's cases, and see that a fold is among them."""
     file = splits_file(dataset_name, folders)
-    cases = {*_stored_cases(file.parent / stored_in), *_planned_cases(file.parent, dataset_json)}
+    cases = {*_stored_cases(file.parent / stored_in), *_cases_of_dataset(dataset_name, folders, dataset_json)}
     splits = read_splits(file, PlanError, REMEDY) if file.is_file() else make_splits(cases)
     require_fold(splits, fold)
     if not file.is_file():

@@ -4,13 +4,14 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.models import (
     CHECKPOINT_ORDER,
+    STARTED_FROM,
     choose_checkpoint,
     read_model_dataset,
     read_model_plans,
@@ -23,7 +24,10 @@ from sam3dnet.network.transfer import Meaning, Taken, find_axes, take_over
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, output_names
 from sam3dnet.preprocessing.problems import shorten
 
-OURS = "sam3dnet."
+if TYPE_CHECKING:
+    from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+
+OURS, PEER = "sam3dnet.", "sam3dnet.network.peers.PeerNetwork"
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +42,15 @@ class StartingPoint:
         file: That they are from.
         weights: Of the network.
         meaning: Of its input and output.
-        network_class: That its plan names, package.module.Class.
+        network: What its network is, by `kind_of_network`.
+        seen: Names of the cases that they were trained on, where these are of the dataset that is trained on.
     """
 
     file: Path
     weights: Mapping[str, Tensor]
     meaning: Meaning
-    network_class: str
+    network: str
+    seen: frozenset[str] = frozenset()
 
     def holds(self, part: str, network: nn.Module, own: Meaning) -> bool:
         """Tell whether it gives all that a part of a network has, as it is there.
@@ -59,21 +65,20 @@ class StartingPoint:
         wanted = {name: value.shape for name, value in state.items() if name.startswith(f"{part}.")}
         return self.meaning.channels == own.channels and wanted.items() <= given.items()
 
-    def require_kin(self, network_class: str) -> None:
+    def require_kin(self, network: str) -> None:
         """See that something in it can mean the same as in a network, where names and sizes may agree by chance.
 
         Args:
-            network_class: That the plan of the network names.
+            network: What that is, by `kind_of_network`.
 
         Raises:
             CheckpointError: If the two are others and not both of this package.
         """
-        if network_class != self.network_class and not all(
-            name.startswith(OURS) for name in (network_class, self.network_class)
-        ):
+        ours = all(name.startswith(OURS) and not name.startswith(PEER) for name in (network, self.network))
+        if network != self.network and not ours:
             raise CheckpointError(
-                f"{self.file}: weights of {self.network_class}; expected a model of sam3dnet, or one of "
-                f"{network_class} where that is planned; start from another model"
+                f"{self.file}: weights of {self.network}; expected those of {network} as here"
+                f"{'' if network.startswith(PEER) else ', or of another network of sam3dnet'}; start from another model"
             )
 
     def give_to(self, network: nn.Module, own: Meaning, build: Build) -> Taken:
@@ -108,14 +113,19 @@ def read_starting_point(
     Raises:
         CheckpointError, PlanError: If there is no such model, or it is damaged.
     """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
     trained = trained_folds(folder)
     if not trained:
         raise CheckpointError(f"{folder}: no fold has a checkpoint ({', '.join(CHECKPOINT_ORDER)}); train it first")
     chosen = fold if fold in trained else "all" if "all" in trained else trained[0]
     plans, dataset_json = read_model_plans(folder), read_model_dataset(folder)
     file, checkpoint = choose_checkpoint(folder / f"fold_{chosen}")
-    known, seen = training_cases([checkpoint]), sorted(training_cases([checkpoint]) & {*validating})
-    if plans.get("dataset_name") == dataset_name and (seen or (validating and not known and chosen != fold)):
+    known = frozenset[str]()
+    if plans.get("dataset_name") == dataset_name:
+        known = training_cases([checkpoint]) | training_cases([checkpoint], STARTED_FROM)
+    seen = sorted(known & {*validating})
+    if seen or (validating and not known and chosen != fold and plans.get("dataset_name") == dataset_name):
         logger.warning(
             "Warning: %s has seen cases of this dataset in fold %s that fold %s validates on%s: its validation says "
             "too much; train fold %s of it %s, or start from a model of another dataset",
@@ -123,9 +133,15 @@ def read_starting_point(
             *(fold, "again, since the folds have changed" if chosen == fold else "first"),
         )
     weights = {name: value.clone() for name, value in unwrapped(checkpoint["network_weights"]).items()}
-    configuration = plans["configurations"].get(checkpoint["init_args"]["configuration"], {})
-    meaning = meaning_of(dataset_json, bool(configuration.get("previous_stage")))
-    return StartingPoint(file, weights, meaning, str(configuration["architecture"]["network_class_name"]))
+    configuration = PlansManager(plans).get_configuration(checkpoint["init_args"]["configuration"])
+    meaning = meaning_of(dataset_json, configuration.previous_stage_name is not None)
+    return StartingPoint(file, weights, meaning, kind_of_network(configuration), known)
+
+
+def kind_of_network(configuration: "ConfigurationManager") -> str:
+    """Name the class of a network, package.module.Class, and of a peer also the network in it."""
+    inner = configuration.network_arch_init_kwargs.get("network")
+    return configuration.network_arch_class_name + ("" if inner is None else f" ({inner})")
 
 
 def meaning_of(dataset_json: Mapping[str, Any], has_previous_stage: bool) -> Meaning:

@@ -63,7 +63,7 @@ from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
 from sam3dnet.training.random_state import restore_random_state
 from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
-from sam3dnet.training.starting import StartingPoint, meaning_of
+from sam3dnet.training.starting import StartingPoint, kind_of_network, meaning_of
 from sam3dnet.training.target_classes import make_classes
 from sam3dnet.training.validation import forget_validation, is_ours_to_validate, require_unseen, validate_trained
 
@@ -116,6 +116,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self._rare_classes: RareClasses | None = None  # made with the loss
         self.iterations_done = 0
         self.training_cases: frozenset[str] = frozenset()  # of all runs of this training
+        self.started_from: frozenset[str] = frozenset()  # those of the models that it began with
 
     def initialize(self) -> None:
         """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
@@ -187,7 +188,8 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def _start_from(self, point: StartingPoint, own: Meaning) -> None:
         """Take over what means the same in a model that was trained before."""
-        point.require_kin(self.configuration_manager.network_arch_class_name)
+        point.require_kin(kind_of_network(self.configuration_manager))
+        self.started_from = point.seen
         phrases = self._arch_kwargs().get("text")
 
         def build(channels: int, classes: int) -> nn.Module:

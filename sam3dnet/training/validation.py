@@ -81,6 +81,7 @@ def validate_trained(trainer: nnUNetTrainer, network: nn.Module, save_probabilit
         trained_in=half_type(trainer.device),
         input_labels=input_labels(trainer.configuration_manager, trainer.label_manager),
         training_cases=trainer.training_cases,
+        started_from=trainer.started_from,
     )
     with _room_of_training_given_back(trainer.optimizer):
         validate(trainer, model, save_probabilities)
@@ -146,6 +147,13 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
         file = Path(trainer.preprocessed_dataset_folder_base) / SPLITS_FILE
         raise DatasetError(f"{file}: folds[{trainer.fold}].val is empty; expected the names of cases; {REMEDY}")
     require_unseen({*names} - {*trained}, model.training_cases, Path(trainer.output_folder))
+    known = sorted(({*names} - {*trained}) & model.started_from)
+    if known and is_first_process():
+        logger.warning(
+            "Warning: the model that this training started from had been trained on %d of the %d cases of the "
+            "validation: %s; it says too much",
+            *(len(known), len(names), shorten(known)),
+        )
     output = Path(trainer.output_folder) / FOLDER
     if trainer.fold == "all":
         trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
