@@ -161,7 +161,8 @@ def test_without_a_name_the_default_and_what_is_there_are_preprocessed(folders, 
     plan.path.write_text(json.dumps(content))
     tell_stale(load_plan(plan.path), [FULLRES])
     assert "2 cases of 3d_lowres were left as they are, and are of another plan: case_0, case_1; add it" in caplog.text
-    with pytest.raises(DatasetError, match=rf"2 cases were preprocessed by .*-d {DATASET} --encoder tiny -c 3d_lowres, which keeps"):
+    line = rf"2 cases were preprocessed by .*-d {DATASET} --encoder tiny -c 3d_lowres, which keeps"
+    with pytest.raises(DatasetError, match=line):
         train_fold(DATASET, 0, folders, configuration=LOWRES, device="cpu")
 
 
