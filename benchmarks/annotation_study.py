@@ -11,6 +11,7 @@ is: no more accurate than that. The ways:
     loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself
     unsure   as loop, and always the image next of which the model is the least sure
     sure     as loop, and always the image next of which the model is the most sure
+    careful  as loop, and what needed a click is finished by other means: its true label map is accepted
 
 What is segmented without clicks is measured on --tests further cases after each training. Each way has a project of its
 own in the work folder, and is kept there once it is finished; ways may run beside each other, a core each:
@@ -51,7 +52,8 @@ from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
 from sam3dnet.prompts.sampling import corrective_click
 
 MOST_CLICKS = 20
-LEARNING = ("loop", *BY_CONFIDENCE)
+CAREFUL = "careful"
+LEARNING = ("loop", *BY_CONFIDENCE, CAREFUL)
 WAYS = ("other", "once", *LEARNING)
 MODEL_OF = {way: "other" if way == "other" else "base" for way in WAYS}  # the option that names it
 SEED = 20261127
@@ -207,7 +209,8 @@ class Study:
                 name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]
                 session = project.session(name)
                 rows.append(self.annotate(session, truths[name], names))
-                project.accept(name, session)
+                is_finished = way == CAREFUL and clicks_of(rows[-1:]) > 0
+                project.accept(name, self.truth(truths[name]) if is_finished else session)
                 told(way, len(rows), rows)
                 if len(rows) % a.every == 0 and len(rows) < len(order):
                     seconds += timed(lambda: project.train(a.minutes))
