@@ -70,7 +70,8 @@ VARIANTS: Mapping[str, Change] = MappingProxyType(
         "as-is": lambda _encoder: None,
     }
 )
-RATES = MappingProxyType({"rate-1e-3": 1e-3, "rate-2e-3": 2e-3, "rate-5e-3": 5e-3})  # of all that starts at random
+# Of all that starts at random.
+RATES = MappingProxyType({"rate-3e-4": 3e-4, "rate-1e-3": 1e-3, "rate-2e-3": 2e-3, "rate-5e-3": 5e-3})
 
 
 def without_intensities(transforms: ComposeTransforms) -> ComposeTransforms:
