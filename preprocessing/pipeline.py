@@ -104,6 +104,36 @@ def preprocess_dataset(
     keep_labels(cases, truth, ending, recipes[0].reader)
 
 
+def preprocess_cases(
+    cases: Sequence[TrainingCase],
+    plans: dict[str, Any],
+    configuration: str,
+    dataset_json: dict[str, Any],
+    folder: Path,
+    num_processes: int | None = None,
+) -> Path:
+    """Preprocess cases that are none of the dataset's as those of one of its configurations.
+
+    Args:
+        cases: At least one.
+        plans: Content of the plan.
+        configuration: Of the plan.
+        dataset_json: Of the dataset.
+        folder: For the folder of the cases; what that holds of others is removed.
+        num_processes: As of `preprocess_dataset`.
+
+    Returns:
+        The folder of the cases.
+
+    Raises:
+        PlanError: If the plan is damaged.
+        DatasetError: If a case cannot be preprocessed.
+    """
+    (recipe,) = _make_recipes(plans, [configuration], dataset_json, folder)
+    _run_recipe(recipe, cases, default_num_processes() if num_processes is None else num_processes, progress=True)
+    return recipe.output_folder
+
+
 def keep_labels(cases: Sequence[TrainingCase], folder: Path, ending: str, reader: DatasetReader) -> None:
     """Make a folder hold the labels of these cases, and of no others, each with the files that belong to it.
 

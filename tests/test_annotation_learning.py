@@ -326,3 +326,65 @@ def test_a_training_has_the_plan_and_method_of_the_model_that_it_starts_from(tmp
     assert made.folder == str(tmp_path / "m")
     assert (planned[0]["like"], planned[0]["method"]) == ("m", "method of m")
     assert (trained[0].plans, trained[0].fold, trained[0].from_model) == ("SAM3DPlans_lora", "all", "m")
+
+
+def say_what_was_found(project, model, expected):
+    """Put label maps with a confidence where the order of the images leaves them; None: it has found nothing."""
+    work = project.learning.folder / learning.AUTOMATIC
+    work.mkdir(parents=True)
+    write_json(work / learning.JOB, {"model": model})
+    for name, dice in expected.items():
+        write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
+        image = sitk.ReadImage(str(project._image(name).files[0]))
+        labels = np.zeros(image.GetSize()[::-1], np.uint8)
+        labels[2:6, 4:9, 3:12] = dice is not None
+        made = sitk.GetImageFromArray(labels)
+        made.CopyInformation(image)
+        sitk.WriteImage(made, str(work / f"{name}.nii.gz"))
+
+
+def test_a_training_learns_from_what_the_model_found_in_images_that_wait(root, monkeypatch):
+    from sam3dnet.training import run
+
+    monkeypatch.setattr(learning, "MOST_PSEUDO_LABELLED", 2)
+    with open_project(root) as project:
+        project.train(0.05)
+        model = project.state.model
+        found = {"test_0": 0.7, "test_1": None, "test_2": 0.9, "test_3": 0.8}
+        say_what_was_found(project, model, found)
+        monkeypatch.setattr(project.learning, "begin_training", lambda begun: None)
+        begun = project.begin_training(0.05)
+        assert begun.start == model and begun.pseudo_labelled == (
+            "test_2",
+            "test_3",
+        )  # the surest, not the one asked last
+        job = Job.model_validate_json((project.learning.folder_of(2) / learning.JOB).read_text())
+        seen = []
+        monkeypatch.setattr(
+            run, "train_fold", lambda *_, **given: seen.append(given["pseudo_labelled"]) or root / "m" / "f"
+        )
+        monkeypatch.setattr("sam3dnet.plan_and_preprocess", lambda **_: [root / "SAM3DPlans.json"])
+        train(job)
+        assert [case.name for case in seen[0]] == ["test_2", "test_3"]
+        for case in seen[0]:
+            assert case.images[0].read_bytes() == (root / "pool" / f"{case.name}_0000.nii.gz").read_bytes()
+            assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.label))).any()
+        assert not project.learning.pseudo_labelled("another model", project.images_waiting(), ".nii.gz")
+        assert not project.learning.pseudo_labelled(None, project.images_waiting(), ".nii.gz")
+
+
+def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
+    with open_project(root) as project:
+        say_what_was_found(project, "model", {"test_0": 0.7, "test_2": 0.9})
+        begun = TrainingBegun(
+            training=1,
+            cases=("case_0",),
+            held_back=(),
+            start="model",
+            minutes=1.0,
+            pseudo_labelled=("test_0", "test_2", "gone"),
+        )
+        accept(project, root, "test_2")
+        project._prepare(begun, project._dataset.labelled())
+        job = Job.model_validate_json((project.learning.folder_of(1) / learning.JOB).read_text())
+        assert sorted(file.name for file in Path(job.pseudo_labelled, "labelsTr").iterdir()) == ["test_0.nii.gz"]

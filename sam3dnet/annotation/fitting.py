@@ -1,13 +1,14 @@
 """Whether a model can propose label maps for a dataset: its classes and channels mean the same, and it answers."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
+from sam3dnet.inference.meaning import differences, names_of_channels
 from sam3dnet.inference.models import (
     build_network,
     choose_checkpoint,
@@ -18,9 +19,6 @@ from sam3dnet.inference.models import (
 from sam3dnet.network.transfer import without_values
 from sam3dnet.planning.likeness import FULLRES
 from sam3dnet.portable.sources import model_folder
-from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions
-
-CT = "ct"  # the one kind of image that nnU-Net normalises by its name
 
 logger = logging.getLogger(__name__)
 
@@ -55,21 +53,14 @@ def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any], nee
 
 
 def _require_same_meaning(model: Path, theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]) -> None:
-    classes, channels = (tuple(map(of, (theirs, dataset_json))) for of in (_classes, _channels))
-    differ = [
-        f"the model has the {what} {', '.join(found)}, {name} {', '.join(expected)}"
-        for what, (found, expected), is_other in (
-            ("classes", classes, classes[0] != classes[1]),
-            ("channels", channels, _are_others(*channels)),
-        )
-        if is_other
-    ]
+    differ = differences(theirs, name, dataset_json)
     if differ:
         raise DatasetError(
             f"{model}: {'; '.join(differ)}; train a model of this dataset that starts from it: "
             f"sam3d_plan_and_preprocess -d {name} --like {model}, then sam3d_train {name} all --from {model}; or "
             "choose another one with -m"
         )
+    channels = [names_of_channels(one) for one in (theirs, dataset_json)]
     if channels[0] != channels[1]:
         logger.warning(
             "Warning: %s calls its channels %s, %s calls them %s; they are taken to be the same",
@@ -101,24 +92,3 @@ def _require_loadable(folder: Path, model: Path, dataset_json: dict[str, Any], n
             "Python needs_prompts=False takes it too, for label maps that are arrays or files)"
         )
     return name
-
-
-def _classes(dataset_json: Mapping[str, Any]) -> list[str]:
-    """Say the labels of each class or region, and the one that a region is drawn with."""
-    classes = foreground_classes(dataset_json)
-    if not has_regions(dataset_json):
-        return [f"{name} ({values[0]})" for name, values in classes.items()]
-    drawn = zip(classes.items(), dataset_json.get("regions_class_order", ()), strict=False)
-    return [f"{name} ({list(values)} drawn as {label})" for (name, values), label in drawn]
-
-
-def _channels(dataset_json: Mapping[str, Any]) -> list[str]:
-    return [str(name) for name in channel_names(dataset_json).values()]
-
-
-def _are_others(theirs: Sequence[str], own: Sequence[str]) -> bool:
-    """Tell whether channels cannot be the same ones under other names."""
-    if theirs == own:
-        return False
-    are_ct = [[name.lower() == CT for name in names] for names in (theirs, own)]
-    return are_ct[0] != are_ct[1] or sorted(theirs) == sorted(own)

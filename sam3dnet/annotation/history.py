@@ -113,6 +113,8 @@ class TrainingBegun(Dated):
         held_back: That judge it.
         start: Folder of the model that it starts from; None for none.
         minutes: It was given.
+        pseudo_labelled: Names of images without labels that it trains on too, with what the model to start from has
+            found in them.
     """
 
     kind: Literal["training"] = "training"
@@ -121,6 +123,7 @@ class TrainingBegun(Dated):
     held_back: tuple[str, ...]
     start: str | None
     minutes: float
+    pseudo_labelled: tuple[str, ...] = ()
 
 
 class TrainingEnded(Dated):

@@ -13,8 +13,10 @@ from typing import Any, Literal
 from sam3dnet.annotation.background import give_way
 from sam3dnet.annotation.judging import agreement, mean_of
 from sam3dnet.errors import DatasetError, Sam3dError
+from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, activate_folders, write_json
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.reading import reader_of_cases
 from sam3dnet.preprocessing.schemas import Part, checked
 
 RESULT = "result.json"
@@ -37,6 +39,7 @@ class Job(Part):
         minutes: To train.
         cases: That train.
         held_back: That judge.
+        pseudo_labelled: Folder of further ones, as a raw dataset; empty for none.
         images: Folder of images to put in order.
         pending: Their names.
     """
@@ -50,6 +53,7 @@ class Job(Part):
     minutes: float = 0.0
     cases: tuple[str, ...] = ()
     held_back: tuple[str, ...] = ()
+    pseudo_labelled: str = ""
     images: str = ""
     pending: tuple[str, ...] = ()
 
@@ -103,7 +107,8 @@ def train(job: Job) -> Result:
         from_model=None if begun else job.model,
         continue_training=begun,
     )
-    trained = train_fold(settings, folders, validate=bool(job.held_back))
+    further = () if begun else _pseudo_labelled(job)  # one that goes on has its own
+    trained = train_fold(settings, folders, validate=bool(job.held_back), pseudo_labelled=further)
     if not job.held_back:
         return Result(folder=str(trained.parent))
     return _judged(job, folders, trained)
@@ -122,12 +127,22 @@ def _method_of(model: str | None) -> str:
         return likeness_of(read_model_plans(folder), read_model_dataset(folder)).method or DEFAULT_METHOD
 
 
+def _pseudo_labelled(job: Job) -> list[TrainingCase]:
+    """List the images without labels that are trained on too, of those in which the model has found something."""
+    from sam3dnet.training.pseudo_labels import with_something
+
+    if not job.pseudo_labelled:
+        return []
+    folder = Path(job.pseudo_labelled)
+    dataset_json = read_dataset_json(folder)
+    cases = list_training_cases(folder, dataset_json)
+    return with_something(cases, reader_of_cases(dataset_json, cases)) if cases else []
+
+
 def _judged(job: Job, folders: Folders, trained: Path) -> Result:
     """Compare the model with the one before, by the held-back cases, both with their post-processing."""
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.model import load_model
-    from sam3dnet.preprocessing.cases import list_training_cases, read_dataset_json
-    from sam3dnet.preprocessing.reading import reader_of_cases
 
     dataset_json = read_dataset_json(folders.raw / job.dataset)
     cases = list_training_cases(folders.raw / job.dataset, dataset_json)

@@ -24,6 +24,8 @@ MODULE = "sam3dnet.annotation.job"
 NAME = "sam3d_annotation"  # of folders beside those of datasets
 JOB, LOG, PROCESS = "job.json", "log.txt", "process.json"
 AUTOMATIC, IMAGES = "automatic", "images"
+PSEUDO_LABELLED = "pseudo_labelled"
+MOST_PSEUDO_LABELLED = 60  # each is preprocessed anew where the model is another one
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +69,15 @@ class Learning:
         cases: Mapping[str, TrainingCase],
         description: Mapping[str, object],
         reader: DatasetReader,
+        waiting: Mapping[str, Case],
     ) -> None:
         """Make all that a training needs: what it sees of the dataset, and what it is told.
 
         Args:
             begun: Says on what.
             cases: Of the dataset, by name.
+            waiting: Images without labels, by name; of those that the training is to learn from too, the ones that are
+                no longer there, or of which the label map is another model's, are left out.
             description: The content of dataset.json.
             reader: Of the dataset.
 
@@ -82,6 +87,10 @@ class Learning:
         work, raw = self.folder_of(begun.training), self._snapshots / "nnUNet_raw"
         names = (*begun.cases, *begun.held_back)
         take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, reader)
+        further = {name: waiting[name] for name in begun.pseudo_labelled if name in waiting}
+        there = self.pseudo_labelled(begun.start, further, str(description["file_ending"]))
+        if there:
+            take_snapshot(there, self._snapshots / PSEUDO_LABELLED, description, reader)
         job = Job(
             kind="train",
             dataset=self._dataset,
@@ -92,6 +101,7 @@ class Learning:
             minutes=begun.minutes,
             cases=begun.cases,
             held_back=begun.held_back,
+            pseudo_labelled=str(self._snapshots / PSEUDO_LABELLED) if there else "",
         )
         for folder in job.folders:
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -213,6 +223,26 @@ class Learning:
             if content is not None:
                 value = mean_of(one["dice"] for one in content["classes"].values())
                 found[name] = 0.0 if value is None else value  # it has found nothing
+        return found
+
+    def pseudo_labelled(self, model: str | None, images: Mapping[str, Case], ending: str) -> dict[str, TrainingCase]:
+        """Give the images in which a model has found something, with its label maps, as far as it has looked at them.
+
+        Args:
+            model: Its folder; None for no model, which has looked at nothing.
+            images: By name.
+            ending: Of their files.
+
+        Returns:
+            The surest ones, by name, no more than `MOST_PSEUDO_LABELLED`.
+        """
+        known = {} if model is None else self.expected_dice(model, images)
+        found: dict[str, TrainingCase] = {}
+        for name in sorted(known, key=lambda name: (-known[name], name)):
+            files = images[name].files
+            label = self.folder / AUTOMATIC / f"{name}{ending}"
+            if known[name] > 0 and label.is_file() and len(found) < MOST_PSEUDO_LABELLED:
+                found[name] = TrainingCase(name, files, label)
         return found
 
     def forget_model_of(self, training: int) -> None:

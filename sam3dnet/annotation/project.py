@@ -474,7 +474,8 @@ class AnnotationProject:
     def begin_training(self, minutes: float) -> TrainingBegun:
         """Begin to train in the background on all that is labelled, from the present model; `conclude` ends it.
 
-        A training that was cut off goes on instead, unless it had not begun to learn and its cases are no longer there.
+        It learns also from images that wait, by what the model has found in them, as far as `rank` has asked it. A
+        training that was cut off goes on instead, unless it had not begun to learn and its cases are no longer there.
 
         Args:
             minutes: To train for.
@@ -493,7 +494,7 @@ class AnnotationProject:
             begun = self._prepared_anew(begun, cases)
         if begun is None:
             event = self._next_training(cases, minutes)
-            self.learning.prepare(event, cases, self._dataset.json, self.reader)
+            self._prepare(event, cases)
             begun = self.history.add(event)
             self._folders.follow([])
         self.learning.begin_training(begun)
@@ -510,13 +511,24 @@ class AnnotationProject:
         if not training:
             raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
         number = 1 + max(state.trainings, self.learning.last_number)
-        return TrainingBegun(training=number, cases=training, held_back=held_back, start=state.model, minutes=minutes)
+        further = self.learning.pseudo_labelled(state.model, self.images_waiting(), self._dataset.ending)
+        return TrainingBegun(
+            training=number,
+            cases=training,
+            held_back=held_back,
+            start=state.model,
+            minutes=minutes,
+            pseudo_labelled=tuple(further),
+        )
+
+    def _prepare(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> None:
+        self.learning.prepare(begun, cases, self._dataset.json, self.reader, self.images_waiting())
 
     def _prepared_anew(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> TrainingBegun | None:
         """Prepare a training that has begun without; where its cases are gone it ends, and None is given."""
         gone = sorted({*begun.cases, *begun.held_back} - {*cases})
         if not gone:
-            self.learning.prepare(begun, cases, self._dataset.json, self.reader)
+            self._prepare(begun, cases)
             return begun
         why = f"left out: {', '.join(gone)} is no longer there with image and label map, so it could not go on"
         event = TrainingEnded(training=begun.training, folder=None, used=False, before=None, after=None, why=why)

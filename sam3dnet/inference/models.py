@@ -29,6 +29,7 @@ _COPY_IT = "copy it from where the model was trained"
 CHECKPOINT_ORDER = ("checkpoint_final.pth", "checkpoint_best.pth", "checkpoint_latest.pth")
 TRAINING_CASES = "training_cases"  # in a checkpoint's block "sam3d"; exported models do not have it
 STARTED_FROM = "started_from"  # the same of the model that the training began with, where that is of the same dataset
+PSEUDO_LABELLED = "pseudo_labelled"  # further images that it was trained on, by what another model found in them
 EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 OUR_PLANS = "SAM3DPlans"
 Weights = Mapping[str, Tensor]
@@ -395,7 +396,7 @@ def training_cases(checkpoints: Iterable[Mapping[str, Any]], key: str = TRAINING
 
     Args:
         checkpoints: Their content.
-        key: `TRAINING_CASES`, or `STARTED_FROM` for those of the models that they began with.
+        key: `TRAINING_CASES`; `STARTED_FROM` for those of the models that they began with, or `PSEUDO_LABELLED`.
 
     Returns:
         As far as they say: stock nnU-Net's, our earlier ones and those of exported models do not, and give none.

@@ -1,6 +1,7 @@
 """What can be asked of a training."""
 
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Annotated
 
 from sam3dnet.errors import Sam3dError
@@ -26,6 +27,8 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
         from_model: Start from a model that was trained before: a dataset by number or name, a model folder, or a zip
             file of nnU-Net's export. What means the same in both is taken over, classes and channels by their names;
             the log says what.
+        unlabelled: Folder of images without labels, named as in imagesTr, to train on too: the model that the training
+            starts --from labels them first; see docs/few_labels.md.
         from_scratch: Train the whole network without SAM's weights, whatever the plan says.
         num_processes: Processes that load and augment images; 0 does that in the command's own, without it by the
             number of cores.
@@ -52,6 +55,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
     plans: Annotated[str, "-p"] = "SAM3DPlans"
     sam_checkpoint: str | None = None
     from_model: Annotated[str | None, "--from"] = None
+    unlabelled: str | Path | None = None
     from_scratch: bool = False
     num_processes: NumProcesses = None
     tensorboard: bool = False
@@ -70,6 +74,7 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             "--continue": self.continue_training,
             "--sam-checkpoint": self.sam_checkpoint,
             "--from": self.from_model,
+            "--unlabelled": self.unlabelled,
             "--from-scratch": self.from_scratch,
             "--tensorboard": self.tensorboard,
             "--wandb": self.wandb,
@@ -79,6 +84,13 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(given)}")
         if self.continue_training and self.from_model:
             raise Sam3dError("--continue goes on with this fold's own weights; leave out --from")
+        if self.continue_training and self.unlabelled:
+            raise Sam3dError("--continue goes on with the images that it began with; leave out --unlabelled")
+        if self.unlabelled and not self.from_model:
+            raise Sam3dError(
+                "--unlabelled needs a model that labels the images: give one with --from, such as the one that was "
+                "trained on the labelled cases"
+            )
         self._check_length()
 
     def _check_length(self) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from sam3dnet.devices import half_type
 from sam3dnet.errors import CheckpointError
-from sam3dnet.inference.models import EARLIER, STARTED_FROM, TRAINING_CASES, training_cases
+from sam3dnet.inference.models import EARLIER, PSEUDO_LABELLED, STARTED_FROM, TRAINING_CASES, training_cases
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.preprocessing.folders import whole_or_nothing
 from sam3dnet.training.random_state import random_state
@@ -36,6 +36,7 @@ class Checkpointed(Protocol):
     iterations_done: int
     training_cases: frozenset[str]
     started_from: frozenset[str]
+    pseudo_labelled: frozenset[str]
     my_init_kwargs: dict[str, Any]
     inference_allowed_mirroring_axes: Any
     _best_ema: float | None
@@ -60,6 +61,7 @@ def content_of(trainer: Checkpointed) -> dict[str, Any]:
         "trained_in": str(half_type(trainer.device) or torch.float32).removeprefix("torch."),
         TRAINING_CASES: sorted(trainer.training_cases),
         STARTED_FROM: sorted(trainer.started_from),
+        PSEUDO_LABELLED: sorted(trainer.pseudo_labelled),
     }
     for state in counted:
         ours |= state
@@ -101,6 +103,7 @@ def restore(trainer: Checkpointed, checkpoint: Mapping[str, Any], name: str) -> 
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.training_cases = training_cases([checkpoint])
     trainer.started_from = training_cases([checkpoint], STARTED_FROM)
+    trainer.pseudo_labelled = training_cases([checkpoint], PSEUDO_LABELLED)
     trainer._resume = checkpoint.get("sam3d")
     if trainer._resume is not None:
         trainer._seconds_before = trainer._resume["seconds"]

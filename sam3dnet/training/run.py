@@ -15,7 +15,7 @@ from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.planning.asked import line_to_preprocess
 from sam3dnet.planning.plan import load_plan
-from sam3dnet.preprocessing.cases import image_files, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cases import TrainingCase, image_files, list_training_cases, read_dataset_json
 from sam3dnet.preprocessing.cores import augmentation_processes, cores_of_job
 from sam3dnet.preprocessing.folders import (
     LABELS_FOLDER,
@@ -26,6 +26,7 @@ from sam3dnet.preprocessing.folders import (
     remove_partial_files,
 )
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.records import (
     NNUNET,
@@ -44,6 +45,7 @@ from sam3dnet.preprocessing.splits import (
     update_splits,
 )
 from sam3dnet.settings.common import OfPlan
+from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
@@ -55,20 +57,26 @@ VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
 logger = logging.getLogger(__name__)
 
 
-def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = True) -> Path:
+def train_fold(
+    settings: TrainingSettings,
+    folders: Folders,
+    validate: bool = True,
+    pseudo_labelled: Sequence[TrainingCase] = (),
+) -> Path:
     """Train a fold of a planned and preprocessed dataset, then validate it with sliding windows.
 
     Args:
         settings: What is asked for.
         folders: nnU-Net's three folders.
         validate: Whether to predict the validation cases at the end.
+        pseudo_labelled: Images that the dataset does not have, with what a model has found in them, to train on too.
 
     Returns:
         The folder of the fold.
 
     Raises:
-        PlanError: If the plan, configuration or fold does not exist.
-        DatasetError: If the dataset or its preprocessed cases are missing.
+        PlanError: If the plan, configuration or fold does not exist, or cannot be trained on images without labels.
+        DatasetError: If the dataset or its preprocessed cases are missing, or images without labels are of no use.
         CheckpointError: If SAM's weights or a checkpoint to continue from are missing or damaged, or that has been
             trained on cases that validate now.
     """
@@ -76,13 +84,15 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     split = _split_of(asked, settings.configuration, folders)
     _check_makers(asked, settings.configuration, folders)
     _check_previous_stage(asked, settings, folders)
+    if settings.unlabelled is not None or pseudo_labelled:
+        _require_one_stage(asked.plans, settings.configuration)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
         _check_weights(plans, settings.configuration, settings.sam_checkpoint)
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
     from sam3dnet.training.checkpoint import continue_from_newest
-    from sam3dnet.training.distributed import is_first_process, joined_processes
+    from sam3dnet.training.distributed import first_process_first, is_first_process, joined_processes
     from sam3dnet.training.first_step import as_fitted_before
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
@@ -93,6 +103,8 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
     with joined_processes(asked.device) as place, _lost_processes_told():
         if settings.wandb and is_first_process():
             enable_wandb()
+        with first_process_first():
+            further = _pseudo_labelled(asked, settings, folders, starting_point, pseudo_labelled)
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, asked.dataset_json, place)
         if settings.epochs is not None:
             trainer.num_epochs = settings.epochs
@@ -102,6 +114,7 @@ def train_fold(settings: TrainingSettings, folders: Folders, validate: bool = Tr
         trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
         trainer.sam_checkpoint = settings.sam_checkpoint
         trainer.starting_point = starting_point
+        trainer.pseudo_labelled = further
         output = Path(trainer.output_folder)
         if is_first_process():
             remove_partial_files(output)
@@ -388,23 +401,68 @@ def _stored_in(plans: dict[str, Any], configuration: str) -> str:
     return str(content.get("data_identifier", parent.get("data_identifier", f"{plans['plans_name']}_{configuration}")))
 
 
+@contextmanager
+def _model_to_start_from(asked: _Asked, settings: TrainingSettings, folders: Folders) -> Iterator[Path]:
+    """Give the folder of the model that is named; what is unpacked or fetched for it goes when the block ends."""
+    from sam3dnet.inference.models import find_model_to_start_from
+    from sam3dnet.portable.hub import is_on_hub
+    from sam3dnet.portable.sources import model_folder
+
+    source: str | Path = str(settings.from_model)
+    if not is_on_hub(source) and not Path(source).expanduser().exists():
+        plans_name = asked.plans["plans_name"]
+        source = find_model_to_start_from(folders.results, str(source), settings.configuration, plans_name)
+    with model_folder(source, settings.root, settings.configuration) as folder:
+        yield folder
+
+
+def _require_one_stage(plans: dict[str, Any], configuration: str) -> None:
+    if plans["configurations"][configuration].get("previous_stage") is not None:
+        raise PlanError(
+            f"--unlabelled: {configuration} is the second stage of a cascade, which trains on the dataset's cases "
+            "alone; give it to the training of the first stage, or leave it out"
+        )
+
+
+def _pseudo_labelled(
+    asked: _Asked,
+    settings: TrainingSettings,
+    folders: Folders,
+    start: "StartingPoint | None",
+    given: Sequence[TrainingCase],
+) -> frozenset[str]:
+    """Preprocess what is trained on beside the dataset's cases, labelled first where it is not yet; name it."""
+    if settings.unlabelled is None and not given:
+        return frozenset()
+    from sam3dnet.training.pseudo_labels import LABEL_MAPS, folder_of_fold, label_images
+
+    name = asked.plans["dataset_name"]
+    folder = folder_of_fold(folders.preprocessed / name, asked.fold)
+    if start is not None and settings.unlabelled is not None:
+        with _model_to_start_from(asked, settings, folders) as model:
+            labelling = PredictionSettings(
+                input_folder=Path(settings.unlabelled).expanduser(),
+                output_folder=folder / LABEL_MAPS,
+                model_folder=model,
+                folds=[start.fold],
+                device=settings.device,
+            )
+            known = _cases_of_dataset(name, folders, asked.dataset_json)
+            given = label_images(labelling, name, asked.dataset_json, known)
+    preprocess_cases(given, asked.plans, settings.configuration, asked.dataset_json, folder, settings.num_processes)
+    return frozenset(case.name for case in given)
+
+
 def _starting_point(
     asked: _Asked, settings: TrainingSettings, folders: Folders, split: Split | None
 ) -> "StartingPoint | None":
     """Read the model to start from."""
     if settings.from_model is None:
         return None
-    from sam3dnet.inference.models import find_model_to_start_from
-    from sam3dnet.portable.hub import is_on_hub
-    from sam3dnet.portable.sources import model_folder
     from sam3dnet.training.starting import read_starting_point
 
-    source: str | Path = str(settings.from_model)
-    if not is_on_hub(source) and not Path(source).expanduser().exists():
-        plans_name = asked.plans["plans_name"]
-        source = find_model_to_start_from(folders.results, str(source), settings.configuration, plans_name)
     validating = set() if split is None else set(split.val) - split.in_both
-    with model_folder(source, settings.root, settings.configuration) as folder:
+    with _model_to_start_from(asked, settings, folders) as folder:
         return read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating)
 
 

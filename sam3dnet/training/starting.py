@@ -22,6 +22,7 @@ from sam3dnet.inference.models import (
 from sam3dnet.network.earlier_weights import as_named_today
 from sam3dnet.network.transfer import Meaning, Taken, find_axes, take_over
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, output_names
+from sam3dnet.preprocessing.folders import parse_fold
 from sam3dnet.preprocessing.problems import shorten
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ class StartingPoint:
     meaning: Meaning
     network: str
     seen: frozenset[str] = frozenset()
+
+    @property
+    def fold(self) -> int | Literal["all"]:
+        """The fold whose weights they are."""
+        return parse_fold(self.file.parent.name)
 
     def holds(self, part: str, network: nn.Module, own: Meaning) -> bool:
         """Tell whether it gives all that a part of a network has, as it is there.
