@@ -8,7 +8,9 @@ is: no more accurate than that. The ways:
 
     other    the model --other, which knows nothing of this set: classes are taken in their order
     once     the model --base, trained on the labelled cases, and never again
-    loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself
+    loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself,
+             and from the images that wait, by what it finds in them
+    labelled  as loop, but without the images that wait
     unsure   as loop, and always the image next of which the model is the least sure
     sure     as loop, and always the image next of which the model is the most sure
     careful  as loop, and what needed a click is finished by other means: its true label map is accepted
@@ -35,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 from measuring import as_markdown, begin, finish, make_parser
 
+from sam3dnet.annotation.history import TrainingBegun
 from sam3dnet.annotation.judging import dice_by_class, mean_of
 from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject
 from sam3dnet.errors import Sam3dError
@@ -52,8 +55,8 @@ from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
 from sam3dnet.prompts.sampling import corrective_click
 
 MOST_CLICKS = 20
-CAREFUL = "careful"
-LEARNING = ("loop", *BY_CONFIDENCE, CAREFUL)
+CAREFUL, LABELLED = "careful", "labelled"
+LEARNING = ("loop", LABELLED, *BY_CONFIDENCE, CAREFUL)
 WAYS = ("other", "once", *LEARNING)
 MODEL_OF = {way: "other" if way == "other" else "base" for way in WAYS}  # the option that names it
 SEED = 20261127
@@ -203,7 +206,7 @@ class Study:
         with AnnotationProject(self.raw.name, root / "images", model=a.base, device=a.device, root=root) as project:
             rounds: list[Row] = [{"after": 0, "dice": self.automatic(project.model)}]
             seconds = ranking = 0.0
-            if way in BY_CONFIDENCE:
+            if way != LABELLED:
                 ranking += timed(project.rank)
             while len(rows) < len(order):
                 name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]
@@ -215,17 +218,19 @@ class Study:
                 if len(rows) % a.every == 0 and len(rows) < len(order):
                     seconds += timed(lambda: project.train(a.minutes))
                     ended = project.history.events[-1].model_dump()
+                    begun = next(one for one in reversed(project.history.events) if isinstance(one, TrainingBegun))
                     rounds.append(
                         {
                             "after": len(rows),
                             "used": ended["used"],
+                            "pseudo_labelled": len(begun.pseudo_labelled),
                             "held_back_before": ended["before"],
                             "held_back_after": ended["after"],
                             "dice": self.automatic(project.model),
                         }
                     )
                     print(way, rounds[-1], flush=True)
-                    if way in BY_CONFIDENCE:
+                    if way != LABELLED:
                         ranking += timed(project.rank)
         minutes = {"minutes_of_training": seconds / 60, "minutes_of_ranking": ranking / 60}
         return {"way": way, "cases": rows, "rounds": rounds, **minutes}

@@ -11,11 +11,15 @@ Methods:
     nnunet-batch2  stock nnU-Net with two patches a batch; the learning rate follows the clock
     sam3d          sam3dnet, from scratch
     sam3d-from     the same with `--from MODEL_FOLDER`, a model of another set
+    sam3d-unlabelled  goes on from what sam3d has made of the same cases, with all other images of the training part
+                   as `--unlabelled`
+    sam3d-again    the same without these images
 """
 
 import argparse
 import json
 import logging
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -27,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import real_sets
-from against_nnunet import find_dataset
+from against_nnunet import MODELS, find_dataset
 from measuring import as_markdown, commit, without_folder
 from real_sets import OURS, Row, case_means, case_names, on_cores, read_rows, require_alike, train_and_score
 
@@ -37,7 +41,9 @@ from sam3dnet.preprocessing.splits import FILE as SPLITS
 from sam3dnet.preprocessing.splits import make_splits
 
 ALL, FROM = "all", f"{OURS}-from"
-METHODS = ("nnunet-batch2", OURS, FROM)
+UNLABELLED, AGAIN = f"{OURS}-unlabelled", f"{OURS}-again"
+ON_OWN = (UNLABELLED, AGAIN)  # these go on from what OURS has made of the same cases
+METHODS = ("nnunet-batch2", OURS, FROM, *ON_OWN)
 
 logger = logging.getLogger(__name__)
 
@@ -85,18 +91,49 @@ def make_subset(raw: Path, dataset: str, labels: str, run: int, place: Path) -> 
     return True
 
 
+def link_unlabelled(raw: Path, dataset: str, place: Path) -> bool:
+    """Link the images of the training part that a subset leaves out into place/unlabelled; tell whether there are any.
+
+    Args:
+        raw: Holds the dataset.
+        dataset: Its name.
+        place: Of the subset.
+    """
+    source, there = raw / dataset, {*case_names(place / "raw" / dataset)}
+    left_out = {*make_splits(case_names(source))[0].train} - there
+    folder = place / "unlabelled"
+    folder.mkdir(exist_ok=True)
+    ending = json.loads((source / "dataset.json").read_text())["file_ending"]
+    for file in (source / "imagesTr").iterdir():
+        if file.name.removesuffix(ending)[: -len("_0000")] in left_out:
+            with suppress(FileExistsError):
+                (folder / file.name).symlink_to(file.resolve())
+    return bool(left_out)
+
+
 def arguments_of(arguments: Namespace, cell: Cell) -> Namespace:
     """Say to `real_sets.py` where a subset is, and what is trained."""
     place = arguments.work.resolve() / cell.dataset / f"{cell.labels}_run{cell.run}"
-    start = ["--from", str(arguments.start.resolve())] if cell.method == FROM else []
-    return Namespace(
+    is_first = cell.method not in (FROM, *ON_OWN)
+    given = Namespace(
         raw=place / "raw",
-        work=place / ("from" if cell.method == FROM else "work"),
+        work=place / ("work" if is_first else cell.method.removeprefix(f"{OURS}-")),
         fold="0",
         device=arguments.device,
-        train_options=" ".join(start),
-        methods=list(dict.fromkeys(OURS if method == FROM else method for method in arguments.methods)),
+        train_options="",
+        methods=list(dict.fromkeys(OURS if method in (FROM, *ON_OWN) else method for method in arguments.methods)),
     )
+    options = []
+    if cell.method == FROM:
+        options = ["--from", str(arguments.start.resolve())]
+    elif cell.method in ON_OWN:
+        first = Namespace(**{**vars(given), "work": place / "work"})
+        made = real_sets.settings_of(first, cell.dataset, f"{cell.minutes:g}min_run{cell.run}")
+        options = ["--from", str(MODELS[OURS].model_folder(made))]
+    if cell.method == UNLABELLED:
+        options += ["--unlabelled", str(place / "unlabelled")]
+    given.train_options = shlex.join(options)
+    return given
 
 
 def name_of_start(model: Path) -> str:
@@ -129,11 +166,12 @@ def run_all(arguments: Namespace) -> None:
             found = make_subset(arguments.raw.resolve(), cell.dataset, cell.labels, cell.run, given.raw.parent)
             given.work = given.raw.parent / "work"
             prepared[which] = real_sets.prepare(given, cell.dataset) if found else False
-        if prepared[which]:
+        has_all = cell.method != UNLABELLED or link_unlabelled(arguments.raw.resolve(), cell.dataset, given.raw.parent)
+        if prepared[which] and has_all:
             missing.append(cell)
 
     def train(cell: Cell) -> Row:
-        method = OURS if cell.method == FROM else cell.method
+        method = OURS if cell.method in (FROM, *ON_OWN) else cell.method
         asked = (cell.dataset, method, cell.minutes, cell.run)
         row = train_and_score(prepared[cell.dataset, cell.labels, cell.run], arguments_of(arguments, cell), asked)
         return row | {"method": cell.method, "labels": cell.labels}
@@ -145,7 +183,8 @@ def run_all(arguments: Namespace) -> None:
         content = {"benchmark": "learning_curves", "command": command, "settings": before | settings}
         write_json(arguments.json, content | {"machine": where, "rows": sorted(rows, key=key)})
 
-    on_cores(missing, train, add, arguments.cores)
+    for are_second in (False, True):
+        on_cores([cell for cell in missing if (cell.method in ON_OWN) == are_second], train, add, arguments.cores)
 
 
 def count_of(labels: str) -> float:
@@ -216,7 +255,7 @@ def parse(arguments: Sequence[str] | None = None) -> Namespace:
     parser.add_argument("--work", type=Path, help="folder for everything that is written but the results")
     parser.add_argument("--sets", nargs="+", default=["501", "122", "123"], help="numbers or names")
     parser.add_argument("--labels", nargs="+", default=["2", "5", "10", "20", ALL], help="numbers of cases, or all")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS[:3]), choices=METHODS)
     parser.add_argument("--minutes", nargs="+", type=float, default=[5.0], help="training time (default 5)")
     parser.add_argument("--runs", type=int, default=1, help="other cases and another seed each (default 1)")
     parser.add_argument("--from", dest="start", type=Path, help="model folder of another set, for sam3d-from")

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import learning_curves
-from learning_curves import ALL, FROM, Cell, arguments_of, make_subset
+from learning_curves import AGAIN, ALL, FROM, UNLABELLED, Cell, arguments_of, link_unlabelled, make_subset
 
 from sam3dnet.preprocessing.splits import make_splits
 
@@ -57,6 +57,18 @@ def test_fewer_cases_are_among_more_and_all_validate_on_the_same(tmp_path):
     assert set(split_of(tmp_path / "work" / "another")["train"]) != trained[0]
 
 
+def test_what_is_left_out_is_unlabelled_and_never_what_validates(tmp_path):
+    make_raw(tmp_path)
+    fold = make_splits(CASES)[0]
+    place = tmp_path / "work" / "5"
+    assert make_subset(tmp_path, DATASET, "5", 0, place) and link_unlabelled(tmp_path, DATASET, place)
+    left_out = {*fold.train} - {*split_of(place)["train"]}
+    there = {file.name for file in (place / "unlabelled").iterdir()}
+    assert there == {f"{case}_{channel}.mha" for case in left_out for channel in ("0000", "0001")}
+    make_subset(tmp_path, DATASET, ALL, 0, tmp_path / "work" / "all")
+    assert not link_unlabelled(tmp_path, DATASET, tmp_path / "work" / "all")
+
+
 def test_numbers_are_in_their_order_and_what_is_missing_is_a_dash():
     def row(labels, method, dice):
         cases = [{"case": "a", "class": "organ", "dice": dice, "nsd": 1.0, "hd95_mm": 1.0}]
@@ -78,10 +90,22 @@ def test_numbers_are_in_their_order_and_what_is_missing_is_a_dash():
         (["nnunet-batch2", FROM], ["nnunet-batch2", "sam3d"]),
         ([FROM, "sam3d", "nnunet-batch2"], ["sam3d", "nnunet-batch2"]),
         (["nnunet-batch2"], ["nnunet-batch2"]),
+        ([AGAIN, UNLABELLED], ["sam3d"]),
     ],
 )
 def test_all_that_is_trained_is_prepared(tmp_path, methods, prepared):
     asked = Namespace(work=tmp_path, start=tmp_path / "model", device="cpu", methods=methods)
     given = arguments_of(asked, Cell(DATASET, "2", methods[0], 5.0, 0))
     assert given.methods == prepared
-    assert bool(given.train_options) == (methods[0] == FROM)
+    assert bool(given.train_options) == (methods[0] in (FROM, AGAIN))
+
+
+def test_what_goes_on_begins_with_the_models_of_the_same_cases(tmp_path):
+    asked = Namespace(work=tmp_path, start=None, device="cpu", methods=[AGAIN, UNLABELLED])
+    place = tmp_path / DATASET / "2_run0"
+    own = place / "work" / DATASET / "5min_run0" / "nnUNet_results" / DATASET
+    for method, more in ((AGAIN, []), (UNLABELLED, ["--unlabelled", str(place / "unlabelled")])):
+        given = arguments_of(asked, Cell(DATASET, "2", method, 5.0, 0))
+        option, model, *rest = given.train_options.split()
+        assert (option, Path(model).parent, rest) == ("--from", own, more)
+        assert given.work == place / method.removeprefix("sam3d-")
