@@ -9,7 +9,7 @@ is: no more accurate than that. The ways:
     other    the model --other, which knows nothing of this set: classes are taken in their order
     once     the model --base, trained on the labelled cases, and never again
     loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself,
-             and from the images that wait, by what it finds in them
+             and from the images that wait, by what it finds in them, also before anything is accepted
     labelled  as loop, but without the images that wait
     unsure   as loop, and always the image next of which the model is the least sure
     sure     as loop, and always the image next of which the model is the most sure
@@ -37,7 +37,7 @@ import numpy as np
 import numpy.typing as npt
 from measuring import as_markdown, begin, finish, make_parser
 
-from sam3dnet.annotation.history import TrainingBegun
+from sam3dnet.annotation.history import TrainingBegun, TrainingEnded
 from sam3dnet.annotation.judging import dice_by_class, mean_of
 from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject
 from sam3dnet.errors import Sam3dError
@@ -205,9 +205,21 @@ class Study:
         order = [case.name for case in self.pool]
         with AnnotationProject(self.raw.name, root / "images", model=a.base, device=a.device, root=root) as project:
             rounds: list[Row] = [{"after": 0, "dice": self.automatic(project.model)}]
-            seconds = ranking = 0.0
-            if way != LABELLED:
-                ranking += timed(project.rank)
+            spent = {"training": 0.0, "ranking": 0.0}
+
+            def rank() -> None:
+                if way != LABELLED:
+                    spent["ranking"] += timed(project.rank)
+
+            def learn() -> None:
+                spent["training"] += timed(lambda: project.train(a.minutes))
+                rounds.append({"after": len(rows), **self._outcome(project)})
+                print(way, rounds[-1], flush=True)
+                rank()
+
+            rank()
+            if way != LABELLED and project.images_teach():
+                learn()
             while len(rows) < len(order):
                 name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]
                 session = project.session(name)
@@ -216,24 +228,22 @@ class Study:
                 project.accept(name, self.truth(truths[name]) if is_finished else session)
                 told(way, len(rows), rows)
                 if len(rows) % a.every == 0 and len(rows) < len(order):
-                    seconds += timed(lambda: project.train(a.minutes))
-                    ended = project.history.events[-1].model_dump()
-                    begun = next(one for one in reversed(project.history.events) if isinstance(one, TrainingBegun))
-                    rounds.append(
-                        {
-                            "after": len(rows),
-                            "used": ended["used"],
-                            "pseudo_labelled": len(begun.pseudo_labelled),
-                            "held_back_before": ended["before"],
-                            "held_back_after": ended["after"],
-                            "dice": self.automatic(project.model),
-                        }
-                    )
-                    print(way, rounds[-1], flush=True)
-                    if way != LABELLED:
-                        ranking += timed(project.rank)
-        minutes = {"minutes_of_training": seconds / 60, "minutes_of_ranking": ranking / 60}
+                    learn()
+        minutes = {f"minutes_of_{what}": seconds / 60 for what, seconds in spent.items()}
         return {"way": way, "cases": rows, "rounds": rounds, **minutes}
+
+    def _outcome(self, project: AnnotationProject) -> Row:
+        """Say what came of the last training."""
+        events = project.history.events
+        begun = next(one for one in reversed(events) if isinstance(one, TrainingBegun))
+        ended = next(one for one in reversed(events) if isinstance(one, TrainingEnded))
+        return {
+            "used": ended.used,
+            "pseudo_labelled": len(begun.pseudo_labelled),
+            "held_back_before": ended.before,
+            "held_back_after": ended.after,
+            "dice": self.automatic(project.model),
+        }
 
     def _copy(self, files: Sequence[Path], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

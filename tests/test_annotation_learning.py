@@ -16,7 +16,7 @@ from phantoms import make_raw_dataset
 
 from sam3dnet.annotation import learning
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
-from sam3dnet.annotation.history import TrainingBegun
+from sam3dnet.annotation.history import TrainingBegun, in_words
 from sam3dnet.annotation.job import Job, Result, _judged, rank, train
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
@@ -388,3 +388,33 @@ def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
         project._prepare(begun, project._dataset.labelled())
         job = Job.model_validate_json((project.learning.folder_of(1) / learning.JOB).read_text())
         assert sorted(file.name for file in Path(job.pseudo_labelled, "labelsTr").iterdir()) == ["test_0.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("labelled", "found", "few", "teach"),
+    [
+        (4, {"test_0": 0.7, "test_1": 0.8, "test_2": 0.5, "test_3": 0.6, "test_4": 0.9}, 20, True),
+        (4, {"test_0": 0.7, "test_1": 0.8, "test_2": 0.5, "test_3": 0.6, "test_4": 0.9}, 3, False),
+        (4, {"test_0": 0.7, "test_1": 0.8, "test_2": 0.5, "test_3": None, "test_4": None}, 20, False),
+        (4, {"test_0": 0.7, "test_1": 0.8, "test_2": 0.5, "test_3": 0.6}, 20, False),  # it has not looked at all
+        (0, {"test_0": 0.7, "test_1": 0.8, "test_2": 0.5, "test_3": 0.6, "test_4": 0.9}, 20, False),
+    ],
+)
+def test_few_labels_and_many_images_teach_once(root, monkeypatch, labelled, found, few, teach):
+    from sam3dnet.annotation import project as module
+    from sam3dnet.annotation.history import ModelChosen
+
+    monkeypatch.setattr(module, "FEW_LABELLED", few)
+    raw = root / "nnUNet_raw" / NAME
+    for file in sorted(raw.glob("*/case_*"))[labelled * 2 :]:
+        file.unlink()
+    with open_project(root) as project:
+        project.history.add(ModelChosen(folder="model"))
+        say_what_was_found(project, "model", found)
+        assert project.images_teach() == teach
+        begun = TrainingBegun(
+            training=1, cases=(), held_back=(), start="model", minutes=1.0, pseudo_labelled=("test_0",)
+        )
+        project.history.add(begun)
+        assert not project.images_teach()
+        assert "on 0 cases and 1 images without labels, 1 minutes" in in_words(begun)

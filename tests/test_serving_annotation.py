@@ -29,6 +29,7 @@ from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import CheckpointError
 from sam3dnet.model import load_model
 from sam3dnet.preprocessing.folders import write_json
+from sam3dnet.serving import annotating
 from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.casework import CaseWork
 from sam3dnet.serving.drafts import Drafts
@@ -577,6 +578,25 @@ def test_a_training_that_cannot_begin_does_not_keep_a_case_out(root, annotated, 
         assert now["labelled"] == ["a"] and now["training"] is None and "no training could begin" in caplog.text
         answer = httpx.post(f"{served.url}/viewer/api/train", trust_env=False, timeout=60)
         assert answer.status_code == 400 and "make room, then do it again" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(("every", "begun"), [(5, 1), (0, 0)])
+def test_images_that_wait_teach_before_anything_is_accepted(annotated, monkeypatch, caplog, every, begun):
+    asked, trained = [], []
+    monkeypatch.setattr(AnnotationProject, "unranked", lambda _: not asked)
+    monkeypatch.setattr(AnnotationProject, "rank", lambda _, wait: asked.append(wait))
+    monkeypatch.setattr(AnnotationProject, "images_teach", lambda _: True)
+
+    def fail(_, minutes):
+        trained.append(minutes)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(AnnotationProject, "begin_training", fail)
+    monkeypatch.setattr(annotating, "WATCH_S", 0.01)
+    with annotated(every=every, minutes=2.0):
+        time.sleep(0.5)
+    assert trained == [2.0] * begun and asked == [False] * begun  # once, though it fails
+    assert ("no training could begin" in caplog.text) == bool(begun)
 
 
 def test_the_page_has_all_images_that_wait(root, annotated):

@@ -251,7 +251,8 @@ def in_words(event: Event) -> str:
     if isinstance(event, ModelChosen):
         return f"model {event.folder}"
     if isinstance(event, TrainingBegun):
-        return f"training {event.training} began, on {len(event.cases)} cases, {event.minutes:g} minutes"
+        further = f" and {len(event.pseudo_labelled)} images without labels" if event.pseudo_labelled else ""
+        return f"training {event.training} began, on {len(event.cases)} cases{further}, {event.minutes:g} minutes"
     if isinstance(event, TrainingEnded):
         return f"training {event.training}: {event.why}"
     return f"back to event {event.to}"

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 FOLDER = "sam3d_annotation"
 HELD_BACK_EVERY = 5  # one of so many cases that were corrected by hand judges models
 MOST_HELD_BACK = 10
+FEW_LABELLED = 20  # so many label maps that what a model finds in images without any teaches it
 
 Order = Literal["unsure", "sure", "name", "random"]
 BY_CONFIDENCE: tuple[Order, ...] = ("unsure", "sure")
@@ -536,6 +537,17 @@ class AnnotationProject:
         self._folders.follow([])
         logger.warning("Warning: training %d: %s", begun.training, why)
         return None
+
+    def images_teach(self) -> bool:
+        """Tell whether a training is worth its time before anything is accepted, by the images that wait alone.
+
+        So it is while few cases are labelled, if the model has looked at all of these images, has found something in at
+        least as many, and no training has learned from any yet.
+        """
+        if any(isinstance(one, TrainingBegun) and one.pseudo_labelled for one in self.history.events):
+            return False
+        found = self.learning.pseudo_labelled(self.state.model, self.images_waiting(), self._dataset.ending)
+        return 0 < self.num_labelled <= min(FEW_LABELLED, len(found)) and not self.unranked()
 
     def conclude(self) -> TrainingEnded | None:
         """Use the model of a training that has ended, if it is not worse than the one before; None where none has."""

@@ -95,6 +95,7 @@ class Annotating:
     ):
         self._project, self._hall = project, hall
         self._every, self._minutes, self._order = every, minutes, order
+        self._images_taught = False  # a training by the images that wait alone was begun, or could not be
         self._turn = asyncio.Lock()  # the project does one thing at a time
         self.opening = asyncio.Lock()
         self._drafts = Drafts(project, hall.model.loaded.dataset_json["file_ending"])
@@ -259,17 +260,22 @@ class Annotating:
         if project.conclude() is None and not project.learning.is_running:
             if project.state.training is not None:
                 project.begin_training(self._minutes)
-            elif self._order in BY_CONFIDENCE and project.unranked():
+            elif (self._every > 0 or self._order in BY_CONFIDENCE) and project.unranked():
                 project.rank(wait=False)
+            elif self._every > 0 and not self._images_taught and project.images_teach():
+                self._images_taught = True  # if it fails the next case is another occasion
+                self._begin_training()
 
-    def _train_if_it_is_time(self) -> None:
-        """Begin a training that is due; if that fails the next case is another occasion."""
-        if not self._is_time() or self._project.state.training is not None:
-            return
+    def _begin_training(self) -> None:
         try:
             self._project.begin_training(self._minutes)
         except (Sam3dError, OSError, RuntimeError) as problem:
             logger.error("no training could begin: %s", problem)
+
+    def _train_if_it_is_time(self) -> None:
+        """Begin a training that is due; if that fails the next case is another occasion."""
+        if self._is_time() and self._project.state.training is None:
+            self._begin_training()
 
     def _is_time(self) -> bool:
         """Tell whether a training is due; one case is enough for the first model, which lessens all further work."""
