@@ -87,8 +87,31 @@ def only_mirrored(transforms: ComposeTransforms) -> ComposeTransforms:
     return without_intensities(transforms)
 
 
+def more_spatial(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Turn and scale every second crop in place of every fifth, and bend every third."""
+    for one in transforms.transforms:
+        if isinstance(one, SpatialTransform):
+            one.p_rotation = one.p_scaling = 0.5
+    return bent(transforms)
+
+
+def bent(transforms: ComposeTransforms) -> ComposeTransforms:
+    """Bend every third crop: smooth displacements of up to a twelfth of its shortest edge."""
+    for one in transforms.transforms:
+        if isinstance(one, SpatialTransform):
+            one.p_elastic_deform = 1 / 3
+            one.elastic_deform_scale = (0.1, 0.25)  # of the edges: the width of the Gaussian
+            one.elastic_deform_magnitude = (0, min(one.patch_size) / 12)  # voxels
+    return transforms
+
+
 AUGMENTATIONS: Mapping[str, Callable[[ComposeTransforms], ComposeTransforms]] = MappingProxyType(
-    {"spatial-only": without_intensities, "mirror-only": only_mirrored}
+    {
+        "spatial-only": without_intensities,
+        "mirror-only": only_mirrored,
+        "elastic": bent,
+        "more-spatial": more_spatial,
+    }
 )
 
 
