@@ -6,7 +6,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ class Recipe:
     dataset_json: dict[str, Any]
     settings: str
     output_folder: Path
+    source: str = "the raw dataset"
 
     @property
     def reader(self) -> DatasetReader:
@@ -96,7 +97,7 @@ def preprocess_dataset(
     if (preprocessed_folder / SPLITS_FILE).is_file():
         read_splits(preprocessed_folder / SPLITS_FILE, DatasetError, REMEDY)  # a damaged one is told before the work
     for recipe in recipes:
-        _run_recipe(recipe, cases, workers, progress)
+        _require_success(_run_recipe(recipe, cases, workers, progress))
     ending, truth = dataset_json["file_ending"], preprocessed_folder / LABELS_FOLDER
     names = [case.name for case in cases]
     known = [file.name.removesuffix(ending) for file in image_files(truth, ending)]
@@ -111,27 +112,27 @@ def preprocess_cases(
     dataset_json: dict[str, Any],
     folder: Path,
     num_processes: int | None = None,
-) -> Path:
-    """Preprocess cases that are none of the dataset's as those of one of its configurations.
+) -> dict[str, str]:
+    """Preprocess cases that are none of the dataset's as those of one of its configurations; a bad one fails alone.
 
     Args:
         cases: At least one.
         plans: Content of the plan.
         configuration: Of the plan.
         dataset_json: Of the dataset.
-        folder: For the folder of the cases; what that holds of others is removed.
+        folder: For the folder of the cases, named as the configuration's; what that holds of others is removed.
         num_processes: As of `preprocess_dataset`.
 
     Returns:
-        The folder of the cases.
+        Those that could not be preprocessed, by name, and why.
 
     Raises:
         PlanError: If the plan is damaged.
-        DatasetError: If a case cannot be preprocessed.
     """
     (recipe,) = _make_recipes(plans, [configuration], dataset_json, folder)
-    _run_recipe(recipe, cases, default_num_processes() if num_processes is None else num_processes, progress=True)
-    return recipe.output_folder
+    workers = default_num_processes() if num_processes is None else num_processes
+    outcomes = _run_recipe(replace(recipe, source="the images"), cases, workers, progress=True)
+    return {o.item.name: f"{type(o.error).__name__}: {o.error}" for o in outcomes if o.error is not None}
 
 
 def keep_labels(cases: Sequence[TrainingCase], folder: Path, ending: str, reader: DatasetReader) -> None:
@@ -204,13 +205,15 @@ def _require_same_cases(plans: dict[str, Any], name: str, maker: str) -> None:
         )
 
 
-def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], workers: Workers | int, progress: bool) -> None:
+def _run_recipe(
+    recipe: Recipe, cases: Sequence[TrainingCase], workers: Workers | int, progress: bool
+) -> list[Outcome[TrainingCase, bool]]:
     folder = recipe.output_folder
     shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
     for name in (RECORDS_FOLDER, _PARTIAL_FOLDER):
         (folder / name).mkdir(parents=True, exist_ok=True)
     for name in sorted(list_stored_names(folder) - {case.name for case in cases}):
-        logger.info("%s: %s is no longer in the raw dataset, and removed", folder.name, name)
+        logger.info("%s: %s is no longer in %s, and removed", folder.name, name, recipe.source)
         remove_case(folder, name)
     description = f"preprocess {recipe.configuration}"
     try:
@@ -219,9 +222,10 @@ def _run_recipe(recipe: Recipe, cases: Sequence[TrainingCase], workers: Workers 
         outcomes = map_cases(partial(preprocess_case, recipe), cases, workers, description, progress, folders=folders)
     finally:
         shutil.rmtree(folder / _PARTIAL_FOLDER, ignore_errors=True)
-    _require_success(outcomes)
     written = sum(bool(outcome.result) for outcome in outcomes)
-    logger.info("%s: %d cases preprocessed, %d kept", folder.name, written, len(outcomes) - written)
+    if all(outcome.error is None for outcome in outcomes):
+        logger.info("%s: %d cases preprocessed, %d kept", folder.name, written, len(outcomes) - written)
+    return outcomes
 
 
 def preprocess_case(recipe: Recipe, case: TrainingCase) -> bool:

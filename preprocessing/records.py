@@ -147,6 +147,22 @@ def read_record(output_folder: Path, name: str) -> dict[str, Any] | None:
     return stored if isinstance(stored, dict) else None
 
 
+def digest_of_record(output_folder: Path, name: str) -> str | None:
+    """Say by what a preprocessed case is known again: the settings and files that it was made from; None if unknown."""
+    record = read_record(output_folder, name)
+    if record is None:
+        return None
+    made_from = [record.get(key) for key in ("settings", "images", "label")]
+    return hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
+
+
+def images_of_cases(output_folder: Path) -> dict[str, tuple[str, ...]]:
+    """Give the digests of the images that each preprocessed case was made from, as far as that is recorded."""
+    files = (output_folder / RECORDS_FOLDER).glob("*.json")
+    records = ((file.stem, read_record(output_folder, file.stem) or {}) for file in files)
+    return {name: tuple(record["images"]) for name, record in records if record.get("images")}
+
+
 def is_current(output_folder: Path, name: str, record: Mapping[str, Any]) -> bool:
     """Whether a preprocessed case lies there whole and was made from what `record` says."""
     stored, now = read_record(output_folder, name), {**record, "sizes": _sizes(output_folder, name)}

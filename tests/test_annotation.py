@@ -20,7 +20,7 @@ from tiny_models import make_dataset_json, truncate
 from sam3dnet.annotation import followed, labelled, learning
 from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
-from sam3dnet.annotation.learning import take_snapshot
+from sam3dnet.annotation.learning import _seen, _weights_of, take_snapshot
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.confidence import ENDING
@@ -462,8 +462,11 @@ def test_the_least_sure_comes_first(root, model):
     with open_project(root, model=model) as project:
         folder = project.learning.folder / "automatic"
         folder.mkdir(parents=True)
-        (folder / "job.json").write_text(json.dumps({"model": str(model)}))
-        for name, dice in {"test_0": 0.9, "test_2": 0.5, "test_3": None}.items():
+        expected = {"test_0": 0.9, "test_2": 0.5, "test_3": None}
+        seen = {name: _seen(project._image(name).files) for name in expected}
+        job = {"model": str(model), "weights": _weights_of(str(model)), "seen": seen}
+        (folder / "job.json").write_text(json.dumps(job))
+        for name, dice in expected.items():
             (folder / f"{name}{ENDING}").write_text(json.dumps({"classes": {"organ": {"dice": dice}}}))
         assert project.waiting() == ["test_3", "test_1", "test_2", "test_0"]  # nothing is known of test_1
         assert project.waiting("sure") == ["test_0", "test_1", "test_2", "test_3"]

@@ -15,8 +15,9 @@ import SimpleITK as sitk
 from phantoms import make_raw_dataset
 
 from sam3dnet.annotation import learning
+from sam3dnet.annotation import project as project_module
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
-from sam3dnet.annotation.history import TrainingBegun, in_words
+from sam3dnet.annotation.history import ModelChosen, TrainingBegun, TrainingEnded, in_words
 from sam3dnet.annotation.job import Job, Result, _judged, rank, train
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
@@ -144,7 +145,8 @@ def test_the_loop(root):
         assert project.conclude() is None
         shutil.copy(root / "pool" / "test_0_0000.nii.gz", root / "pool" / "last_0000.nii.gz")
         project.rank()
-        known = project.learning.expected_dice(project.state.model, ["last", "more"])
+        images = {case.name: case for case in project._images() if case.name in ("last", "more")}
+        known = project.learning.expected_dice(project.state.model, images)
         assert list(known) == ["last"] and 0 <= known["last"] <= 1
         project.go_back(begun.number - 1)
         assert project.state.model == first and project.state.trained_on == {f"case_{n}" for n in range(4)}
@@ -332,7 +334,8 @@ def say_what_was_found(project, model, expected):
     """Put label maps with a confidence where the order of the images leaves them; None: it has found nothing."""
     work = project.learning.folder / learning.AUTOMATIC
     work.mkdir(parents=True)
-    write_json(work / learning.JOB, {"model": model})
+    seen = {name: learning._seen(project._image(name).files) for name in expected}
+    write_json(work / learning.JOB, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
         write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
         image = sitk.ReadImage(str(project._image(name).files[0]))
@@ -355,22 +358,20 @@ def test_a_training_learns_from_what_the_model_found_in_images_that_wait(root, m
         monkeypatch.setattr(project.learning, "begin_training", lambda begun: None)
         begun = project.begin_training(0.05)
         assert begun.start == model and begun.pseudo_labelled == (
-            "test_2",
             "test_3",
-        )  # the surest, not the one asked last
-        job = Job.model_validate_json((project.learning.folder_of(2) / learning.JOB).read_text())
-        seen = []
-        monkeypatch.setattr(
-            run, "train_fold", lambda *_, **given: seen.append(given["pseudo_labelled"]) or root / "m" / "f"
+            "test_0",
         )
+        job = Job.model_validate_json((project.learning.folder_of(2) / learning.JOB).read_text())
+        seen, folder = [], root / "m" / "f"
+        monkeypatch.setattr(run, "train_fold", lambda *_, **given: seen.append(given["pseudo_labelled"]) or folder)
         monkeypatch.setattr("sam3dnet.plan_and_preprocess", lambda **_: [root / "SAM3DPlans.json"])
         train(job)
-        assert [case.name for case in seen[0]] == ["test_2", "test_3"]
+        assert [case.name for case in seen[0]] == ["test_0", "test_3"]
         for case in seen[0]:
             assert case.images[0].read_bytes() == (root / "pool" / f"{case.name}_0000.nii.gz").read_bytes()
             assert sitk.GetArrayFromImage(sitk.ReadImage(str(case.label))).any()
-        assert not project.learning.pseudo_labelled("another model", project.images_waiting(), ".nii.gz")
-        assert not project.learning.pseudo_labelled(None, project.images_waiting(), ".nii.gz")
+        assert not project.learning.pseudo_labelled("another model", project.images_waiting())
+        assert not project.learning.pseudo_labelled(None, project.images_waiting())
 
 
 def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
@@ -401,20 +402,63 @@ def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
     ],
 )
 def test_few_labels_and_many_images_teach_once(root, monkeypatch, labelled, found, few, teach):
-    from sam3dnet.annotation import project as module
-    from sam3dnet.annotation.history import ModelChosen
-
-    monkeypatch.setattr(module, "FEW_LABELLED", few)
+    monkeypatch.setattr(project_module, "FEW_LABELLED", few)
     raw = root / "nnUNet_raw" / NAME
     for file in sorted(raw.glob("*/case_*"))[labelled * 2 :]:
         file.unlink()
     with open_project(root) as project:
         project.history.add(ModelChosen(folder="model"))
         say_what_was_found(project, "model", found)
+        assert not project.images_teach()  # a model from elsewhere is kept until something judges
+        said = {"cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
+        project.history.add(TrainingBegun(training=1, **said))
+        end = {"folder": "model", "used": True, "before": None, "after": None, "why": ""}
+        project.history.add(TrainingEnded(training=1, **end))
         assert project.images_teach() == teach
-        begun = TrainingBegun(
-            training=1, cases=(), held_back=(), start="model", minutes=1.0, pseudo_labelled=("test_0",)
-        )
+        begun = TrainingBegun(training=2, **said, pseudo_labelled=("test_0",))
         project.history.add(begun)
         assert not project.images_teach()
-        assert "on 0 cases and 1 images without labels, 1 minutes" in in_words(begun)
+        assert "on 1 cases and 1 images without labels, 1 minutes" in in_words(begun)
+
+
+def test_what_a_model_found_in_an_image_that_is_another_one_by_now_is_forgotten(root):
+    with open_project(root) as project:
+        model = root / "model"
+        (model / "fold_0").mkdir(parents=True)
+        (model / "fold_0" / "checkpoint_final.pth").write_text("weights")
+        say_what_was_found(project, str(model), {"test_0": 0.7, "test_2": 0.9})
+
+        def known():
+            return project.learning.expected_dice(str(model), project.images_waiting())
+
+        assert known() == {"test_0": 0.7, "test_2": 0.9}
+        shutil.copyfile(root / "pool" / "test_1_0000.nii.gz", root / "pool" / "test_0_0000.nii.gz")
+        assert known() == {"test_2": 0.9}
+        (model / "fold_0" / "checkpoint_final.pth").write_text("trained for longer")
+        assert known() == {}
+
+
+def test_images_that_a_model_has_learned_from_do_not_judge_and_some_are_kept_to(root):
+    with open_project(root) as project:
+        to_learn_from = project._images_to_learn_from()
+        assert "test_2" not in to_learn_from and {"test_0", "test_1", "test_3"} <= {*to_learn_from}
+        said = {"training": 1, "cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
+        project.history.add(TrainingBegun(**said, pseudo_labelled=("test_1", "test_3")))
+        accept(project, root, "test_0", "test_1")
+        assert not project.state.held_back  # the second that was corrected would judge, had no training begun with it
+        accept(project, root, "test_2")
+        assert project.state.held_back == ("test_2",)
+        end = {"folder": "model", "used": True, "before": None, "after": None, "why": ""}
+        project.history.add(TrainingEnded(training=1, **end))
+        assert project.state.pseudo_labelled == {"test_1", "test_3"} and not project._is_held_back("test_3", True)
+        project.history.add(ModelChosen(folder="another"))
+        assert not project.state.pseudo_labelled
+
+
+def test_images_of_a_patient_who_judges_teach_nothing(root):
+    for n, name in enumerate(("p01_a", "p01_b", "p02_a", "p02_b", "p03_a")):
+        (root / "pool" / f"test_{n}_0000.nii.gz").rename(root / "pool" / f"{name}_0000.nii.gz")
+    with open_project(root) as project:
+        accept(project, root, "p03_a", "p01_a")
+        assert project.state.held_back == ("p01_a",)
+        assert "p01_b" not in project._images_to_learn_from()

@@ -8,7 +8,7 @@ from typing import Any
 
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
-from sam3dnet.inference.meaning import differences, names_of_channels
+from sam3dnet.inference.meaning import differences, tell_other_names
 from sam3dnet.inference.models import (
     build_network,
     choose_checkpoint,
@@ -60,12 +60,7 @@ def _require_same_meaning(model: Path, theirs: Mapping[str, Any], name: str, dat
             f"sam3d_plan_and_preprocess -d {name} --like {model}, then sam3d_train {name} all --from {model}; or "
             "choose another one with -m"
         )
-    channels = [names_of_channels(one) for one in (theirs, dataset_json)]
-    if channels[0] != channels[1]:
-        logger.warning(
-            "Warning: %s calls its channels %s, %s calls them %s; they are taken to be the same",
-            *(model, ", ".join(channels[0]), name, ", ".join(channels[1])),
-        )
+    tell_other_names(model, theirs, name, dataset_json)
 
 
 def _require_loadable(folder: Path, model: Path, dataset_json: dict[str, Any], needs_prompts: bool) -> str:

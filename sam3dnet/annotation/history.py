@@ -175,6 +175,7 @@ class State:
         model: Folder of the model that proposes label maps; None for none.
         chosen: The last model that somebody chose; the one that proposes may have been trained from it.
         trained_on: All cases that this model has learned from in this history, itself or through those it started from.
+        pseudo_labelled: The same of images without labels.
         training: What has begun and not ended; None for nothing.
         trainings: The highest number of one that has begun.
     """
@@ -185,8 +186,15 @@ class State:
     model: str | None = None
     chosen: str | None = None
     trained_on: frozenset[str] = frozenset()
+    pseudo_labelled: frozenset[str] = frozenset()
     training: TrainingBegun | None = None
     trainings: int = 0
+
+    @property
+    def learned_from(self) -> frozenset[str]:
+        """All cases that the model has learned from in any way, and those of a training that has begun."""
+        begun = () if self.training is None else (*self.training.cases, *self.training.pseudo_labelled)
+        return self.trained_on | self.pseudo_labelled | frozenset(begun)
 
 
 class History:
@@ -299,7 +307,8 @@ def _after(states: Sequence[State], event: Event) -> State:
     if isinstance(event, Skipped):
         return replace(now, skipped=(*(case for case in now.skipped if case != event.case), event.case))
     if isinstance(event, ModelChosen):
-        return replace(now, model=event.folder, chosen=event.folder, trained_on=frozenset())
+        nothing = frozenset[str]()
+        return replace(now, model=event.folder, chosen=event.folder, trained_on=nothing, pseudo_labelled=nothing)
     if isinstance(event, TrainingBegun):
         return replace(now, training=event)
     if isinstance(event, TrainingEnded):
@@ -310,17 +319,21 @@ def _after(states: Sequence[State], event: Event) -> State:
 def _judges_again(states: Sequence[State], case: str) -> bool:
     """Tell whether a case judged models when it last had a label map, and nothing has learned from it since."""
     last = next((state for state in reversed(states) if case in state.labels), None)
-    begun = states[-1].training
-    learned = states[-1].trained_on | frozenset(begun.cases if begun is not None else ())
-    return last is not None and case in last.held_back and case not in learned
+    return last is not None and case in last.held_back and case not in states[-1].learned_from
 
 
 def _after_training(now: State, event: TrainingEnded) -> State:
     begun = now.training
     if not event.used or begun is None:
         return replace(now, training=None)
-    before = now.trained_on if begun.start is not None else frozenset[str]()
-    return replace(now, model=event.folder, trained_on=before | set(begun.cases), training=None)
+    goes_on = begun.start is not None
+    return replace(
+        now,
+        model=event.folder,
+        trained_on=(now.trained_on if goes_on else frozenset()) | set(begun.cases),
+        pseudo_labelled=(now.pseudo_labelled if goes_on else frozenset()) | set(begun.pseudo_labelled),
+        training=None,
+    )
 
 
 def _read(file: Path) -> list[Event]:

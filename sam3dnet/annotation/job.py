@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from sam3dnet.annotation.background import give_way
 from sam3dnet.annotation.judging import agreement, mean_of
 from sam3dnet.errors import DatasetError, Sam3dError
@@ -42,6 +44,8 @@ class Job(Part):
         pseudo_labelled: Folder of further ones, as a raw dataset; empty for none.
         images: Folder of images to put in order.
         pending: Their names.
+        weights: By what the model is known again.
+        seen: By what each of the images is.
     """
 
     kind: Literal["train", "rank"]
@@ -56,6 +60,8 @@ class Job(Part):
     pseudo_labelled: str = ""
     images: str = ""
     pending: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
+    seen: dict[str, tuple[str, ...]] = Field(default_factory=dict)
 
 
 class Result(Part):

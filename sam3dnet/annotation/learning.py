@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import Folders, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.names import fault_of_case
 from sam3dnet.preprocessing.reading import DatasetReader
 
 MODULE = "sam3dnet.annotation.job"
@@ -38,10 +39,15 @@ class Learning:
         folders: nnU-Net's three.
         snapshots: Folder in that of the raw data, for what trainings see of it.
         device: To compute on; None for the best.
+        ending: Of the dataset's files.
+        reader: Of the dataset.
     """
 
-    def __init__(self, dataset: str, folders: Folders, snapshots: Path, device: str | None):
+    def __init__(
+        self, dataset: str, folders: Folders, snapshots: Path, device: str | None, ending: str, reader: DatasetReader
+    ):
         self._dataset, self._folders, self._device = dataset, folders, device
+        self._ending, self._reader = ending, reader
         self._snapshots = snapshots
         self.folder = folders.results / dataset / NAME
         self._process: BackgroundProcess | None = None
@@ -68,7 +74,6 @@ class Learning:
         begun: TrainingBegun,
         cases: Mapping[str, TrainingCase],
         description: Mapping[str, object],
-        reader: DatasetReader,
         waiting: Mapping[str, Case],
     ) -> None:
         """Make all that a training needs: what it sees of the dataset, and what it is told.
@@ -76,21 +81,20 @@ class Learning:
         Args:
             begun: Says on what.
             cases: Of the dataset, by name.
-            waiting: Images without labels, by name; of those that the training is to learn from too, the ones that are
-                no longer there, or of which the label map is another model's, are left out.
             description: The content of dataset.json.
-            reader: Of the dataset.
+            waiting: Images without labels, by name; of those that the training is to learn from too, the ones that are
+                no longer there, or are not as the model saw them, are left out.
 
         Raises:
             OSError: If it cannot be written; the training cannot begin then.
         """
         work, raw = self.folder_of(begun.training), self._snapshots / "nnUNet_raw"
         names = (*begun.cases, *begun.held_back)
-        take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, reader)
+        take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, self._reader)
         further = {name: waiting[name] for name in begun.pseudo_labelled if name in waiting}
-        there = self.pseudo_labelled(begun.start, further, str(description["file_ending"]))
+        there = self.pseudo_labelled(begun.start, further)
         if there:
-            take_snapshot(there, self._snapshots / PSEUDO_LABELLED, description, reader)
+            take_snapshot(there, self._snapshots / PSEUDO_LABELLED, description, self._reader)
         job = Job(
             kind="train",
             dataset=self._dataset,
@@ -115,26 +119,25 @@ class Learning:
         """
         self._start(self.folder_of(begun.training))
 
-    def begin_ranking(self, model: str, images: Mapping[str, Case], ending: str, reader: DatasetReader) -> None:
+    def begin_ranking(self, model: str, images: Mapping[str, Case]) -> None:
         """Begin to find out of which images a model is the least sure.
 
         Args:
             model: Its folder.
             images: By name, wherever they are.
-            ending: Of their files.
-            reader: Of the dataset.
         """
         work = self.folder / AUTOMATIC
         self.end()
-        if (read_json_if_whole(work / JOB) or {}).get("model") != model:
-            for file in work.glob(f"*{ENDING}"):  # what another one expects
+        known = self.expected_dice(model, images)
+        for file in work.glob(f"*{ENDING}"):  # what another model expects, or of other images
+            if file.name.removesuffix(ENDING) not in known:
                 file.unlink()
         link_all(
             work / IMAGES,
             {
                 name: file
                 for case in images.values()
-                for name, file in named_by_case(case.name, case.files, ending, reader).items()
+                for name, file in named_by_case(case.name, case.files, self._ending, self._reader).items()
             },
         )
         folders = self._folders
@@ -147,6 +150,8 @@ class Learning:
             device=self._device,
             images=str(work / IMAGES),
             pending=tuple(images),
+            weights=_weights_of(model),
+            seen={name: _seen(case.files) for name, case in images.items()},
         )
         write_json(work / JOB, job.model_dump())
         self._start(work)
@@ -212,26 +217,33 @@ class Learning:
             return Result(problem=f"the training failed; its log, {work / LOG}, ends:\n{last_lines(work / LOG)}")
         return found
 
-    def expected_dice(self, model: str, names: Collection[str]) -> dict[str, float]:
-        """Give the mean Dice over the classes that is to be expected of a model, of images that it has segmented."""
+    def expected_dice(self, model: str, images: Mapping[str, Case]) -> dict[str, float]:
+        """Give the mean Dice over the classes that is to be expected of a model, of images that it has segmented.
+
+        Args:
+            model: Its folder; what it expected before it was trained on does not count.
+            images: By name; of those that are others now nothing is known.
+        """
         work = self.folder / AUTOMATIC
-        if (read_json_if_whole(work / JOB) or {}).get("model") != model:
+        job = read_json_if_whole(work / JOB) or {}
+        if job.get("model") != model or job.get("weights") != list(_weights_of(model)):
             return {}
         found = {}
-        for name in names:
+        for name, case in images.items():
+            if job.get("seen", {}).get(name) != list(_seen(case.files)):
+                continue
             content = read_json_if_whole(work / f"{name}{ENDING}")
             if content is not None:
                 value = mean_of(one["dice"] for one in content["classes"].values())
                 found[name] = 0.0 if value is None else value  # it has found nothing
         return found
 
-    def pseudo_labelled(self, model: str | None, images: Mapping[str, Case], ending: str) -> dict[str, TrainingCase]:
+    def pseudo_labelled(self, model: str | None, images: Mapping[str, Case]) -> dict[str, TrainingCase]:
         """Give the images in which a model has found something, with its label maps, as far as it has looked at them.
 
         Args:
             model: Its folder; None for no model, which has looked at nothing.
             images: By name.
-            ending: Of their files.
 
         Returns:
             The surest ones, by name, no more than `MOST_PSEUDO_LABELLED`.
@@ -239,15 +251,33 @@ class Learning:
         known = {} if model is None else self.expected_dice(model, images)
         found: dict[str, TrainingCase] = {}
         for name in sorted(known, key=lambda name: (-known[name], name)):
-            files = images[name].files
-            label = self.folder / AUTOMATIC / f"{name}{ending}"
-            if known[name] > 0 and label.is_file() and len(found) < MOST_PSEUDO_LABELLED:
-                found[name] = TrainingCase(name, files, label)
-        return found
+            label = self.folder / AUTOMATIC / f"{name}{self._ending}"
+            if known[name] > 0 and label.is_file() and fault_of_case(name, self._ending) is None:
+                found[name] = TrainingCase(name, images[name].files, label)
+        return dict(list(found.items())[:MOST_PSEUDO_LABELLED])
 
     def forget_model_of(self, training: int) -> None:
         """Remove the model of a training that is not used; what it said stays."""
         shutil.rmtree(self.folder_of(training) / self._dataset, ignore_errors=True)
+
+
+def _weights_of(model: str) -> tuple[str, ...]:
+    """Say by what a model is known again: the sizes and times of its checkpoints, or of the file that it is."""
+    source = Path(model)
+    files = sorted(source.glob("fold_*/checkpoint_*.pth")) if source.is_dir() else [source]
+    return tuple(f"{file.parent.name}/{file.name} {_seen([file])[0]}" for file in files)
+
+
+def _seen(files: Iterable[Path]) -> tuple[str, ...]:
+    """Say by what files are known again without being read: their sizes and the times when they were written."""
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+            found.append(f"{status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            found.append("gone")
+    return tuple(found)
 
 
 def take_snapshot(

@@ -17,6 +17,7 @@ import logging
 import random
 import statistics
 import time
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -127,7 +128,7 @@ class AnnotationProject:
         example = first_file(case.files[0] for case in waiting)
         self.reader = dataset_reader(self._dataset.json, example)
         self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
-        self.learning = Learning(self.name, folders, self.folder, self._device)
+        self.learning = Learning(self.name, folders, self.folder, self._device, self._dataset.ending, self.reader)
         self._folders = FollowedFolders(
             self.folder, self._dataset, self._versions, self.history, self._find_image, self.reader
         )
@@ -197,12 +198,13 @@ class AnnotationProject:
                 chance.
             seed: Of chance.
         """
-        names = list(self.images_waiting())
+        images = self.images_waiting()
+        names = list(images)
         if order == "random":
             random.Random(seed).shuffle(names)
         model = self.state.model
         if order in BY_CONFIDENCE and model is not None:
-            known = self.learning.expected_dice(model, names)
+            known = self.learning.expected_dice(model, images)
             middle = statistics.median(known.values()) if known else 0.0
             names.sort(key=lambda name: known.get(name, middle), reverse=order == "sure")
         skipped = self.state.skipped
@@ -512,7 +514,7 @@ class AnnotationProject:
         if not training:
             raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
         number = 1 + max(state.trainings, self.learning.last_number)
-        further = self.learning.pseudo_labelled(state.model, self.images_waiting(), self._dataset.ending)
+        further = self.learning.pseudo_labelled(state.model, self._images_to_learn_from())
         return TrainingBegun(
             training=number,
             cases=training,
@@ -523,7 +525,18 @@ class AnnotationProject:
         )
 
     def _prepare(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> None:
-        self.learning.prepare(begun, cases, self._dataset.json, self.reader, self.images_waiting())
+        self.learning.prepare(begun, cases, self._dataset.json, self._images_to_learn_from())
+
+    def _images_to_learn_from(self) -> dict[str, Case]:
+        """Give the images that wait, but for those of patients that judge models, or that are kept to judge them."""
+        waiting, state = self.images_waiting(), self.state
+        patients = patients_of([image.name for image in self._images()])
+        judging = {patients[name] for name in state.held_back if name in patients}
+        return {
+            name: case
+            for name, case in waiting.items()
+            if patients[name] not in judging and zlib.crc32(patients[name].encode()) % HELD_BACK_EVERY
+        }
 
     def _prepared_anew(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> TrainingBegun | None:
         """Prepare a training that has begun without; where its cases are gone it ends, and None is given."""
@@ -541,12 +554,14 @@ class AnnotationProject:
     def images_teach(self) -> bool:
         """Tell whether a training is worth its time before anything is accepted, by the images that wait alone.
 
-        So it is while few cases are labelled, if the model has looked at all of these images, has found something in at
-        least as many, and no training has learned from any yet.
+        So it is while few cases are labelled, if the model was trained here, has looked at all of these images and has
+        found something in at least as many, and no training has learned from any yet. A model from elsewhere is not
+        replaced before there are cases that judge.
         """
         if any(isinstance(one, TrainingBegun) and one.pseudo_labelled for one in self.history.events):
             return False
-        found = self.learning.pseudo_labelled(self.state.model, self.images_waiting(), self._dataset.ending)
+        state = self.state
+        found = self.learning.pseudo_labelled(state.model, self._images_to_learn_from()) if state.trained_on else {}
         return 0 < self.num_labelled <= min(FEW_LABELLED, len(found)) and not self.unranked()
 
     def conclude(self) -> TrainingEnded | None:
@@ -595,7 +610,7 @@ class AnnotationProject:
             raise CheckpointError(f"{self.name}: no model yet, so nothing is known of the images")
         waiting = self.images_waiting()
         if waiting:
-            self.learning.begin_ranking(model, waiting, self._dataset.ending, self.reader)
+            self.learning.begin_ranking(model, waiting)
         if wait:
             self.learning.wait()
 
@@ -604,7 +619,8 @@ class AnnotationProject:
         model = self.state.model
         if model is None:
             return False
-        waiting = {*self.images_waiting()} - {*self.learning.tried(model)}
+        tried = self.learning.tried(model)
+        waiting = {name: case for name, case in self.images_waiting().items() if name not in tried}
         return len(self.learning.expected_dice(model, waiting)) < len(waiting)
 
     # Images and rules
@@ -621,12 +637,12 @@ class AnnotationProject:
         of_patient = {name for name, patient in patients.items() if patient == patients[case] and name != case}
         if of_patient & {*state.held_back}:
             return True
-        if of_patient & {*self._dataset.labelled(), *state.trained_on}:
+        if of_patient & {*self._dataset.labelled(), *state.learned_from}:
             return False
-        if not corrected or case in state.trained_on or len(state.held_back) >= MOST_HELD_BACK:
+        if not corrected or case in state.learned_from or len(state.held_back) >= MOST_HELD_BACK:
             return False
         by_hand = sum(isinstance(one, Accepted) and one.corrected for one in state.labels.values())
-        return by_hand % HELD_BACK_EVERY == 1  # so that the first training has one already
+        return len(state.held_back) * HELD_BACK_EVERY < by_hand  # so that the first training has one already
 
     def _images(self) -> list[Case]:
         """List all images: those of the folder, those in the dataset, and those of cases that were taken out."""

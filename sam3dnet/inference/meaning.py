@@ -1,11 +1,15 @@
 """Whether a model's dataset means the same as another one: classes with their labels, and channels in their order."""
 
+import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from sam3dnet.preprocessing.cases import channel_names, foreground_classes, has_regions
 
 CT = "ct"  # the one kind of image that nnU-Net normalises by its name
+
+logger = logging.getLogger(__name__)
 
 
 def differences(theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]) -> list[str]:
@@ -25,6 +29,16 @@ def differences(theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str,
         )
         if is_other
     ]
+
+
+def tell_other_names(model: Path, theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]) -> None:
+    """Warn where a model has other names for channels that are taken to be the same; arguments as of `differences`."""
+    channels = [names_of_channels(one) for one in (theirs, dataset_json)]
+    if channels[0] != channels[1]:
+        logger.warning(
+            "Warning: %s calls its channels %s, %s calls them %s; they are taken to be the same",
+            *(model, ", ".join(channels[0]), name, ", ".join(channels[1])),
+        )
 
 
 def names_of_channels(dataset_json: Mapping[str, Any]) -> list[str]:

@@ -74,6 +74,7 @@ class LoadedModel:
         postprocessing: What users' label maps go through; a validation's do not.
         training_cases: Names of those that any of its folds was trained on; see `training_cases`.
         started_from: Names of those that the models before them were trained on, where these are of the same dataset.
+        pseudo_labelled: Names of images that were trained on by what another model had found in them.
     """
 
     network: nn.Module
@@ -91,6 +92,7 @@ class LoadedModel:
     postprocessing: Postprocessing = NO_POSTPROCESSING
     training_cases: frozenset[str] = frozenset()
     started_from: frozenset[str] = frozenset()
+    pseudo_labelled: frozenset[str] = frozenset()
 
     @property
     def fold_folders(self) -> list[Path]:
@@ -357,6 +359,7 @@ def load_model(
         input_labels=input_labels(configuration, labels),
         training_cases=training_cases([content for _, content in opened]),
         started_from=training_cases([content for _, content in opened], STARTED_FROM),
+        pseudo_labelled=training_cases([content for _, content in opened], PSEUDO_LABELLED),
     )
 
 

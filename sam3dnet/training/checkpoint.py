@@ -36,7 +36,7 @@ class Checkpointed(Protocol):
     iterations_done: int
     training_cases: frozenset[str]
     started_from: frozenset[str]
-    pseudo_labelled: frozenset[str]
+    pseudo_labelled: dict[str, str]
     my_init_kwargs: dict[str, Any]
     inference_allowed_mirroring_axes: Any
     _best_ema: float | None
@@ -61,7 +61,7 @@ def content_of(trainer: Checkpointed) -> dict[str, Any]:
         "trained_in": str(half_type(trainer.device) or torch.float32).removeprefix("torch."),
         TRAINING_CASES: sorted(trainer.training_cases),
         STARTED_FROM: sorted(trainer.started_from),
-        PSEUDO_LABELLED: sorted(trainer.pseudo_labelled),
+        PSEUDO_LABELLED: dict(trainer.pseudo_labelled),
     }
     for state in counted:
         ours |= state
@@ -103,7 +103,7 @@ def restore(trainer: Checkpointed, checkpoint: Mapping[str, Any], name: str) -> 
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.training_cases = training_cases([checkpoint])
     trainer.started_from = training_cases([checkpoint], STARTED_FROM)
-    trainer.pseudo_labelled = training_cases([checkpoint], PSEUDO_LABELLED)
+    trainer.pseudo_labelled = dict(checkpoint.get("sam3d", {}).get(PSEUDO_LABELLED, {}))
     trainer._resume = checkpoint.get("sam3d")
     if trainer._resume is not None:
         trainer._seconds_before = trainer._resume["seconds"]

@@ -55,6 +55,11 @@ def is_first_process() -> bool:
     return not are_joined() or dist.get_rank() == 0
 
 
+def place_among_processes() -> tuple[int, int]:
+    """Tell how many processes train together, and the number of this one."""
+    return (dist.get_world_size(), dist.get_rank()) if are_joined() else (1, 0)
+
+
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """Let the first process do something, such as a download, before the others find it done."""

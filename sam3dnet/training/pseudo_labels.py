@@ -5,27 +5,33 @@ once, before the training, with mirrored windows and post-processing, as for use
 """
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from sam3dnet.errors import CheckpointError, DatasetError
-from sam3dnet.inference.images import find_cases
-from sam3dnet.inference.meaning import differences
-from sam3dnet.inference.models import read_model_dataset, read_model_plans
+from sam3dnet.inference.images import Case, find_cases
+from sam3dnet.inference.meaning import differences, tell_other_names
+from sam3dnet.inference.models import read_model_dataset
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names
+from sam3dnet.preprocessing.locking import only_one
+from sam3dnet.preprocessing.names import fault_of_case
+from sam3dnet.preprocessing.patients import patients_of
+from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
+from sam3dnet.preprocessing.records import digest_of_record, images_of_cases, made_otherwise, maker_of_cases
 from sam3dnet.settings.prediction import PredictionSettings
+from sam3dnet.training.distributed import gathered, is_first_process, place_among_processes
 
 FOLDER, LABEL_MAPS = "pseudo_labels", "label_maps"
 
 logger = logging.getLogger(__name__)
-
-Fold = int | Literal["all"]
 
 
 class CasesOfDataset(Protocol):
@@ -56,64 +62,171 @@ class LabelledAndPseudoLabelled:
     __getitem__ = load_case
 
 
-def folder_of_fold(dataset_folder: Path, fold: Fold) -> Path:
-    """Say where the pseudo-labels of a fold's training lie, in the folder of the preprocessed dataset."""
-    return dataset_folder / FOLDER / f"fold_{fold}"
+@dataclass(frozen=True)
+class PseudoLabels:
+    """The pseudo-labelled cases of a fold's training.
 
-
-def label_images(
-    settings: PredictionSettings, name: str, dataset_json: Mapping[str, Any], known: Collection[str]
-) -> list[TrainingCase]:
-    """Have a model label images; what it has labelled already, as it is now, stays.
-
-    Args:
-        settings: Folder of the images, model folder, fold, and folder for the label maps.
-        name: Of the dataset that is trained on.
-        dataset_json: Of this dataset.
-        known: Names of its cases, which are left out.
-
-    Returns:
-        Those in which something was found.
-
-    Raises:
-        DatasetError: If there is no image, nothing was found in any, or the model has other classes or channels.
-        CheckpointError, PlanError: If the model cannot be loaded.
+    Attributes:
+        plans: Content of the plan.
+        configuration: That is trained.
+        dataset_json: Of the dataset.
+        dataset_folder: Of the preprocessed dataset.
+        fold: That is trained.
     """
-    images, model, output = (
-        Path(str(folder)) for folder in (settings.input_folder, settings.model_folder, settings.output_folder)
-    )
-    theirs = read_model_dataset(model)
-    differ = differences(theirs, name, dataset_json)
-    if differ:
-        raise DatasetError(
-            f"--unlabelled: {model} cannot label images for {name}: {'; '.join(differ)}; start --from a model that was "
-            "trained on the labelled cases of this dataset"
-        )
-    found, faulty = find_cases(images, str(theirs["file_ending"]), len(channel_names(theirs)))
-    for case_name, why in faulty.items():
-        logger.warning("Warning: %s is left out: %s", case_name, why)
-    there = sorted(case.name for case in found if case.name in known)
-    if there:
-        logger.info("%s: %d images are left out, which the dataset has: %s", images, len(there), shorten(there))
-    wanted = {case.name: case for case in found if case.name not in known}
-    if not wanted:
-        raise DatasetError(f"{images}: all images are in {name} already; expected some without a label map there")
-    report = predict_folder(settings, only=wanted)
-    for case_name, why in report.failed.items():
-        logger.warning("Warning: %s is left out: %s", case_name, why)
-    reader = reader_named(str(read_model_plans(model)["image_reader_writer"]), theirs)
-    labelled = [
-        TrainingCase(case.name, case.files, output / f"{case.name}{theirs['file_ending']}")
-        for case in wanted.values()
-        if case.name not in report.failed
-    ]
-    kept = with_something(labelled, reader)
-    if not kept:
-        raise DatasetError(
-            f"--unlabelled: {model} found nothing in any image of {images}; start --from a better model, or train "
-            "without these"
-        )
-    return kept
+
+    plans: dict[str, Any]
+    configuration: str
+    dataset_json: dict[str, Any]
+    dataset_folder: Path
+    fold: int | Literal["all"]
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all that is made for this training."""
+        return self.dataset_folder / FOLDER / f"{self.plans['plans_name']}_{self.configuration}" / f"fold_{self.fold}"
+
+    @property
+    def _data_identifier(self) -> str:
+        from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+        return str(PlansManager(self.plans).get_configuration(self.configuration).data_identifier)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let no other training make the same meanwhile; of several processes that train together none goes ahead."""
+        with only_one(self.folder) if is_first_process() else nullcontext():
+            gathered(None)
+            yield
+
+    def label(
+        self, settings: PredictionSettings, name: str, known: Collection[str], validating: Collection[str]
+    ) -> list[TrainingCase]:
+        """Have a model label images, each process its share; what it has labelled already, as it is now, stays.
+
+        Args:
+            settings: Folder of the images, and the model.
+            name: Of the dataset.
+            known: Names of all of its cases, which are left out.
+            validating: Those that validate; further images of their patients are left out too.
+
+        Returns:
+            The cases in which something was found.
+
+        Raises:
+            DatasetError: If there is no image, nothing was found in any, or the model has other classes or channels.
+            CheckpointError, PlanError: If the model cannot be loaded.
+        """
+        images, model = (Path(str(folder)) for folder in (settings.input_folder, settings.model_folder))
+        theirs = read_model_dataset(model)
+        differ = differences(theirs, name, self.dataset_json)
+        if differ:
+            raise DatasetError(
+                f"--unlabelled: {model} cannot label images for {name}: {'; '.join(differ)}; start --from a model that "
+                "was trained on the labelled cases of this dataset"
+            )
+        tell_other_names(model, theirs, name, self.dataset_json)
+        ending = str(theirs["file_ending"])
+        found, faulty = find_cases(images, ending, len(channel_names(theirs)))
+        wanted = _to_learn_from(found, faulty, ending, known, validating)
+        if not wanted:
+            raise DatasetError(
+                f"{images}: no image is left to learn from beside those of {name}; expected some without a label map "
+                "there, of patients that do not validate"
+            )
+        parts, part = place_among_processes()
+        label_maps = self.folder / LABEL_MAPS
+        shared = replace(settings, output_folder=label_maps, num_parts=parts, part_id=part)
+        report = predict_folder(shared, only=wanted)
+        failed = {case: why for one in gathered(report.failed) for case, why in one.items()}
+        _tell_left_out(failed)
+        labelled = [
+            TrainingCase(case.name, case.files, label_maps / f"{case.name}{ending}")
+            for case in wanted.values()
+            if case.name not in failed
+        ]
+        if not labelled:
+            raise DatasetError(f"--unlabelled: none of {len(failed)} images of {images} could be predicted; see above")
+        kept = with_something(labelled, reader_named(str(self.plans["image_reader_writer"]), self.dataset_json))
+        if not kept:
+            raise DatasetError(
+                f"--unlabelled: {model} found nothing in any image of {images}; start --from a better model, or train "
+                "without these"
+            )
+        return kept
+
+    def store(self, cases: Sequence[TrainingCase], num_processes: int | None) -> dict[str, str]:
+        """Preprocess cases; a bad one, and one whose image the dataset has under another name, is left out and told.
+
+        Args:
+            cases: With their pseudo-labels.
+            num_processes: As of `preprocess_dataset`.
+
+        Returns:
+            Of each case that is there now by what it is known again.
+        """
+        failed = preprocess_cases(cases, self.plans, self.configuration, self.dataset_json, self.folder, num_processes)
+        stored, of_dataset = (one / self._data_identifier for one in (self.folder, self.dataset_folder))
+        own = {images: name for name, images in images_of_cases(of_dataset).items()}
+        same = {name: own[images] for name, images in images_of_cases(stored).items() if images in own}
+        _tell_left_out(failed | {name: f"its image is that of {other}" for name, other in same.items()})
+        digests = {case.name: digest_of_record(stored, case.name) for case in cases}
+        return {name: one for name, one in digests.items() if one is not None and name not in {*failed, *same}}
+
+    def require(self, digests: Mapping[str, str]) -> None:
+        """See that the cases are there as a training began with them, and are made by its plan.
+
+        Raises:
+            CheckpointError: If they are not.
+        """
+        if not digests:
+            return
+        stored = self.folder / self._data_identifier
+        gone = sorted(name for name, digest in digests.items() if digest_of_record(stored, name) != digest)
+        if gone:
+            raise CheckpointError(
+                f"{stored}: {len(gone)} of the {len(digests)} unlabelled images that this training learns from are no "
+                f"longer there, or have other label maps: {shorten(gone)}; train again without --continue"
+            )
+        maker = maker_of_cases(self.plans, self._data_identifier) or self.configuration
+        by_plan = {*made_otherwise(stored, self.plans, maker, self.dataset_json).by_plan} & {*digests}
+        if by_plan:
+            raise CheckpointError(
+                f"{stored}: {len(by_plan)} unlabelled images were preprocessed by another plan than there is now; "
+                "train again without --continue"
+            )
+
+    def dataset(self, names: Collection[str]) -> CasesOfDataset:
+        """Give the preprocessed cases of these names, for nnU-Net's loaders."""
+        return nnUNetDatasetBlosc2(str(self.folder / self._data_identifier), sorted(names))
+
+
+def _to_learn_from(
+    found: Sequence[Case], faulty: Mapping[str, str], ending: str, known: Collection[str], validating: Collection[str]
+) -> dict[str, Case]:
+    """Leave out images of the dataset, of patients that validate, and of names that a case cannot have, and tell so."""
+    patients = patients_of({*known, *(case.name for case in found)})
+    judging = {patients[name] for name in validating if name in patients}
+    left_out = dict(faulty)
+    for case in found:
+        fault = fault_of_case(case.name, ending)
+        if case.name in known:
+            left_out[case.name] = "the dataset has it"
+        elif patients[case.name] in judging:
+            left_out[case.name] = "another image of the patient validates"
+        elif fault is not None:
+            left_out[case.name] = fault
+    _tell_left_out(left_out)
+    return {case.name: case for case in found if case.name not in left_out}
+
+
+def _tell_left_out(reasons: Mapping[str, str]) -> None:
+    if not is_first_process():
+        return
+    by_reason: dict[str, list[str]] = {}
+    for name, why in reasons.items():
+        by_reason.setdefault(why, []).append(name)
+    for why, names in by_reason.items():
+        logger.warning("Warning: %d unlabelled images are left out: %s: %s", len(names), shorten(sorted(names)), why)
 
 
 def with_something(cases: Iterable[TrainingCase], reader: DatasetReader) -> list[TrainingCase]:
@@ -123,33 +236,11 @@ def with_something(cases: Iterable[TrainingCase], reader: DatasetReader) -> list
         cases: With their pseudo-labels.
         reader: Of these.
     """
-    kept: list[TrainingCase] = []
-    left_out: list[TrainingCase] = []
+    kept, empty = [], {}
     for case in cases:
-        (kept if (reader.read_seg(case.label)[0] > 0).any() else left_out).append(case)
-    if left_out:
-        names = shorten([case.name for case in left_out])
-        logger.info("%d unlabelled images are left out, in which the model found nothing: %s", len(left_out), names)
+        if (reader.read_seg(case.label)[0] > 0).any():
+            kept.append(case)
+        else:
+            empty[case.name] = "the model found nothing"
+    _tell_left_out(empty)
     return kept
-
-
-def stored_cases(dataset_folder: Path, fold: Fold, data_identifier: str, names: Collection[str]) -> CasesOfDataset:
-    """Give the preprocessed cases with pseudo-labels, for nnU-Net's loaders.
-
-    Args:
-        dataset_folder: Of the preprocessed dataset.
-        fold: That is trained.
-        data_identifier: Of its configuration.
-        names: Of the cases.
-
-    Raises:
-        CheckpointError: If they are no longer there.
-    """
-    folder = folder_of_fold(dataset_folder, fold) / data_identifier
-    gone = sorted(name for name in names if not (folder / f"{name}.pkl").is_file())
-    if gone:
-        raise CheckpointError(
-            f"{folder}: {len(gone)} of the {len(names)} unlabelled images that this training learns from are no longer "
-            f"there: {shorten(gone)}; train again without --continue"
-        )
-    return nnUNetDatasetBlosc2(str(folder), sorted(names))

@@ -1,5 +1,6 @@
 """Train one fold from Python, with the names of the command line."""
 
+import gc
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -26,7 +27,6 @@ from sam3dnet.preprocessing.folders import (
     remove_partial_files,
 )
 from sam3dnet.preprocessing.json_files import read_json
-from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.records import (
     NNUNET,
@@ -49,6 +49,7 @@ from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.settings.training import TrainingSettings
 
 if TYPE_CHECKING:
+    from sam3dnet.training.pseudo_labels import PseudoLabels
     from sam3dnet.training.starting import StartingPoint
 
 TRAINER = "nnUNetTrainerSAM3D"
@@ -92,7 +93,7 @@ def train_fold(
     torch.backends.cudnn.benchmark = True  # as nnU-Net's own command: all crops are of one size
 
     from sam3dnet.training.checkpoint import continue_from_newest
-    from sam3dnet.training.distributed import first_process_first, is_first_process, joined_processes
+    from sam3dnet.training.distributed import is_first_process, joined_processes
     from sam3dnet.training.first_step import as_fitted_before
     from sam3dnet.training.loggers import TENSORBOARD_FOLDER, TensorBoardLogger, enable_wandb
     from sam3dnet.training.trainer import nnUNetTrainerSAM3D
@@ -103,8 +104,7 @@ def train_fold(
     with joined_processes(asked.device) as place, _lost_processes_told():
         if settings.wandb and is_first_process():
             enable_wandb()
-        with first_process_first():
-            further = _pseudo_labelled(asked, settings, folders, starting_point, pseudo_labelled)
+        further = _pseudo_labelled(asked, settings, folders, starting_point, pseudo_labelled, split)
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, asked.dataset_json, place)
         if settings.epochs is not None:
             trainer.num_epochs = settings.epochs
@@ -120,6 +120,7 @@ def train_fold(
             remove_partial_files(output)
         if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
+            _pseudo_labels(asked, settings, folders).require(trainer.pseudo_labelled)
         if settings.tensorboard and is_first_process():
             board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
             board.update_config({"plans": plans, "configuration": settings.configuration, "fold": asked.fold})
@@ -424,33 +425,59 @@ def _require_one_stage(plans: dict[str, Any], configuration: str) -> None:
         )
 
 
+def _pseudo_labels(asked: _Asked, settings: TrainingSettings, folders: Folders) -> "PseudoLabels":
+    from sam3dnet.training.pseudo_labels import PseudoLabels
+
+    folder = folders.preprocessed / asked.plans["dataset_name"]
+    return PseudoLabels(asked.plans, settings.configuration, asked.dataset_json, folder, asked.fold)
+
+
 def _pseudo_labelled(
     asked: _Asked,
     settings: TrainingSettings,
     folders: Folders,
     start: "StartingPoint | None",
     given: Sequence[TrainingCase],
-) -> frozenset[str]:
-    """Preprocess what is trained on beside the dataset's cases, labelled first where it is not yet; name it."""
-    if settings.unlabelled is None and not given:
-        return frozenset()
-    from sam3dnet.training.pseudo_labels import LABEL_MAPS, folder_of_fold, label_images
+    split: Split | None,
+) -> dict[str, str]:
+    """Preprocess what is trained on beside the dataset's cases, labelled first where it is not yet.
 
-    name = asked.plans["dataset_name"]
-    folder = folder_of_fold(folders.preprocessed / name, asked.fold)
-    if start is not None and settings.unlabelled is not None:
-        with _model_to_start_from(asked, settings, folders) as model:
-            labelling = PredictionSettings(
-                input_folder=Path(settings.unlabelled).expanduser(),
-                output_folder=folder / LABEL_MAPS,
-                model_folder=model,
-                folds=[start.fold],
-                device=settings.device,
-            )
-            known = _cases_of_dataset(name, folders, asked.dataset_json)
-            given = label_images(labelling, name, asked.dataset_json, known)
-    preprocess_cases(given, asked.plans, settings.configuration, asked.dataset_json, folder, settings.num_processes)
-    return frozenset(case.name for case in given)
+    Returns:
+        Of each case by what it is known again.
+    """
+    if settings.unlabelled is None and not given:
+        return {}
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from sam3dnet.inference.economy import release_cached
+    from sam3dnet.training.distributed import gathered, is_first_process
+    from sam3dnet.training.starting import kind_of_network
+
+    further, name = _pseudo_labels(asked, settings, folders), asked.plans["dataset_name"]
+    with further.alone():
+        if start is not None and settings.unlabelled is not None:
+            start.require_kin(kind_of_network(PlansManager(asked.plans).get_configuration(settings.configuration)))
+            known = {
+                *_cases_of_dataset(name, folders, asked.dataset_json),
+                *_stored_cases(folders.preprocessed / name / _stored_in(asked.plans, settings.configuration)),
+                *(() if split is None else (*split.train, *split.val)),
+            }
+            with _model_to_start_from(asked, settings, folders) as model:
+                labelling = PredictionSettings(
+                    input_folder=Path(settings.unlabelled).expanduser(),
+                    output_folder=further.folder,
+                    model_folder=model,
+                    folds=[start.fold],
+                    checkpoint=start.file.name,
+                    device=settings.device,
+                )
+                given = further.label(labelling, name, known, () if split is None else split.val)
+        stored = gathered(further.store(given, settings.num_processes) if is_first_process() else {})[0]
+    gc.collect()  # what labelled them is in a circle
+    release_cached(asked.device)
+    if settings.unlabelled is not None and not stored:
+        raise DatasetError(f"--unlabelled: no image of {settings.unlabelled} could be preprocessed; see above")
+    return stored
 
 
 def _starting_point(
@@ -463,7 +490,8 @@ def _starting_point(
 
     validating = set() if split is None else set(split.val) - split.in_both
     with _model_to_start_from(asked, settings, folders) as folder:
-        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating)
+        own = asked.model_folder / f"fold_{asked.fold}"
+        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating, own)
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.models import (
     CHECKPOINT_ORDER,
+    EARLIER,
+    PSEUDO_LABELLED,
     STARTED_FROM,
+    TRAINING_CASES,
     choose_checkpoint,
     read_model_dataset,
     read_model_plans,
@@ -106,7 +109,11 @@ class StartingPoint:
 
 
 def read_starting_point(
-    folder: Path, fold: int | Literal["all"], dataset_name: str, validating: Collection[str]
+    folder: Path,
+    fold: int | Literal["all"],
+    dataset_name: str,
+    validating: Collection[str],
+    own: Path | None = None,
 ) -> StartingPoint:
     """Read the weights of a model folder: of the same fold where it was trained, else of "all", else of the first.
 
@@ -115,6 +122,8 @@ def read_starting_point(
         fold: That is going to be trained.
         dataset_name: That it is trained on.
         validating: The cases that the fold validates on, and does not train on.
+        own: Folder of the fold that is going to be trained. If the model is the one there, and a training that began
+            with it was cut off, it is that of before.
 
     Raises:
         CheckpointError, PlanError: If there is no such model, or it is damaged.
@@ -126,10 +135,13 @@ def read_starting_point(
         raise CheckpointError(f"{folder}: no fold has a checkpoint ({', '.join(CHECKPOINT_ORDER)}); train it first")
     chosen = fold if fold in trained else "all" if "all" in trained else trained[0]
     plans, dataset_json = read_model_plans(folder), read_model_dataset(folder)
-    file, checkpoint = choose_checkpoint(folder / f"fold_{chosen}")
+    fold_folder = folder / f"fold_{chosen}"
+    was_begun = own is not None and own.resolve() == fold_folder.resolve() and (fold_folder / EARLIER).is_file()
+    file, checkpoint = choose_checkpoint(fold_folder, EARLIER if was_begun else None)
     known = frozenset[str]()
     if plans.get("dataset_name") == dataset_name:
-        known = training_cases([checkpoint]) | training_cases([checkpoint], STARTED_FROM)
+        learned = (TRAINING_CASES, STARTED_FROM, PSEUDO_LABELLED)
+        known = known.union(*(training_cases([checkpoint], key) for key in learned))
     seen = sorted(known & {*validating})
     if seen or (validating and not known and chosen != fold and plans.get("dataset_name") == dataset_name):
         logger.warning(

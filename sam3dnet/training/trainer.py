@@ -60,7 +60,7 @@ from sam3dnet.training.optimizer import (
 )
 from sam3dnet.training.progress import EpochProgress, format_seconds
 from sam3dnet.training.prompt_training import PromptTraining, ValidationPrompter
-from sam3dnet.training.pseudo_labels import LabelledAndPseudoLabelled, stored_cases
+from sam3dnet.training.pseudo_labels import LabelledAndPseudoLabelled, PseudoLabels
 from sam3dnet.training.random_state import restore_random_state
 from sam3dnet.training.rare_classes import RareClasses, exponent_at
 from sam3dnet.training.schedule import Budget, learning_rate_factor
@@ -118,7 +118,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         self.iterations_done = 0
         self.training_cases: frozenset[str] = frozenset()  # of all runs of this training
         self.started_from: frozenset[str] = frozenset()  # those of the models that it began with
-        self.pseudo_labelled: frozenset[str] = frozenset()  # names of further images, see pseudo_labels.py
+        self.pseudo_labelled: dict[str, str] = {}  # further cases, and by what each is known again
 
     def initialize(self) -> None:
         """Build the network and load SAM's weights where the plan wants them and no checkpoint will bring them."""
@@ -252,19 +252,19 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
         """Return nnU-Net's two parts of the fold, the first with pseudo-labelled cases, and note what is trained on.
 
         Raises:
-            CheckpointError: If a training that is continued has been trained on cases that validate now, or its
-                pseudo-labelled cases are gone.
+            CheckpointError: If a training that is continued has been trained on cases that validate now.
         """
         training, validation = super().get_tr_and_val_datasets()
         new = {*validation.identifiers} - {*training.identifiers}
         require_unseen(new, self.training_cases, Path(self.output_folder))
         self.training_cases |= {*training.identifiers}
-        if not self.pseudo_labelled:
+        further = {*self.pseudo_labelled} - {*training.identifiers} - {*validation.identifiers}
+        if not further:
             return training, validation
-        folder, stored = Path(self.preprocessed_dataset_folder_base), self.configuration_manager.data_identifier
-        further = stored_cases(folder, self.fold, stored, self.pseudo_labelled)
-        self.print_to_log_file(f"{len(further.identifiers)} images without labels are trained on, too")
-        return LabelledAndPseudoLabelled(training, further), validation
+        folder = Path(self.preprocessed_dataset_folder_base)
+        made = PseudoLabels(self.plans_manager.plans, self.configuration_name, self.dataset_json, folder, self.fold)
+        self.print_to_log_file(f"{len(further)} images without labels are trained on, too")
+        return LabelledAndPseudoLabelled(training, made.dataset(further)), validation
 
     @property
     def _epoch_log(self) -> Path:

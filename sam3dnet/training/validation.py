@@ -154,6 +154,13 @@ def validate(trainer: nnUNetTrainer, model: LoadedModel, save_probabilities: boo
             "validation: %s; it says too much",
             *(len(known), len(names), shorten(known)),
         )
+    known = sorted(({*names} - {*trained}) & model.pseudo_labelled)
+    if known and is_first_process():
+        logger.warning(
+            "Warning: %d of the %d cases of the validation were trained on before they had labels, by what another "
+            "model had found in them: %s; it says too much",
+            *(len(known), len(names), shorten(known)),
+        )
     output = Path(trainer.output_folder) / FOLDER
     if trainer.fold == "all":
         trainer.print_to_log_file("fold all was trained on every case: the scores are of cases that it has seen")
