@@ -9,7 +9,7 @@ is: no more accurate than that. The ways:
     other    the model --other, which knows nothing of this set: classes are taken in their order
     once     the model --base, trained on the labelled cases, and never again
     loop     it learns from what was accepted after every --every cases, for --minutes each time, starting from itself,
-             and from the images that wait, by what it finds in them, also before anything is accepted
+             and from the images that wait, by what it finds in them, once before anything is accepted
     labelled  as loop, but without the images that wait
     unsure   as loop, and always the image next of which the model is the least sure
     sure     as loop, and always the image next of which the model is the most sure
@@ -59,6 +59,7 @@ CAREFUL, LABELLED = "careful", "labelled"
 LEARNING = ("loop", LABELLED, *BY_CONFIDENCE, CAREFUL)
 WAYS = ("other", "once", *LEARNING)
 MODEL_OF = {way: "other" if way == "other" else "base" for way in WAYS}  # the option that names it
+WAITING = "images that wait are learned from"
 SEED = 20261127
 Row = dict[str, Any]
 Labels = npt.NDArray[Any]
@@ -96,7 +97,8 @@ class Study:
             "device": a.device,
             MODEL_OF[way]: None if model is None else name_of_model(model),
         }
-        return found | ({"every": a.every, "minutes": a.minutes} if way in LEARNING else {})
+        learning = {"every": a.every, "minutes": a.minutes, WAITING: way != LABELLED}
+        return found | (learning if way in LEARNING else {})
 
     def require_models(self) -> None:
         """See before any work that ways which are not finished have a model, and it a class for each of the set's."""
@@ -128,6 +130,8 @@ class Study:
         for way in WAYS:
             if self.file_of(way).exists():
                 rows.append(json.loads(self.file_of(way).read_text()))
+                if way in LEARNING and "settings" in rows[-1]:
+                    rows[-1]["settings"].setdefault(WAITING, False)  # before there was more than the labelled cases
                 require_alike(self.file_of(way), rows[-1], self.settings_of(way), way in self.options.ways)
         return rows
 
@@ -218,7 +222,7 @@ class Study:
                 rank()
 
             rank()
-            if way != LABELLED and project.images_teach():
+            if way != LABELLED:
                 learn()
             while len(rows) < len(order):
                 name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]

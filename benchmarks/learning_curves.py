@@ -42,6 +42,7 @@ from sam3dnet.preprocessing.splits import make_splits
 
 ALL, FROM = "all", f"{OURS}-from"
 UNLABELLED, AGAIN = f"{OURS}-unlabelled", f"{OURS}-again"
+WITHOUT_LABELS = "images_without_labels"
 ON_OWN = (UNLABELLED, AGAIN)  # these go on from what OURS has made of the same cases
 METHODS = ("nnunet-batch2", OURS, FROM, *ON_OWN)
 
@@ -92,7 +93,7 @@ def make_subset(raw: Path, dataset: str, labels: str, run: int, place: Path) -> 
 
 
 def link_unlabelled(raw: Path, dataset: str, place: Path) -> bool:
-    """Link the images of the training part that a subset leaves out into place/unlabelled; tell whether there are any.
+    """Link the images of the training part that a subset leaves out into a folder of it; tell whether there are any.
 
     Args:
         raw: Holds the dataset.
@@ -101,7 +102,7 @@ def link_unlabelled(raw: Path, dataset: str, place: Path) -> bool:
     """
     source, there = raw / dataset, {*case_names(place / "raw" / dataset)}
     left_out = {*make_splits(case_names(source))[0].train} - there
-    folder = place / "unlabelled"
+    folder = place / WITHOUT_LABELS
     folder.mkdir(exist_ok=True)
     ending = json.loads((source / "dataset.json").read_text())["file_ending"]
     for file in (source / "imagesTr").iterdir():
@@ -131,7 +132,7 @@ def arguments_of(arguments: Namespace, cell: Cell) -> Namespace:
         made = real_sets.settings_of(first, cell.dataset, f"{cell.minutes:g}min_run{cell.run}")
         options = ["--from", str(MODELS[OURS].model_folder(made))]
     if cell.method == UNLABELLED:
-        options += ["--unlabelled", str(place / "unlabelled")]
+        options += ["--unlabelled", str(place / WITHOUT_LABELS)]
     given.train_options = shlex.join(options)
     return given
 

@@ -4,11 +4,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 import torch
 import torch.distributed as dist
 from commands import train_fold
 
 from sam3dnet.preprocessing.folders import activate_folders
+from sam3dnet.training import pseudo_labels
+from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.distributed import gathered, joined_processes
 from sam3dnet.training.run import _read_plan
 from sam3dnet.training.schedule import Budget
@@ -55,6 +58,22 @@ def train_with_unequal_clocks(dataset, folders):
     assert len(set(epochs)) == 1 and epochs[0] >= 1
 
 
+def train_on_images_without_labels(dataset, folders, images):
+    """Share the labelling of images, and train on all of them in both processes."""
+    pseudo_labels.with_something = lambda cases, _: cases  # a model of a few steps finds nothing
+    if dist.get_rank() == 0:
+        images.mkdir()
+        for number, file in enumerate(sorted((folders.raw / dataset / "imagesTr").glob("*_0000.nii.gz"))[:3]):
+            image = sitk.ReadImage(str(file))
+            sitk.WriteImage(image + 1, str(images / f"more{number}_0000.nii.gz"))
+    gathered(None)
+    options = {"epochs": 1, "iterations_per_epoch": 2, "device": "cpu", "validate": False}
+    output = train_fold(dataset, 0, folders, from_model=dataset, unlabelled=str(images), **options)
+    gathered(None)  # the first process has written it
+    stored = load_safely(output / "checkpoint_final.pth")["sam3d"]["pseudo_labelled"]
+    assert sorted(stored) == ["more0", "more1", "more2"]
+
+
 def main(dataset, output):
     np.random.seed()
     folders = activate_folders(None)
@@ -67,6 +86,7 @@ def main(dataset, output):
         if dist.get_rank() == 0:
             torch.save(weights, output)
         train_with_unequal_clocks(dataset, folders)
+        train_on_images_without_labels(dataset, folders, output.with_name("images"))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import learning_curves
-from learning_curves import AGAIN, ALL, FROM, UNLABELLED, Cell, arguments_of, link_unlabelled, make_subset
+from learning_curves import (
+    AGAIN,
+    ALL,
+    FROM,
+    UNLABELLED,
+    WITHOUT_LABELS,
+    Cell,
+    arguments_of,
+    link_unlabelled,
+    make_subset,
+)
 
 from sam3dnet.preprocessing.splits import make_splits
 
@@ -63,7 +73,7 @@ def test_what_is_left_out_is_unlabelled_and_never_what_validates(tmp_path):
     place = tmp_path / "work" / "5"
     assert make_subset(tmp_path, DATASET, "5", 0, place) and link_unlabelled(tmp_path, DATASET, place)
     left_out = {*fold.train} - {*split_of(place)["train"]}
-    there = {file.name for file in (place / "unlabelled").iterdir()}
+    there = {file.name for file in (place / WITHOUT_LABELS).iterdir()}
     assert there == {f"{case}_{channel}.mha" for case in left_out for channel in ("0000", "0001")}
     make_subset(tmp_path, DATASET, ALL, 0, tmp_path / "work" / "all")
     assert not link_unlabelled(tmp_path, DATASET, tmp_path / "work" / "all")
@@ -104,7 +114,7 @@ def test_what_goes_on_begins_with_the_models_of_the_same_cases(tmp_path):
     asked = Namespace(work=tmp_path, start=None, device="cpu", methods=[AGAIN, UNLABELLED])
     place = tmp_path / DATASET / "2_run0"
     own = place / "work" / DATASET / "5min_run0" / "nnUNet_results" / DATASET
-    for method, more in ((AGAIN, []), (UNLABELLED, ["--unlabelled", str(place / "unlabelled")])):
+    for method, more in ((AGAIN, []), (UNLABELLED, ["--unlabelled", str(place / WITHOUT_LABELS)])):
         given = arguments_of(asked, Cell(DATASET, "2", method, 5.0, 0))
         option, model, *rest = given.train_options.split()
         assert (option, Path(model).parent, rest) == ("--from", own, more)
