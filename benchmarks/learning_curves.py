@@ -167,8 +167,10 @@ def run_all(arguments: Namespace) -> None:
             found = make_subset(arguments.raw.resolve(), cell.dataset, cell.labels, cell.run, given.raw.parent)
             given.work = given.raw.parent / "work"
             prepared[which] = real_sets.prepare(given, cell.dataset) if found else False
-        has_all = cell.method != UNLABELLED or link_unlabelled(arguments.raw.resolve(), cell.dataset, given.raw.parent)
-        if prepared[which] and has_all:
+        place = given.raw.parent
+        if prepared[which] and (
+            cell.method != UNLABELLED or link_unlabelled(arguments.raw.resolve(), cell.dataset, place)
+        ):
             missing.append(cell)
 
     def train(cell: Cell) -> Row:

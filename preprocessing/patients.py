@@ -38,6 +38,28 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     return {case: patient for names in alike.values() for case, patient in _by_beginnings(names).items()}
 
 
+def others_of_patients(cases: Collection[str], known: Collection[str], further: Collection[str]) -> set[str]:
+    """Name the further cases that are of the same patients as some known ones.
+
+    Args:
+        cases: These known ones.
+        known: All of a dataset, which alone say how its folds were made.
+        further: Others. Where they say of more cases that they are of one patient, that counts too.
+    """
+    own, together = patients_of(known), patients_of({*known, *further})
+    beginnings = {own[case] for case in cases if case in own}
+    alike = {together[case] for case in cases if case in together}
+    return {case for case in further if together[case] in alike or any(_begins(case, one) for one in beginnings)}
+
+
+def _begins(case: str, beginning: str) -> bool:
+    """Tell whether a name is a beginning, or goes on after it with a part of its own."""
+    rest = case.removeprefix(beginning)
+    if not case.startswith(beginning):
+        return False
+    return not rest or rest[0] in "_-. " or (beginning[-1].isdigit() and rest.isalpha() and len(rest) == 1)
+
+
 def _by_beginnings(cases: Collection[str]) -> dict[str, str]:
     parts = {case: [one.rstrip("_-. ") for one in accumulate(_PART.findall(case))] for case in cases}
     longest = max(map(len, parts.values()), default=0)

@@ -20,7 +20,7 @@ from tiny_models import make_dataset_json, truncate
 from sam3dnet.annotation import followed, labelled, learning
 from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
-from sam3dnet.annotation.learning import _seen, _weights_of, take_snapshot
+from sam3dnet.annotation.learning import _weights_of, take_snapshot
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.confidence import ENDING
@@ -463,7 +463,7 @@ def test_the_least_sure_comes_first(root, model):
         folder = project.learning.folder / "automatic"
         folder.mkdir(parents=True)
         expected = {"test_0": 0.9, "test_2": 0.5, "test_3": None}
-        seen = {name: _seen(project._image(name).files) for name in expected}
+        seen = project.learning._seen_of({name: project._image(name) for name in expected})
         job = {"model": str(model), "weights": _weights_of(str(model)), "seen": seen}
         (folder / "job.json").write_text(json.dumps(job))
         for name, dice in expected.items():

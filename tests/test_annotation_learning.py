@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from sam3dnet.annotation import project as project_module
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import ModelChosen, TrainingBegun, TrainingEnded, in_words
 from sam3dnet.annotation.job import Job, Result, _judged, rank, train
+from sam3dnet.annotation.judges import is_judge, kept_to_judge
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
@@ -334,7 +336,7 @@ def say_what_was_found(project, model, expected):
     """Put label maps with a confidence where the order of the images leaves them; None: it has found nothing."""
     work = project.learning.folder / learning.AUTOMATIC
     work.mkdir(parents=True)
-    seen = {name: learning._seen(project._image(name).files) for name in expected}
+    seen = project.learning._seen_of({name: project._image(name) for name in expected})
     write_json(work / learning.JOB, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
         write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
@@ -450,7 +452,8 @@ def test_images_that_a_model_has_learned_from_do_not_judge_and_some_are_kept_to(
         assert project.state.held_back == ("test_2",)
         end = {"folder": "model", "used": True, "before": None, "after": None, "why": ""}
         project.history.add(TrainingEnded(training=1, **end))
-        assert project.state.pseudo_labelled == {"test_1", "test_3"} and not project._is_held_back("test_3", True)
+        assert project.state.pseudo_labelled == {"test_1", "test_3"}
+        assert not is_judge("test_3", True, project.state, ["test_3"], [])
         project.history.add(ModelChosen(folder="another"))
         assert not project.state.pseudo_labelled
 
@@ -462,3 +465,46 @@ def test_images_of_a_patient_who_judges_teach_nothing(root):
         accept(project, root, "p03_a", "p01_a")
         assert project.state.held_back == ("p01_a",)
         assert "p01_b" not in project._images_to_learn_from()
+
+
+def test_one_image_at_least_is_kept_to_judge_and_always_the_same():
+    kept = kept_to_judge
+    assert kept({"test_0", "test_1", "test_3"}, False) == {min(("test_0", "test_1", "test_3"), key=number_of)}
+    assert not kept({"test_0", "test_1", "test_3"}, True) and not kept(set(), False)
+    many = {f"case_{n:03}" for n in range(200)}
+    assert 25 <= len(kept(many, True)) <= 55 and kept(many, True) >= kept({*list(many)[:100]}, True)
+
+
+def number_of(name):
+    return zlib.crc32(name.encode())
+
+
+def test_a_model_that_is_gone_back_to_is_asked_again(root, monkeypatch):
+    class Ended:
+        status, log = 0, Path("log")
+
+        def __init__(self, *_):
+            pass
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(learning, "BackgroundProcess", Ended)
+    with open_project(root) as project:
+        images = project.images_waiting()
+        for model in ("first", "second", "first"):
+            assert not project.learning.tried(model, images)
+            project.learning.begin_ranking(model, images)
+            assert {*project.learning.tried(model, images)} == {*images}
+        (root / "pool" / "test_0_0000.nii.gz").write_bytes((root / "pool" / "test_1_0000.nii.gz").read_bytes())
+        assert {*project.learning.tried("first", images)} == {*images} - {"test_0"}
+
+
+def test_judges_do_not_follow_each_other(root):
+    with open_project(root) as project:
+        said = {"training": 1, "cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
+        project.history.add(TrainingBegun(**said, pseudo_labelled=("test_0", "test_1", "test_3")))
+        for name in "abcdef":
+            shutil.copy(root / "pool" / "test_4_0000.nii.gz", root / "pool" / f"x{ord(name)}_0000.nii.gz")
+        accept(project, root, "test_0", "test_1", "test_3", *(f"x{ord(name)}" for name in "abcdef"))
+        assert project.state.held_back == ("x102", "x97")

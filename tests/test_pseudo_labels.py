@@ -66,12 +66,13 @@ def test_images_in_which_nothing_was_found_are_left_out(tmp_path, caplog):
     [
         ({}, "--unlabelled needs a model that labels the images: give one with --from"),
         ({"continue_training": True}, "leave out --unlabelled"),
+        ({"unlabelled": "", "from_model": "501"}, "--unlabelled names no folder"),
         ({"from_model": "501", "validate_only": True}, "leave out --from, --unlabelled"),
     ],
 )
 def test_what_unlabelled_images_need_is_told(options, told):
     with pytest.raises(Sam3dError, match=told):
-        TrainingSettings("501", 0, unlabelled="images", **options)
+        TrainingSettings("501", 0, **{"unlabelled": "images", **options})
 
 
 def test_a_second_stage_learns_from_labelled_cases_alone():
@@ -163,6 +164,7 @@ def test_a_training_learns_from_unlabelled_images_and_goes_on_with_them(trained,
     record.write_text(kept.replace('"label": "', '"label": "of another model'))
     with pytest.raises(CheckpointError, match=r"1 of the 3 unlabelled images .* or have other label maps: test_1"):
         train_fold(NAME, 0, folders, continue_training=True, **{**steps, "epochs": 3})
+    train_fold(NAME, 0, folders, continue_training=True, **{**steps, "epochs": 2})  # this has ended, and needs them not
     record.write_text(kept)
     monkeypatch.setattr(pseudo_labels, "made_otherwise", lambda *_: MadeOtherwise(["test_2"], []))
     with pytest.raises(CheckpointError, match="1 unlabelled images were preprocessed by another plan"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam3dnet.errors import DatasetError, PlanError
-from sam3dnet.preprocessing.patients import of_several, patients_of
+from sam3dnet.preprocessing.patients import of_several, others_of_patients, patients_of
 from sam3dnet.preprocessing.splits import REMEDY, Split, fold_of, make_splits, read_splits, update_splits
 
 CASES = [f"case_{index}" for index in range(7)]
@@ -192,3 +192,15 @@ def test_damaged_files_are_sentences(content, message, tmp_path):
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=rf"splits_final.json.*{message}.*delete the file"):
         read_splits(file, DatasetError, REMEDY)
+
+
+def test_further_images_are_of_the_patients_that_the_folds_were_made_of():
+    known = [f"p{patient:02}_{scan}" for patient in range(10) for scan in "ab"]
+    more = [f"p{patient:02}_{scan}" for patient in range(10) for scan in "cdefghijkl"]  # too many to tell by themselves
+    assert patients_of([*known, *more])["p01_c"] == "p01_c"
+    assert others_of_patients(["p01_a"], known, more) == {name for name in more if name.startswith("p01")}
+    assert others_of_patients([], known, more) == set()
+    assert others_of_patients(["case_12"], ["case_12", "case_3"], ["case_121", "case_12_late", "case_12b"]) == {
+        "case_12_late",
+        "case_12b",
+    }

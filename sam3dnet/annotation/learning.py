@@ -51,8 +51,9 @@ class Learning:
         self._snapshots = snapshots
         self.folder = folders.results / dataset / NAME
         self._process: BackgroundProcess | None = None
-        self._ranking: tuple[str, frozenset[str]] | None = None  # what the process puts in order, and by which model
-        self._tried: dict[str, set[str]] = {}
+        self._ranking: dict[str, tuple[str, ...]] | None = None  # what the process puts in order, as it was seen
+        self._ranked_by: tuple[str, tuple[str, ...]] | None = None  # the model and its weights
+        self._tried: dict[str, tuple[str, ...]] = {}
         if (self.folder / PROCESS).exists():
             end_left(self.folder / PROCESS)
 
@@ -128,7 +129,9 @@ class Learning:
         """
         work = self.folder / AUTOMATIC
         self.end()
-        known = self.expected_dice(model, images)
+        known, by, seen = self.expected_dice(model, images), (model, _weights_of(model)), self._seen_of(images)
+        if by != self._ranked_by:
+            self._ranked_by, self._tried = by, {}
         for file in work.glob(f"*{ENDING}"):  # what another model expects, or of other images
             if file.name.removesuffix(ENDING) not in known:
                 file.unlink()
@@ -150,28 +153,33 @@ class Learning:
             device=self._device,
             images=str(work / IMAGES),
             pending=tuple(images),
-            weights=_weights_of(model),
-            seen={name: _seen(case.files) for name, case in images.items()},
+            weights=by[1],
+            seen=seen,
         )
         write_json(work / JOB, job.model_dump())
         self._start(work)
-        self._ranking = model, frozenset(images)
+        self._ranking = seen
 
-    def tried(self, model: str) -> Collection[str]:
+    def tried(self, model: str, images: Mapping[str, Case]) -> Collection[str]:
         """Name the images that were to be put in order by a model, which need not have come to anything."""
         self._note_tried()
-        return self._tried.get(model, set())
+        if not self._tried or (model, _weights_of(model)) != self._ranked_by:
+            return set()
+        return {name for name, seen in self._seen_of(images).items() if self._tried.get(name) == seen}
+
+    def _seen_of(self, images: Mapping[str, Case]) -> dict[str, tuple[str, ...]]:
+        return {name: _seen(self._reader.files_of(case.files)) for name, case in images.items()}
 
     def _note_tried(self) -> None:
         """Take notice of an order that was looked for to the end; one that was cut off is looked for again."""
         status = None if self._process is None else self._process.status
         if self._process is None or self._ranking is None or status is None:
             return
-        (model, names), self._ranking = self._ranking, None
+        seen, self._ranking = self._ranking, None
         if status:
             log, lines = self._process.log, self._process.last_lines()
             logger.warning("Warning: the images could not be put in order; the log, %s, ends:\n%s", log, lines)
-        self._tried.setdefault(model, set()).update(names)
+        self._tried |= seen
 
     def _start(self, work: Path) -> None:
         self.end()
@@ -229,8 +237,8 @@ class Learning:
         if job.get("model") != model or job.get("weights") != list(_weights_of(model)):
             return {}
         found = {}
-        for name, case in images.items():
-            if job.get("seen", {}).get(name) != list(_seen(case.files)):
+        for name, seen in self._seen_of(images).items():
+            if job.get("seen", {}).get(name) != list(seen):
                 continue
             content = read_json_if_whole(work / f"{name}{ENDING}")
             if content is not None:

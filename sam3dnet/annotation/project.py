@@ -17,7 +17,6 @@ import logging
 import random
 import statistics
 import time
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +40,7 @@ from sam3dnet.annotation.history import (
     state_after,
 )
 from sam3dnet.annotation.job import Result
+from sam3dnet.annotation.judges import is_judge, may_teach
 from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
 from sam3dnet.annotation.label_file import read_label_map, require_same_place
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
@@ -52,7 +52,6 @@ from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
-from sam3dnet.preprocessing.patients import patients_of
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
@@ -63,8 +62,6 @@ if TYPE_CHECKING:
     from sam3dnet.model import Model
 
 FOLDER = "sam3d_annotation"
-HELD_BACK_EVERY = 5  # one of so many cases that were corrected by hand judges models
-MOST_HELD_BACK = 10
 FEW_LABELLED = 20  # so many label maps that what a model finds in images without any teaches it
 
 Order = Literal["unsure", "sure", "name", "random"]
@@ -324,6 +321,8 @@ class AnnotationProject:
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
         proposal = proposal or self._opened.get(case)
         compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
+        images, labelled = [one.name for one in self._images()], [*self._dataset.labelled()]
+        held_back = is_judge(case, bool(compared["corrected"]), self.state, images, labelled)
         event = self.history.add(
             Accepted(
                 case=case,
@@ -332,7 +331,7 @@ class AnnotationProject:
                 image=digest_of(image.files),
                 by=_user() if by is None else by,
                 prompts={name: dict(counts) for name, counts in (prompts or {}).items()},
-                held_back=self._is_held_back(case, bool(compared["corrected"])),
+                held_back=held_back,
                 **compared,
             )
         )
@@ -491,6 +490,7 @@ class AnnotationProject:
         self._folders.catch_up()
         self._folders.take_notice()
         self._folders.catch_up()
+        self.learning.end()  # an order that is looked for, so that its label maps stay as they are
         cases = self._dataset.labelled()
         begun = self.state.training
         if begun is not None and not self.learning.is_prepared(begun.training):
@@ -528,15 +528,11 @@ class AnnotationProject:
         self.learning.prepare(begun, cases, self._dataset.json, self._images_to_learn_from())
 
     def _images_to_learn_from(self) -> dict[str, Case]:
-        """Give the images that wait, but for those of patients that judge models, or that are kept to judge them."""
-        waiting, state = self.images_waiting(), self.state
-        patients = patients_of([image.name for image in self._images()])
-        judging = {patients[name] for name in state.held_back if name in patients}
-        return {
-            name: case
-            for name, case in waiting.items()
-            if patients[name] not in judging and zlib.crc32(patients[name].encode()) % HELD_BACK_EVERY
-        }
+        """Give the images that wait and that models may learn from, see `judges.may_teach`."""
+        images, labelled = self._images(), self._dataset.labelled()
+        waiting = {image.name: image for image in images if image.name not in labelled}
+        names = may_teach([*waiting], self.state, [image.name for image in images], [*labelled])
+        return {name: waiting[name] for name in sorted(names)}
 
     def _prepared_anew(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> TrainingBegun | None:
         """Prepare a training that has begun without; where its cases are gone it ends, and None is given."""
@@ -560,9 +556,10 @@ class AnnotationProject:
         """
         if any(isinstance(one, TrainingBegun) and one.pseudo_labelled for one in self.history.events):
             return False
-        state = self.state
-        found = self.learning.pseudo_labelled(state.model, self._images_to_learn_from()) if state.trained_on else {}
-        return 0 < self.num_labelled <= min(FEW_LABELLED, len(found)) and not self.unranked()
+        state, labelled = self.state, self.num_labelled
+        if not state.trained_on or not 0 < labelled <= FEW_LABELLED or self.unranked():
+            return False
+        return labelled <= len(self.learning.pseudo_labelled(state.model, self._images_to_learn_from()))
 
     def conclude(self) -> TrainingEnded | None:
         """Use the model of a training that has ended, if it is not worse than the one before; None where none has."""
@@ -619,30 +616,10 @@ class AnnotationProject:
         model = self.state.model
         if model is None:
             return False
-        tried = self.learning.tried(model)
-        waiting = {name: case for name, case in self.images_waiting().items() if name not in tried}
-        return len(self.learning.expected_dice(model, waiting)) < len(waiting)
+        waiting = self.images_waiting()
+        return not {*waiting} <= {*self.learning.tried(model, waiting), *self.learning.expected_dice(model, waiting)}
 
     # Images and rules
-
-    def _is_held_back(self, case: str, corrected: bool) -> bool:
-        """Tell whether a case is to judge models: some of those that no model has learned from, nor made alone.
-
-        A patient's further cases go where the first is: what has learned from one of them knows the others too.
-        """
-        state = self.state
-        if case in state.labels:
-            return case in state.held_back
-        patients = patients_of([image.name for image in self._images()])
-        of_patient = {name for name, patient in patients.items() if patient == patients[case] and name != case}
-        if of_patient & {*state.held_back}:
-            return True
-        if of_patient & {*self._dataset.labelled(), *state.learned_from}:
-            return False
-        if not corrected or case in state.learned_from or len(state.held_back) >= MOST_HELD_BACK:
-            return False
-        by_hand = sum(isinstance(one, Accepted) and one.corrected for one in state.labels.values())
-        return len(state.held_back) * HELD_BACK_EVERY < by_hand  # so that the first training has one already
 
     def _images(self) -> list[Case]:
         """List all images: those of the folder, those in the dataset, and those of cases that were taken out."""

@@ -84,6 +84,8 @@ class TrainingSettings(InFolders, OnDevice, OfPlan):
             raise Sam3dError(f"--validate-only trains nothing; leave out {', '.join(given)}")
         if self.continue_training and self.from_model:
             raise Sam3dError("--continue goes on with this fold's own weights; leave out --from")
+        if self.unlabelled is not None and not str(self.unlabelled):
+            raise Sam3dError("--unlabelled names no folder; name that of the images, or leave it out")
         if self.continue_training and self.unlabelled:
             raise Sam3dError("--continue goes on with the images that it began with; leave out --unlabelled")
         if self.unlabelled and not self.from_model:

@@ -1,7 +1,7 @@
 """Several processes that train one network together, as torchrun starts them; alone, nothing changes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -15,6 +15,7 @@ from sam3dnet.errors import PlanError
 
 # Validation cases take as long as they take, and not all processes have the same number of them.
 PATIENCE = timedelta(hours=2)
+GREAT_PATIENCE = timedelta(days=14)  # one process may label and preprocess many images while the others wait
 
 
 @contextmanager
@@ -53,6 +54,28 @@ def are_joined() -> bool:
 def is_first_process() -> bool:
     """Tell whether this process is alone, or the one that writes the files."""
     return not are_joined() or dist.get_rank() == 0
+
+
+@contextmanager
+def unhurried_meetings() -> Iterator[Callable[[Any], list[Any]]]:
+    """Give what gathers values as `gathered` does, from processes of which some may need days.
+
+    All processes have to come here at about the same time.
+    """
+    if not are_joined():
+        yield gathered
+        return
+    group = dist.new_group(backend="gloo", timeout=GREAT_PATIENCE)
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    try:
+        yield gather
+    finally:
+        dist.destroy_process_group(group)
 
 
 def place_among_processes() -> tuple[int, int]:

@@ -5,7 +5,7 @@ once, before the training, with mirrored windows and post-processing, as for use
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +21,19 @@ from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names
 from sam3dnet.preprocessing.locking import only_one
 from sam3dnet.preprocessing.names import fault_of_case
-from sam3dnet.preprocessing.patients import patients_of
+from sam3dnet.preprocessing.patients import others_of_patients
 from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 from sam3dnet.preprocessing.records import digest_of_record, images_of_cases, made_otherwise, maker_of_cases
 from sam3dnet.settings.prediction import PredictionSettings
-from sam3dnet.training.distributed import gathered, is_first_process, place_among_processes
+from sam3dnet.training.distributed import is_first_process, place_among_processes
 
 FOLDER, LABEL_MAPS = "pseudo_labels", "label_maps"
 
 logger = logging.getLogger(__name__)
+
+Meet = Callable[[Any], list[Any]]
 
 
 class CasesOfDataset(Protocol):
@@ -92,14 +94,18 @@ class PseudoLabels:
         return str(PlansManager(self.plans).get_configuration(self.configuration).data_identifier)
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Let no other training make the same meanwhile; of several processes that train together none goes ahead."""
+    def alone(self, meet: Meet) -> Iterator[None]:
+        """Let no other training change the cases until the block ends; of several processes none goes ahead.
+
+        Args:
+            meet: Gathers the values of the processes that train together.
+        """
         with only_one(self.folder) if is_first_process() else nullcontext():
-            gathered(None)
+            meet(None)
             yield
 
     def label(
-        self, settings: PredictionSettings, name: str, known: Collection[str], validating: Collection[str]
+        self, settings: PredictionSettings, name: str, known: Collection[str], validating: Collection[str], meet: Meet
     ) -> list[TrainingCase]:
         """Have a model label images, each process its share; what it has labelled already, as it is now, stays.
 
@@ -108,6 +114,7 @@ class PseudoLabels:
             name: Of the dataset.
             known: Names of all of its cases, which are left out.
             validating: Those that validate; further images of their patients are left out too.
+            meet: As of `alone`.
 
         Returns:
             The cases in which something was found.
@@ -137,7 +144,7 @@ class PseudoLabels:
         label_maps = self.folder / LABEL_MAPS
         shared = replace(settings, output_folder=label_maps, num_parts=parts, part_id=part)
         report = predict_folder(shared, only=wanted)
-        failed = {case: why for one in gathered(report.failed) for case, why in one.items()}
+        failed = {case: why for one in meet(report.failed) for case, why in one.items()}
         _tell_left_out(failed)
         labelled = [
             TrainingCase(case.name, case.files, label_maps / f"{case.name}{ending}")
@@ -204,14 +211,13 @@ def _to_learn_from(
     found: Sequence[Case], faulty: Mapping[str, str], ending: str, known: Collection[str], validating: Collection[str]
 ) -> dict[str, Case]:
     """Leave out images of the dataset, of patients that validate, and of names that a case cannot have, and tell so."""
-    patients = patients_of({*known, *(case.name for case in found)})
-    judging = {patients[name] for name in validating if name in patients}
+    of_judges = others_of_patients(validating, known, [case.name for case in found if case.name not in known])
     left_out = dict(faulty)
     for case in found:
         fault = fault_of_case(case.name, ending)
         if case.name in known:
             left_out[case.name] = "the dataset has it"
-        elif patients[case.name] in judging:
+        elif case.name in of_judges:
             left_out[case.name] = "another image of the patient validates"
         elif fault is not None:
             left_out[case.name] = fault

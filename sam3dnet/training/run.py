@@ -3,8 +3,8 @@
 import gc
 import logging
 import os
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -51,6 +51,7 @@ from sam3dnet.settings.training import TrainingSettings
 if TYPE_CHECKING:
     from sam3dnet.training.pseudo_labels import PseudoLabels
     from sam3dnet.training.starting import StartingPoint
+    from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 TRAINER = "nnUNetTrainerSAM3D"
 VALIDATION_SHARE = 25  # one validation patch batch for so many training batches
@@ -85,7 +86,7 @@ def train_fold(
     split = _split_of(asked, settings.configuration, folders)
     _check_makers(asked, settings.configuration, folders)
     _check_previous_stage(asked, settings, folders)
-    if settings.unlabelled is not None or pseudo_labelled:
+    if settings.unlabelled or pseudo_labelled:
         _require_one_stage(asked.plans, settings.configuration)
     plans = without_pretrained_weights(asked.plans) if settings.from_scratch else asked.plans
     if not settings.continue_training:
@@ -101,17 +102,17 @@ def train_fold(
     starting_point = _starting_point(asked, settings, folders, split)
     plans = as_fitted_before(plans, settings.configuration, asked.model_folder / "plans.json")
     plans["continue_training"] = settings.continue_training
-    with joined_processes(asked.device) as place, _lost_processes_told():
+    labels = _pseudo_labels(asked, settings, folders)
+    with (
+        joined_processes(asked.device) as place,
+        _lost_processes_told(),
+        _pseudo_labelled(labels, asked, settings, folders, starting_point, pseudo_labelled, split) as further,
+        ExitStack() as until_the_end,
+    ):
         if settings.wandb and is_first_process():
             enable_wandb()
-        further = _pseudo_labelled(asked, settings, folders, starting_point, pseudo_labelled, split)
         trainer = nnUNetTrainerSAM3D(plans, settings.configuration, asked.fold, asked.dataset_json, place)
-        if settings.epochs is not None:
-            trainer.num_epochs = settings.epochs
-        trainer.minutes = settings.minutes
-        if settings.iterations_per_epoch is not None:
-            trainer.num_iterations_per_epoch = settings.iterations_per_epoch
-        trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
+        _set_length(trainer, settings)
         trainer.sam_checkpoint = settings.sam_checkpoint
         trainer.starting_point = starting_point
         trainer.pseudo_labelled = further
@@ -120,7 +121,8 @@ def train_fold(
             remove_partial_files(output)
         if settings.continue_training:
             continue_from_newest(output, trainer.load_checkpoint)
-            _pseudo_labels(asked, settings, folders).require(trainer.pseudo_labelled)
+            if not trainer.had_ended():
+                until_the_end.enter_context(_as_it_began(labels, trainer.pseudo_labelled))
         if settings.tensorboard and is_first_process():
             board = TensorBoardLogger(output / TENSORBOARD_FOLDER, trainer.current_epoch)
             board.update_config({"plans": plans, "configuration": settings.configuration, "fold": asked.fold})
@@ -129,6 +131,15 @@ def train_fold(
         if validate:
             trainer.perform_actual_validation(settings.save_probabilities)
     return output
+
+
+def _set_length(trainer: "nnUNetTrainerSAM3D", settings: TrainingSettings) -> None:
+    if settings.epochs is not None:
+        trainer.num_epochs = settings.epochs
+    trainer.minutes = settings.minutes
+    if settings.iterations_per_epoch is not None:
+        trainer.num_iterations_per_epoch = settings.iterations_per_epoch
+    trainer.num_val_iterations_per_epoch = min(50, max(1, trainer.num_iterations_per_epoch // VALIDATION_SHARE))
 
 
 def validate_fold(settings: TrainingSettings, folders: Folders) -> Path:
@@ -432,52 +443,84 @@ def _pseudo_labels(asked: _Asked, settings: TrainingSettings, folders: Folders) 
     return PseudoLabels(asked.plans, settings.configuration, asked.dataset_json, folder, asked.fold)
 
 
+@contextmanager
 def _pseudo_labelled(
+    labels: "PseudoLabels",
     asked: _Asked,
     settings: TrainingSettings,
     folders: Folders,
     start: "StartingPoint | None",
     given: Sequence[TrainingCase],
     split: Split | None,
-) -> dict[str, str]:
+) -> Iterator[dict[str, str]]:
     """Preprocess what is trained on beside the dataset's cases, labelled first where it is not yet.
 
-    Returns:
+    Until the block ends no other training changes it.
+
+    Yields:
         Of each case by what it is known again.
     """
-    if settings.unlabelled is None and not given:
-        return {}
+    if not settings.unlabelled and not given:
+        yield {}
+        return
+    from sam3dnet.inference.economy import release_cached
+    from sam3dnet.training.distributed import is_first_process, unhurried_meetings
+
+    with unhurried_meetings() as meet, labels.alone(meet):
+        if start is not None and settings.unlabelled:
+            given = _labelled_by(start, labels, asked, settings, folders, split, meet)
+        stored: dict[str, str] = meet(labels.store(given, settings.num_processes) if is_first_process() else {})[0]
+        gc.collect()  # what labelled them is in a circle
+        release_cached(asked.device)
+        if settings.unlabelled and not stored:
+            raise DatasetError(f"--unlabelled: no image of {settings.unlabelled} could be preprocessed; see above")
+        yield stored
+
+
+def _labelled_by(
+    start: "StartingPoint",
+    labels: "PseudoLabels",
+    asked: _Asked,
+    settings: TrainingSettings,
+    folders: Folders,
+    split: Split | None,
+    meet: Callable[[Any], list[Any]],
+) -> list[TrainingCase]:
+    """Have the model that the training starts from label the images."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    from sam3dnet.inference.economy import release_cached
-    from sam3dnet.training.distributed import gathered, is_first_process
     from sam3dnet.training.starting import kind_of_network
 
-    further, name = _pseudo_labels(asked, settings, folders), asked.plans["dataset_name"]
-    with further.alone():
-        if start is not None and settings.unlabelled is not None:
-            start.require_kin(kind_of_network(PlansManager(asked.plans).get_configuration(settings.configuration)))
-            known = {
-                *_cases_of_dataset(name, folders, asked.dataset_json),
-                *_stored_cases(folders.preprocessed / name / _stored_in(asked.plans, settings.configuration)),
-                *(() if split is None else (*split.train, *split.val)),
-            }
-            with _model_to_start_from(asked, settings, folders) as model:
-                labelling = PredictionSettings(
-                    input_folder=Path(settings.unlabelled).expanduser(),
-                    output_folder=further.folder,
-                    model_folder=model,
-                    folds=[start.fold],
-                    checkpoint=start.file.name,
-                    device=settings.device,
-                )
-                given = further.label(labelling, name, known, () if split is None else split.val)
-        stored = gathered(further.store(given, settings.num_processes) if is_first_process() else {})[0]
-    gc.collect()  # what labelled them is in a circle
-    release_cached(asked.device)
-    if settings.unlabelled is not None and not stored:
-        raise DatasetError(f"--unlabelled: no image of {settings.unlabelled} could be preprocessed; see above")
-    return stored
+    start.require_kin(kind_of_network(PlansManager(asked.plans).get_configuration(settings.configuration)))
+    name = asked.plans["dataset_name"]
+    known = {
+        *_cases_of_dataset(name, folders, asked.dataset_json),
+        *_stored_cases(folders.preprocessed / name / _stored_in(asked.plans, settings.configuration)),
+        *(() if split is None else (*split.train, *split.val)),
+    }
+    with _model_to_start_from(asked, settings, folders) as model:
+        labelling = PredictionSettings(
+            input_folder=Path(str(settings.unlabelled)).expanduser(),
+            output_folder=labels.folder,
+            model_folder=model,
+            folds=[start.fold],
+            checkpoint=start.file.name,
+            device=settings.device,
+        )
+        return labels.label(labelling, name, known, () if split is None else split.val, meet)
+
+
+@contextmanager
+def _as_it_began(labels: "PseudoLabels", pseudo_labelled: Mapping[str, str]) -> Iterator[None]:
+    """See that a training goes on with the same cases, and let no other one change them until the block ends."""
+    if not pseudo_labelled:
+        yield
+        return
+    from sam3dnet.training.distributed import unhurried_meetings
+
+    with unhurried_meetings() as meet, labels.alone(meet):
+        labels.require(pseudo_labelled)
+        yield
 
 
 def _starting_point(

@@ -138,6 +138,12 @@ def read_starting_point(
     fold_folder = folder / f"fold_{chosen}"
     was_begun = own is not None and own.resolve() == fold_folder.resolve() and (fold_folder / EARLIER).is_file()
     file, checkpoint = choose_checkpoint(fold_folder, EARLIER if was_begun else None)
+    if was_begun:
+        logger.warning(
+            "Warning: a training that began anew in %s has not ended; this one starts from the model before it, %s; "
+            "--continue goes on with the other",
+            *(fold_folder, EARLIER),
+        )
     known = frozenset[str]()
     if plans.get("dataset_name") == dataset_name:
         learned = (TRAINING_CASES, STARTED_FROM, PSEUDO_LABELLED)

@@ -284,7 +284,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
 
     def run_training(self) -> None:
         """Train until the budget is spent; a training that had ended goes on where the budget is a longer one now."""
-        if self._had_ended():
+        if self.had_ended():
             length = (
                 f"{self.current_epoch} epochs" if self.minutes is None else f"{self._seconds_before / 60:.1f} minutes"
             )
@@ -300,7 +300,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             self.on_epoch_end()
         self.on_train_end()
 
-    def _had_ended(self) -> bool:
+    def had_ended(self) -> bool:
         """Tell whether a training that is continued had come to its end, and had written its final checkpoint."""
         budget = Budget(self.num_epochs, self.minutes, self._seconds_before)
         if self._resume is None or budget.fraction(self.current_epoch) < 1:
