@@ -18,7 +18,7 @@ from phantoms import make_raw_dataset
 from sam3dnet.annotation import learning
 from sam3dnet.annotation import project as project_module
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
-from sam3dnet.annotation.history import ModelChosen, TrainingBegun, TrainingEnded, in_words
+from sam3dnet.annotation.history import Accepted, ModelChosen, State, TrainingBegun, TrainingEnded, in_words
 from sam3dnet.annotation.job import Job, Result, _judged, rank, train
 from sam3dnet.annotation.judges import is_judge, kept_to_judge
 from sam3dnet.annotation.judging import agreement, dice_by_class, is_no_worse, mean_of
@@ -500,11 +500,11 @@ def test_a_model_that_is_gone_back_to_is_asked_again(root, monkeypatch):
         assert {*project.learning.tried("first", images)} == {*images} - {"test_0"}
 
 
-def test_judges_do_not_follow_each_other(root):
-    with open_project(root) as project:
-        said = {"training": 1, "cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
-        project.history.add(TrainingBegun(**said, pseudo_labelled=("test_0", "test_1", "test_3")))
-        for name in "abcdef":
-            shutil.copy(root / "pool" / "test_4_0000.nii.gz", root / "pool" / f"x{ord(name)}_0000.nii.gz")
-        accept(project, root, "test_0", "test_1", "test_3", *(f"x{ord(name)}" for name in "abcdef"))
-        assert project.state.held_back == ("x102", "x97")
+def test_judges_do_not_follow_each_other():
+    names = [f"case_{n}" for n in range(12)]
+    labels = {name: Accepted(case=name, version=1, digest="") for name in names}
+    asked = ("new", True, State(labels=labels), [*names, "new"], names)
+    assert is_judge(*asked)
+    assert is_judge(*asked[:2], State(labels=labels, held_back=("case_10",)), *asked[3:])
+    assert not is_judge(*asked[:2], State(labels=labels, held_back=("case_11",)), *asked[3:])
+    assert not is_judge(*asked[:2], State(labels=labels, held_back=("case_1", "case_5", "case_8")), *asked[3:])

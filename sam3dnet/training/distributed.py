@@ -66,6 +66,7 @@ def unhurried_meetings() -> Iterator[Callable[[Any], list[Any]]]:
         yield gathered
         return
     group = dist.new_group(backend="gloo", timeout=GREAT_PATIENCE)
+    assert isinstance(group, dist.ProcessGroup)  # all processes are in it
 
     def gather(value: Any) -> list[Any]:
         values: list[Any] = [None] * dist.get_world_size()
