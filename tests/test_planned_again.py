@@ -176,4 +176,5 @@ def test_a_training_starts_from_a_model_of_its_own_plans_or_from_the_only_one(
     monkeypatch.setattr(starting, "read_starting_point", read)
     with pytest.raises(Found):
         train_fold(DATASET, 1, folders, device="cpu", plans=plans_name, from_model="902")
-    assert asked == [(there / f"nnUNetTrainerSAM3D__{expected}__3d_fullres", 1, DATASET, {"case_1"})]
+    own = folders.results / DATASET / f"nnUNetTrainerSAM3D__{plans_name}__3d_fullres" / "fold_1"
+    assert asked == [(there / f"nnUNetTrainerSAM3D__{expected}__3d_fullres", 1, DATASET, {"case_1"}, own)]
