@@ -128,18 +128,32 @@ def test_without_blocks_the_plan_has_no_transformer(monkeypatch):
     assert changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == "none"
 
 
-@pytest.mark.parametrize("variant", variants.AUGMENTATIONS)
-def test_variants_of_augmentation_leave_grey_values_alone(variant, monkeypatch):
-    spatial = SpatialTransform((8, 8, 8), 0, False, p_elastic_deform=0.2, p_rotation=0.2, p_scaling=0.2)
+@pytest.mark.parametrize(
+    ("variant", "grey_values", "turned", "bent"),
+    [
+        ("spatial-only", False, 0.2, 0.2),
+        ("mirror-only", False, 0, 0),
+        ("elastic", True, 0.2, 1 / 3),
+        ("more-spatial", True, 0.5, 1 / 3),
+    ],
+)
+def test_variants_of_augmentation_change_what_they_are_for(variant, grey_values, turned, bent, monkeypatch):
+    spatial = SpatialTransform((12, 24, 36), 0, False, p_elastic_deform=0.2, p_rotation=0.2, p_scaling=0.2)
     noise = RandomTransform(GaussianNoiseTransform(), apply_probability=1)
     composed = ComposeTransforms([spatial, noise, MirrorTransform((0,))])
     trainer = variants.nnUNetTrainerSAM3D
     monkeypatch.setattr(trainer, "get_training_transforms", lambda *_, **__: composed)
     variants.change(variant)
-    left = trainer.get_training_transforms(None, (8, 8, 8)).transforms
-    assert [type(one) for one in left] == [SpatialTransform, MirrorTransform]
-    still = left[0].p_rotation == left[0].p_scaling == left[0].p_elastic_deform == 0
-    assert still == (variant == "mirror-only")
+    left = trainer.get_training_transforms(None, (12, 24, 36)).transforms
+    assert [type(one) for one in left] == [
+        SpatialTransform,
+        *([RandomTransform] if grey_values else []),
+        MirrorTransform,
+    ]
+    assert left[0].p_rotation == left[0].p_scaling == turned and left[0].p_elastic_deform == bent
+    if grey_values:
+        assert left[0].elastic_deform_magnitude == (0, 1) and left[0].get_parameters(image=torch.zeros(1, 12, 24, 36))
+    assert {*variants.AUGMENTATIONS} == {"spatial-only", "mirror-only", "elastic", "more-spatial"}
 
 
 def test_confidences_have_a_table_of_ours_alone(tmp_path):
