@@ -11,9 +11,9 @@ from commands import train_fold
 
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.training import pseudo_labels
+from sam3dnet.training.asked import read_plan
 from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.distributed import gathered, joined_processes
-from sam3dnet.training.run import _read_plan
 from sam3dnet.training.schedule import Budget
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -22,7 +22,7 @@ BATCH, STEPS = 3, 3  # of two processes one has two images, the other one
 
 def take_steps(dataset, folders, device):
     """Train on the same batches, however many processes share them; without prompts, which are drawn a process."""
-    plans, dataset_json = _read_plan(dataset, folders, "SAM3DPlans")
+    plans, dataset_json = read_plan(dataset, folders, "SAM3DPlans")
     configuration = plans["configurations"]["3d_fullres"]
     configuration["architecture"]["arch_kwargs"]["prompts"] = False
     configuration["batch_size"] = BATCH

@@ -18,7 +18,7 @@ from sam3dnet.cli.info import info
 from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
-from sam3dnet.training import run
+from sam3dnet.training import asked
 from sam3dnet.training.next_stage import FOLDER
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -63,7 +63,7 @@ def maps_of(first):
 
 
 def trainer_of(name, folders, configuration, fold, output):
-    plans, dataset_json = run._read_plan(name, folders, "SAM3DPlans")
+    plans, dataset_json = asked.read_plan(name, folders, "SAM3DPlans")
     plans["continue_training"] = True
     trainer = nnUNetTrainerSAM3D(plans, configuration, fold, dataset_json, torch.device("cpu"))
     trainer.load_checkpoint(str(output / "checkpoint_final.pth"))
@@ -123,7 +123,7 @@ def test_the_second_stage_has_a_channel_for_each_label(cascade):
 
 def test_training_starts_from_what_the_encoder_makes_of_the_image(cascade):
     name, folders, _, _ = cascade
-    plans, dataset_json = run._read_plan(name, folders, "SAM3DPlans")
+    plans, dataset_json = asked.read_plan(name, folders, "SAM3DPlans")
     plans["continue_training"] = False
     trainer = nnUNetTrainerSAM3D(plans, CASCADE, 0, dataset_json, torch.device("cpu"))
     trainer.initialize()

@@ -197,16 +197,16 @@ def test_folds_are_of_patients_and_a_single_case_has_none(pretended):
 @pytest.mark.parametrize(("device", "cores", "loaders"), [("cpu", 1, "0"), ("cpu", 8, "7"), ("cuda", 16, "12")])
 def test_stock_nnunet_has_as_many_loaders_as_ours(tmp_path, monkeypatch, device, cores, loaders):
     from sam3dnet.comparison import competitors
-    from sam3dnet.training import run
+    from sam3dnet.training import asked as training
 
-    for module in (competitors, run):
+    for module in (competitors, training):
         monkeypatch.setattr(module, "cores_of_job", lambda: cores)
     monkeypatch.delenv("nnUNet_n_proc_DA", raising=False)
     stock, asked = find_competitor("nnunet"), replace(settings(tmp_path), device=device)
     assert stock.variables(asked)["nnUNet_n_proc_DA"] == loaders
     with monkeypatch.context() as patch:
         patch.setattr(os, "environ", variables := {})
-        run._share_cores(device, None)
+        training.share_cores(device, None)
         assert variables["nnUNet_n_proc_DA"] == loaders
     monkeypatch.setenv("nnUNet_n_proc_DA", "5")
     assert stock.variables(asked)["nnUNet_n_proc_DA"] == "5"

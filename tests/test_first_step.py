@@ -17,7 +17,7 @@ from sam3dnet.planning.plan import planned_memory
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.training import first_step
 from sam3dnet.training import trainer as trainer_module
-from sam3dnet.training.run import _read_plan
+from sam3dnet.training.asked import read_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
 
@@ -129,7 +129,7 @@ def test_the_measured_step_waits_for_no_other_process(planned, small_card, monke
     monkeypatch.setattr(first_step, "fit_first_step", lambda trainer: None)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
     try:
-        plans, dataset_json = _read_plan(dataset, folders, "SAM3DPlans")
+        plans, dataset_json = read_plan(dataset, folders, "SAM3DPlans")
         plans["configurations"]["3d_fullres"]["batch_dice"] = True
         plans["continue_training"] = False
         trainer = trainer_module.nnUNetTrainerSAM3D(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))

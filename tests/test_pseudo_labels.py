@@ -25,9 +25,9 @@ from sam3dnet.preprocessing.records import MadeOtherwise
 from sam3dnet.preprocessing.splits import read_splits
 from sam3dnet.settings.training import TrainingSettings
 from sam3dnet.training import pseudo_labels
+from sam3dnet.training.asked import require_one_stage
 from sam3dnet.training.checkpoint import load_safely
 from sam3dnet.training.pseudo_labels import LabelledAndPseudoLabelled, _to_learn_from, with_something
-from sam3dnet.training.run import _require_one_stage
 from sam3dnet.training.starting import read_starting_point
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -77,9 +77,9 @@ def test_what_unlabelled_images_need_is_told(options, told):
 
 def test_a_second_stage_learns_from_labelled_cases_alone():
     plans = {"configurations": {"first": {}, "second": {"previous_stage": "first"}}}
-    _require_one_stage(plans, "first")
+    require_one_stage(plans, "first")
     with pytest.raises(PlanError, match="second is the second stage of a cascade"):
-        _require_one_stage(plans, "second")
+        require_one_stage(plans, "second")
 
 
 def test_what_validates_is_never_learned_from(caplog):

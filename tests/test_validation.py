@@ -34,7 +34,7 @@ from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.settings.find_best import FindBestSettings
-from sam3dnet.training import run, trainer, validation
+from sam3dnet.training import asked, trainer, validation
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of nnU-Net, seaborn and torch inside a training
@@ -325,7 +325,7 @@ def test_only_the_cases_that_validate_have_to_be_preprocessed(fold, tmp_path):
 def test_cases_of_another_version_of_nnunet_are_validated_and_that_is_said(fold, monkeypatch, caplog):
     name, folders, output = fold
     before = files_of(output / "validation")
-    for module in (records, run):
+    for module in (records, asked):
         monkeypatch.setattr(module, "version", lambda _: "2.8.99")
     with pytest.raises(DatasetError, match=r"5 cases .* another version of nnU-Net than 2.8.99, .*; run sam3d_plan"):
         train_fold(name, 0, folders, device="cpu")
@@ -387,7 +387,7 @@ def test_of_all_cases_those_trained_on_are_scored_and_that_is_said(fold):
 
 
 def loaded_trainer(name, folders, output):
-    plans, dataset_json = run._read_plan(name, folders, "SAM3DPlans")
+    plans, dataset_json = asked.read_plan(name, folders, "SAM3DPlans")
     plans["continue_training"] = True
     loaded = nnUNetTrainerSAM3D(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     loaded.load_checkpoint(str(output / "checkpoint_final.pth"))
@@ -438,10 +438,10 @@ def test_2d_is_left_to_nnunet(fold, monkeypatch):
     name, folders, output = fold
     loaded = loaded_trainer(name, folders, output)
     loaded.configuration_manager.configuration.update({"patch_size": [16, 16]})
-    asked = []
-    monkeypatch.setattr(trainer.nnUNetTrainer, "perform_actual_validation", lambda self, npz: asked.append(npz))
+    saved = []
+    monkeypatch.setattr(trainer.nnUNetTrainer, "perform_actual_validation", lambda self, npz: saved.append(npz))
     loaded.perform_actual_validation()
-    assert asked == [False]
+    assert saved == [False]
 
 
 class LargestTensor(TorchDispatchMode):
