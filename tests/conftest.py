@@ -79,6 +79,14 @@ def predict(tmp_path: Path, model: Path, images: Path) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of an annotation that are prepared, but do not run."""
+    from sam3dnet.annotation import learning
+
+    monkeypatch.setattr(learning.Learning, "begin_training", lambda self, begun: None)
+
+
+@pytest.fixture
 def connect(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Make clients of nnInteractive's that are closed at the end."""
     from nnInteractive.inference.remote import nnInteractiveRemoteInferenceSession
