@@ -22,7 +22,7 @@ from torch import nn
 from sam3dnet.cli import train
 from sam3dnet.network.image_encoder import ImageEncoder3D, TransformerBlock3D
 from sam3dnet.network.sam3d import SAM3D
-from sam3dnet.training import optimizer, run
+from sam3dnet.training import asked, optimizer
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 
@@ -179,7 +179,7 @@ SAMPLING: Mapping[str, Callable[[], None]] = MappingProxyType(
 
 def without_transformer() -> None:
     """Train by the plan that there is, but with the encoder "none"."""
-    read = run._read_plan
+    read = asked.read_plan
 
     def changed(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         plans, dataset_json = read(*arguments)
@@ -188,7 +188,7 @@ def without_transformer() -> None:
                 configuration["architecture"]["arch_kwargs"] |= {"encoder": "none", "pretrained": False}
         return plans, dataset_json
 
-    run._read_plan = changed
+    asked.read_plan = changed
 
 
 PLANS: Mapping[str, Callable[[], None]] = MappingProxyType({"no-blocks": without_transformer})

@@ -122,9 +122,9 @@ def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
 
 def test_without_blocks_the_plan_has_no_transformer(monkeypatch):
     plans = {"configurations": {"3d_fullres": {"architecture": {"arch_kwargs": {"encoder": "small"}}}, "low": {}}}
-    monkeypatch.setattr(variants.run, "_read_plan", lambda *_: (plans, {}))
+    monkeypatch.setattr(variants.asked, "read_plan", lambda *_: (plans, {}))
     variants.change("no-blocks")
-    changed, _ = variants.run._read_plan("Dataset501_Hippocampus", None, "SAM3DPlans")
+    changed, _ = variants.asked.read_plan("Dataset501_Hippocampus", None, "SAM3DPlans")
     assert changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == "none"
 
 
