@@ -14,6 +14,7 @@ is: no more accurate than that. The ways:
     unsure   as loop, and always the image next of which the model is the least sure
     sure     as loop, and always the image next of which the model is the most sure
     careful  as loop, and what needed a click is finished by other means: its true label map is accepted
+    true     as loop, and of every case the true label map is accepted: what can be learned at best
 
 What is segmented without clicks is measured on --tests further cases after each training. Each way has a project of its
 own in the work folder, and is kept there once it is finished; ways may run beside each other, a core each:
@@ -55,8 +56,8 @@ from sam3dnet.preprocessing.reading import DatasetReader, reader_of_cases
 from sam3dnet.prompts.sampling import corrective_click
 
 MOST_CLICKS = 20
-CAREFUL, LABELLED = "careful", "labelled"
-LEARNING = ("loop", LABELLED, *BY_CONFIDENCE, CAREFUL)
+CAREFUL, TRUE, LABELLED = "careful", "true", "labelled"
+LEARNING = ("loop", LABELLED, *BY_CONFIDENCE, CAREFUL, TRUE)
 WAYS = ("other", "once", *LEARNING)
 MODEL_OF = {way: "other" if way == "other" else "base" for way in WAYS}  # the option that names it
 WAITING = "images that wait are learned from"
@@ -228,8 +229,7 @@ class Study:
                 name = project.waiting(way)[0] if way in BY_CONFIDENCE else order[len(rows)]
                 session = project.session(name)
                 rows.append(self.annotate(session, truths[name], names))
-                is_finished = way == CAREFUL and clicks_of(rows[-1:]) > 0
-                project.accept(name, self.truth(truths[name]) if is_finished else session)
+                project.accept(name, self.truth(truths[name]) if is_true(way, rows[-1]) else session)
                 told(way, len(rows), rows)
                 if len(rows) % a.every == 0 and len(rows) < len(order):
                     learn()
@@ -293,6 +293,11 @@ def timed(work: Any) -> float:
 def clicks_of(rows: Sequence[Row]) -> int:
     """Count all clicks."""
     return sum(sum(row["clicks"].values()) for row in rows)
+
+
+def is_true(way: str, row: Row) -> bool:
+    """Tell whether the true label map of a case is accepted, in place of what the clicks have led to."""
+    return way == TRUE or (way == CAREFUL and clicks_of([row]) > 0)
 
 
 def told(way: str, number: int, rows: Sequence[Row]) -> None:

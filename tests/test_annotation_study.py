@@ -121,6 +121,14 @@ def test_a_case_without_any_class_is_neither_given_up_nor_accepted_badly():
     assert table([row | {"cases": [nothing]}]).splitlines()[2].split("|")[6:8] == [" 0 ", " - "]
 
 
+def test_what_is_accepted_is_the_truth_where_it_was_finished_by_other_means():
+    corrected = way("loop")["cases"][0]
+    left = corrected | {"clicks": {"organ": 0}}
+    found = {name: [annotation_study.is_true(name, row) for row in (corrected, left)] for name in annotation_study.WAYS}
+    assert found.pop("careful") == [True, False] and found.pop("true") == [True, True]
+    assert not any(map(any, found.values()))
+
+
 def test_every_way_is_studied_unless_some_are_named():
     line = ["--raw", "r", "--work", "w"]
     assert parse(line).ways == annotation_study.WAYS
