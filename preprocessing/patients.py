@@ -49,15 +49,14 @@ def others_of_patients(cases: Collection[str], known: Collection[str], further: 
     own, together = patients_of(known), patients_of({*known, *further})
     beginnings = {own[case] for case in cases if case in own}
     alike = {together[case] for case in cases if case in together}
-    return {case for case in further if together[case] in alike or any(_begins(case, one) for one in beginnings)}
+    return {case for case in further if together[case] in alike or not beginnings.isdisjoint(_whole_beginnings(case))}
 
 
-def _begins(case: str, beginning: str) -> bool:
-    """Tell whether a name is a beginning, or goes on after it with a part of its own."""
-    rest = case.removeprefix(beginning)
-    if not case.startswith(beginning):
-        return False
-    return not rest or rest[0] in "_-. " or (beginning[-1].isdigit() and rest.isalpha() and len(rest) == 1)
+def _whole_beginnings(case: str) -> list[str]:
+    """List what a name begins with and then goes on after with a part of its own, and the name itself."""
+    found = [case[:end] for end in range(1, len(case)) if case[end] in "_-. "]
+    has_letter = len(case) > 1 and case[-2].isdigit() and case[-1].isalpha()
+    return [*found, *([case[:-1]] if has_letter else []), case]
 
 
 def _by_beginnings(cases: Collection[str]) -> dict[str, str]:

@@ -184,12 +184,12 @@ def made_otherwise(
     records = {file.stem: read_json_if_whole(file) for file in sorted((output_folder / RECORDS_FOLDER).glob("*.json"))}
     digest = cache(partial(settings_digest, plans, configuration_of_cases(plans, name), dataset_json))
     stale = {case: record for case, record in records.items() if record and record.get("settings") != digest()}
-    by_version = [
-        case
-        for case, record in stale.items()
-        if record.get("settings") in [digest(one) for one in _versions_that_made(record)]
-    ]
-    return MadeOtherwise([case for case in stale if case not in by_version], by_version)
+    by_plan: list[str] = []
+    by_version: list[str] = []
+    for case, record in stale.items():
+        is_by_version = record.get("settings") in [digest(one) for one in _versions_that_made(record)]
+        (by_version if is_by_version else by_plan).append(case)
+    return MadeOtherwise(by_plan, by_version)
 
 
 def seen_otherwise(output_folder: Path, cases: Sequence[TrainingCase], reader: DatasetReader) -> list[str]:

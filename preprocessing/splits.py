@@ -173,11 +173,13 @@ def _together(several: Mapping[str, list[str]], file: Path) -> str:
     )
 
 
-def _without(fold: Split, removed: Sequence[str], added: Sequence[str], patients: Mapping[str, str]) -> Split:
-    train, val = (tuple(name for name in names if name not in removed) for names in (fold.train, fold.val))
+def _without(fold: Split, removed: Collection[str], added: Sequence[str], patients: Mapping[str, str]) -> Split:
+    gone = set(removed)
+    train, val = (tuple(name for name in names if name not in gone) for names in (fold.train, fold.val))
     validating = {patients[name] for name in val if name in patients}
     joining = tuple(name for name in added if patients[name] in validating)
-    return Split(train=(*train, *(name for name in added if name not in joining)), val=(*val, *joining))
+    teaching = tuple(name for name in added if patients[name] not in validating)
+    return Split(train=(*train, *teaching), val=(*val, *joining))
 
 
 def _write(file: Path, splits: Sequence[Split]) -> None:
@@ -238,7 +240,8 @@ def _check_part(names: Sequence[str], place: str, cases: Collection[str]) -> Non
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DatasetError(f"{place} names {shorten(twice)} twice; {REMEDY}")
-    unknown = [name for name in names if name not in cases]
+    known = set(cases)
+    unknown = [name for name in names if name not in known]
     if unknown:
         close = get_close_matches(unknown[0], list(cases), n=1)
         meant = f" (is {close[0]} meant?)" if close else ""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 from phantoms import make_raw_dataset
@@ -130,3 +130,13 @@ def test_names_of_the_key_dataset_are_checked_too(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(content))
     with pytest.raises(DatasetError, match='case "x_seg": ends in _seg'):
         names_of(folder)
+
+
+def test_images_are_not_compared_each_with_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(300):
+        (tmp_path / f"case_{number:03d}_0000.nii.gz").touch()
+    (tmp_path / "case_000.png").touch()
+    compared, as_it_is = [], PurePath.__eq__
+    monkeypatch.setattr(PurePath, "__eq__", lambda self, other: compared.append(0) or as_it_is(self, other))
+    assert len(find_cases(tmp_path, ".nii.gz", 1)[0]) == 300
+    assert len(compared) < 3000

@@ -85,9 +85,13 @@ def cases_of_folders(
     ending = str(dataset_json["file_ending"])
     found, failed = find_cases(images, ending, len(channel_names(dataset_json)))
     cases = [ClickCase(case, labels / f"{case.name}{ending}") for case in found]
-    without = [case for case in cases if not case.label.is_file()]
-    failed |= {case.image.name: f"{case.label}: no such file; add it, or leave the image out" for case in without}
-    return [case for case in cases if case not in without], failed
+    whole = []
+    for case in cases:
+        if case.label.is_file():
+            whole.append(case)
+        else:
+            failed[case.image.name] = f"{case.label}: no such file; add it, or leave the image out"
+    return whole, failed
 
 
 def read_volume(case: ClickCase, reader: DatasetReader, dataset_json: dict[str, Any]) -> ClickVolume:

@@ -108,7 +108,8 @@ def evaluate_folder(
     dataset_json_file = find_dataset_json(predictions, labels, settings.dataset_json)
     description = read_description(dataset_json_file)
     pairs, surplus = pair_files(predictions.absolute(), labels.absolute(), str(description["file_ending"]))
-    pairs = [pair for pair in pairs if only is None or pair.name in only]
+    wanted = None if only is None else set(only)
+    pairs = [pair for pair in pairs if wanted is None or pair.name in wanted]
     reader = find_reader(predictions, description, pairs)
     names = dataset_names(labels, dataset_json_file, description)
     tolerance = choose_tolerance(names, settings.tolerance, _spacing_of(pairs, reader))

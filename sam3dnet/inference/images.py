@@ -69,8 +69,10 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
             f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
         )
     files = entries(folder)
-    wanted = [path for path in files if path.name.lower().endswith(file_ending.lower())]
-    foreign = sorted({_ending(path) for path in files if path not in wanted and _ending(path)})
+    wanted, others = [], []
+    for path in files:
+        (wanted if path.name.lower().endswith(file_ending.lower()) else others).append(path)
+    foreign = sorted({ending for path in others if (ending := _ending(path))})
     if not wanted:
         found = f"it holds files ending in {', '.join(foreign)}" if foreign else "it holds no image"
         raise DatasetError(

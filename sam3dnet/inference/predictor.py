@@ -115,10 +115,9 @@ def _predict_folder(
     source = Source.of_images(inputs)
     known = {*(case.name for case in cases), *failed, *source.known}  # prompts may speak of other parts' cases too
     if only is not None:
-        cases, failed = (
-            [case for case in cases if case.name in only],
-            {n: why for n, why in failed.items() if n in only},
-        )
+        wanted = set(only)
+        cases = [case for case in cases if case.name in wanted]
+        failed = {name: why for name, why in failed.items() if name in wanted}
     cases = cases[settings.part_id :: settings.num_parts]
     prepare_output_folder(output, inputs)
     model = _open_model(settings, "cpu" if cluster else settings.device)
@@ -129,7 +128,8 @@ def _predict_folder(
     record = _output_record(settings, model, [case.name for case in cases], said, source)
     sorting = record.sort(cases, _companions_lie_beside(output, model, settings))
     to_do, skipped, failed = sorting.to_do, sorting.skipped, failed | sorting.refused
-    record.begin([case for case in to_do if case.name not in {*sorting.kept}])
+    kept = {*sorting.kept}
+    record.begin([case for case in to_do if case.name not in kept])
     for case in to_do:
         _remove_companions(output / case.name)
     _write_companions(record, model)
@@ -249,7 +249,8 @@ def _read_record(output: Path) -> dict[str, Any] | None:
 
 def _prompts_of_others(before: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any]:
     """Give the prompts of earlier predictions, but for the cases of this run."""
-    return {name: said for name, said in (before or {}).get("prompts", {}).items() if name not in names}
+    own = set(names)
+    return {name: said for name, said in (before or {}).get("prompts", {}).items() if name not in own}
 
 
 def _stored_labels(folder: str | Path | None, ending: str, name: str) -> list[Path]:

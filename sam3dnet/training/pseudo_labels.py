@@ -177,7 +177,8 @@ class PseudoLabels:
         same = {name: own[images] for name, images in images_of_cases(stored).items() if images in own}
         _tell_left_out(failed | {name: f"its image is that of {other}" for name, other in same.items()})
         digests = {case.name: digest_of_record(stored, case.name) for case in cases}
-        return {name: one for name, one in digests.items() if one is not None and name not in {*failed, *same}}
+        left_out = {*failed, *same}
+        return {name: one for name, one in digests.items() if one is not None and name not in left_out}
 
     def require(self, digests: Mapping[str, str]) -> None:
         """See that the cases are there as a training began with them, and are made by its plan.
