@@ -378,7 +378,7 @@ def test_the_least_sure_comes_first(root, model):
         folder = project.learning.folder / "automatic"
         folder.mkdir(parents=True)
         expected = {"test_0": 0.9, "test_2": 0.5, "test_3": None}
-        seen = project.learning._seen_of({name: project._image(name) for name in expected})
+        seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
         job = {"model": str(model), "weights": _weights_of(str(model)), "seen": seen}
         (folder / "job.json").write_text(json.dumps(job))
         for name, dice in expected.items():

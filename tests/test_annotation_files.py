@@ -81,7 +81,7 @@ def test_what_is_taken_out_is_named_by_its_case(tmp_path, kind):
     with AnnotationProject(975, tmp_path / "pool", root=tmp_path, device="cpu") as project:
         assert project.waiting() == ["a", "b"]
         for case, (values, where), truth in zip(cases, expected[:2], "ab", strict=False):
-            found = reader.read_images(project._image(truth).files)
+            found = reader.read_images(project.cases.named(truth).files)
             assert case.name == truth and (found[0] == values).all() and found[1]["spacing"] == where["spacing"]
 
 

@@ -23,7 +23,7 @@ def test_a_label_map_that_is_gone_back_to_lies_on_its_own_image(root):
         first = image.read_bytes()
         second = replace_image(root, "test_0")
         project.go_back(0)
-        assert project._image("test_0").files[0].read_bytes() == second  # what waits
+        assert project.cases.named("test_0").files[0].read_bytes() == second  # what waits
         project.go_back(1)
         assert image.read_bytes() == first
         project.go_back(0)
@@ -109,7 +109,7 @@ def test_an_image_that_waits_in_the_dataset_makes_way_for_that_of_a_label_map(ro
     with open_project(root) as project:
         assert image.read_bytes() == first
         project.go_back(0)
-        assert project._image("test_0").files[0].read_bytes() == second and not image.exists()
+        assert project.cases.named("test_0").files[0].read_bytes() == second and not image.exists()
         new = project.accept("test_0", drawn(raw(root), "test_0", 2)).number
         for number, content, value in ((1, first, 1), (new, second, 2), (1, first, 1)):
             project.go_back(number)
@@ -124,7 +124,7 @@ def test_all_images_of_a_name_are_kept(root, waiting_image):
         for added in (11, 12):
             project.go_back(1)
             project.go_back(0)
-            shutil.copy(project._image("test_0").files[0], root / "pool" / image.name)
+            shutil.copy(project.cases.named("test_0").files[0], root / "pool" / image.name)
             image.write_bytes(other_image(root, "test_0", added))
             (root / "pool" / image.name).unlink()
             expected.add(image.read_bytes())
@@ -244,7 +244,7 @@ def test_making_way_that_is_cut_off_is_finished_the_next_time(root, monkeypatch,
     with open_project(root) as project:
         assert image.read_bytes() == waiting_image[0] and label_in_folder(root, "test_0").max() == 1
         project.go_back(0)
-        assert project._image("test_0").files[0].read_bytes() == waiting_image[1]
+        assert project.cases.named("test_0").files[0].read_bytes() == waiting_image[1]
 
 
 def test_images_are_read_only_where_a_case_changes(root, monkeypatch):

@@ -119,7 +119,8 @@ def open_project(root):
 
 def accept(project, root, *names):
     for name in names:
-        labels = np.zeros(project._shape(project._image(name)), np.uint8)
+        image = sitk.ReadImage(str(project.cases.named(name).files[0]))
+        labels = np.zeros(sitk.GetArrayViewFromImage(image).shape, np.uint8)
         labels[2:6, 4:9, 3:12] = 1
         labels[4:6, 5:7, 8:11] = 2
         project.accept(name, labels)
@@ -147,7 +148,7 @@ def test_the_loop(root):
         assert project.conclude() is None
         shutil.copy(root / "pool" / "test_0_0000.nii.gz", root / "pool" / "last_0000.nii.gz")
         project.rank()
-        images = {case.name: case for case in project._images() if case.name in ("last", "more")}
+        images = {case.name: case for case in project.cases.all() if case.name in ("last", "more")}
         known = project.learning.expected_dice(project.state.model, images)
         assert list(known) == ["last"] and 0 <= known["last"] <= 1
         project.go_back(begun.number - 1)
@@ -336,11 +337,11 @@ def say_what_was_found(project, model, expected):
     """Put label maps with a confidence where the order of the images leaves them; None: it has found nothing."""
     work = project.learning.folder / learning.AUTOMATIC
     work.mkdir(parents=True)
-    seen = project.learning._seen_of({name: project._image(name) for name in expected})
+    seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
     write_json(work / learning.JOB, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
         write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
-        image = sitk.ReadImage(str(project._image(name).files[0]))
+        image = sitk.ReadImage(str(project.cases.named(name).files[0]))
         labels = np.zeros(image.GetSize()[::-1], np.uint8)
         labels[2:6, 4:9, 3:12] = dice is not None
         made = sitk.GetImageFromArray(labels)

@@ -148,7 +148,7 @@ class LabelledDataset:
         self.folder = folder
         self.json = read_dataset_json(folder)
         self.ending = str(self.json["file_ending"])
-        self._num_channels = len(channel_names(self.json))
+        self.num_channels = len(channel_names(self.json))
 
     def prepare(self) -> None:
         """Make the folders that are missing, and remove what was never finished; for whoever has the dataset alone."""
@@ -166,11 +166,11 @@ class LabelledDataset:
 
     def has_image(self, case: TrainingCase) -> bool:
         """Tell whether all channels of a case are there."""
-        return len(case.images) == self._num_channels and all(file.is_file() for file in case.images)
+        return len(case.images) == self.num_channels and all(file.is_file() for file in case.images)
 
     def image_in(self, folder: Path, name: str) -> Case | None:
         """Give the image of a case from a folder where files are named by their case; None if it is not whole there."""
-        files = tuple(folder / f"{name}_{channel:04d}{self.ending}" for channel in range(self._num_channels))
+        files = tuple(folder / f"{name}_{channel:04d}{self.ending}" for channel in range(self.num_channels))
         return Case(name, files) if all(file.is_file() for file in files) else None
 
     def is_out_of_reach(self, name: str) -> bool:

@@ -39,16 +39,17 @@ from sam3dnet.annotation.history import (
     TrainingEnded,
     state_after,
 )
+from sam3dnet.annotation.images import ProjectImages
 from sam3dnet.annotation.job import Result
 from sam3dnet.annotation.judges import is_judge, may_teach
 from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
-from sam3dnet.annotation.label_file import read_label_map, require_same_place
+from sam3dnet.annotation.label_file import fitting_labels, read_label_map, require_same_place
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
-from sam3dnet.errors import CheckpointError, DatasetError, did_you_mean
+from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.images import Case, find_cases
 from sam3dnet.inference.models import find_model
-from sam3dnet.preprocessing.cases import TrainingCase, channel_names, foreground_classes
+from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
@@ -119,15 +120,16 @@ class AnnotationProject:
 
     def _open(self, folders: Any, model: Path | str | None) -> None:
         self.history = History(self.folder)
-        waiting, left_out = find_cases(self.images, self._dataset.ending, self._num_channels)
+        waiting, left_out = find_cases(self.images, self._dataset.ending, self._dataset.num_channels)
         for name, why in left_out.items():
             logger.warning("Warning: %s is left out: %s", name, why)
         example = first_file(case.files[0] for case in waiting)
         self.reader = dataset_reader(self._dataset.json, example)
+        self.cases = ProjectImages(self.images, self._dataset, self.folder / KEPT_IMAGES)
         self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
         self.learning = Learning(self.name, folders, self.folder, self._device, self._dataset.ending, self.reader)
         self._folders = FollowedFolders(
-            self.folder, self._dataset, self._versions, self.history, self._find_image, self.reader
+            self.folder, self._dataset, self._versions, self.history, self.cases.find, self.reader
         )
         self._folders.recover()
         self.conclude()
@@ -175,16 +177,12 @@ class AnnotationProject:
         """What is labelled, skipped and trained now."""
         return self.history.state
 
-    @property
-    def _num_channels(self) -> int:
-        return len(channel_names(self._dataset.json))
-
     # Images and label maps
 
     def images_waiting(self) -> dict[str, Case]:
         """Give the images without a label map, by name."""
         there = self._dataset.labelled()
-        found = {case.name: case for case in self._images() if case.name not in there}
+        found = {case.name: case for case in self.cases.all() if case.name not in there}
         return dict(sorted(found.items()))
 
     def waiting(self, order: Order = "unsure", seed: int = 0) -> list[str]:
@@ -219,7 +217,7 @@ class AnnotationProject:
 
         begun = time.monotonic()
         session = PromptSession(self.model)
-        automatic_ZYX = session.set_image(self._image(case).files)
+        automatic_ZYX = session.set_image(self.cases.named(case).files)
         self._opened = {case: Proposal(automatic_ZYX, self.state.model, begun)}
         return session
 
@@ -235,7 +233,7 @@ class AnnotationProject:
             CheckpointError: If LiteMedSAM is wanted, and its package is not installed.
         """
         begun = time.monotonic()
-        files = self._image(case).files
+        files = self.cases.named(case).files
         self._first = self._first if network is None and self._first is not None else self.first_model(network)
         session = self._first.session()
         self._opened = {case: Proposal(session.set_image(files), None, begun)}
@@ -306,7 +304,7 @@ class AnnotationProject:
             OSError, RuntimeError: If it cannot be written. Where that is the label map or the event, it was not
                 accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
-        image = self._image(case)
+        image = self.cases.named(case)
         self._dataset.require_addable(image, self.reader)
         labels_ZYX, properties = self._label_map(labels, image)
         if prompts is None and not isinstance(labels, np.ndarray | Path | str):
@@ -321,7 +319,7 @@ class AnnotationProject:
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
         proposal = proposal or self._opened.get(case)
         compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
-        images, labelled = [one.name for one in self._images()], [*self._dataset.labelled()]
+        images, labelled = [one.name for one in self.cases.all()], [*self._dataset.labelled()]
         held_back = is_judge(case, bool(compared["corrected"]), self.state, images, labelled)
         event = self.history.add(
             Accepted(
@@ -344,14 +342,17 @@ class AnnotationProject:
     ) -> tuple[npt.NDArray[np.uint16], Mapping[str, Any]]:
         """Give a label map that is accepted, and where its image lies."""
         if not isinstance(labels, np.ndarray | Path | str):
-            return self._checked(labels.labels(), image), labels.properties
+            return self._fitting(labels.labels(), image), labels.properties
         of_image = self.reader.read_images(image.files)[1]
         if isinstance(labels, np.ndarray):
-            return self._checked(labels, image), of_image
+            return self._fitting(labels, image), of_image
         read_ZYX, properties = read_label_map(Path(labels), image.name, self.reader)
-        labels_ZYX = self._checked(read_ZYX, image)
+        labels_ZYX = self._fitting(read_ZYX, image)
         require_same_place(Path(labels), labels_ZYX, properties, of_image)
         return labels_ZYX, of_image
+
+    def _fitting(self, labels_ZYX: npt.NDArray[Any], image: Case) -> npt.NDArray[np.uint16]:
+        return fitting_labels(labels_ZYX, image, self._dataset.json, self.reader)
 
     def catch_up(self) -> None:
         """Have the dataset hold all that was accepted, where that could not be written.
@@ -372,7 +373,7 @@ class AnnotationProject:
         Raises:
             DatasetError: If there is no such image.
         """
-        self._image(case)
+        self.cases.named(case)
         self.history.add(Skipped(case=case))
         self._folders.follow([])
 
@@ -445,9 +446,9 @@ class AnnotationProject:
         if ignored is not None and (labels_ZYX == ignored).any():
             raise DatasetError(f"{place}: has voxels to be ignored, which cannot be drawn")
         if not isinstance(self.state.labels.get(case), Accepted):
-            image = self._image(case)
+            image = self.cases.named(case)
             self._dataset.require_addable(image, self.reader)
-            self._checked(labels_ZYX, image)
+            self._fitting(labels_ZYX, image)
             require_same_place(place, labels_ZYX, properties, self.reader.read_images(image.files)[1])
 
     def copy_label(self, case: str, folder: Path) -> None:
@@ -529,7 +530,7 @@ class AnnotationProject:
 
     def _images_to_learn_from(self) -> dict[str, Case]:
         """Give the images that wait and that models may learn from, see `judges.may_teach`."""
-        images, labelled = self._images(), self._dataset.labelled()
+        images, labelled = self.cases.all(), self._dataset.labelled()
         waiting = {image.name: image for image in images if image.name not in labelled}
         names = may_teach([*waiting], self.state, [image.name for image in images], [*labelled])
         return {name: waiting[name] for name in sorted(names)}
@@ -618,56 +619,6 @@ class AnnotationProject:
             return False
         waiting = self.images_waiting()
         return not {*waiting} <= {*self.learning.tried(model, waiting), *self.learning.expected_dice(model, waiting)}
-
-    # Images and rules
-
-    def _images(self) -> list[Case]:
-        """List all images: those of the folder, those in the dataset, and those of cases that were taken out."""
-        there = self._dataset.cases().items()
-        in_dataset = [Case(name, case.images) for name, case in there if self._dataset.has_image(case)]
-        kept = self._images_in(self.folder / KEPT_IMAGES)
-        found: dict[str, Case] = {}
-        for case in (*self._images_in(self.images), *in_dataset, *kept):
-            found.setdefault(case.name, case)
-        return list(found.values())
-
-    def _images_in(self, folder: Path) -> list[Case]:
-        try:
-            return find_cases(folder, self._dataset.ending, self._num_channels)[0]
-        except DatasetError:  # it has no image any more
-            return []
-
-    def _find_image(self, name: str) -> Case | None:
-        return next((case for case in self._images() if case.name == name), None)
-
-    def _image(self, name: str) -> Case:
-        found = self._find_image(name)
-        if found is None:
-            meant = did_you_mean(name, [case.name for case in self._images()])
-            raise DatasetError(
-                f"{name}: no such image in {self.images}{meant}; give its name without the channel and the ending"
-            )
-        return found
-
-    def _checked(self, labels_ZYX: npt.NDArray[Any], image: Case) -> npt.NDArray[np.uint16]:
-        """See that a label map fits its image and dataset."""
-        place, shape = f"the label map of {image.name}", self._shape(image)
-        if labels_ZYX.shape != shape:
-            raise DatasetError(f"{place} has shape {labels_ZYX.shape}; expected that of the image, {shape} (z, y, x)")
-        ignored = self._dataset.json["labels"].get("ignore", 0)
-        named = [(0, ignored), *foreground_classes(self._dataset.json).values()]
-        known = sorted({int(value) for values in named for value in values})
-        foreign = sorted(set(np.unique(labels_ZYX).tolist()) - set(known))
-        if foreign:
-            came, expected = (", ".join(f"{value:g}" for value in values) for values in (foreign, known))
-            raise DatasetError(f"{place} has the labels {came}; dataset.json names {expected}")
-        return labels_ZYX.astype(np.uint16)
-
-    def _shape(self, image: Case) -> tuple[int, ...]:
-        grid, problems = self.reader.read_grid(image.name, image.files[0])
-        if grid is None:
-            raise DatasetError("; ".join(problem.message for problem in problems))
-        return tuple(grid.shape)
 
     def _trained(self, folders: Any) -> str | None:
         """Find the model that was trained on the dataset, if there is one."""

@@ -69,7 +69,8 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
             f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
         )
     files = entries(folder)
-    wanted, others = [], []
+    wanted: list[Path] = []
+    others: list[Path] = []
     for path in files:
         (wanted if path.name.lower().endswith(file_ending.lower()) else others).append(path)
     foreign = sorted({ending for path in others if (ending := _ending(path))})
