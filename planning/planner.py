@@ -43,6 +43,7 @@ from sam3dnet.preprocessing.cases import (
 )
 from sam3dnet.preprocessing.folders import Folders, whole_or_nothing, write_json
 from sam3dnet.preprocessing.reading import DatasetReader, dataset_reader
+from sam3dnet.preprocessing.splits import FILE as SPLITS_FILE
 from sam3dnet.preprocessing.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,13 @@ class SAM3DPlanner(ExperimentPlanner):
         if like is not None:
             target_spacing_mm = like.spacing_mm
         overwrite = None if target_spacing_mm is None else [float(mm) for mm in target_spacing_mm]
-        super().__init__(dataset_name, plans_name=plans_name, overwrite_target_spacing=overwrite)
+        try:
+            super().__init__(dataset_name, plans_name=plans_name, overwrite_target_spacing=overwrite)
+        except (AssertionError, LookupError, OSError, ValueError):
+            # Its last act compares folds beside the raw data with those that count, which go on with new cases;
+            # `take_given_splits` reads both, and tells where they differ.
+            if not (hasattr(self, "plans") and (Path(self.raw_dataset_folder) / SPLITS_FILE).exists()):
+                raise
         listed = list_training_cases(Path(self.raw_dataset_folder), self.dataset_json)
         self.cases = {case.name: case for case in listed}  # `dataset`, nnU-Net's, has files that begin with "._" too
         limits, budget_decision = budget

@@ -8,6 +8,7 @@ import numpy as np
 from sam3dnet.preprocessing.checks_description import NON_FINITE
 from sam3dnet.preprocessing.problems import Problem, error, shorten
 
+EMPTY_LABEL = "empty label"
 # Up to this range counting is faster than sorting.
 _MAX_COUNTED_RANGE = 1 << 20
 _EXPORT_AGAIN = "expected an image with contrast; export it again, or leave the case out"
@@ -112,7 +113,7 @@ def check_label_values(
             f"{file}: has no labelled voxel, all are background; expected an object; draw it, or leave the case out, "
             'or, if cases without an object are meant, add "sam3d_accept": ["empty label"] to dataset.json'
         )
-        problems.append(error(case, "empty label", message))
+        problems.append(error(case, EMPTY_LABEL, message))
     return problems
 
 

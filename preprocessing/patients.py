@@ -12,7 +12,7 @@ from itertools import accumulate, count, takewhile
 
 _PART = re.compile(r"[^_\-. ]+?(?=(?<=\d)[A-Za-z]$|[_\-. ]|$)[_\-. ]*")  # "12a" is of two
 _TEXT = re.compile(r"\D*")
-FEWEST_PATIENTS = 3
+FEWEST_PATIENTS = 2
 MOST_CASES_EACH = 4.0  # on average; what has more to a beginning is a hospital or a set
 
 

@@ -31,7 +31,7 @@ from sam3dnet.preprocessing.records import (
     store_record,
 )
 from sam3dnet.preprocessing.splits import FILE as SPLITS_FILE
-from sam3dnet.preprocessing.splits import REMEDY, read_splits, update_splits
+from sam3dnet.preprocessing.splits import REMEDY, are_there, read_splits, take_given_splits, update_splits
 from sam3dnet.preprocessing.workers import Outcome, Workers, default_num_processes, map_cases
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ def preprocess_dataset(
     recipes = _make_recipes(plans, configurations, dataset_json, preprocessed_folder)
     workers = cluster or (default_num_processes() if num_processes is None else num_processes)
     _copy_if_changed(raw_folder / "dataset.json", preprocessed_folder / "dataset.json")
-    if (preprocessed_folder / SPLITS_FILE).is_file():
+    take_given_splits(raw_folder, preprocessed_folder / SPLITS_FILE)
+    if are_there(preprocessed_folder / SPLITS_FILE):
         read_splits(preprocessed_folder / SPLITS_FILE, DatasetError, REMEDY)  # a damaged one is told before the work
     for recipe in recipes:
         _require_success(_run_recipe(recipe, cases, workers, progress))

@@ -6,6 +6,7 @@ all of them in one part: folds are made of patients.
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -17,6 +18,7 @@ from pydantic import AfterValidator, StrictStr
 from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, write_json
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.names import not_a_file
 from sam3dnet.preprocessing.patients import of_several, patients_of
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.schemas import Part, checked
@@ -68,10 +70,45 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
     Raises:
         Sam3dError: `error`, with the remedy, if they are missing, damaged, or a case's name leads elsewhere.
     """
+    if os.path.lexists(file) and (what := not_a_file(file)) is not None:
+        raise error(f"{file}: is {what}; expected the file of the folds; put it back, or remove what is there")
     folds = read_json(file, error, remedy, holds=list, nnunet_reads_it=True)
     if not folds:
         raise error(f"{file}: is an empty list; expected a fold at least; {remedy}")
     return checked(Splits, {"folds": folds}, file, error, remedy).folds
+
+
+def are_there(file: Path) -> bool:
+    """Tell whether there are splits, or something in their place, which is no reason to make others."""
+    return os.path.lexists(file)
+
+
+def take_given_splits(raw_folder: Path, file: Path) -> None:
+    """Take the splits that somebody has put beside the raw data, as nnU-Net does; those that are there go on.
+
+    Args:
+        raw_folder: Of the dataset.
+        file: The splits that count.
+
+    Raises:
+        DatasetError: If those beside the raw data are damaged.
+    """
+    given = raw_folder / FILE
+    if not are_there(given):
+        return
+    splits = read_splits(given, DatasetError, "correct it, or delete it")
+    if not are_there(file):
+        _write(file, splits)
+        return
+    now = read_splits(file, DatasetError, REMEDY)
+    names = {name for fold in splits for name in (*fold.train, *fold.val)}
+    as_given = [({*fold.train}, {*fold.val}) for fold in splits]
+    if as_given != [({*fold.train} & names, {*fold.val} & names) for fold in now[: len(splits)]]:
+        logger.warning(
+            "Warning: %s has other folds than %s, and the latter count; delete these to take the former, and train all "
+            "of them again",
+            *(given, file),
+        )
 
 
 def make_splits(cases: Collection[str]) -> tuple[Split, ...]:
@@ -116,7 +153,7 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
         DatasetError: If the file is damaged.
     """
     patients = patients_of(cases)
-    if not file.is_file():
+    if not are_there(file):
         splits = make_splits(cases)
         if splits:
             _write(file, splits)

@@ -226,7 +226,7 @@ def test_a_case_that_is_rightly_empty_speaks_for_a_model(root):
     shutil.copy(raw / "labelsTr" / "case_1.nii.gz", root / "validation")
     folders = Folders(raw.parent, root / "nnUNet_preprocessed", root / "nnUNet_results")
     job = Job(kind="train", dataset=NAME, folders=("", "", ""), model=None, work="", held_back=("case_0", "case_1"))
-    assert _judged(job, folders, root).after == 1
+    assert _judged(job, job.held_back, folders, root)[1] == 1
 
 
 def test_a_new_model_is_judged_after_its_post_processing(root):
@@ -244,10 +244,10 @@ def test_a_new_model_is_judged_after_its_post_processing(root):
         sitk.WriteImage(written, str(file))
     folders = Folders(raw.parent, root / "nnUNet_preprocessed", root / "nnUNet_results")
     job = Job(kind="train", dataset=NAME, folders=("", "", ""), model=None, work="", held_back=("case_0",))
-    assert _judged(job, folders, fold).after == pytest.approx(2 * 405 / (2 * 405 + 42))
+    assert _judged(job, job.held_back, folders, fold)[1] == pytest.approx(2 * 405 / (2 * 405 + 42))
     measured = Measured(keep_largest=(1,), cases=1, dice_before=0.9, dice_after=1.0)
     write_postprocessing_of_fold(fold, [measured], {"labels": labels})
-    assert _judged(job, folders, fold).after == 1
+    assert _judged(job, job.held_back, folders, fold)[1] == 1
 
 
 def test_images_are_put_in_order_by_an_exported_model(tmp_path, images, model):

@@ -119,6 +119,12 @@ def test_wrong_options_fail_in_one_line(line: str, message: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
+def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        make_parser(example, "example").parse_args(["a", "-p", ""])
+    assert "argument -p/--paths: expected a path or a name, came nothing" in capsys.readouterr().err
+
+
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         make_parser(example, "example").parse_args(["--version"])

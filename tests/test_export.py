@@ -167,6 +167,17 @@ def test_the_card_says_what_is_known(tmp_path, trained):
     assert "| lesion |" not in card
 
 
+def test_a_checkpoint_and_a_zip_file_without_a_model_are_named(tmp_path, trained):
+    checkpoint = next(trained.glob("fold_*/*.pth"))
+    with pytest.raises(CheckpointError, match=rf"{checkpoint}: is a checkpoint; expected the folder .* {trained}"):
+        load_model(checkpoint, device="cpu")
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("a.txt", "nothing")
+    with pytest.raises(CheckpointError, match=rf"{other}: holds no plans.json; expected a zip file with a model"):
+        load_model(other, device="cpu")
+
+
 def test_what_was_decided_in_validation_goes_along(tmp_path, trained):
     file = export(output=tmp_path / "m.zip", model_folder=trained)
     assert load_model(file, device="cpu").loaded.postprocessing.keep_largest == ((1,),)

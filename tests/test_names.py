@@ -140,3 +140,14 @@ def test_images_are_not_compared_each_with_all(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(PurePath, "__eq__", lambda self, other: compared.append(0) or as_it_is(self, other))
     assert len(find_cases(tmp_path, ".nii.gz", 1)[0]) == 300
     assert len(compared) < 3000
+
+
+def test_a_label_map_beside_its_image_is_told_by_its_own_name(tmp_path: Path) -> None:
+    for name in ("a_0000.nii.gz", "a.nii.gz", "b.nii.gz"):
+        (tmp_path / name).touch()
+    cases, failed = find_cases(tmp_path, ".nii.gz", 1)
+    assert [case.name for case in cases] == ["a"]
+    assert failed == {
+        "a.nii.gz": "a.nii.gz has no channel number, and there is a_0000.nii.gz; move it away",
+        "b": "b.nii.gz has no channel number; name it b_0000.nii.gz",
+    }

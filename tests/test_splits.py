@@ -2,13 +2,26 @@
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
+from phantoms import make_raw_dataset
 
+from sam3dnet import plan_and_preprocess
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.preprocessing.patients import of_several, others_of_patients, patients_of
-from sam3dnet.preprocessing.splits import REMEDY, Split, fold_of, make_splits, read_splits, update_splits
+from sam3dnet.preprocessing.splits import (
+    REMEDY,
+    Split,
+    fold_of,
+    make_splits,
+    read_splits,
+    take_given_splits,
+    update_splits,
+)
+from sam3dnet.training.asked import _tell_changes
 
 CASES = [f"case_{index}" for index in range(7)]
 SCANS = [f"sub-{index:02}_ses-{session}" for index in range(6) for session in range(1 + index % 3)]
@@ -204,3 +217,72 @@ def test_further_images_are_of_the_patients_that_the_folds_were_made_of():
         "case_12_late",
         "case_12b",
     }
+
+
+def test_two_patients_of_several_scans_are_left_out_one_by_one():
+    folds = make_splits(["p012_a", "p012_b", "p013_a", "p013_b"])
+    assert [set(fold.val) for fold in folds] == [{"p012_a", "p012_b"}, {"p013_a", "p013_b"}]
+
+
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_lies_in_the_place_of_the_folds_is_told_and_stays(kind, tmp_path):
+    file = tmp_path / "splits_final.json"
+    file.mkdir() if kind == "folder" else file.symlink_to(tmp_path / "disk" / "splits_final.json")
+    for act in (
+        lambda: update_splits(file, CASES, CASES),
+        lambda: read_splits(file, DatasetError, REMEDY),
+        lambda: take_given_splits(tmp_path, tmp_path / "other.json"),
+    ):
+        with pytest.raises(DatasetError, match=r"splits_final.json: is a (folder|link to .*); expected the file"):
+            act()
+    assert file.is_dir() or file.is_symlink()
+
+
+GIVEN = [{"train": CASES[:3], "val": CASES[3:5]}]
+
+
+def test_folds_beside_the_raw_data_are_taken_and_go_on_with_new_cases(tmp_path, caplog):
+    given, file = tmp_path / "splits_final.json", tmp_path / "preprocessed.json"
+    given.write_text(json.dumps(GIVEN))
+    take_given_splits(tmp_path, file)
+    assert json.loads(file.read_text()) == GIVEN
+    update_splits(file, CASES[:6], CASES[:5])
+    caplog.clear()
+    take_given_splits(tmp_path, file)
+    assert not caplog.text and read_splits(file, DatasetError, REMEDY)[0].train == (*CASES[:3], CASES[5])
+    given.write_text(json.dumps([{"train": CASES[:4], "val": CASES[4:5]}]))
+    take_given_splits(tmp_path, file)
+    assert f"{given} has other folds than {file}, and the latter count; delete these" in caplog.text
+    given.write_text("[{")
+    with pytest.raises(DatasetError, match=rf"{given}: cannot be read as JSON: it ends in the middle"):
+        take_given_splits(tmp_path, file)
+
+
+def test_planning_again_goes_on_where_folds_lie_beside_the_raw_data(tmp_path, caplog):
+    raw = make_raw_dataset(tmp_path / "nnUNet_raw" / "Dataset988_Given", num_cases=5)
+    given = raw / "splits_final.json"
+    given.write_text(json.dumps([{"train": ["case_0", "case_1", "case_2"], "val": ["case_3", "case_4"]}]))
+    plan = partial(plan_and_preprocess, datasets=[988], root=tmp_path, num_processes=0, device="cpu")
+    plan()
+    for part, ending in (("imagesTr", "_0000.nii.gz"), ("labelsTr", ".nii.gz")):
+        image = sitk.ReadImage(str(raw / part / f"case_0{ending}"))
+        sitk.WriteImage(sitk.Flip(image, [True, False, False]), str(raw / part / f"case_5{ending}"))
+    described = json.loads((raw / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps(described | {"numTraining": 6}))
+    for _ in range(2):
+        plan()
+    folds = json.loads((tmp_path / "nnUNet_preprocessed" / raw.name / "splits_final.json").read_text())
+    assert folds == [{"train": ["case_0", "case_1", "case_2", "case_5"], "val": ["case_3", "case_4"]}]
+    given.write_text("[{")
+    with pytest.raises(DatasetError, match=rf"{given}: cannot be read as JSON"):
+        plan()
+
+
+def test_cases_that_came_or_went_since_planning_are_told_when_a_fold_is_trained(caplog):
+    splits = [Split(train=("a", "b"), val=("c",))]
+    _tell_changes(splits, {"a", "b", "c"}, {"a", "b", "d"}, "Dataset988_Given", "plan")
+    assert "1 cases of Dataset988_Given are in no fold and not preprocessed, and not used: d; plan" in caplog.text
+    assert "1 cases of Dataset988_Given are no longer there, and used as they were: c; plan" in caplog.text
+    caplog.clear()
+    _tell_changes(splits, {"a", "b", "c"}, {"a", "b", "c"}, "Dataset988_Given", "plan")
+    assert not caplog.text

@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from io import FileIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -136,6 +137,7 @@ class TrainingEnded(Dated):
         before, after: Mean agreement with the cases that were held back, of the model before and of this one (see
             `judging.agreement`); None where there is nothing to compare.
         why: A sentence.
+        left_out: Cases that could not be trained on.
     """
 
     kind: Literal["trained"] = "trained"
@@ -145,6 +147,7 @@ class TrainingEnded(Dated):
     before: float | None
     after: float | None
     why: str
+    left_out: tuple[str, ...] = ()
 
 
 class Returned(Dated):
@@ -213,6 +216,8 @@ class History:
     def __init__(self, folder: Path):
         self.file = folder / FILE
         self.events: list[Event] = _read(self.file)
+        self._size = _size_of(self.file)
+        self._ended = False
 
     def add(self, event: Happened) -> Happened:
         """Add an event; when this returns it is on the disk.
@@ -222,26 +227,48 @@ class History:
 
         Raises:
             OSError: If it cannot be written; it has not happened then.
+            DatasetError: If the file is not as this object knows it; it has not happened then either.
         """
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
         dated = event.model_copy(update={"number": len(self.events) + 1, "at": now})
+        if self._ended:
+            raise DatasetError(f"{self.file.parent}: this project was closed; open it again to change anything")
+        if (size := _size_of(self.file)) != self._size:
+            raise DatasetError(
+                f"{self.file}: expected {self._size} bytes, as it was left, came {size}; another program has changed "
+                "or moved it, so nothing is added to it; end this and begin again"
+            )
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("ab") as file:
-            size = file.tell()
+        line = dated.model_dump_json().encode() + b"\n"
+        with self.file.open("ab", buffering=0) as file:  # what is left in a buffer would be written when it is closed
             try:
-                file.write(dated.model_dump_json().encode() + b"\n")
-                file.flush()
+                _write_all(file, line)
                 os.fsync(file.fileno())
             except OSError:  # the disk is full: half a line would spoil the next one
-                os.truncate(self.file, size)
+                os.truncate(self.file, self._size)
                 raise
+        self._size += len(line)
         self.events.append(dated)  # type: ignore[arg-type]
         return dated
+
+    def end(self) -> None:
+        """Add no more events: somebody else may from now on."""
+        self._ended = True
 
     @property
     def state(self) -> State:
         """What follows from all events."""
         return state_after(self.events, len(self.events))
+
+
+def _size_of(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
+
+
+def _write_all(file: FileIO, line: bytes) -> None:
+    """Write a line to the end: the system may take a part of it alone."""
+    while line:
+        line = line[file.write(line) :]
 
 
 def in_words(event: Event) -> str:
@@ -327,10 +354,11 @@ def _after_training(now: State, event: TrainingEnded) -> State:
     if not event.used or begun is None:
         return replace(now, training=None)
     goes_on = begun.start is not None
+    learned_from = set(begun.cases) - set(event.left_out)
     return replace(
         now,
         model=event.folder,
-        trained_on=(now.trained_on if goes_on else frozenset()) | set(begun.cases),
+        trained_on=(now.trained_on if goes_on else frozenset()) | learned_from,
         pseudo_labelled=(now.pseudo_labelled if goes_on else frozenset()) | set(begun.pseudo_labelled),
         training=None,
     )
@@ -341,17 +369,43 @@ def _read(file: Path) -> list[Event]:
         return []
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):  # the process was killed while it wrote: the event has not happened
+    last = content[len(whole) :]
+    if last and _is_json(last):  # an editor leaves out the end of the last line
+        with file.open("ab") as written:
+            written.write(b"\n")
+        whole = content + b"\n"
+    elif last:  # the process was killed while it wrote: the event has not happened
         with file.open("r+b") as written:
             written.truncate(len(whole))
     events: list[Event] = []
-    for number, line in enumerate(whole.splitlines(), 1):
-        place = f"{file}: line {number}"
+    for line_number, line in enumerate(whole.splitlines(), 1):
+        if not line.strip():
+            continue
+        place, number = f"{file}: line {line_number}", len(events) + 1
         event = checked(_Line, {"event": _parse(line, place)}, place, DatasetError, REMEDY).event
         if event.number != number or (isinstance(event, Returned) and not 0 <= event.to < number):
             raise DatasetError(f"{place}: expected event {number}, came {line.decode()[:80]}; {REMEDY}")
+        _require_time(event.at, place)
         events.append(event)
     return events
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _require_time(at: str, place: str) -> None:
+    try:
+        has_zone = datetime.fromisoformat(at).tzinfo is not None
+    except ValueError:
+        has_zone = False
+    if not has_zone:
+        expected = "a time with its zone, such as 2026-11-28T09:00:00+00:00"
+        raise DatasetError(f'{place}: "at": expected {expected}, came {at!r}; {REMEDY}')
 
 
 def _parse(line: bytes, place: str) -> Any:

@@ -6,6 +6,7 @@ python -m sam3dnet.annotation.job JOB.json
 import logging
 import os
 import sys
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,13 +16,17 @@ from pydantic import Field
 from sam3dnet.annotation.background import give_way
 from sam3dnet.annotation.judging import agreement, mean_of
 from sam3dnet.errors import DatasetError, Sam3dError
-from sam3dnet.preprocessing.cases import TrainingCase, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
+from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import VARIABLES, Folders, activate_folders, write_json
-from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
+from sam3dnet.preprocessing.problems import DATASET
 from sam3dnet.preprocessing.reading import reader_of_cases
 from sam3dnet.preprocessing.schemas import Part, checked
+from sam3dnet.preprocessing.verify import verify_dataset
+from sam3dnet.preprocessing.workers import default_num_processes
 
-RESULT = "result.json"
+RESULT, LEFT_OUT = "result.json", "left_out.json"
 ITERATIONS_PER_EPOCH = 50  # a checkpoint after each: trainings are short, and may be cut off
 REMEDY = "begin the training again"
 
@@ -71,12 +76,14 @@ class Result(Part):
         folder: Of the model.
         before, after: Mean agreement with the held-back cases, see `judging.agreement`.
         problem: Why there is none.
+        left_out: Cases that could not be trained on, and why.
     """
 
     folder: str | None = None
     before: float | None = None
     after: float | None = None
     problem: str | None = None
+    left_out: dict[str, str] = Field(default_factory=dict)
 
 
 def read_result(work: Path) -> Result | None:
@@ -98,10 +105,13 @@ def train(job: Job) -> Result:
 
     folders = activate_folders(None)
     method: Any = _method_of(job.model)
-    (plans_file,) = plan_and_preprocess(datasets=[job.dataset], like=job.model, device=job.device, method=method)
-    split = {"train": list(job.cases), "val": list(job.held_back)}
-    write_json(splits_file(job.dataset, folders), [split])
-    fold = "0" if job.held_back else "all"
+    plan = partial(plan_and_preprocess, datasets=[job.dataset], like=job.model, device=job.device, method=method)
+    (plans_file,), left_out = _of_sound_cases(plan, folders.raw / job.dataset, Path(job.work) / LEFT_OUT)
+    cases, held_back = ([name for name in names if name not in left_out] for names in (job.cases, job.held_back))
+    if not cases:
+        raise DatasetError(f"no case is left to train on: {'; '.join(left_out.values())}")
+    write_json(splits_file(job.dataset, folders), [{"train": cases, "val": held_back}])
+    fold = "0" if held_back else "all"
     begun = any(folders.results.glob(f"{job.dataset}/*/fold_{fold}/checkpoint_*.pth"))
     settings = TrainingSettings(
         dataset=job.dataset,
@@ -114,10 +124,63 @@ def train(job: Job) -> Result:
         continue_training=begun,
     )
     further = () if begun else _pseudo_labelled(job)  # one that goes on has its own
-    trained = train_fold(settings, folders, validate=bool(job.held_back), pseudo_labelled=further)
-    if not job.held_back:
-        return Result(folder=str(trained.parent))
-    return _judged(job, folders, trained)
+    trained = train_fold(settings, folders, validate=bool(held_back), pseudo_labelled=further)
+    if not held_back:
+        return Result(folder=str(trained.parent), left_out=left_out)
+    before, after = _judged(job, held_back, folders, trained)
+    return Result(folder=str(trained.parent), before=before, after=after, left_out=left_out)
+
+
+def _of_sound_cases(plan: Callable[[], list[Path]], raw: Path, known: Path) -> tuple[list[Path], dict[str, str]]:
+    """Plan and preprocess a raw dataset without the cases that cannot be trained on: one must not stop all.
+
+    Args:
+        plan: Does it.
+        raw: The dataset, of which they are removed.
+        known: File that says which were left out, since a training that was cut off goes on without them.
+
+    Returns:
+        What was planned; the cases that are left out, and why.
+
+    Raises:
+        DatasetError: If something else is wrong, or no case is sound.
+    """
+    left_out = {name: str(why) for name, why in (read_json_if_whole(known) or {}).items()}
+    while True:
+        try:
+            return plan(), left_out
+        except DatasetError:
+            faulty = _faulty_cases(raw)
+            if not faulty:
+                raise
+            left_out |= faulty
+            write_json(known, left_out)
+            for name, why in faulty.items():
+                _remove_case(raw, name)
+                logger.warning("Warning: left out: %s: %s", name, why)
+            if not list_training_cases(raw, read_dataset_json(raw)):
+                raise
+
+
+def _faulty_cases(raw: Path) -> dict[str, str]:
+    """Say of each case of a dataset that has errors what the first is."""
+    found: dict[str, str] = {}
+    for problem in verify_dataset(raw, default_num_processes(), progress=False):
+        if problem.severity == "error" and problem.case != DATASET:
+            found.setdefault(problem.case, problem.check)
+    return found
+
+
+def _remove_case(raw: Path, name: str) -> None:
+    """Remove a case of a snapshot, whose files are named by it."""
+    dataset_json = read_dataset_json(raw)
+    ending = str(dataset_json["file_ending"])
+    channels = [f"imagesTr/{name}_{channel:04d}" for channel in range(len(channel_names(dataset_json)))]
+    for stem in (*channels, f"imagesTr/{name}", f"labelsTr/{name}"):
+        for file in (raw / f"{stem}{ending}", raw / f"{stem}.json"):
+            file.unlink(missing_ok=True)
+    left = len(list_training_cases(raw, dataset_json))
+    write_json(raw / DATASET_JSON, dataset_json | {"numTraining": left})
 
 
 def _method_of(model: str | None) -> str:
@@ -145,8 +208,8 @@ def _pseudo_labelled(job: Job) -> list[TrainingCase]:
     return with_something(cases, reader_of_cases(dataset_json, cases)) if cases else []
 
 
-def _judged(job: Job, folders: Folders, trained: Path) -> Result:
-    """Compare the model with the one before, by the held-back cases, both with their post-processing."""
+def _judged(job: Job, held_back: Collection[str], folders: Folders, trained: Path) -> tuple[float | None, float | None]:
+    """Give the agreement of the model before and of this one with held-back cases, both with their post-processing."""
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.model import load_model
 
@@ -157,7 +220,7 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
     postprocessing = read_postprocessing(trained.parent, dataset_json, [trained])  # the validation's maps are without
     before, after = [], []
     for case in cases:
-        if case.name not in job.held_back:
+        if case.name not in held_back:
             continue
         labels_1ZYX, properties = reader.read_seg(case.label)
         measure = partial(
@@ -167,7 +230,7 @@ def _judged(job: Job, folders: Folders, trained: Path) -> Result:
         after.append(measure(postprocessing.applied_to(predicted)))
         if model is not None:
             before.append(measure(model.segment(case.images)))
-    return Result(folder=str(trained.parent), before=mean_of(before), after=mean_of(after))
+    return mean_of(before), mean_of(after)
 
 
 def rank(job: Job) -> None:

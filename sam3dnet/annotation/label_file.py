@@ -13,6 +13,7 @@ from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, same_place
 from sam3dnet.preprocessing.names import not_a_file
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, unreadable
 
 
@@ -63,11 +64,13 @@ def fitting_labels(
     place, shape = f"the label map of {image.name}", tuple(grid.shape)
     if labels_ZYX.shape != shape:
         raise DatasetError(f"{place} has shape {labels_ZYX.shape}; expected that of the image, {shape} (z, y, x)")
+    if labels_ZYX.dtype.kind not in "biuf":
+        raise DatasetError(f"{place} is an array of {labels_ZYX.dtype}; expected numbers, (z, y, x)")
     named = [(0, dataset_json["labels"].get("ignore", 0)), *foreground_classes(dataset_json).values()]
     known = sorted({int(value) for values in named for value in values})
     foreign = sorted(set(np.unique(labels_ZYX).tolist()) - set(known))
     if foreign:
-        came, expected = (", ".join(f"{value:g}" for value in values) for values in (foreign, known))
+        came, expected = (shorten([f"{value:g}" for value in values]) for values in (foreign, known))
         raise DatasetError(f"{place} has the labels {came}; dataset.json names {expected}")
     return labels_ZYX.astype(np.uint16)
 

@@ -13,7 +13,8 @@ from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case
 from sam3dnet.inference.writing import write_label_map
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names, list_training_cases, read_dataset_json
-from sam3dnet.preprocessing.checks_description import DATASET_JSON
+from sam3dnet.preprocessing.checks_description import ACCEPT_KEY, DATASET_JSON
+from sam3dnet.preprocessing.checks_voxels import EMPTY_LABEL
 from sam3dnet.preprocessing.folders import is_plain_name, remove_partial_files, whole_or_nothing, write_json
 from sam3dnet.preprocessing.reading import DatasetReader
 
@@ -155,6 +156,14 @@ class LabelledDataset:
         for name in (IMAGES, LABELS):
             (self.folder / name).mkdir(exist_ok=True)
             remove_partial_files(self.folder / name)
+
+    def to_train_on(self) -> dict[str, Any]:
+        """Give dataset.json for a training: as somebody has left it, and without objection to empty label maps.
+
+        Whoever accepts one says that there is nothing.
+        """
+        accepted = read_dataset_json(self.folder).get(ACCEPT_KEY, [])
+        return self.json | {ACCEPT_KEY: sorted({*accepted, EMPTY_LABEL})}
 
     def cases(self) -> dict[str, TrainingCase]:
         """Give the cases that nnU-Net sees now, by name, whether or not all of their files are there."""

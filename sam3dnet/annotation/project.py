@@ -14,13 +14,15 @@ that were taken out again; what is trained lies in a folder of this name below n
 
 import getpass
 import logging
+import math
 import random
 import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +55,7 @@ from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
 from sam3dnet.preprocessing.locking import sole_process
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
@@ -67,6 +70,8 @@ FEW_LABELLED = 20  # so many label maps that what a model finds in images withou
 
 Order = Literal["unsure", "sure", "name", "random"]
 BY_CONFIDENCE: tuple[Order, ...] = ("unsure", "sure")
+
+Opened = TypeVar("Opened", "PromptSession", "SliceSession")
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +110,8 @@ class AnnotationProject:
         self.name, self.images = find_dataset_name(dataset, folders), Path(images).absolute()
         self._device, self._needs_prompts = device, needs_prompts
         self._model: tuple[str, Model] | None = None
-        self._opened: dict[str, Proposal] = {}
+        self._opened: dict[str, Proposal] = {}  # the last one, for label maps from elsewhere
+        self._sessions: WeakKeyDictionary[object, tuple[str, Proposal]] = WeakKeyDictionary()
         self._first: FirstModel | None = None
         raw = folders.raw / self.name
         self.folder = raw / FOLDER
@@ -170,6 +176,7 @@ class AnnotationProject:
     def close(self) -> None:
         """End what runs beside, and let others annotate the dataset; a training goes on the next time."""
         self.learning.end()
+        self.history.end()
         self._lock.release()
 
     @property
@@ -218,8 +225,7 @@ class AnnotationProject:
         begun = time.monotonic()
         session = PromptSession(self.model)
         automatic_ZYX = session.set_image(self.cases.named(case).files)
-        self._opened = {case: Proposal(automatic_ZYX, self.state.model, begun)}
-        return session
+        return self._noted(session, case, Proposal(automatic_ZYX, self.state.model, begun))
 
     def first_session(self, case: str, network: "PictureNetwork | None" = None) -> "SliceSession":
         """Open an image while there is no model: boxes and clicks draw objects slice by slice.
@@ -236,7 +242,12 @@ class AnnotationProject:
         files = self.cases.named(case).files
         self._first = self._first if network is None and self._first is not None else self.first_model(network)
         session = self._first.session()
-        self._opened = {case: Proposal(session.set_image(files), None, begun)}
+        return self._noted(session, case, Proposal(session.set_image(files), None, begun))
+
+    def _noted(self, session: Opened, case: str, proposal: Proposal) -> Opened:
+        """Remember what was proposed for a case, whichever of its sessions or arrays is accepted."""
+        self._opened = {case: proposal}
+        self._sessions[session] = case, proposal
         return session
 
     def first_model(self, network: "PictureNetwork | None" = None) -> "FirstModel":
@@ -266,6 +277,11 @@ class AnnotationProject:
         if folder is None:
             raise CheckpointError(f"{self.name}: no model yet; label a case by first_session(), then train() one")
         if self._model is None or self._model[0] != folder:
+            if not _is_there(Path(folder)):
+                raise CheckpointError(
+                    f"{folder}: expected the model that proposes by the history of {self.name}, which is no longer "
+                    "there; put it back, or begin with another one (-m MODEL)"
+                )
             self._model = None  # its memory first
             self._model = folder, load_model(folder, device=self._device)
         return self._model[1]
@@ -306,8 +322,11 @@ class AnnotationProject:
         """
         image = self.cases.named(case)
         self._dataset.require_addable(image, self.reader)
+        opened, of_session = self._sessions.get(labels, (case, None)) if _is_session(labels) else (case, None)
+        if opened != case:
+            raise DatasetError(f"{case}: this session was opened for {opened}; give the one of {case}")
         labels_ZYX, properties = self._label_map(labels, image)
-        if prompts is None and not isinstance(labels, np.ndarray | Path | str):
+        if prompts is None and _is_session(labels):
             prompts = labels.prompt_counts()
         self._folders.catch_up()
         self._folders.take_notice([case])
@@ -317,7 +336,7 @@ class AnnotationProject:
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
         if prompts_file is not None and prompts_file.is_file():
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
-        proposal = proposal or self._opened.get(case)
+        proposal = proposal or of_session or self._opened.get(case)
         compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
         images, labelled = [one.name for one in self.cases.all()], [*self._dataset.labelled()]
         held_back = is_judge(case, bool(compared["corrected"]), self.state, images, labelled)
@@ -341,11 +360,11 @@ class AnnotationProject:
         self, labels: "PromptSession | SliceSession | npt.NDArray[Any] | Path | str", image: Case
     ) -> tuple[npt.NDArray[np.uint16], Mapping[str, Any]]:
         """Give a label map that is accepted, and where its image lies."""
-        if not isinstance(labels, np.ndarray | Path | str):
+        if _is_session(labels):
             return self._fitting(labels.labels(), image), labels.properties
         of_image = self.reader.read_images(image.files)[1]
-        if isinstance(labels, np.ndarray):
-            return self._fitting(labels, image), of_image
+        if not isinstance(labels, Path | str):
+            return self._fitting(np.asarray(labels), image), of_image
         read_ZYX, properties = read_label_map(Path(labels), image.name, self.reader)
         labels_ZYX = self._fitting(read_ZYX, image)
         require_same_place(Path(labels), labels_ZYX, properties, of_image)
@@ -484,9 +503,11 @@ class AnnotationProject:
             minutes: To train for.
 
         Raises:
-            DatasetError: If there is nothing to train on.
+            DatasetError: If there is nothing to train on, or no time.
             OSError: If it cannot be written; no training has begun then.
         """
+        if not 0 < minutes < math.inf:
+            raise DatasetError(f"a training of {minutes} minutes: expected a number above 0")
         self.conclude()
         self._folders.catch_up()
         self._folders.take_notice()
@@ -526,7 +547,7 @@ class AnnotationProject:
         )
 
     def _prepare(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> None:
-        self.learning.prepare(begun, cases, self._dataset.json, self._images_to_learn_from())
+        self.learning.prepare(begun, cases, self._dataset.to_train_on(), self._images_to_learn_from())
 
     def _images_to_learn_from(self) -> dict[str, Case]:
         """Give the images that wait and that models may learn from, see `judges.may_teach`."""
@@ -568,7 +589,8 @@ class AnnotationProject:
         result = None if begun is None else self.learning.result_of(begun.training)
         if begun is None or result is None:
             return None
-        used = result.folder is not None and is_no_worse(result.before, result.after, len(begun.held_back))
+        judges = {*begun.held_back} - {*result.left_out}
+        used = result.folder is not None and is_no_worse(result.before, result.after, len(judges))
         event = self.history.add(
             TrainingEnded(
                 training=begun.training,
@@ -576,7 +598,8 @@ class AnnotationProject:
                 used=used,
                 before=result.before,
                 after=result.after,
-                why=result.problem or _why(used, result, len(begun.held_back)),
+                why=(result.problem or _why(used, result, len(judges))) + _left_out(result),
+                left_out=tuple(sorted(result.left_out)),
             )
         )
         self._folders.follow([])
@@ -628,6 +651,10 @@ class AnnotationProject:
             return None
 
 
+def _is_session(labels: object) -> "TypeGuard[PromptSession | SliceSession]":
+    return hasattr(labels, "prompt_counts")
+
+
 def _is_there(model: Path) -> bool:
     return model.is_file() or (model / DATASET_JSON).is_file()
 
@@ -640,6 +667,11 @@ def _why(used: bool, result: Result, count: int) -> str:
     if used:
         return "used; there is nothing to compare it with yet"
     return "left out: there is no model, or nothing is known of how it agrees with the cases that were held back"
+
+
+def _left_out(result: Result) -> str:
+    told = [f"{name} ({check})" for name, check in sorted(result.left_out.items())]
+    return f"; without {shorten(told)}, which cannot be trained on" if told else ""
 
 
 def _user() -> str:

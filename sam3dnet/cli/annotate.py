@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from sam3dnet.cli.command import run_command
 from sam3dnet.cli.serve import access_of, key_of, make_hall, require_server_packages, run_server, shown_host
-from sam3dnet.errors import DatasetError
 from sam3dnet.settings.function import function_of
 from sam3dnet.settings.serving import AnnotationSettings
 
@@ -48,11 +47,7 @@ def _serve(project: "AnnotationProject", settings: AnnotationSettings) -> None:
 
 
 def _require_model(project: "AnnotationProject", minutes: float) -> None:
-    """Train a first model where there is none, and something to train on.
-
-    Raises:
-        DatasetError: If it fails.
-    """
+    """Train a first model where there is none, and something to train on; where it fails, that is told."""
     if project.state.model is not None:
         return
     if not project.num_labelled:
@@ -63,7 +58,8 @@ def _require_model(project: "AnnotationProject", minutes: float) -> None:
     )
     ended = project.train(minutes)
     if not ended.used:
-        raise DatasetError(f"{project.name}: no model could be trained: {ended.why}")
+        print(f"No model could be trained: {ended.why}")
+        print("Boxes draw objects, slice by slice, until one can be")
 
 
 annotate = function_of(AnnotationSettings, _annotate, "annotate")

@@ -227,7 +227,14 @@ def _value_settings(value_type: Any) -> dict[str, Any]:
         return {"choices": get_args(value_type)}
     if get_origin(value_type) is list:
         return {"nargs": "+", **_value_settings(_plain_type(get_args(value_type)[0]))}
-    return {"type": value_type, "metavar": _METAVARS[value_type]}
+    return {"type": _path if value_type is Path else value_type, "metavar": _METAVARS[value_type]}
+
+
+def _path(text: str) -> Path:
+    """Take a path; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path or a name, came nothing; is a variable not set?")
+    return Path(text)
 
 
 _METAVARS = {str: "NAME", int: "N", float: "X", Path: "PATH"}

@@ -93,14 +93,18 @@ def _tell_left_out(folder: Path, foreign: str, file_ending: str) -> None:
 
 def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[list[Case], dict[str, str]]:
     channels: dict[str, dict[int, Path]] = defaultdict(dict)
-    failed = {}
+    failed: dict[str, str] = {}
+    names = {path.name for path in files}
     for path in files:
         channel = channel_of(path, file_ending)
         name = path.name.removesuffix(file_ending)
+        first = f"{name}_0000{file_ending}"
         if has_ending_in_other_case(path, file_ending):
             failed[path.name] = f"{path.name}: expected the ending {file_ending}; rename it"
+        elif channel is None and first in names:  # as a label map beside its image
+            failed[path.name] = f"{path.name} has no channel number, and there is {first}; move it away"
         elif channel is None:
-            failed[name] = f"{path.name} has no channel number; name it {name}_0000{file_ending}"
+            failed[name] = f"{path.name} has no channel number; name it {first}"
         else:
             channels[name[:-CHANNEL_SUFFIX_LENGTH]][channel] = path
     cases = []

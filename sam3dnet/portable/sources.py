@@ -91,8 +91,18 @@ def _require_whole(folder: Path, source: str) -> None:
 def _unpack(file: Path, folder: Path) -> Path:
     """Write what is needed of the models in a zip file below a folder; names that lead elsewhere are left out."""
     age = file.stat().st_mtime_ns  # so that predictions know their model again
+    if file.suffix == ".pth":
+        raise CheckpointError(
+            f"{file}: is a checkpoint; expected the folder of its model, which holds {PLANS_FILE}, such as "
+            f"{file.absolute().parent.parent}"
+        )
     try:
         with zipfile.ZipFile(file) as archive:
+            if not any(name.rpartition("/")[2] == PLANS_FILE for name in archive.namelist()):
+                raise CheckpointError(
+                    f"{file}: holds no {PLANS_FILE}; expected a zip file with a model, from sam3d_export or "
+                    "nnUNetv2_export_model_to_zip"
+                )
             for name in archive.namelist():
                 parts = name.split("/")
                 if Path(name).suffix in (".json", ".pth", ".md") and all(map(is_plain_name, parts)):

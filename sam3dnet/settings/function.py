@@ -1,9 +1,13 @@
 """Functions made from settings: they take a dataclass's fields as parameters, and do their work with the object."""
 
+import dataclasses
 import inspect
+import math
 import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from sam3dnet.errors import Sam3dError
 
 Parameters = ParamSpec("Parameters")
 Settings = TypeVar("Settings")
@@ -22,7 +26,9 @@ def function_of(
     """
 
     def function(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-        return work(settings(*args, **kwargs))
+        asked = settings(*args, **kwargs)
+        _require_finite(asked)
+        return work(asked)
 
     descriptions = fields_of(settings)
     parameters = inspect.signature(settings).parameters
@@ -34,6 +40,19 @@ def function_of(
     returned = inspect.signature(work).return_annotation
     function.__signature__ = inspect.Signature(ordered, return_annotation=returned)  # type: ignore[attr-defined]
     return function
+
+
+def _require_finite(settings: object) -> None:
+    """See that no number is infinite or none at all, which a command line and JSON can say and nothing can do.
+
+    Raises:
+        Sam3dError: For the first of them.
+    """
+    for field in dataclasses.fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, field.name)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
+            raise Sam3dError(f"--{field.name.replace('_', '-')} {value}: expected a finite number")
 
 
 def fields_of(settings: Callable[..., object]) -> dict[str, str]:

@@ -24,11 +24,13 @@ from sam3dnet.preprocessing.records import NNUNET, RECORDS_FOLDER, made_otherwis
 from sam3dnet.preprocessing.splits import (
     REMEDY,
     Split,
+    are_there,
     fold_of,
     make_splits,
     read_splits,
     require_fold,
     splits_file,
+    take_given_splits,
     update_splits,
 )
 from sam3dnet.settings.common import OfPlan
@@ -135,9 +137,34 @@ def split_of(asked: Asked, configuration: str, folders: Folders, to_train: bool 
             f"{shorten(lacking)}; run {_line(plans, configuration)}"
         )
     if to_train:
+        _tell_changes(splits, {*cases}, known, dataset_name, _line(plans, configuration))
         return fold_of(splits, asked.fold, cases, file)
     # What it was trained on need not be there, nor be named.
     return fold_of(splits, asked.fold, {*cases, *split.train}, file) if split.train else split
+
+
+def _tell_changes(
+    splits: Sequence[Split], cases: Collection[str], known: Collection[str], dataset_name: str, line: str
+) -> None:
+    """Tell which cases came to a dataset or left it since it was planned.
+
+    Args:
+        splits: All folds.
+        cases: That are preprocessed.
+        known: Of the dataset now.
+        dataset_name: Its name.
+        line: What to type.
+    """
+    named = {name for fold in splits for name in (*fold.train, *fold.val)}
+    for names, what in (
+        (set(known) - set(cases) - named, "are in no fold and not preprocessed, and not used"),
+        (named & set(cases) - set(known), "are no longer there, and used as they were"),
+    ):
+        if names:
+            logger.warning(
+                "Warning: %d cases of %s %s: %s; %s takes notice",
+                *(len(names), dataset_name, what, shorten(sorted(names)), line),
+            )
 
 
 def cases_of_dataset(dataset_name: str, folders: Folders, dataset_json: dict[str, Any]) -> set[str]:
@@ -216,7 +243,7 @@ def check_previous_stage(asked: Asked, settings: TrainingSettings, folders: Fold
     from sam3dnet.training.previous_stage import LabelMaps
 
     file = splits_file(name, folders)
-    splits = read_splits(file, PlanError, REMEDY) if file.is_file() else ()
+    splits = read_splits(file, PlanError, REMEDY) if are_there(file) else ()
     stored = folders.preprocessed / name / stored_in(plans, settings.configuration)
     names: Collection[str] = stored_cases(stored)
     if asked.fold != "all":
@@ -249,9 +276,10 @@ def _splits_with(
     """Read the splits, or make them of all of the dataset's cases, and see that a fold is among them."""
     file = splits_file(dataset_name, folders)
     cases = {*stored_cases(file.parent / data_identifier), *cases_of_dataset(dataset_name, folders, dataset_json)}
-    splits = read_splits(file, PlanError, REMEDY) if file.is_file() else make_splits(cases)
+    take_given_splits(folders.raw / dataset_name, file)
+    splits = read_splits(file, PlanError, REMEDY) if are_there(file) else make_splits(cases)
     require_fold(splits, fold)
-    if not file.is_file():
+    if not are_there(file):
         update_splits(file, cases, cases)
     return splits
 
