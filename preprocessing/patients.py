@@ -12,7 +12,7 @@ from itertools import accumulate, count, takewhile
 
 _PART = re.compile(r"[^_\-. ]+?(?=(?<=\d)[A-Za-z]$|[_\-. ]|$)[_\-. ]*")  # "12a" is of two
 _TEXT = re.compile(r"\D*")
-FEWEST_PATIENTS = 2
+FEWEST_PATIENTS = 3
 MOST_CASES_EACH = 4.0  # on average; what has more to a beginning is a hospital or a set
 
 
@@ -38,6 +38,18 @@ def patients_of(cases: Collection[str]) -> dict[str, str]:
     return {case: patient for names in alike.values() for case, patient in _by_beginnings(names).items()}
 
 
+def perhaps_two_patients(cases: Collection[str]) -> dict[str, list[str]]:
+    """Give the cases of two beginnings, where all names have one of these: patients, or two hospitals.
+
+    Returns:
+        By beginning; empty where patients are known by `patients_of`, or the names begin otherwise.
+    """
+    if len({*patients_of(cases).values()}) < len(cases):
+        return {}
+    found = of_several(_by_beginnings(cases, fewest=2))
+    return found if sum(map(len, found.values())) == len(cases) else {}
+
+
 def others_of_patients(cases: Collection[str], known: Collection[str], further: Collection[str]) -> set[str]:
     """Name the further cases that are of the same patients as some known ones.
 
@@ -59,14 +71,14 @@ def _whole_beginnings(case: str) -> list[str]:
     return [*found, *([case[:-1]] if has_letter else []), case]
 
 
-def _by_beginnings(cases: Collection[str]) -> dict[str, str]:
+def _by_beginnings(cases: Collection[str], fewest: int = FEWEST_PATIENTS) -> dict[str, str]:
     parts = {case: [one.rstrip("_-. ") for one in accumulate(_PART.findall(case))] for case in cases}
     longest = max(map(len, parts.values()), default=0)
     for length in takewhile(lambda number: number < longest, count(1)):
         beginnings = {case: found[min(length, len(found)) - 1] if found else case for case, found in parts.items()}
         sizes = Counter(beginnings.values())
         shared = [beginning for beginning, number in sizes.items() if number > 1]
-        many = len(sizes) >= FEWEST_PATIENTS and len(parts) <= MOST_CASES_EACH * len(sizes)
+        many = len(sizes) >= fewest and len(parts) <= MOST_CASES_EACH * len(sizes)
         if shared and many and all(re.search(r"\d", beginning) for beginning in shared):
             return {case: case if sizes[one] == 1 else one for case, one in beginnings.items()}
     return {case: case for case in cases}

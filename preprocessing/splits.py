@@ -19,7 +19,7 @@ from sam3dnet.errors import DatasetError, PlanError, Sam3dError
 from sam3dnet.preprocessing.folders import Folders, is_plain_name, write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.names import not_a_file
-from sam3dnet.preprocessing.patients import of_several, patients_of
+from sam3dnet.preprocessing.patients import of_several, patients_of, perhaps_two_patients
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.schemas import Part, checked
 
@@ -157,10 +157,7 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
         splits = make_splits(cases)
         if splits:
             _write(file, splits)
-        if several := of_several(patients):
-            logger.info(_together(several, file))
-        if len(set(patients.values())) < NUM_FOLDS:
-            logger.info(_few(len(set(patients.values())), "patient" if several else "case"))
+        _tell_new_folds(cases, patients, file)
         return
     splits = read_splits(file, DatasetError, REMEDY)
     listed = {name for fold in splits for name in (*fold.train, *fold.val)}
@@ -185,6 +182,19 @@ def update_splits(file: Path, cases: Collection[str], known: Collection[str]) ->
                     "Warning: fold %d has no %s case any more; delete %s for new folds, and train all of these again",
                     *(number, part, file),
                 )
+
+
+def _tell_new_folds(cases: Collection[str], patients: Mapping[str, str], file: Path) -> None:
+    if several := of_several(patients):
+        logger.info(_together(several, file))
+    if two := perhaps_two_patients(cases):
+        logger.warning(
+            "Warning: by their names the cases may be of two patients, %s, which is too few to tell; if they are, "
+            "each fold validates on patients that it trains on: write folds of patients into %s",
+            *(" and ".join(f"{patient} ({shorten(names)})" for patient, names in two.items()), file),
+        )
+    if len(set(patients.values())) < NUM_FOLDS:
+        logger.info(_few(len(set(patients.values())), "patient" if several else "case"))
 
 
 def _tell_left_out(names: list[str], file: Path) -> None:

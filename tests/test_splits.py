@@ -219,9 +219,18 @@ def test_further_images_are_of_the_patients_that_the_folds_were_made_of():
     }
 
 
-def test_two_patients_of_several_scans_are_left_out_one_by_one():
-    folds = make_splits(["p012_a", "p012_b", "p013_a", "p013_b"])
-    assert [set(fold.val) for fold in folds] == [{"p012_a", "p012_b"}, {"p013_a", "p013_b"}]
+@pytest.mark.parametrize(
+    ("cases", "told"),
+    [
+        (["p012_a", "p012_b", "p013_a", "p013_b"], "p012 (p012_a, p012_b) and p013 (p013_a, p013_b), which is too few"),
+        (["case_1", "case_2", "case_3", "case_4"], None),
+        ([f"p{patient}_{scan}" for patient in range(3) for scan in "ab"], None),  # which are patients
+        (["p012_a", "p012_b", "p013"], None),
+    ],
+)
+def test_what_may_be_two_patients_is_told(cases, told, tmp_path, caplog):
+    update_splits(tmp_path / "splits_final.json", cases, cases)
+    assert told in caplog.text if told else "two patients" not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
