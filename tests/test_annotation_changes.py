@@ -236,3 +236,19 @@ def test_a_case_that_was_learned_from_meanwhile_does_not_judge_again(root):
         put_back(project, root, "test_1")
     with open_project(root) as project:
         assert "test_1" in project.state.labels and project.state.held_back == ()
+
+
+def test_going_back_lists_the_dataset_as_often_however_many_cases_stay(root, monkeypatch):
+    as_it_is, listed, counts = labelled.LabelledDataset.cases, [], []
+    monkeypatch.setattr(labelled.LabelledDataset, "cases", lambda self: listed.append(0) or as_it_is(self))
+    with open_project(root) as project:
+        for names in (("test_0", "test_1"), ("test_2", "test_3")):
+            for name in names:
+                before = len(project.history.events)
+                project.accept(name, drawn(root, name))
+            listed.clear()
+            project.go_back(before)
+            counts.append(len(listed))
+            assert names[1] in project.waiting() and names[0] not in project.waiting()
+            project.go_back(before + 1)
+    assert counts[0] == counts[1]

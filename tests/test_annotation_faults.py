@@ -159,6 +159,21 @@ def test_each_session_is_accepted_for_its_own_case_with_what_it_proposed(root):
         assert not event.corrected and event.dice and event.seconds is not None
 
 
+def test_an_image_that_is_replaced_while_it_is_open_is_not_accepted(root):
+    class First:
+        def session(self):
+            return Session(drawn(root, "test_0"))
+
+    with open_project(root) as project:
+        project._first = First()
+        session = project.first_session("test_0")
+        rewrite(root / "pool" / "test_0_0000.nii.gz", lambda voxels: voxels + 7)
+        for labels in (session, drawn(root, "test_0")):
+            with pytest.raises(DatasetError, match=r"test_0_0000.nii.gz: was written anew since test_0 was opened"):
+                project.accept("test_0", labels)
+        assert project.accept("test_0", project.first_session("test_0")).version == 1
+
+
 # Cases that cannot be trained on
 
 

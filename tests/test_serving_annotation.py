@@ -121,6 +121,28 @@ def test_accepting_takes_what_is_seen_into_the_dataset(root, annotated):
     assert sorted(path.name for path in kept.iterdir()) == ["b.nii.gz", "b_prompts.json"]
 
 
+def test_an_image_that_is_replaced_while_it_is_open_is_not_accepted(root, annotated):
+    with annotated() as served:
+        session = open_case(served, "a")
+        click(served, session, [8, 6, 4])
+        write_image(root / "pool" / "a_0000.nii.gz", 77, SHAPE, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        answer = httpx.post(f"{served.url}/viewer/api/accept", json={"session": session}, trust_env=False, timeout=60)
+        assert answer.status_code == 400
+        assert "a_0000.nii.gz: was written anew since a was opened" in answer.json()["detail"]
+        assert status(served)["labelled"] == []
+        assert ask(served, "accept", session=open_case(served, "a"))["labelled"] == ["a"]
+
+
+def test_an_image_that_vanishes_while_it_is_open_is_named(root, annotated):
+    with annotated() as served:
+        session = open_case(served, "a")
+        (root / "pool" / "a_0000.nii.gz").unlink()
+        address = f"{served.url}/viewer/api/image"
+        answer = httpx.get(address, params={"session": session, "channel": 0}, trust_env=False, timeout=60)
+        assert answer.status_code == 400, answer.text
+        assert "a_0000.nii.gz: is not there; expected the image of a; put it back" in answer.json()["detail"]
+
+
 def test_going_back_takes_out_what_was_accepted(root, annotated):
     with annotated() as served:
         ask(served, "accept", session=open_case(served, "a"))

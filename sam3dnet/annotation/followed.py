@@ -72,18 +72,20 @@ class FollowedFolders:
             self.keep(case)
         if len(events) > number:
             self._history.add(Returned(to=number))
+        there = self._dataset.labelled()
         for case in cases:
-            self._follow(case, state.labels.get(case), case in changed)
+            event = state.labels.get(case)
+            if case not in changed and event is not None and case in there and self.digest(case) == event.digest:
+                continue
+            self._follow(case, event)
         write_json(self._folder / APPLIED, {"event": len(events)})
         self.are_behind = False
 
-    def _follow(self, case: str, event: Accepted | Found | None, has_changed: bool) -> None:
+    def _follow(self, case: str, event: Accepted | Found | None) -> None:
         if event is None:
             self._take_out(case)
             return
-        there = self._image_there(case)
-        is_followed = not has_changed and there is not None and self.digest(case) == event.digest
-        image = there if is_followed else self._image(case, event)
+        image = self._image(case, event)
         if image is None:
             logger.warning("Warning: the image of %s is no more, so its label map stays with its versions", case)
             if not self._dataset.is_out_of_reach(case):

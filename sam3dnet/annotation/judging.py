@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,11 +89,14 @@ class Proposal:
         labels_ZYX: Label map on the grid of the image as its reader gives it.
         model: Folder of the model.
         since: When the case was opened, of `time.monotonic`.
+        image: The files of the image, with what each was known by when it was opened, see `inference.images.seen`;
+            empty where that is not known.
     """
 
     labels_ZYX: npt.NDArray[Any]
     model: str | None
     since: float
+    image: Mapping[Path, str] = field(default_factory=dict)
 
 
 def compare(

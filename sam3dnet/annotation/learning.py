@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from sam3dnet.annotation.job import Job, Result, read_result
 from sam3dnet.annotation.judging import mean_of
 from sam3dnet.annotation.labelled import copy_whole, label_files, named_by_case
 from sam3dnet.inference.confidence import ENDING
-from sam3dnet.inference.images import Case
+from sam3dnet.inference.images import Case, seen
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import Folders, write_json
@@ -168,7 +168,7 @@ class Learning:
         return {name for name, seen in self._seen_of(images).items() if self._tried.get(name) == seen}
 
     def _seen_of(self, images: Mapping[str, Case]) -> dict[str, tuple[str, ...]]:
-        return {name: _seen(self._reader.files_of(case.files)) for name, case in images.items()}
+        return {name: seen(self._reader.files_of(case.files)) for name, case in images.items()}
 
     def _note_tried(self) -> None:
         """Take notice of an order that was looked for to the end; one that was cut off is looked for again."""
@@ -237,8 +237,8 @@ class Learning:
         if job.get("model") != model or job.get("weights") != list(_weights_of(model)):
             return {}
         found = {}
-        for name, seen in self._seen_of(images).items():
-            if job.get("seen", {}).get(name) != list(seen):
+        for name, now in self._seen_of(images).items():
+            if job.get("seen", {}).get(name) != list(now):
                 continue
             content = read_json_if_whole(work / f"{name}{ENDING}")
             if content is not None:
@@ -273,19 +273,7 @@ def _weights_of(model: str) -> tuple[str, ...]:
     """Say by what a model is known again: the sizes and times of its checkpoints, or of the file that it is."""
     source = Path(model)
     files = sorted(source.glob("fold_*/checkpoint_*.pth")) if source.is_dir() else [source]
-    return tuple(f"{file.parent.name}/{file.name} {_seen([file])[0]}" for file in files)
-
-
-def _seen(files: Iterable[Path]) -> tuple[str, ...]:
-    """Say by what files are known again without being read: their sizes and the times when they were written."""
-    found = []
-    for file in files:
-        try:
-            status = file.stat()
-            found.append(f"{status.st_size} {status.st_mtime_ns}")
-        except OSError:
-            found.append("gone")
-    return tuple(found)
+    return tuple(f"{file.parent.name}/{file.name} {seen([file])[0]}" for file in files)
 
 
 def take_snapshot(

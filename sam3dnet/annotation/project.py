@@ -49,7 +49,7 @@ from sam3dnet.annotation.label_file import fitting_labels, read_label_map, requi
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError
-from sam3dnet.inference.images import Case, find_cases
+from sam3dnet.inference.images import Case, changed_since, find_cases, seen_by_file
 from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
@@ -223,9 +223,10 @@ class AnnotationProject:
         from sam3dnet.interactive.session import PromptSession
 
         begun = time.monotonic()
-        session = PromptSession(self.model)
-        automatic_ZYX = session.set_image(self.cases.named(case).files)
-        return self._noted(session, case, Proposal(automatic_ZYX, self.state.model, begun))
+        session, files = PromptSession(self.model), self.cases.named(case).files
+        image = seen_by_file(self.reader.files_of(files))
+        automatic_ZYX = session.set_image(files)
+        return self._noted(session, case, Proposal(automatic_ZYX, self.state.model, begun, image))
 
     def first_session(self, case: str, network: "PictureNetwork | None" = None) -> "SliceSession":
         """Open an image while there is no model: boxes and clicks draw objects slice by slice.
@@ -242,7 +243,8 @@ class AnnotationProject:
         files = self.cases.named(case).files
         self._first = self._first if network is None and self._first is not None else self.first_model(network)
         session = self._first.session()
-        return self._noted(session, case, Proposal(session.set_image(files), None, begun))
+        image = seen_by_file(self.reader.files_of(files))
+        return self._noted(session, case, Proposal(session.set_image(files), None, begun, image))
 
     def _noted(self, session: Opened, case: str, proposal: Proposal) -> Opened:
         """Remember what was proposed for a case, whichever of its sessions or arrays is accepted."""
@@ -315,8 +317,9 @@ class AnnotationProject:
             The event of the history.
 
         Raises:
-            DatasetError: If there is no such image, another one of the dataset has its name, or the label map cannot be
-                read, does not fit it or has labels that dataset.json does not name.
+            DatasetError: If there is no such image, it was written anew since it was opened, another one of the dataset
+                has its name, or the label map cannot be read, does not fit it or has labels that dataset.json does not
+                name.
             OSError, RuntimeError: If it cannot be written. Where that is the label map or the event, it was not
                 accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
@@ -325,6 +328,12 @@ class AnnotationProject:
         opened, of_session = self._sessions.get(labels, (case, None)) if _is_session(labels) else (case, None)
         if opened != case:
             raise DatasetError(f"{case}: this session was opened for {opened}; give the one of {case}")
+        proposal = proposal or of_session or self._opened.get(case)
+        if proposal is not None and (changed := changed_since(proposal.image)):
+            raise DatasetError(
+                f"{changed[0]}: was written anew since {case} was opened, so the label map may be of another image; "
+                "open it again"
+            )
         labels_ZYX, properties = self._label_map(labels, image)
         if prompts is None and _is_session(labels):
             prompts = labels.prompt_counts()
@@ -336,7 +345,6 @@ class AnnotationProject:
         digest = self._versions.write(labels_ZYX, case, version, image.files[0], properties)
         if prompts_file is not None and prompts_file.is_file():
             copy_whole(prompts_file, self._versions.file(case, version).with_name(prompts_file.name))
-        proposal = proposal or of_session or self._opened.get(case)
         compared = compare(proposal, labels_ZYX, self._dataset.json, corrected, seconds)
         images, labelled = [one.name for one in self.cases.all()], [*self._dataset.labelled()]
         held_back = is_judge(case, bool(compared["corrected"]), self.state, images, labelled)

@@ -45,6 +45,8 @@ class Case:
     files: tuple[Path, ...]
 
 
+GONE = "gone"
+
 PreviousLabels = Callable[[Case | None, np.ndarray, Mapping[str, Any]], np.ndarray]
 
 
@@ -121,6 +123,28 @@ def _group(files: Sequence[Path], file_ending: str, num_channels: int) -> tuple[
                 f" there are {_numbers(sorted(found))}"
             )
     return cases, failed
+
+
+def seen(files: Iterable[Path]) -> tuple[str, ...]:
+    """Say by what files are known again without being read: their sizes and the times when they were written."""
+    found = []
+    for file in files:
+        try:
+            status = file.stat()
+            found.append(f"{status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            found.append(GONE)
+    return tuple(found)
+
+
+def seen_by_file(files: Sequence[Path]) -> dict[Path, str]:
+    """Say of each file by what it is known again, see `seen`."""
+    return dict(zip(files, seen(files), strict=True))
+
+
+def changed_since(image: Mapping[Path, str]) -> list[Path]:
+    """List the files that are there, but not as they were seen."""
+    return [file for file, known in image.items() if seen([file])[0] not in (known, GONE)]
 
 
 def _numbers(channels: Iterable[int]) -> str:

@@ -146,7 +146,7 @@ class Annotating:
             Sam3dError: If it does not fit, would replace what was not shown, or cannot be written.
         """
         proposed = await self._hall.worker.run(f"{work.case.name}: proposal", work.automatic_labels)
-        proposal = Proposal(proposed, work.model, work.since)
+        proposal = Proposal(proposed, work.model, work.since, work.image)
 
         def accept() -> dict[str, Any]:
             project = self._project

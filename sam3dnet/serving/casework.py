@@ -8,7 +8,8 @@ image's file.
 import logging
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from sam3dnet.errors import DatasetError, PromptError
-from sam3dnet.inference.images import Case
+from sam3dnet.inference.images import Case, seen_by_file
 from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.preprocessing.checks_geometry import Grid
 from sam3dnet.preprocessing.geometry import as_stored
-from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.names import not_a_file
+from sam3dnet.preprocessing.reading import DatasetReader, unreadable
 from sam3dnet.prompts.types import Box, ClassPrompts, Point, Scribble
 from sam3dnet.serving.case_files import CaseFiles, Labels, Step
 from sam3dnet.serving.segment import Sides, box_around
@@ -67,6 +69,7 @@ class CaseWork:
     Attributes:
         model: As given.
         since: When the work began, of `time.monotonic`.
+        image: The image's files, with what each is known by, see `inference.images.seen`.
         files: What is saved.
         share: How much of the image is segmented.
         has_begun: Whether it is being read and segmented, or was.
@@ -89,6 +92,7 @@ class CaseWork:
         self.case, self.share, self.has_begun, self.is_ready = case, 0.0, False, False
         self.problem: str | None = None
         self.warnings: list[str] = []
+        self.image = seen_by_file(reader.files_of(case.files))
         self.files = CaseFiles(case, reader, classes, output, file_ending)
         self._session, self._reader, self._classes = session, reader, classes
         self._grid: Grid | None = None
@@ -107,7 +111,8 @@ class CaseWork:
             DatasetError: If its header cannot be read.
         """
         if self._grid is None:
-            self._grid = self._reader.format.grid(self.case.files[0], is_label=False)
+            with self._told_by_file(self.case.files[0]) as file:
+                self._grid = self._reader.format.grid(file, is_label=False)
         return self._grid
 
     def voxels(self, channel: int) -> npt.NDArray[Any]:
@@ -118,8 +123,21 @@ class CaseWork:
         """
         if not 0 <= channel < len(self.case.files):
             raise DatasetError(f"{self.case.name} has no channel {channel}, it has {len(self.case.files)}")
-        stored = self._reader.format.voxels(self.case.files[channel])
+        with self._told_by_file(self.case.files[channel]) as file:
+            stored = self._reader.format.voxels(file)
         return np.ascontiguousarray(as_drawn(stored))
+
+    @contextmanager
+    def _told_by_file(self, file: Path) -> Iterator[Path]:
+        """Name the file that cannot be read: each library raises errors of its own."""
+        try:
+            yield file
+        except Exception as problem:
+            if (what := not_a_file(file)) is not None:
+                raise DatasetError(
+                    f"{file}: is {what}; expected the image of {self.case.name}; put it back"
+                ) from problem
+            raise DatasetError(unreadable(self.case.name, file, problem).message) from problem
 
     def open(self, on_progress: Callable[[float], None] | None = None) -> None:
         """Segment the image, and go on from what was saved before.
