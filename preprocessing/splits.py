@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 NUM_FOLDS = 5
 NNUNET_SEED = 12345
 REMEDY = "correct it, or delete the file, and new folds are made, which are all trained again"
-OF_PLANNING = "planning writes it, for two cases or more; plan again"  # the remedy where nothing is trained
+# The remedy where nothing is trained.
+OF_PLANNING = "planning writes it for two cases or more, and one case has no folds; label another one, or plan again"
 FILE = "splits_final.json"
 
 

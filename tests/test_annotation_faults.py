@@ -16,6 +16,7 @@ from sam3dnet.annotation.job import LEFT_OUT, Result, _of_sound_cases
 from sam3dnet.annotation.project import _left_out
 from sam3dnet.cli.annotate import annotate
 from sam3dnet.errors import CheckpointError, DatasetError, Sam3dError
+from sam3dnet.inference.images import find_cases
 from sam3dnet.preprocessing.verify import require_sound, verify_dataset
 
 
@@ -172,6 +173,27 @@ def test_an_image_that_is_replaced_while_it_is_open_is_not_accepted(root):
             with pytest.raises(DatasetError, match=r"test_0_0000.nii.gz: was written anew since test_0 was opened"):
                 project.accept("test_0", labels)
         assert project.accept("test_0", project.first_session("test_0")).version == 1
+
+
+def test_a_version_that_is_gone_lets_its_image_wait_again(root, caplog):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0", 1))
+        project.accept("test_0", drawn(root, "test_0", 2))
+        version = project._versions.file("test_0", 1)
+        version.unlink()
+        project.go_back(1)
+        assert f"{version} is gone, a version of the label map of test_0, so that waits again" in caplog.text
+        assert "test_0" in project.waiting()
+        project.go_back(2)
+        assert "test_0" not in project.waiting()
+    open_project(root).close()
+
+
+def test_a_file_in_place_of_a_folder_of_images_is_told(tmp_path):
+    file = tmp_path / "a_0000.nii.gz"
+    file.touch()
+    with pytest.raises(DatasetError, match=rf"input folder {file} is no folder; give a folder with images"):
+        find_cases(file, ".nii.gz", 1)
 
 
 # Cases that cannot be trained on

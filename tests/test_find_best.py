@@ -326,6 +326,19 @@ def test_fewer_folds_where_they_are_asked_for(folders):
         find(folders, folds=["all"])
 
 
+def test_folds_that_validate_the_same_cases_are_named(folders):
+    make_dataset(folders)
+    file = folders.preprocessed / NAME / "splits_final.json"
+    splits = json.loads(file.read_text())
+    file.write_text(json.dumps([splits[0], splits[0]]))
+    make_crossvalidation(folders, folds=2)
+    with pytest.raises(
+        DatasetError, match=r"folds 0 1 validate some cases several times, as the splits say: case_0; .*-f"
+    ):
+        find(folders)
+    assert "-f 0" in find(folders, folds=[0]).text
+
+
 def test_few_cases_have_as_many_folds(folders):
     make_dataset(folders, cases=3, folds=3)
     make_crossvalidation(folders, folds=3)

@@ -96,6 +96,12 @@ class FollowedFolders:
             self._make_way(case)
             image = self._image(case, event) or image
             self._dataset.require_addable(image, self._reader)
+        version = self._versions.file(case, event.version)
+        if not version.is_file():
+            logger.warning("Warning: %s is gone, a version of the label map of %s, so that waits again", version, case)
+            self._take_out(case)
+            self._history.add(Removed(case=case))
+            return
         self._dataset.put(case, image.files, self._versions.files(case, event.version), self._reader)
 
     def _behind(self) -> list[str]:

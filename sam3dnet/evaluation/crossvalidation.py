@@ -193,10 +193,16 @@ def _other_cases(model: CrossValidation, there: _LabelMaps) -> list[str]:
     """Compare all folds together: stock nnU-Net allows models with splits of their own."""
     expected = {name for split in model.splits.values() for name in split.val}
     found = Counter(name for of_fold in there.values() for name in of_fold)
-    other = sorted((expected ^ set(found)) | {name for name, count in found.items() if count > 1})
+    twice = {name for name, count in found.items() if count > 1}
+    other = sorted((expected ^ set(found)) | twice)
     if not other:
         return []
     folds = [fold for fold, split in model.splits.items() if set(there[fold]) != set(split.val)]
+    if not folds:
+        return [
+            f"folds {_listed(list(there))} validate some cases several times, as the splits say: {shorten(other)}; "
+            "choose folds that share none with -f"
+        ]
     line = model.lines(folds, validate=True)
     return [f"fold {_listed(folds)} validated on other cases than the splits say: {shorten(other)}; type: {line}"]
 

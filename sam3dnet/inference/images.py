@@ -67,9 +67,8 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
         DatasetError: If the folder does not exist or holds no file with this ending.
     """
     if not folder.is_dir():
-        raise DatasetError(
-            f"input folder {folder} does not exist; give a folder with images named CASE_0000{file_ending}"
-        )
+        what = "is no folder" if folder.exists() else "does not exist"
+        raise DatasetError(f"input folder {folder} {what}; give a folder with images named CASE_0000{file_ending}")
     files = entries(folder)
     wanted: list[Path] = []
     others: list[Path] = []
