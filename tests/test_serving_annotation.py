@@ -143,6 +143,28 @@ def test_an_image_that_vanishes_while_it_is_open_is_named(root, annotated):
         assert "a_0000.nii.gz: is not there; expected the image of a; put it back" in answer.json()["detail"]
 
 
+def test_what_others_have_open_is_said_so_that_the_next_image_is_another(root, annotated):
+    with annotated() as served:
+        first, other = open_case(served, "a"), open_case(served, "b")
+        assert status(served)["open"] == ["a", "b"]
+        after = ask(served, "accept", session=other)
+        assert after["waiting"] == list("acd") and "a" in after["open"]
+        ask(served, "close", session=first)
+        assert "a" not in status(served)["open"]
+
+
+def test_a_labelled_case_is_corrected_on_its_own_image_where_another_of_its_name_waits(root, annotated):
+    with annotated() as served:
+        ask(served, "accept", session=open_case(served, "a"))
+        own = (root / "nnUNet_raw" / NAME / "imagesTr" / "a_0000.nii.gz").read_bytes()
+        write_image(root / "pool" / "a_0000.nii.gz", 77, SHAPE, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+        session = open_case(served, "a")
+        click(served, session, [8, 6, 4])
+        assert ask(served, "accept", session=session)["labelled"] == ["a"]
+    assert (root / "nnUNet_raw" / NAME / "imagesTr" / "a_0000.nii.gz").read_bytes() == own
+    assert in_dataset(root, "a")[4, 6, 8] == 1
+
+
 def test_going_back_takes_out_what_was_accepted(root, annotated):
     with annotated() as served:
         ask(served, "accept", session=open_case(served, "a"))

@@ -53,7 +53,7 @@ from sam3dnet.inference.images import Case, changed_since, find_cases, seen_by_f
 from sam3dnet.inference.models import find_model
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
-from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name
+from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, remove_partial_files
 from sam3dnet.preprocessing.locking import sole_process
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from sam3dnet.interactive.slices import PictureNetwork
     from sam3dnet.model import Model
 
-FOLDER = "sam3d_annotation"
+FOLDER, DRAFTS = "sam3d_annotation", "drafts"
 FEW_LABELLED = 20  # so many label maps that what a model finds in images without any teaches it
 
 Order = Literal["unsure", "sure", "name", "random"]
@@ -137,6 +137,7 @@ class AnnotationProject:
         self._folders = FollowedFolders(
             self.folder, self._dataset, self._versions, self.history, self.cases.find, self.reader
         )
+        remove_partial_files(self.folder / DRAFTS)
         self._folders.recover()
         self.conclude()
         self._choose(self._trained(folders) if model is None and self.state.model is None else model)
@@ -323,12 +324,12 @@ class AnnotationProject:
             OSError, RuntimeError: If it cannot be written. Where that is the label map or the event, it was not
                 accepted. Where it is the dataset, it was: the dataset gets it once it can be written, see `catch_up`.
         """
-        image = self.cases.named(case)
-        self._dataset.require_addable(image, self.reader)
         opened, of_session = self._sessions.get(labels, (case, None)) if _is_session(labels) else (case, None)
         if opened != case:
             raise DatasetError(f"{case}: this session was opened for {opened}; give the one of {case}")
         proposal = proposal or of_session or self._opened.get(case)
+        image = self.cases.named(case, () if proposal is None else proposal.image)
+        self._dataset.require_addable(image, self.reader)
         if proposal is not None and (changed := changed_since(proposal.image)):
             raise DatasetError(
                 f"{changed[0]}: was written anew since {case} was opened, so the label map may be of another image; "

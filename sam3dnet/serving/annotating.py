@@ -294,12 +294,13 @@ class Annotating:
         return self._exchange.folder
 
     def _status(self) -> dict[str, Any]:
-        project = self._project
+        project, leases = self._project, self._hall.leases.all()
         state, events = project.state, project.history.events
         ended = _last_training(events)
         return {
             "waiting": project.waiting(self._order),
             "labelled": project.images_labelled(),
+            "open": sorted({work.case.name for one in leases if isinstance(work := one.work, CaseWork)}),
             "skipped": list(state.skipped),
             "held_back": len(state.held_back),
             "since_training": project.accepted_since_training,

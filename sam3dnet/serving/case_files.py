@@ -134,7 +134,7 @@ class CaseFiles:
         """
         if not self.labels.exists():
             return None
-        what_to_do = "move it away, or choose another folder with --output"
+        what_to_do = "move it away, or choose another folder where there is --output"
         if is_damaged(self.labels):
             raise DatasetError(f"{self.labels}: is damaged; {what_to_do}")
         values_CZYX, own = self._reader.read_seg(self.labels)

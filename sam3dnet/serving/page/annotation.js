@@ -103,9 +103,11 @@ export function annotationActions({ store, session, changes }) {
       await changes.idle;
       await exclusively(() => api.goBack(number), () => session.reopen());
     },
-    /** Open what comes next; the image that is shown, if there is no other. */
+    /** Open what comes next, best an image that nobody has open; the image that is shown stays, if there is no other. */
     async openNext() {
-      const next = now.annotation.waiting.find((name) => name !== now.case);
+      const { waiting, open } = now.annotation;
+      const others = waiting.filter((name) => name !== now.case);
+      const next = others.find((name) => !open.includes(name)) ?? others[0];
       if (next) await actions.openCase(next);
       else session.say("info", "No other image waits.");
     },
