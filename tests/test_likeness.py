@@ -344,7 +344,8 @@ def test_a_training_from_the_model_then_fits_nothing(planned, monkeypatch, capsy
     assert plan_and_preprocess.main(line) == 0
     second = train_fold(SECOND, 0, folders, from_model=FIRST, **short)
     log = next(second.glob("training_log_*.txt")).read_text()
-    assert f"starting from {first / 'checkpoint_final.pth'}" in log
+    assert f"starting from {first / 'checkpoint_final.pth'} (--from " in log
+    assert "entries were taken for the classes and channels alone that go on" in log
     assert "0 fitted, 0 start anew" in log and "new: more" in log and "new: MR" in log
     capsys.readouterr()
     assert plan_and_preprocess.main([*line, "--encoder", "small"]) == 2

@@ -48,6 +48,7 @@ class Taken:
         same: Names of the entries that were taken as they are, for what both models have.
         fitted: Of those that were fitted to another grid or thickness.
         new: Of those that stay as they were.
+        in_part: Of those that were taken for the classes or channels alone that both models have.
         classes, channels: Names that both models have.
         new_classes, new_channels: Those that start anew.
     """
@@ -55,6 +56,7 @@ class Taken:
     same: list[str] = field(default_factory=list)
     fitted: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
+    in_part: list[str] = field(default_factory=list)
     classes: tuple[str, ...] = ()
     new_classes: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
@@ -68,6 +70,8 @@ class Taken:
             ("channels", self.channels, self.new_channels),
         ):
             lines.append(f"{what} that go on: {', '.join(kept) or 'none'}; new: {', '.join(new) or 'none'}")
+        if self.in_part:
+            lines.append(f"{len(self.in_part)} entries were taken for the classes and channels alone that go on")
         if self.new:
             lines.append(f"start anew: {', '.join(_parts(self.new))}")
         return lines
@@ -139,6 +143,8 @@ def take_over(
             taken.new.append(name)
             continue
         (taken.same if entry.shape == given.shape else taken.fitted).append(name)
+        if axis is not None and not {*own.names(axis[0])} <= {*theirs.names(axis[0])}:
+            taken.in_part.append(name)
         value.copy_(_aligned(value, entry, own, theirs, axis))
     return taken
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,7 +191,8 @@ def _starting_point(
     validating = set() if split is None else set(split.val) - split.in_both
     with model_to_start_from(asked, settings, folders) as folder:
         own = asked.model_folder / f"fold_{asked.fold}"
-        return read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating, own)
+        point = read_starting_point(folder, asked.fold, asked.plans["dataset_name"], validating, own)
+        return replace(point, source=str(settings.from_model))
 
 
 def _check_weights(plans: dict[str, Any], configuration: str, sam_checkpoint: str | Path | None) -> None:

@@ -47,6 +47,7 @@ class StartingPoint:
         weights: Of the network.
         meaning: Of its input and output.
         network: What its network is, by `kind_of_network`.
+        source: What the user has named; the file may be of a folder that is gone afterwards.
         seen: Names of the cases that they were trained on, where these are of the dataset that is trained on.
     """
 
@@ -55,6 +56,7 @@ class StartingPoint:
     meaning: Meaning
     network: str
     seen: frozenset[str] = frozenset()
+    source: str = ""
 
     @property
     def fold(self) -> int | Literal["all"]:

@@ -199,7 +199,7 @@ class nnUNetTrainerSAM3D(nnUNetTrainer):
             return self.build_network_architecture(self.plans_manager, self.configuration_manager, channels, outputs)
 
         taken = point.give_to(self._bare_network(), own, build)
-        for line in (f"starting from {point.file}", *taken.in_words()):
+        for line in (f"starting from {point.file} (--from {point.source})", *taken.in_words()):
             self.print_to_log_file(line)
 
     def _do_i_compile(self) -> bool:
