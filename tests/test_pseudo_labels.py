@@ -231,6 +231,19 @@ def test_what_cannot_label_the_images_is_told(trained, monkeypatch, tmp_path):
         train_fold(NAME, 0, folders, unlabelled=str(tmp_path / "nowhere"), **start)
     with pytest.raises(DatasetError, match="no image is left to learn from beside those of Dataset985_Unlabelled"):
         train_fold(NAME, 0, folders, unlabelled=str(folders.raw / NAME / "imagesTr"), **start)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for name, copy in (("case_0", "x"), ("case_1", "y")):
+        shutil.copy(folders.raw / NAME / "imagesTr" / f"{name}_0000.nii.gz", copies / f"{copy}_0000.nii.gz")
+    earlier = folders.preprocessed / NAME / "pseudo_labels" / "SAM3DPlans_3d_fullres" / "fold_0"
+    earlier = earlier / "SAM3DPlans_3d_fullres" / "earlier.pkl"  # what a training goes on with
+    earlier.parent.mkdir(parents=True, exist_ok=True)
+    earlier.touch()
+    monkeypatch.setattr(pseudo_labels, "predict_folder", found_by_chance)
+    with pytest.raises(DatasetError, match=r"no image of .*copies is left to learn from"):
+        train_fold(NAME, 0, folders, unlabelled=str(copies), **start)
+    assert earlier.exists()
+    earlier.unlink()
     other = tmp_path / "other"
     shutil.copytree(first.parent, other)
     described = json.loads((other / "dataset.json").read_text())

@@ -25,7 +25,13 @@ from sam3dnet.preprocessing.patients import others_of_patients
 from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
-from sam3dnet.preprocessing.records import digest_of_record, images_of_cases, made_otherwise, maker_of_cases
+from sam3dnet.preprocessing.records import (
+    digest_of_record,
+    images_of_cases,
+    made_otherwise,
+    make_record,
+    maker_of_cases,
+)
 from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.training.distributed import is_first_process, place_among_processes
 
@@ -171,14 +177,18 @@ class PseudoLabels:
         Returns:
             Of each case that is there now by what it is known again.
         """
-        failed = preprocess_cases(cases, self.plans, self.configuration, self.dataset_json, self.folder, num_processes)
-        stored, of_dataset = (one / self._data_identifier for one in (self.folder, self.dataset_folder))
-        own = {images: name for name, images in images_of_cases(of_dataset).items()}
-        same = {name: own[images] for name, images in images_of_cases(stored).items() if images in own}
-        _tell_left_out(failed | {name: f"its image is that of {other}" for name, other in same.items()})
-        digests = {case.name: digest_of_record(stored, case.name) for case in cases}
-        left_out = {*failed, *same}
-        return {name: one for name, one in digests.items() if one is not None and name not in left_out}
+        reader = reader_named(str(self.plans["image_reader_writer"]), self.dataset_json)
+        own = {images: name for name, images in images_of_cases(self.dataset_folder / self._data_identifier).items()}
+        images = {case.name: tuple(make_record(case, "", reader)["images"]) for case in cases}
+        same = {name: f"its image is that of {own[one]}" for name, one in images.items() if one in own}
+        wanted = [case for case in cases if case.name not in same]
+        if same and not wanted:  # what an earlier training learned from stays as it is
+            _tell_left_out(same)
+            return {}
+        failed = preprocess_cases(wanted, self.plans, self.configuration, self.dataset_json, self.folder, num_processes)
+        _tell_left_out(failed | same)
+        digests = {case.name: digest_of_record(self.folder / self._data_identifier, case.name) for case in wanted}
+        return {name: one for name, one in digests.items() if one is not None and name not in failed}
 
     def require(self, digests: Mapping[str, str]) -> None:
         """See that the cases are there as a training began with them, and are made by its plan.

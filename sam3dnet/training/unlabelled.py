@@ -67,7 +67,7 @@ def pseudo_labelled_by(
         gc.collect()  # what labelled them is in a circle
         release_cached(asked.device)
         if settings.unlabelled and not stored:
-            raise DatasetError(f"--unlabelled: no image of {settings.unlabelled} could be preprocessed; see above")
+            raise DatasetError(f"--unlabelled: no image of {settings.unlabelled} is left to learn from; see above")
         yield stored
 
 
