@@ -184,7 +184,7 @@ def _add_shared_options(parser: argparse.ArgumentParser) -> None:
     amount.add_argument("--quiet", action="store_true", help="Show no progress, only results, warnings and errors")
     amount.add_argument("--verbose", action="store_true", help="Show details too, such as why a case failed")
     group.add_argument(
-        "--log-file", type=Path, metavar="PATH", help="Add all messages, details too, to this file, with the time"
+        "--log-file", type=path_of, metavar="PATH", help="Add all messages, details too, to this file, with the time"
     )
 
 
@@ -227,10 +227,10 @@ def _value_settings(value_type: Any) -> dict[str, Any]:
         return {"choices": get_args(value_type)}
     if get_origin(value_type) is list:
         return {"nargs": "+", **_value_settings(_plain_type(get_args(value_type)[0]))}
-    return {"type": _path if value_type is Path else value_type, "metavar": _METAVARS[value_type]}
+    return {"type": path_of if value_type is Path else value_type, "metavar": _METAVARS[value_type]}
 
 
-def _path(text: str) -> Path:
+def path_of(text: str) -> Path:
     """Take a path; an empty one, as of a variable that is not set, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("expected a path or a name, came nothing; is a variable not set?")

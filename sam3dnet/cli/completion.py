@@ -4,9 +4,8 @@ from argparse import Action, ArgumentParser
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 
-from sam3dnet.cli.command import make_parser, make_parser_of_all
+from sam3dnet.cli.command import make_parser, make_parser_of_all, path_of
 from sam3dnet.errors import Sam3dError
 
 
@@ -26,7 +25,7 @@ def completion_script(shell: str) -> str:
     scripts = []
     for parser in commands().values():
         for action in _actions(parser):
-            if action.type is Path:
+            if action.type is path_of:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
         scripts.append(shtab.complete(parser, shell=shell))
     return "\n".join(scripts)
