@@ -92,16 +92,16 @@ class FollowedFolders:
                 self._take_out(case)
             self._history.add(Removed(case=case))
             return
-        if self._dataset.another_image(image, self._reader) is not None:
-            self._make_way(case)
-            image = self._image(case, event) or image
-            self._dataset.require_addable(image, self._reader)
         version = self._versions.file(case, event.version)
         if not version.is_file():
             logger.warning("Warning: %s is gone, a version of the label map of %s, so that waits again", version, case)
             self._take_out(case)
             self._history.add(Removed(case=case))
             return
+        if self._dataset.another_image(image, self._reader) is not None:
+            self._make_way(case)
+            image = self._image(case, event) or image
+            self._dataset.require_addable(image, self._reader)
         self._dataset.put(case, image.files, self._versions.files(case, event.version), self._reader)
 
     def _behind(self) -> list[str]:

@@ -31,6 +31,7 @@ from sam3dnet.preprocessing.records import (
     made_otherwise,
     make_record,
     maker_of_cases,
+    read_record,
 )
 from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.training.distributed import is_first_process, place_among_processes
@@ -179,7 +180,9 @@ class PseudoLabels:
         """
         reader = reader_named(str(self.plans["image_reader_writer"]), self.dataset_json)
         own = {images: name for name, images in images_of_cases(self.dataset_folder / self._data_identifier).items()}
-        images = {case.name: tuple(make_record(case, "", reader)["images"]) for case in cases}
+        stored = self.folder / self._data_identifier
+        records = {case.name: make_record(case, "", reader, read_record(stored, case.name)) for case in cases}
+        images = {name: tuple(record["images"]) for name, record in records.items()}
         same = {name: f"its image is that of {own[one]}" for name, one in images.items() if one in own}
         wanted = [case for case in cases if case.name not in same]
         if same and not wanted:  # what an earlier training learned from stays as it is
@@ -187,7 +190,7 @@ class PseudoLabels:
             return {}
         failed = preprocess_cases(wanted, self.plans, self.configuration, self.dataset_json, self.folder, num_processes)
         _tell_left_out(failed | same)
-        digests = {case.name: digest_of_record(self.folder / self._data_identifier, case.name) for case in wanted}
+        digests = {case.name: digest_of_record(stored, case.name) for case in wanted}
         return {name: one for name, one in digests.items() if one is not None and name not in failed}
 
     def require(self, digests: Mapping[str, str]) -> None:
