@@ -285,8 +285,20 @@ def test_a_full_disk_costs_the_cases_that_find_no_place(predict, monkeypatch, tm
     monkeypatch.setattr(predictor, "write_noted_label_map", write_on_a_full_disk)
     report = predict()
     assert report.written == ["a", "c"]
-    assert report.failed["b"].endswith("could not be written whole; is the disk full?")
+    assert "b.nii.gz: could not be written whole" in report.failed["b"]
     assert "b.nii.gz" not in names_in(tmp_path / "out")
+
+
+def test_an_image_that_vanishes_before_its_label_map_is_written_is_named(model, images, tmp_path):
+    from sam3dnet.inference.models import load_model
+    from sam3dnet.inference.writing import write_label_map
+
+    reader, image = load_model(model).reader, images / "b_0000.nii.gz"
+    voxels_CZYX, properties = reader.read_images([str(image)])
+    image.unlink()
+    with pytest.raises(OSError, match=r"could not be written whole: No such file or .*b_0000.nii.gz") as problem:
+        write_label_map(voxels_CZYX[0].astype("u1"), tmp_path / "b.nii.gz", image, properties, reader)
+    assert "disk" not in str(problem.value) and not (tmp_path / "b.nii.gz").exists()
 
 
 KILLED_AT_WORK = """

@@ -142,7 +142,7 @@ def test_malformed_file_is_refused(tmp_path: Path, text: str | bytes, message: s
         ({"space": "ras"}, "space must be 'LPS', 'RAS' or 'voxel', not 'ras'"),
         ({"space": ["LPS"]}, "space must be .*, not .'LPS'."),
         ({"cases": [1]}, r"cases must be an object, not \[1\]"),
-        ({"units": "mm"}, "an object with no other keys than 'format', 'space', 'cases', not {.*'units'"),
+        ({"units": "mm"}, "an object with no other keys than 'format', 'space', 'cases', 'images', not {.*'units'"),
         ({"cases": {"kidney_1": 5}}, "cases.kidney_1 must be an object, not 5"),
         (
             {"cases": {"kidney_2": {}}},

@@ -133,6 +133,27 @@ def test_an_image_that_is_replaced_while_it_is_open_is_not_accepted(root, annota
         assert ask(served, "accept", session=open_case(served, "a"))["labelled"] == ["a"]
 
 
+@pytest.mark.parametrize("shape", [SHAPE, (9, 24, 17)], ids=["of its shape", "of another shape"])
+def test_what_was_drawn_on_an_image_that_was_replaced_is_set_aside(root, annotated, shape):
+    with annotated() as served:
+        for name in "ab":
+            click(served, open_case(served, name), [8, 6, 4])
+    drawn = {name: labels_of(drafts(root) / f"{name}.nii.gz") for name in "ab"}
+    write_image(root / "pool" / "a_0000.nii.gz", 77, shape, direction=(1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
+    os.utime(root / "pool" / "b_0000.nii.gz")  # copied, or touched
+    with annotated(model=root / FIRST) as served:
+        session = open_case(served, "a")
+        (warning,) = progress(served, session)["warnings"]
+        assert warning.startswith("a: the image was replaced since it was worked on")
+        assert ask(served, "accept", session=session)["clicks"] == [0]
+        assert progress(served, open_case(served, "b"))["warnings"] == []
+        assert ask(served, "accept", session=open_case(served, "b"))["clicks"] == [0, 1]
+    assert in_dataset(root, "a").shape == shape
+    np.testing.assert_array_equal(in_dataset(root, "b"), drawn["b"])
+    (aside,) = (drafts(root) / "set_aside").rglob("a.nii.gz")
+    np.testing.assert_array_equal(labels_of(aside), drawn["a"])
+
+
 def test_an_image_that_vanishes_while_it_is_open_is_named(root, annotated):
     with annotated() as served:
         session = open_case(served, "a")

@@ -393,6 +393,22 @@ def test_a_label_map_that_does_not_fit_is_left_alone(model, folder, output):
     assert (output / "a.nii.gz").read_bytes() == before
 
 
+def test_a_label_map_that_was_drawn_on_another_image_is_left_alone(model, folder, output):
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served).open("a")
+        page.change("click", **{"class": "lesion", "at": [3, 4, 2], "positive": True})
+        page.http.close()
+    drawn = (output / "a.nii.gz").read_bytes()
+    image = sitk.ReadImage(str(folder / "a_0000.nii.gz"))
+    sitk.WriteImage(image + 1, str(folder / "a_0000.nii.gz"))
+    with serving(model, images=folder, output=output) as served:
+        page = Page(served)
+        with pytest.raises(ValueError, match=r"was drawn on another image than what .*a_0000.nii.gz is now; move it"):
+            page.open("a")
+        page.http.close()
+    assert (output / "a.nii.gz").read_bytes() == drawn
+
+
 def test_a_second_window_takes_the_case_over(model, folder, output):
     with serving(model, images=folder, output=output) as served:
         first, second = Page(served).open("a"), Page(served).open("a")

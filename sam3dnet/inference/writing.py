@@ -70,7 +70,7 @@ def _write(
     try:
         reader.format.write(label_map_ZYX.astype(smallest), path, image, spacing_mm)
     except OSError as error:
-        raise _not_whole(path) from error
+        raise _not_whole(path, error) from error
     if is_damaged(path):  # on a full disk ITK's writers may end in silence and leave half a file
         raise _not_whole(path)
 
@@ -95,8 +95,13 @@ def _is_abandoned(unfinished: Path) -> bool:
         return True
 
 
-def _not_whole(path: Path) -> OSError:
-    return OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
+def _not_whole(path: Path, problem: OSError | None = None) -> OSError:
+    """Say why, where the writer has; it may have been unable to read the image's place."""
+    if problem is None:
+        return OSError(errno.ENOSPC, "could not be written whole; is the disk full?", str(path))
+    of = f" ({problem.filename})" if problem.filename and Path(problem.filename).parent != path.parent else ""
+    reason = problem.strerror or str(problem)
+    return OSError(problem.errno or errno.EIO, f"could not be written whole: {reason}{of}", str(path))
 
 
 def is_whole(output: Path) -> bool:

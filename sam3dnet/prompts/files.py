@@ -5,7 +5,8 @@
                               "scribbles": [{"at": [[x, y, z], ...], "positive": true}],
                               "boxes": [{"min": [x, y, z], "max": [x, y, z]}],
                               "mask": "file.nii.gz",
-                              "instance": false}}}}
+                              "instance": false}}},
+     "images": {CASE: SHA-256 of the image's files}}
 
 `read_prompts` reads; `sam3dnet.prompts.placing.place_case` brings what was read to a preprocessed image.
 """
@@ -71,11 +72,12 @@ class ClassEntry(ClosedPart):
 
 
 class PromptFile(ClosedPart):
-    """A file of prompts, by case and class."""
+    """A file of prompts, by case and class; `images` says by what digests the images are known again."""
 
     format: StrictStr
     space: Space
     cases: dict[str, dict[str, ClassEntry]]
+    images: dict[str, StrictStr] = Field(default_factory=dict)
 
     @field_validator("format")
     @classmethod

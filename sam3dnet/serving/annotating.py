@@ -127,16 +127,11 @@ class Annotating:
             GoneError: If another window has it meanwhile.
         """
 
-        def prepare() -> str | None:
+        def prepare() -> list[str]:
             work.files.require_open()
-            return self._drafts.prepare(work.case.name)
+            return self._drafts.prepare(work.case.name, work.files)
 
-        why = await self._ask(prepare)
-        if why is not None:
-            work.warnings.append(
-                f"{work.case.name} has a label map that cannot be shown, so what the model proposes is, or what was "
-                f"drawn on that, and Accept does not replace it: {why}"
-            )
+        work.warnings += await self._ask(prepare)
 
     async def accept(self, work: CaseWork) -> dict[str, Any]:
         """Take what is saved of a case into the dataset, and train if it is time to; say how things stand then.

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sam3dnet.annotation.labelled import digest_of
 from sam3dnet.errors import DatasetError, PromptError
 from sam3dnet.inference.images import Case, is_damaged
-from sam3dnet.inference.writing import write_label_map
+from sam3dnet.inference.writing import has_shape_of, write_label_map
 from sam3dnet.interactive.classes import PromptClass
 from sam3dnet.preprocessing.geometry import DRIFT_VOXELS, Voxel, same_place
+from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.prompts.files import FORMAT, read_prompts
 from sam3dnet.prompts.stated import StatedPrompts
@@ -80,6 +82,16 @@ class CaseFiles:
         self.prompts = output / f"{case.name}{PROMPTS_ENDING}"
         self._writing = threading.Lock()
         self._is_closed = False
+        self._image: str | None = None
+
+    def note_image(self) -> None:
+        """Note by what the image is known again, before it is read.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
+        if self._image is None:
+            self._image = digest_of(self._case.files)
 
     @property
     def is_closed(self) -> bool:
@@ -135,6 +147,10 @@ class CaseFiles:
         if not self.labels.exists():
             return None
         what_to_do = "move it away, or choose another folder where there is --output"
+        if self.is_of_another_image():
+            raise DatasetError(
+                f"{self.labels}: was drawn on another image than what {self._case.files[0]} is now; {what_to_do}"
+            )
         if is_damaged(self.labels):
             raise DatasetError(f"{self.labels}: is damaged; {what_to_do}")
         values_CZYX, own = self._reader.read_seg(self.labels)
@@ -157,6 +173,17 @@ class CaseFiles:
         shown = ", ".join(map(str, sorted(known)))
         raise DatasetError(f"{self.labels}: has other labels than the model's, {shown}; {what_to_do}")
 
+    def is_of_another_image(self) -> bool:
+        """Tell whether what was saved before is known to be of another image than the one that was noted."""
+        images = (read_json_if_whole(self.prompts) or {}).get("images")
+        known = images.get(self._case.name) if isinstance(images, dict) else None
+        return self.labels.exists() and known is not None and known != self._image
+
+    def has_another_shape(self) -> bool:
+        """Tell whether a label map was saved before that has not as many voxels along each axis as the image."""
+        image, _ = self._reader.read_grid(self._case.name, self._case.files[0])
+        return image is not None and self.labels.exists() and not has_shape_of(self.labels, self._case, self._reader)
+
     def read_steps(self) -> list[Step]:
         """Read the prompts that were saved before; none where there are none.
 
@@ -175,6 +202,7 @@ class CaseFiles:
 
     def _stated(self, told: Sequence[Step]) -> dict[str, Any]:
         """Say it as files do: there scribbles come after all clicks, so that they leave out what was clicked later."""
+        name = self._case.name
         by_class: dict[str, dict[str, list[dict[str, Any]]]] = {}
         for number, step in enumerate(told):
             kinds, said = by_class.setdefault(step.class_name, {}), step.said
@@ -184,7 +212,9 @@ class CaseFiles:
                 kinds.setdefault("points", []).append({"at": said["at"], "positive": said["positive"]})
             elif places := _not_clicked(step, told[number + 1 :]):
                 kinds.setdefault("scribbles", []).append({"at": places, "positive": said["positive"]})
-        return {"format": FORMAT, "space": "voxel", "cases": {self._case.name: by_class} if by_class else {}}
+        cases = {name: by_class} if by_class else {}
+        images = {} if self._image is None else {"images": {name: self._image}}
+        return {"format": FORMAT, "space": "voxel", "cases": cases, **images}
 
 
 def _not_clicked(scribble: Step, later: Sequence[Step]) -> list[list[int]]:

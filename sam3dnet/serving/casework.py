@@ -9,7 +9,7 @@ import logging
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,6 +156,8 @@ class CaseWork:
                 on_progress(share)
 
         progress(0.0)
+        with suppress(OSError):  # it is told below
+            self.files.note_image()
         self._session.set_image([*self.case.files], on_progress=progress)
         self.warnings += self._session.remarks
         self._go_on()

@@ -12,7 +12,7 @@ from sam3dnet.annotation.history import Accepted, Event, Found, Removed, Returne
 from sam3dnet.annotation.labelled import digest_of, label_files
 from sam3dnet.annotation.project import AnnotationProject
 from sam3dnet.errors import DatasetError
-from sam3dnet.serving.case_files import PROMPTS_ENDING
+from sam3dnet.serving.case_files import PROMPTS_ENDING, CaseFiles
 
 ASIDE = "set_aside"  # in the folder of drafts
 CANNOT = (DatasetError, OSError, RuntimeError)  # show a label map; ITK raises its own
@@ -36,19 +36,45 @@ class Drafts:
         self.folder = project.folder / "drafts"
         self._shown: dict[str, str | None] = {}  # digests of the label maps that were; None where none was
 
-    def prepare(self, case: str) -> str | None:
+    def prepare(self, case: str, files: CaseFiles) -> list[str]:
         """Have a labelled case open with its label map, unless something was drawn on that.
 
-        What was drawn on another one, or while it could not be shown, is set aside.
+        What was drawn on another one, on another image of the name, or while it could not be shown, is set aside.
+
+        Args:
+            case: Its name.
+            files: Of the work on it.
 
         Returns:
-            Why it cannot; None if all is well, or the case has no label map.
+            What its user should know.
         """
+        told = self._without_another_image(case, files)
         try:
             self._project.take_notice(case)
         except CANNOT as problem:  # the history knows it later
             logger.warning("Warning: the label map of %s is not looked for in the dataset: %s", case, problem)
-        return self._try(case, self._prepare)
+        why = self._try(case, self._prepare)
+        if why is not None:
+            told.append(
+                f"{case} has a label map that cannot be shown, so what the model proposes is, or what was drawn on "
+                f"that, and Accept does not replace it: {why}"
+            )
+        return told
+
+    def _without_another_image(self, case: str, files: CaseFiles) -> list[str]:
+        """Set aside what was drawn on an image that another one has replaced since; say so."""
+        try:
+            files.note_image()
+        except OSError:  # opening it tells
+            return []
+        if not (files.is_of_another_image() or files.has_another_shape()):
+            return []
+        self.set_aside(case)
+        if self._has_draft(case):  # opening it tells
+            return []
+        said = f"{case}: the image was replaced since it was worked on; what was drawn is in {self.folder / ASIDE}"
+        logger.warning("Warning: %s", said)
+        return [said]
 
     def show(self, case: str) -> str | None:
         """Have a case open with the label map that it has now; all that led to it is with its versions.
