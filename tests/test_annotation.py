@@ -380,10 +380,10 @@ def test_the_least_sure_comes_first(root, model):
         expected = {"test_0": 0.9, "test_2": 0.5, "test_3": None}
         seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
         job = {"model": str(model), "weights": _weights_of(str(model)), "seen": seen}
-        (folder / "job.json").write_text(json.dumps(job))
+        (folder.parent / "ranking.json").write_text(json.dumps(job))
         for name, dice in expected.items():
             (folder / f"{name}{ENDING}").write_text(json.dumps({"classes": {"organ": {"dice": dice}}}))
         assert project.waiting() == ["test_3", "test_1", "test_2", "test_0"]  # nothing is known of test_1
         assert project.waiting("sure") == ["test_0", "test_1", "test_2", "test_3"]
-        (folder / "job.json").write_text(json.dumps({"model": "another"}))
+        (folder.parent / "ranking.json").write_text(json.dumps({"model": "another"}))
         assert project.waiting() == ["test_0", "test_1", "test_2", "test_3"]

@@ -338,7 +338,7 @@ def say_what_was_found(project, model, expected):
     work = project.learning.folder / learning.AUTOMATIC
     work.mkdir(parents=True)
     seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
-    write_json(work / learning.JOB, {"model": model, "weights": learning._weights_of(model), "seen": seen})
+    write_json(work.parent / learning.RANKING, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
         write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
         image = sitk.ReadImage(str(project.cases.named(name).files[0]))

@@ -166,12 +166,13 @@ def test_images_that_cannot_be_put_in_order_are_asked_about_once(root, model, as
         project.go_back(1)
         folder = project.learning.folder / "automatic"
         folder.mkdir(parents=True)
-        (folder / "job.json").write_text(json.dumps({"model": "another"}))
+        (folder.parent / "ranking.json").write_text(json.dumps({"model": "another"}))
         (folder / f"test_1{ENDING}").write_text(json.dumps({"classes": {"organ": {"dice": 0.5}}}))
         assert project.unranked()
         project.rank(wait=False)
         assert asked == [[f"test_{n}_0000.nii.gz" for n in range(4)]]
         assert not project.unranked() and "damaged" in caplog.text
         assert not (folder / f"test_1{ENDING}").exists()
+        assert not [*folder.glob("*.json")]  # there the spacing of TIFF files is to lie, in CASE.json
         shutil.copy(root / "pool" / "test_1_0000.nii.gz", root / "pool" / "new_0000.nii.gz")
         assert project.unranked()

@@ -5,7 +5,7 @@ be annotated next in `images`, all others beside the label maps. Images are read
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sam3dnet.annotation.history import Accepted, Found, History, Removed, Returned, state_after, states_until
@@ -247,15 +247,21 @@ class FollowedFolders:
 
     def _image(self, case: str, event: Accepted | Found) -> Case | None:
         """Find the image that a label map lies on; the likeliest of this name where its event names none."""
-        kept, there = self._dataset.image_in(self._kept, case), self._image_there(case)
-        near = [there, kept] if self._dataset.label(case).is_file() else [kept, there]  # it waits, and may be another
-        since = event.version if event.image is None else 0
-        found = [*self._replaced_images(case, since=since), *near, self._image_of(case)]
-        images = [one for one in found if one is not None]
+        images = self._images_of(case, since=event.version if event.image is None else 0)
         if event.image is not None:
             return next((one for one in images if digest_of(one.files) == event.image), None)
         others = self._replaced_images(case, until=event.version)
         return next((one for one in images if not any(are_same(one.files, other.files) for other in others)), None)
+
+    def _images_of(self, case: str, since: int) -> Iterator[Case]:
+        """Give the images of a case, the likeliest first; all folders are looked through only if they are asked for."""
+        yield from self._replaced_images(case, since=since)
+        kept, there = self._dataset.image_in(self._kept, case), self._image_there(case)
+        near = (there, kept) if self._dataset.label(case).is_file() else (kept, there)  # it waits, and may be another
+        yield from (one for one in near if one is not None)
+        elsewhere = self._image_of(case)
+        if elsewhere is not None:
+            yield elsewhere
 
     def _replaced_images(self, case: str, since: int = 0, until: int | None = None) -> list[Case]:
         """List the images that made way, of which the newest version is in a range, its end not in it."""

@@ -24,6 +24,7 @@ from sam3dnet.preprocessing.reading import DatasetReader
 MODULE = "sam3dnet.annotation.job"
 NAME = "sam3d_annotation"  # of folders beside those of datasets
 JOB, LOG, PROCESS = "job.json", "log.txt", "process.json"
+RANKING = "ranking.json"  # the job; not beside the label maps, where a TIFF file's spacing stands in CASE.json
 AUTOMATIC, IMAGES = "automatic", "images"
 PSEUDO_LABELLED = "pseudo_labelled"
 MOST_PSEUDO_LABELLED = 60  # each is preprocessed anew where the model is another one
@@ -118,7 +119,8 @@ class Learning:
         Args:
             begun: Says which; an earlier result of this training must not be there.
         """
-        self._start(self.folder_of(begun.training))
+        work = self.folder_of(begun.training)
+        self._start(work, work / JOB)
 
     def begin_ranking(self, model: str, images: Mapping[str, Case]) -> None:
         """Begin to find out of which images a model is the least sure.
@@ -156,8 +158,8 @@ class Learning:
             weights=by[1],
             seen=seen,
         )
-        write_json(work / JOB, job.model_dump())
-        self._start(work)
+        write_json(self.folder / RANKING, job.model_dump())
+        self._start(work, self.folder / RANKING)
         self._ranking = seen
 
     def tried(self, model: str, images: Mapping[str, Case]) -> Collection[str]:
@@ -181,9 +183,9 @@ class Learning:
             logger.warning("Warning: the images could not be put in order; the log, %s, ends:\n%s", log, lines)
         self._tried |= seen
 
-    def _start(self, work: Path) -> None:
+    def _start(self, work: Path, job: Path) -> None:
         self.end()
-        self._process = BackgroundProcess(MODULE, [str(work / JOB)], work / LOG, self.folder / PROCESS)
+        self._process = BackgroundProcess(MODULE, [str(job)], work / LOG, self.folder / PROCESS)
 
     @property
     def trains(self) -> bool:
@@ -233,7 +235,7 @@ class Learning:
             images: By name; of those that are others now nothing is known.
         """
         work = self.folder / AUTOMATIC
-        job = read_json_if_whole(work / JOB) or {}
+        job = read_json_if_whole(self.folder / RANKING) or {}
         if job.get("model") != model or job.get("weights") != list(_weights_of(model)):
             return {}
         found = {}
