@@ -121,6 +121,19 @@ def test_accepting_takes_what_is_seen_into_the_dataset(root, annotated):
     assert sorted(path.name for path in kept.iterdir()) == ["b.nii.gz", "b_prompts.json"]
 
 
+def test_accepting_what_was_accepted_makes_no_further_version(root, annotated):
+    with annotated() as served:
+        session = open_case(served, "b")
+        click(served, session, [8, 6, 4])
+        for _ in range(3):
+            assert ask(served, "accept", session=session)["clicks"] == [1]
+        assert not (drafts(root) / "b_prompts.json").exists()
+        click(served, session, [9, 7, 5], "lesion")
+        assert len(ask(served, "accept", session=session)["clicks"]) == 2
+    kept = root / "nnUNet_raw" / NAME / "sam3d_annotation" / "labels" / "b"
+    assert sorted(path.name for path in kept.iterdir()) == ["0001", "0002"]
+
+
 def test_an_image_that_is_replaced_while_it_is_open_is_not_accepted(root, annotated):
     with annotated() as served:
         session = open_case(served, "a")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy.typing as npt
 
@@ -26,6 +27,7 @@ from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.images import Case
 from sam3dnet.model import Model
 from sam3dnet.serving import segment
+from sam3dnet.serving.case_files import Step
 from sam3dnet.serving.casework import CaseWork
 from sam3dnet.serving.drafts import Drafts
 from sam3dnet.serving.exchange import ModelExchange
@@ -98,6 +100,7 @@ class Annotating:
         self._images_taught = False  # a training by the images that wait alone was begun, or could not be
         self._turn = asyncio.Lock()  # the project does one thing at a time
         self.opening = asyncio.Lock()
+        self._accepted: WeakKeyDictionary[CaseWork, tuple[tuple[Step, ...], int]] = WeakKeyDictionary()
         self._drafts = Drafts(project, hall.model.loaded.dataset_json["file_ending"])
         folder, begun_with = project.state.model, hall.model
         stand_in = project.first_model if folder is not None else lambda: begun_with
@@ -147,7 +150,10 @@ class Annotating:
             project = self._project
             work.files.require_open()
             self._drafts.require_shown(work.case.name)
-            number = len(project.history.events)
+            if self._is_accepted(work):  # a second request, as of a double click
+                self._drafts.show(work.case.name)
+                return self._status()
+            done, number = work.done, len(project.history.events)
             try:
                 project.accept(
                     work.case.name,
@@ -159,10 +165,16 @@ class Annotating:
             finally:
                 if any(isinstance(event, Accepted) for event in project.history.events[number:]):
                     self._drafts.show(work.case.name)  # also where the dataset follows later
+                    self._accepted[work] = done, project.state.labels[work.case.name].version
             self._train_if_it_is_time()
             return self._status()
 
         return await self._change(accept)
+
+    def _is_accepted(self, work: CaseWork) -> bool:
+        """Tell whether a case has the label map that was accepted of this work, to which nothing was done since."""
+        label = self._project.state.labels.get(work.case.name)
+        return label is not None and self._accepted.get(work) == (work.done, label.version)
 
     async def skip(self, work: CaseWork) -> dict[str, Any]:
         """Put a case off.

@@ -302,6 +302,11 @@ class CaseWork:
         return self._session.automatic_labels()
 
     @property
+    def done(self) -> tuple[Step, ...]:
+        """What was done and not taken back, each thing by itself."""
+        return tuple(self._done)
+
+    @property
     def said_counts(self) -> dict[str, dict[str, int]]:
         """Count prompts and strokes of the brush so far, by class and kind."""
         names = {one.label: name for name, one in self._classes.items()} | {0: "background"}
