@@ -14,6 +14,7 @@ from tiny_models import make_model, write_image
 
 import sam3dnet
 from sam3dnet.errors import CheckpointError, DatasetError, PromptError, Sam3dError
+from sam3dnet.portable.sources import model_folder, source_to_start_from
 
 NAMES = {
     "plan_and_preprocess",
@@ -122,14 +123,51 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.zip").write_bytes(b"PK\x03\x04 and so on")
     with pytest.raises(CheckpointError, match=r"x\.zip: expected a zip file with a model"):
         sam3dnet.load_model(tmp_path / "x.zip", device="cpu")
-    with pytest.raises(CheckpointError, match="expected a model folder, which holds plans"):
-        sam3dnet.load_model(tmp_path, device="cpu")
     with pytest.raises(CheckpointError, match=r"expected a trained model for dataset 7; trained are Dataset901_Tiny"):
         sam3dnet.load_model(7, device="cpu", root=tmp_path / "root")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("readme.txt", "nothing")
     with pytest.raises(CheckpointError, match=r"empty.zip: holds no plans\.json; expected a zip file with a model"):
         sam3dnet.load_model(tmp_path / "empty.zip", device="cpu")
+
+
+def test_a_folder_beside_a_model_is_told_from_it(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(tmp_path / "root" / "nnUNet_results")
+    (tmp_path / "empty").mkdir()
+    for wrong, message in {
+        model / "fold_0": f"fold_0: is one fold; expected the folder of the model, {model}$",
+        model
+        / "fold_0"
+        / "checkpoint_final.pth": f"is a checkpoint; expected the folder of its model.*such as {model}$",
+        model.parent: f"Dataset901_Tiny: expected the folder of a model.*; there are {model}$",
+        model.parent.parent: f"nnUNet_results: expected the folder of a model.*; there are {model}$",
+        tmp_path / "empty": r"empty: expected the folder of a model.*; it holds no plans\.json$",
+        tmp_path / "gone": "gone: is not there; expected the folder of a model",
+    }.items():
+        with pytest.raises(CheckpointError, match=message):
+            sam3dnet.load_model(wrong, device="cpu")
+        with pytest.raises(CheckpointError, match=message):
+            sam3dnet.load_model(str(wrong), device="cpu")
+        settings = {"input_folder": image.parent, "output_folder": tmp_path / "out", "device": "cpu"}
+        with pytest.raises(CheckpointError, match=message):
+            sam3dnet.predict(**settings, model_folder=wrong)
+        with pytest.raises(CheckpointError, match=message):
+            source_to_start_from(str(wrong), tmp_path / "root" / "nnUNet_results", "3d_fullres", "SAM3DPlans")
+            with model_folder(str(wrong)):
+                pass
+
+
+def test_a_number_names_a_dataset_although_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "root" / "nnUNet_results"
+    model = make_model(results)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "901").mkdir()
+    assert source_to_start_from("901", results, "3d_fullres", "SAM3DPlans") == model
+    with model_folder("901", tmp_path / "root") as found:
+        assert found == model
+    for empty in ("", " "):
+        with pytest.raises(CheckpointError, match="has an empty name; name a dataset, a model folder or a zip file"):
+            source_to_start_from(empty, results, "3d_fullres", "SAM3DPlans")
 
 
 def test_a_model_answers_prompts_where_it_can(tmp_path: Path, image: Path) -> None:

@@ -58,6 +58,14 @@ def logits(network, image):
         return network.eval()(image)[0]
 
 
+def test_names_that_differ_in_spelling_alone_are_told():
+    own = Meaning(("pet", "CT"), ("background", "tumour", "Liver ", "spleen"))
+    taken = transfer(make(own), own, make(OLD), OLD)
+    assert taken.alike == {"Liver ": "liver", "pet": "PET"}
+    told = "\n".join(taken.in_words())
+    assert "Warning: Liver  starts anew, since the model has liver: if they mean the same, write them alike" in told
+
+
 def test_classes_and_channels_go_by_their_names():
     own = Meaning(("PET", "CT"), ("background", "tumour", "spleen", "liver"))
     source, network = make(OLD), make(own, seed=1)

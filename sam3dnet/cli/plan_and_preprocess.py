@@ -96,15 +96,12 @@ def _likeness(
 
 def _model_of(source: str | None, folders: "Folders", plans_name: str) -> str | Path:
     """Give the model folder of a dataset; a folder, a file and a model of the hub are left to others."""
-    from sam3dnet.inference.models import find_model_to_start_from
     from sam3dnet.planning.likeness import FULLRES
-    from sam3dnet.portable.hub import is_on_hub
+    from sam3dnet.portable.sources import source_to_start_from
 
     named = str(source)
-    if is_on_hub(named) or Path(named).expanduser().exists():
-        return named
-    found = find_model_to_start_from(folders.results, named, FULLRES, plans_name)
-    if not found.name.endswith(f"__{FULLRES}"):
+    found = source_to_start_from(named, folders.results, FULLRES, plans_name)
+    if isinstance(found, Path) and not found.name.endswith(f"__{FULLRES}"):
         raise PlanError(f"{named}: its only model is {found.name}; expected one of {FULLRES}; plan like another model")
     return found
 

@@ -20,7 +20,9 @@ from sam3dnet.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
 from sam3dnet.preprocessing.cases import channel_names, read_dataset_json
+from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.json_files import read_json
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ STARTED_FROM = "started_from"  # the same of the model that the training began w
 PSEUDO_LABELLED = "pseudo_labelled"  # further images that it was trained on, by what another model found in them
 EARLIER = "checkpoint_earlier.pth"  # of the training before, until the one that began anew has ended
 OUR_PLANS = "SAM3DPlans"
+PLANS_FILE = "plans.json"  # of a model
 Weights = Mapping[str, Tensor]
 WRAPPER_PREFIXES = ("_orig_mod.", "module.")  # of torch.compile and of DistributedDataParallel
 NUMPY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")  # of files written with numpy 1 and with numpy 2
@@ -186,6 +189,24 @@ def find_model(
     raise CheckpointError(f"{results}: expected one model, {_listing(chosen)}; choose a dataset (-d)")
 
 
+def require_model_folder(folder: Path) -> None:
+    """See that a folder is that of a model, even of one in which something is missing.
+
+    Raises:
+        CheckpointError: If it is not; says which one may be meant.
+    """
+    if (folder / PLANS_FILE).is_file() or ((folder / DATASET_JSON).is_file() and trained_folds(folder)):
+        return
+    expected = f"expected the folder of a model, which holds {PLANS_FILE}, or a zip file of sam3d_export"
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: is not there; {expected}")
+    if folder.name.startswith("fold_") and (folder.absolute().parent / PLANS_FILE).is_file():
+        raise CheckpointError(f"{folder}: is one fold; expected the folder of the model, {folder.absolute().parent}")
+    below = [file.parent for depth in ("*", "*/*") for file in sorted(folder.glob(f"{depth}__*__*/{PLANS_FILE}"))]
+    there = f"; there are {shorten([str(one) for one in below])}" if below else f"; it holds no {PLANS_FILE}"
+    raise CheckpointError(f"{folder}: {expected}{there}")
+
+
 def find_model_to_start_from(results: Path, dataset: int | str, configuration: str, plans_name: str) -> Path:
     """Find the model of a dataset that a plan or training of another one begins with.
 
@@ -236,7 +257,7 @@ def read_model_plans(model_folder: Path) -> dict[str, Any]:
     Raises:
         PlanError: If it is missing or damaged.
     """
-    content: dict[str, Any] = read_json(model_folder / "plans.json", PlanError, _COPY_IT)
+    content: dict[str, Any] = read_json(model_folder / PLANS_FILE, PlanError, _COPY_IT)
     return content
 
 
@@ -329,11 +350,13 @@ def load_model(
         The network in evaluation mode with the weights of the first fold loaded, and the weights of all folds.
 
     Raises:
-        CheckpointError: If a fold or its checkpoint is missing, damaged, or of another network.
+        CheckpointError: If the folder is no model's; or a fold or its checkpoint is missing, damaged, or of another
+            network.
         PlanError: If the plan cannot be read, or its network class cannot be found, or it is a 2D one.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    require_model_folder(model_folder)
     plans = PlansManager(read_model_plans(model_folder))
     dataset_json = read_model_dataset(model_folder)
     opened = [choose_checkpoint(model_folder / f"fold_{f}", checkpoint) for f in _choose_folds(model_folder, folds)]

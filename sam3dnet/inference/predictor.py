@@ -22,7 +22,7 @@ from sam3dnet.inference.companions import Companion, Segmentation, start_compani
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
-from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset
+from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset, require_model_folder
 from sam3dnet.inference.output_record import SETTINGS_FILE, OutputRecord, Source, write_noted_label_map
 from sam3dnet.inference.postprocessing import Postprocessing, read_postprocessing
 from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities
@@ -162,7 +162,9 @@ def model_folder_of(settings: PredictionSettings) -> Path:
         CheckpointError: If there is none, or several.
     """
     if settings.model_folder is not None:
-        return Path(settings.model_folder)
+        folder = Path(settings.model_folder).expanduser()
+        require_model_folder(folder)
+        return folder
     results = activate_folders(settings.root).results
     return find_model(results, settings.dataset, plans_name=settings.plans, configuration=settings.configuration)
 

@@ -51,6 +51,7 @@ class Taken:
         in_part: Of those that were taken for the classes or channels alone that both models have.
         classes, channels: Names that both models have.
         new_classes, new_channels: Those that start anew.
+        alike: Of those, the ones that the other model has in another spelling, with that.
     """
 
     same: list[str] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Taken:
     new_classes: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
     new_channels: tuple[str, ...] = ()
+    alike: dict[str, str] = field(default_factory=dict)
 
     def in_words(self) -> list[str]:
         """Say it, a sentence a line."""
@@ -70,6 +72,11 @@ class Taken:
             ("channels", self.channels, self.new_channels),
         ):
             lines.append(f"{what} that go on: {', '.join(kept) or 'none'}; new: {', '.join(new) or 'none'}")
+        lines += [
+            f"Warning: {name} starts anew, since the model has {theirs}: if they mean the same, write them alike in "
+            "dataset.json"
+            for name, theirs in self.alike.items()
+        ]
         if self.in_part:
             lines.append(f"{len(self.in_part)} entries were taken for the classes and channels alone that go on")
         if self.new:
@@ -130,6 +137,7 @@ def take_over(
     taken, state = Taken(), as_named_today(state, network.state_dict())
     taken.classes, taken.new_classes = _in_both(own.classes, theirs.classes)
     taken.channels, taken.new_channels = _in_both(own.channels, theirs.channels)
+    taken.alike = _alike(own.classes, theirs.classes) | _alike(own.channels, theirs.channels)
     for name, value in network.state_dict().items():
         given = state.get(name)
         if given is None:
@@ -212,6 +220,16 @@ def _kernel(given: Tensor, size: Sequence[int]) -> Tensor | None:
 
 def _in_both(own: Sequence[str], theirs: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(name for name in own if name in theirs), tuple(name for name in own if name not in theirs)
+
+
+def _alike(own: Sequence[str], theirs: Sequence[str]) -> dict[str, str]:
+    """Give names of ours that only theirs differ from in case, blanks and signs, with those."""
+    others = {_letters(name): name for name in theirs if name not in own}
+    return {name: others[_letters(name)] for name in own if name not in theirs and _letters(name) in others}
+
+
+def _letters(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def _parts(names: Sequence[str]) -> list[str]:

@@ -7,15 +7,22 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.cascade import previous_model_folder
-from sam3dnet.inference.models import OUR_PLANS, find_model, list_models, read_model_plans
+from sam3dnet.inference.models import (
+    OUR_PLANS,
+    PLANS_FILE,
+    find_model,
+    find_model_to_start_from,
+    list_models,
+    read_model_plans,
+    require_model_folder,
+)
 from sam3dnet.portable.content import require_whole
 from sam3dnet.portable.hub import hub_model, is_on_hub, pull
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
-
-PLANS_FILE = "plans.json"
 
 
 @contextmanager
@@ -57,11 +64,40 @@ def model_folder(
     yield named or _of_dataset(source, root, plans, configuration)
 
 
+def source_to_start_from(source: str, results: Path, configuration: str, plans: str) -> str | Path:
+    """Say what a plan or training begins with, for `model_folder`: what is named, or the model of a dataset.
+
+    Args:
+        source: A dataset by number or name, a model folder, a zip file, or a name of the hub.
+        results: nnUNet_results.
+        configuration, plans: As of `find_model_to_start_from`.
+
+    Raises:
+        CheckpointError: If the dataset has no model, or several and nothing says which.
+    """
+    if not source.strip():
+        raise CheckpointError("the model to start from has an empty name; name a dataset, a model folder or a zip file")
+    if is_on_hub(source) or _names_a_place(source):
+        return source
+    return find_model_to_start_from(results, source, configuration, plans)
+
+
+def _names_a_place(source: Path | str | int) -> TypeGuard[Path | str]:
+    """Tell whether a model is named by where it is, not by its dataset; a number is one's unless a model is there."""
+    if isinstance(source, int):
+        return False
+    path, name = Path(source).expanduser(), str(source)
+    if isinstance(source, Path) or path.is_file() or (path / PLANS_FILE).is_file():
+        return True
+    return not is_plain_name(name) or name.endswith(".zip") or (path.is_dir() and not name.isdecimal())
+
+
 def _of_dataset(source: Path | str | int | None, root: Path | str | None, plans: str, configuration: str) -> Path:
-    if isinstance(source, Path) or (source is not None and Path(str(source)).is_dir()):
-        raise CheckpointError(f"{source}: expected a model folder, which holds {PLANS_FILE}, or a zip file; name one")
+    if source is not None and _names_a_place(source):
+        require_model_folder(Path(source).expanduser())
+    dataset = source if isinstance(source, int | None) else str(source)
     results = activate_folders(None if root is None else Path(root)).results
-    return find_model(results, source, plans_name=plans, configuration=configuration)
+    return find_model(results, dataset, plans_name=plans, configuration=configuration)
 
 
 def _only_model(results: Path, plans: str, configuration: str) -> Path:

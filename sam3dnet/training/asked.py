@@ -299,14 +299,10 @@ def share_cores(device: str, num_processes: int | None) -> None:
 @contextmanager
 def model_to_start_from(asked: Asked, settings: TrainingSettings, folders: Folders) -> Iterator[Path]:
     """Give the folder of the model that is named; what is unpacked or fetched for it goes when the block ends."""
-    from sam3dnet.inference.models import find_model_to_start_from
-    from sam3dnet.portable.hub import is_on_hub
-    from sam3dnet.portable.sources import model_folder
+    from sam3dnet.portable.sources import model_folder, source_to_start_from
 
-    source: str | Path = str(settings.from_model)
-    if not is_on_hub(source) and not Path(source).expanduser().exists():
-        plans_name = asked.plans["plans_name"]
-        source = find_model_to_start_from(folders.results, str(source), settings.configuration, plans_name)
+    named, plans_name = str(settings.from_model), asked.plans["plans_name"]
+    source = source_to_start_from(named, folders.results, settings.configuration, plans_name)
     with model_folder(source, settings.root, settings.configuration) as folder:
         yield folder
 
