@@ -31,6 +31,7 @@ REMEDY = "correct it, or delete the file, and new folds are made, which are all 
 # The remedy where nothing is trained.
 OF_PLANNING = "planning writes it for two cases or more, and one case has no folds; label another one, or plan again"
 FILE = "splits_final.json"
+FORM = 'a list with a fold in each place: [{"train": ["case_1", "case_2"], "val": ["case_3"]}, ...]'
 
 
 def _plain(name: str) -> str:
@@ -73,6 +74,7 @@ def read_splits(file: Path, error: type[Sam3dError], remedy: str) -> tuple[Split
     """
     if os.path.lexists(file) and (what := not_a_file(file)) is not None:
         raise error(f"{file}: is {what}; expected the file of the folds; put it back, or remove what is there")
+    remedy = f"{remedy}. It holds {FORM}"
     folds = read_json(file, error, remedy, holds=list, nnunet_reads_it=True)
     if not folds:
         raise error(f"{file}: is an empty list; expected a fold at least; {remedy}")
@@ -257,7 +259,16 @@ def fold_of(splits: Sequence[Split], fold: int, cases: Collection[str], file: Pa
             "Warning: %d cases are in neither part of fold %d, and not used: %s", len(unused), fold, shorten(unused)
         )
     patients = patients_of(cases)
-    both = sorted({patients[name] for name in chosen.train} & {patients[name] for name in chosen.val})
+    if chosen.in_both:
+        logger.warning(
+            "Warning: fold %d trains on %d of its %d validation cases, so that its validation will be better than new "
+            "cases are: %s; take them out of one part in %s",
+            *(fold, len(chosen.in_both), len(chosen.val), shorten(sorted(chosen.in_both)), file),
+        )
+    training, validating = (
+        {patients[name] for name in {*part} - chosen.in_both} for part in (chosen.train, chosen.val)
+    )
+    both = sorted(training & validating)
     if both:
         logger.warning(
             "Warning: fold %d trains on some cases of %d patients, by the cases' names, and validates on others, so "

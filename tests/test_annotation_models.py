@@ -114,7 +114,7 @@ def test_a_model_that_will_not_be_loaded_is_not_remembered(root, model):
 
 
 def test_a_model_that_is_not_there_is_not_remembered(root):
-    with pytest.raises(CheckpointError, match="expected a model folder"):
+    with pytest.raises(CheckpointError, match="nowhere: is not there; expected the folder"):
         open_project(root, model=root / "nowhere")
     with open_project(root) as project:
         assert project.state.model is None

@@ -98,7 +98,7 @@ def test_what_validates_is_never_learned_from(caplog):
 
 @pytest.fixture(scope="module")
 def trained(nnunet_root):
-    """A dataset with a model of one step, and six images without labels: one of them a labelled case, one its copy."""
+    """A dataset with a model of one step, and images without labels, of which four are new."""
     folders = activate_folders(nnunet_root)
     raw = folders.raw / NAME
     make_raw_dataset(raw, num_test=4)
@@ -109,10 +109,13 @@ def trained(nnunet_root):
     (raw / "imagesTs").rename(images)
     shutil.copy(raw / "imagesTr" / "case_0_0000.nii.gz", images)
     shutil.copy(raw / "imagesTr" / "case_1_0000.nii.gz", images / "renamed_0000.nii.gz")
+    saved_anew = sitk.Cast(sitk.ReadImage(str(raw / "imagesTr" / "case_2_0000.nii.gz")), sitk.sitkFloat64)
+    sitk.WriteImage(saved_anew, str(images / "saved_0000.nii.gz"))
+    shutil.copy(images / "test_0_0000.nii.gz", images / "test_00_0000.nii.gz")
     return folders, images, train_fold(NAME, 0, folders, **ONE_STEP)
 
 
-def found_by_chance(settings, only, how_many=4):
+def found_by_chance(settings, only, how_many=6):
     """Stand in for the predictor: the label maps of the first images have a block of both classes, others nothing."""
     for number, name in enumerate(sorted(only)):
         image = sitk.ReadImage(str(settings.input_folder / f"{name}_0000.nii.gz"))
@@ -144,6 +147,8 @@ def test_a_training_learns_from_unlabelled_images_and_goes_on_with_them(trained,
     for told in (
         "1 unlabelled images are left out: case_0: the dataset has it",
         "1 unlabelled images are left out: renamed: its image is that of case_1",
+        "1 unlabelled images are left out: saved: its image is that of case_2",
+        "1 unlabelled images are left out: test_00: its image is that of test_0",
         "1 unlabelled images are left out: test_3: the model found nothing",
     ):
         assert told in caplog.text
@@ -222,7 +227,7 @@ def test_what_cannot_label_the_images_is_told(trained, monkeypatch, tmp_path):
     start = {"from_model": str(first.parent), **ONE_STEP}
     none = partial(PredictionReport, [], [])
     monkeypatch.setattr(pseudo_labels, "predict_folder", lambda _, only: none(dict.fromkeys(only, "damaged")))
-    with pytest.raises(DatasetError, match=r"none of 5 images of .* could be predicted"):
+    with pytest.raises(DatasetError, match=r"none of 7 images of .* could be predicted"):
         train_fold(NAME, 0, folders, unlabelled=str(images), **start)
     monkeypatch.setattr(pseudo_labels, "predict_folder", partial(found_by_chance, how_many=0))
     with pytest.raises(DatasetError, match="found nothing in any image"):
@@ -231,6 +236,14 @@ def test_what_cannot_label_the_images_is_told(trained, monkeypatch, tmp_path):
         train_fold(NAME, 0, folders, unlabelled=str(tmp_path / "nowhere"), **start)
     with pytest.raises(DatasetError, match="no image is left to learn from beside those of Dataset985_Unlabelled"):
         train_fold(NAME, 0, folders, unlabelled=str(folders.raw / NAME / "imagesTr"), **start)
+    with pytest.raises(DatasetError, match="labelsTr: holds label maps, by its name and theirs; name that of the im"):
+        train_fold(NAME, 0, folders, unlabelled=str(folders.raw / NAME / "labelsTr"), **start)
+    with pytest.raises(DatasetError, match="it holds no image, but the folders imagesTr, labelsTr; name the folder of"):
+        train_fold(NAME, 0, folders, unlabelled=str(folders.raw / NAME), **start)
+    (tmp_path / "shouting").mkdir()
+    shutil.copy(images / "test_0_0000.nii.gz", tmp_path / "shouting" / "test_0_0000.NII.GZ")
+    with pytest.raises(DatasetError, match=f"no file of .*shouting can be an image of {NAME}; see above"):
+        train_fold(NAME, 0, folders, unlabelled=str(tmp_path / "shouting"), **start)
     copies = tmp_path / "copies"
     copies.mkdir()
     for name, copy in (("case_0", "x"), ("case_1", "y")):

@@ -163,6 +163,13 @@ def test_patients_by_names(cases, several):
     assert of_several(patients_of(cases)) == several
 
 
+def test_a_case_in_both_parts_of_a_fold_is_told(tmp_path, caplog):
+    split = Split(train=(*SCANS[2:], SCANS[0]), val=(SCANS[0],))
+    fold_of((split,), 0, SCANS, tmp_path / "s.json")
+    assert "fold 0 trains on 1 of its 1 validation cases, so that its validation will be better" in caplog.text
+    assert f"{SCANS[0]}; take them out of one part in" in caplog.text and "patients" not in caplog.text
+
+
 def test_cases_in_no_part_of_a_fold_are_told(tmp_path, caplog):
     fold_of((Split(train=("case_0",), val=("case_1",)),), 0, CASES[:3], tmp_path / "s.json")
     assert "1 cases are in neither part of fold 0, and not used: case_2" in caplog.text
@@ -204,6 +211,8 @@ def test_damaged_files_are_sentences(content, message, tmp_path):
     file = tmp_path / "splits_final.json"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(DatasetError, match=rf"splits_final.json.*{message}.*delete the file"):
+        read_splits(file, DatasetError, REMEDY)
+    with pytest.raises(DatasetError, match=r'\[{"train": \["case_1", "case_2"\], "val": \["case_3"\]}, ...\]$'):
         read_splits(file, DatasetError, REMEDY)
 
 

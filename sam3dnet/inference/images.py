@@ -22,6 +22,7 @@ from sam3dnet.preprocessing.checks_bytes import check_bytes
 from sam3dnet.preprocessing.checks_description import accepted_checks
 from sam3dnet.preprocessing.checks_geometry import compare_grids
 from sam3dnet.preprocessing.names import entries, fault_of_output, has_ending_in_other_case, not_a_file
+from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader
 from sam3dnet.preprocessing.world import WORLD
 
@@ -31,6 +32,7 @@ ImageSource = str | Path | Sequence[str | Path] | npt.ArrayLike
 Preprocessed = tuple[Tensor, dict[str, Any]]
 
 IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".gipl", ".dcm", ".tif", ".tiff", ".png", ".bmp")
+OF_LABELS = "labels"  # how nnU-Net's folders of label maps begin
 _EXPECTED_ARRAY = "expected numbers (Z, Y, X) or (C, Z, Y, X), or the name of a file"
 BYTES_AHEAD = 4 << 30  # of all images that are read or wait, unless a single one takes more
 BYTES_A_VALUE = 4
@@ -64,7 +66,7 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
         The complete cases by name, and for every other one the reason why it cannot be predicted.
 
     Raises:
-        DatasetError: If the folder does not exist or holds no file with this ending.
+        DatasetError: If the folder does not exist, holds no file with this ending, or is one of label maps.
     """
     if not folder.is_dir():
         what = "is no folder" if folder.exists() else "does not exist"
@@ -76,11 +78,18 @@ def find_cases(folder: Path, file_ending: str, num_channels: int) -> tuple[list[
         (wanted if path.name.lower().endswith(file_ending.lower()) else others).append(path)
     foreign = sorted({ending for path in others if (ending := _ending(path))})
     if not wanted:
-        found = f"it holds files ending in {', '.join(foreign)}" if foreign else "it holds no image"
+        folders = [path.name for path in files if path.is_dir()]
+        found, remedy = "it holds no image", "put images there"
+        if foreign:
+            found, remedy = f"it holds files ending in {', '.join(foreign)}", "convert the images"
+        elif folders:
+            found, remedy = f"it holds no image, but the folders {shorten(folders)}", "name the folder of the images"
         raise DatasetError(
-            f"input folder {folder}: the model wants images ending in {file_ending}, {found}; "
-            f"convert the images and name them CASE_0000{file_ending}"
+            f"input folder {folder}: the model wants images ending in {file_ending}, {found}; {remedy}, each as "
+            f"CASE_0000{file_ending}"
         )
+    if folder.name.startswith(OF_LABELS) and all(channel_of(path, file_ending) is None for path in wanted):
+        raise DatasetError(f"input folder {folder}: holds label maps, by its name and theirs; name that of the images")
     if foreign:
         _tell_left_out(folder, ", ".join(foreign), file_ending)
     return _group(wanted, file_ending, num_channels)

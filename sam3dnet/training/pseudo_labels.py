@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from filecmp import cmp
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -20,7 +21,7 @@ from sam3dnet.inference.models import read_model_dataset
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names
 from sam3dnet.preprocessing.locking import only_one
-from sam3dnet.preprocessing.names import fault_of_case
+from sam3dnet.preprocessing.names import LABELS_SUFFIX, fault_of_case
 from sam3dnet.preprocessing.patients import others_of_patients
 from sam3dnet.preprocessing.pipeline import preprocess_cases
 from sam3dnet.preprocessing.problems import shorten
@@ -37,6 +38,7 @@ from sam3dnet.settings.prediction import PredictionSettings
 from sam3dnet.training.distributed import is_first_process, place_among_processes
 
 FOLDER, LABEL_MAPS = "pseudo_labels", "label_maps"
+IMAGE_SUFFIX = ".b2nd"  # of a preprocessed case's image
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,11 @@ class PseudoLabels:
 
         return str(PlansManager(self.plans).get_configuration(self.configuration).data_identifier)
 
+    @property
+    def _of_dataset(self) -> Path:
+        """The folder of the dataset's own preprocessed cases."""
+        return self.dataset_folder / self._data_identifier
+
     @contextmanager
     def alone(self, meet: Meet) -> Iterator[None]:
         """Let no other training change the cases until the block ends; of several processes none goes ahead.
@@ -142,6 +149,8 @@ class PseudoLabels:
         ending = str(theirs["file_ending"])
         found, faulty = find_cases(images, ending, len(channel_names(theirs)))
         wanted = _to_learn_from(found, faulty, ending, known, validating)
+        if not found:
+            raise DatasetError(f"--unlabelled: no file of {images} can be an image of {name}; see above")
         if not wanted:
             raise DatasetError(
                 f"{images}: no image is left to learn from beside those of {name}; expected some without a label map "
@@ -169,7 +178,9 @@ class PseudoLabels:
         return kept
 
     def store(self, cases: Sequence[TrainingCase], num_processes: int | None) -> dict[str, str]:
-        """Preprocess cases; a bad one, and one whose image the dataset has under another name, is left out and told.
+        """Preprocess cases; a bad one, and one whose image is there under another name, is left out and told.
+
+        An image is known again by its files, or, where they were written anew, by what preprocessing makes of it.
 
         Args:
             cases: With their pseudo-labels.
@@ -179,19 +190,22 @@ class PseudoLabels:
             Of each case that is there now by what it is known again.
         """
         reader = reader_named(str(self.plans["image_reader_writer"]), self.dataset_json)
-        own = {images: name for name, images in images_of_cases(self.dataset_folder / self._data_identifier).items()}
+        own = {images: name for name, images in images_of_cases(self._of_dataset).items()}
         stored = self.folder / self._data_identifier
         records = {case.name: make_record(case, "", reader, read_record(stored, case.name)) for case in cases}
         images = {name: tuple(record["images"]) for name, record in records.items()}
-        same = {name: f"its image is that of {own[one]}" for name, one in images.items() if one in own}
+        first = {one: name for name, one in reversed(images.items())} | own
+        same = {name: _that_of(first[one]) for name, one in images.items() if first[one] != name}
         wanted = [case for case in cases if case.name not in same]
         if same and not wanted:  # what an earlier training learned from stays as it is
             _tell_left_out(same)
             return {}
         failed = preprocess_cases(wanted, self.plans, self.configuration, self.dataset_json, self.folder, num_processes)
+        made = [case.name for case in wanted if case.name not in failed]
+        same |= {name: _that_of(other) for name, other in _made_alike(stored, made, self._of_dataset).items()}
         _tell_left_out(failed | same)
-        digests = {case.name: digest_of_record(stored, case.name) for case in wanted}
-        return {name: one for name, one in digests.items() if one is not None and name not in failed}
+        digests = {name: digest_of_record(stored, name) for name in made if name not in same}
+        return {name: one for name, one in digests.items() if one is not None}
 
     def require(self, digests: Mapping[str, str]) -> None:
         """See that the cases are there as a training began with them, and are made by its plan.
@@ -237,6 +251,37 @@ def _to_learn_from(
             left_out[case.name] = fault
     _tell_left_out(left_out)
     return {case.name: case for case in found if case.name not in left_out}
+
+
+def _that_of(name: str) -> str:
+    return f"its image is that of {name}"
+
+
+def _made_alike(folder: Path, names: Sequence[str], others: Path) -> dict[str, str]:
+    """Find the preprocessed images that are others' voxel by voxel, as of a file that was written anew.
+
+    Args:
+        folder: Of preprocessed cases.
+        names: Of those.
+        others: Folder of further ones.
+
+    Returns:
+        Of each the name of the other case; of several alike the first stays.
+    """
+    by_size: dict[int, list[Path]] = {}
+    for file in others.glob(f"*{IMAGE_SUFFIX}"):
+        if not file.name.endswith(LABELS_SUFFIX + IMAGE_SUFFIX):
+            by_size.setdefault(file.stat().st_size, []).append(file)
+    found: dict[str, str] = {}
+    for name in names:
+        file = folder / f"{name}{IMAGE_SUFFIX}"
+        alike = by_size.setdefault(file.stat().st_size, [])
+        other = next((one for one in alike if cmp(file, one, shallow=False)), None)
+        if other is None:
+            alike.append(file)
+        else:
+            found[name] = other.name.removesuffix(IMAGE_SUFFIX)
+    return found
 
 
 def _tell_left_out(reasons: Mapping[str, str]) -> None:
