@@ -153,6 +153,7 @@ class LabelledDataset:
 
     def prepare(self) -> None:
         """Make the folders that are missing, and remove what was never finished; for whoever has the dataset alone."""
+        remove_partial_files(self.folder)
         for name in (IMAGES, LABELS):
             (self.folder / name).mkdir(exist_ok=True)
             remove_partial_files(self.folder / name)
@@ -245,6 +246,7 @@ class LabelledDataset:
         cases = self.cases()
         case = cases.pop(name, None)
         if case is None:
+            self._tell(name, None)  # where a process was killed that had removed the files already
             return
         files = reader.files_of(case.images)
         is_listed = name in self._listed()

@@ -137,7 +137,8 @@ class AnnotationProject:
         self._folders = FollowedFolders(
             self.folder, self._dataset, self._versions, self.history, self.cases.find, self.reader
         )
-        remove_partial_files(self.folder / DRAFTS)
+        for folder in (self.folder, self.folder / DRAFTS, self.folder / KEPT_IMAGES):
+            remove_partial_files(folder)
         self._folders.recover()
         self.conclude()
         self._choose(self._trained(folders) if model is None and self.state.model is None else model)
