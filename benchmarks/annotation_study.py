@@ -44,7 +44,7 @@ from sam3dnet.annotation.project import BY_CONFIDENCE, AnnotationProject
 from sam3dnet.errors import Sam3dError
 from sam3dnet.evaluation.metrics import dice_coefficient
 from sam3dnet.inference.images import Case
-from sam3dnet.inference.models import read_model_dataset
+from sam3dnet.inference.model_folders import read_model_dataset
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import Model, load_model
 from sam3dnet.planning.objects import mask_of

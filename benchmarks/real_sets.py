@@ -166,7 +166,7 @@ def postprocessed(validation: Path) -> Iterator[Path]:
     """Give a validation's label maps and confidences as prediction would, after the post-processing that it chose."""
     from sam3dnet.inference.calibration import UNCALIBRATED
     from sam3dnet.inference.confidence import ENDING, as_json, from_json, left_of, where_left
-    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.inference.writing import write_label_map
     from sam3dnet.preprocessing.reading import reader_named

@@ -12,7 +12,8 @@ from sam3dnet.devices import choose_device
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.cascade import load_stages, make_input
 from sam3dnet.inference.images import ImageSource
-from sam3dnet.inference.models import OUR_PLANS, LoadedModel
+from sam3dnet.inference.model_folders import OUR_PLANS
+from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.classes import prompt_classes
 from sam3dnet.interactive.feature_cache import DEFAULT_BYTES, FeaturePool

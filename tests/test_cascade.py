@@ -15,7 +15,7 @@ from tiny_models import labels_of
 
 import sam3dnet
 from sam3dnet.cli.info import info
-from sam3dnet.inference.models import find_model
+from sam3dnet.inference.model_folders import find_model
 from sam3dnet.preprocessing.folders import activate_folders
 from sam3dnet.preprocessing.pipeline import preprocess_dataset
 from sam3dnet.training import asked

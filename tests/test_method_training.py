@@ -8,7 +8,8 @@ import torch
 from commands import train_fold
 
 from sam3dnet.cli.plan_and_preprocess import plan_and_preprocess
-from sam3dnet.inference.models import find_model, load_model
+from sam3dnet.inference.model_folders import find_model
+from sam3dnet.inference.models import load_model
 from sam3dnet.planning.methods import MethodChoice, Text
 from sam3dnet.planning.plan import load_plan
 from sam3dnet.planning.planner import plan_dataset

@@ -13,16 +13,8 @@ import torch
 from tiny_models import make_checkpoint, make_model, make_weights, truncate
 
 from sam3dnet.errors import CheckpointError, PlanError
-from sam3dnet.inference.models import (
-    choose_checkpoint,
-    find_model,
-    find_model_to_start_from,
-    list_models,
-    load_checkpoint,
-    load_model,
-    trained_in,
-    training_cases,
-)
+from sam3dnet.inference.model_folders import find_model, find_model_to_start_from, list_models
+from sam3dnet.inference.models import choose_checkpoint, load_checkpoint, load_model, trained_in, training_cases
 
 
 def test_find_model_takes_the_only_one_or_the_one_asked_for(tmp_path):

@@ -16,7 +16,7 @@ import torch
 from commands import predict_folder, train_fold
 from phantoms import make_raw_dataset
 
-from sam3dnet.inference.models import find_model
+from sam3dnet.inference.model_folders import find_model
 from sam3dnet.network.cost import training_cost, training_seconds
 from sam3dnet.planning.planner import plan_dataset
 from sam3dnet.preprocessing.folders import activate_folders

@@ -9,13 +9,8 @@ from typing import Any
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
 from sam3dnet.inference.meaning import differences, tell_other_names
-from sam3dnet.inference.models import (
-    build_network,
-    choose_checkpoint,
-    read_model_dataset,
-    read_model_plans,
-    trained_folds,
-)
+from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.models import build_network, choose_checkpoint
 from sam3dnet.network.transfer import without_values
 from sam3dnet.planning.likeness import FULLRES
 from sam3dnet.portable.sources import model_folder

@@ -185,7 +185,7 @@ def _remove_case(raw: Path, name: str) -> None:
 
 def _method_of(model: str | None) -> str:
     """Name the method of a model; ours where there is none, and of a network that is no method's."""
-    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans
     from sam3dnet.planning.likeness import likeness_of
     from sam3dnet.planning.methods import DEFAULT_METHOD
     from sam3dnet.portable.sources import model_folder

@@ -50,7 +50,7 @@ from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_wh
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.images import Case, changed_since, find_cases, seen_by_file
-from sam3dnet.inference.models import find_model
+from sam3dnet.inference.model_folders import find_model
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, remove_partial_files

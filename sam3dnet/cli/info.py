@@ -14,7 +14,7 @@ from sam3dnet.errors import CheckpointError, Sam3dError
 from sam3dnet.settings.choices import EncoderName, FidelityName, MethodName, TuningName
 
 if TYPE_CHECKING:
-    from sam3dnet.inference.models import TrainedModel
+    from sam3dnet.inference.model_folders import TrainedModel
 
 _PACKAGES = ("sam3dnet", "torch", "nnunetv2", "segment-anything", "monai", "SimpleITK", "numpy", "scipy")
 _VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -129,7 +129,7 @@ def _sam_weights() -> dict[str, str]:
 
 
 def _models(results: Path | str | None) -> dict[str, str]:
-    from sam3dnet.inference.models import list_models
+    from sam3dnet.inference.model_folders import list_models
 
     models = list_models(Path(results)) if results else []
     return {f"{model.dataset_name}/{model.folder.name}": _in_words(model, models) for model in models}

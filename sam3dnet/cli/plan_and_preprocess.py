@@ -74,7 +74,7 @@ def _likeness(
     settings: PlanningSettings, choice: "MethodChoice", folders: "Folders", datasets: Sequence[str]
 ) -> "Likeness":
     """Read the plan of the model to plan after, and see that it can be that of the datasets."""
-    from sam3dnet.inference.models import read_model_dataset, read_model_plans
+    from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans
     from sam3dnet.planning.likeness import likeness_of
     from sam3dnet.portable.sources import model_folder
     from sam3dnet.preprocessing.cases import read_dataset_json

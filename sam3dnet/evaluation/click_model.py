@@ -12,7 +12,7 @@ from sam3dnet.evaluation.cases import Scoring, make_scoring
 from sam3dnet.evaluation.click_cases import ClickCase, ClickVolume, cases_of_folders, read_volume, validation_cases
 from sam3dnet.evaluation.clicks import Mask, Session
 from sam3dnet.evaluation.tolerance import Tolerance, choose_tolerance
-from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.model_folders import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.interactive.session import PromptSession
 from sam3dnet.model import load_model
 from sam3dnet.planning.objects import mask_of

@@ -11,14 +11,8 @@ from typing import Any
 from sam3dnet.errors import CheckpointError
 from sam3dnet.evaluation.plain_pickles import holds_plain_values
 from sam3dnet.inference.images import is_damaged
-from sam3dnet.inference.models import (
-    CHECKPOINT_ORDER,
-    load_checkpoint,
-    read_model_dataset,
-    read_model_plans,
-    trained_folds,
-    training_cases,
-)
+from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.models import CHECKPOINT_ORDER, load_checkpoint, training_cases
 from sam3dnet.inference.probabilities import ENDINGS, shape_of
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import DatasetReader, reader_named

@@ -15,7 +15,7 @@ from sam3dnet.evaluation.report_pictures import box_plots, training_curves
 from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_number, notes
 from sam3dnet.inference.calibration import read_validated
 from sam3dnet.inference.images import Case
-from sam3dnet.inference.models import find_model, read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.model_folders import find_model, read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.interactive.planes import three_planes
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.plan import Plan, load_plan, value_in_words

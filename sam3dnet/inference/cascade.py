@@ -19,7 +19,8 @@ import torch
 from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.images import Case, ImageInput, require_whole
-from sam3dnet.inference.models import LoadedModel, load_model, trained_folds
+from sam3dnet.inference.model_folders import trained_folds
+from sam3dnet.inference.models import LoadedModel, load_model
 from sam3dnet.preprocessing.reading import DatasetReader
 
 logger = logging.getLogger(__name__)

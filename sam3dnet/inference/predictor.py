@@ -22,7 +22,8 @@ from sam3dnet.inference.companions import Companion, Segmentation, start_compani
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
-from sam3dnet.inference.models import LoadedModel, find_model, read_model_dataset, require_model_folder
+from sam3dnet.inference.model_folders import find_model, read_model_dataset, require_model_folder
+from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.output_record import SETTINGS_FILE, OutputRecord, Source, write_noted_label_map
 from sam3dnet.inference.postprocessing import Postprocessing, read_postprocessing
 from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities

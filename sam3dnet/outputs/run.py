@@ -17,7 +17,7 @@ from sam3dnet.dicom.segmentation import write_segmentation
 from sam3dnet.dicom.stacks import Stack
 from sam3dnet.dicom.structures import write_structures
 from sam3dnet.errors import DatasetError, Sam3dError
-from sam3dnet.inference.models import read_model_dataset, read_model_plans
+from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans
 from sam3dnet.inference.output_record import DicomOrigin, Series, Source, digest_of, is_changed, note_companion
 from sam3dnet.inference.predictor import PredictionReport, model_folder_of, prepare_output_folder
 from sam3dnet.inference.writing import unfinished_folder

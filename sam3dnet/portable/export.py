@@ -15,7 +15,8 @@ import torch
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
-from sam3dnet.inference.models import choose_checkpoint, read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.models import choose_checkpoint
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.planning.likeness import PLANNED_LIKE

@@ -11,7 +11,7 @@ from typing import TypeGuard
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.cascade import previous_model_folder
-from sam3dnet.inference.models import (
+from sam3dnet.inference.model_folders import (
     OUR_PLANS,
     PLANS_FILE,
     find_model,

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.economy import is_out_of_memory, release_cached
-from sam3dnet.inference.models import trained_folds
+from sam3dnet.inference.model_folders import trained_folds
 from sam3dnet.planning.reducing import configuration_of, smaller_steps, step_of, with_step
 from sam3dnet.planning.rules import Decision
 from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole

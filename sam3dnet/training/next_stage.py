@@ -17,7 +17,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
 from sam3dnet.inference.label_slabs import start_label_map
-from sam3dnet.inference.models import LoadedModel, trained_folds
+from sam3dnet.inference.model_folders import trained_folds
+from sam3dnet.inference.models import LoadedModel
 from sam3dnet.inference.windows import in_parts
 from sam3dnet.training.previous_stage import LabelMaps
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sam3dnet.errors import DatasetError
-from sam3dnet.inference.models import trained_folds
+from sam3dnet.inference.model_folders import trained_folds
 from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.splits import Split
 

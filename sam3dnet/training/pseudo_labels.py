@@ -17,7 +17,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.images import Case, find_cases
 from sam3dnet.inference.meaning import differences, tell_other_names
-from sam3dnet.inference.models import read_model_dataset
+from sam3dnet.inference.model_folders import read_model_dataset
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.preprocessing.cases import TrainingCase, channel_names
 from sam3dnet.preprocessing.locking import only_one

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor, nn
 
 from sam3dnet.errors import CheckpointError
+from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
 from sam3dnet.inference.models import (
     CHECKPOINT_ORDER,
     EARLIER,
@@ -16,9 +17,6 @@ from sam3dnet.inference.models import (
     STARTED_FROM,
     TRAINING_CASES,
     choose_checkpoint,
-    read_model_dataset,
-    read_model_plans,
-    trained_folds,
     training_cases,
     unwrapped,
 )

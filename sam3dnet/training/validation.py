@@ -33,7 +33,8 @@ from sam3dnet.inference.companions import Companion, Segmentation, start_compani
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume, as_json, from_json, left_of, where_left
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
-from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes, trained_folds
+from sam3dnet.inference.model_folders import trained_folds
+from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.postprocessing import Postprocessing, forget_postprocessing, write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
