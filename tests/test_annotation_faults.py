@@ -13,7 +13,7 @@ from phantoms import make_raw_dataset
 
 from sam3dnet.annotation.history import History, Skipped, TrainingBegun, TrainingEnded
 from sam3dnet.annotation.job import LEFT_OUT, Result, _of_sound_cases
-from sam3dnet.annotation.project import _left_out
+from sam3dnet.annotation.trainings import _left_out
 from sam3dnet.cli.annotate import annotate
 from sam3dnet.errors import CheckpointError, DatasetError, Sam3dError
 from sam3dnet.inference.images import find_cases

@@ -15,8 +15,7 @@ import pytest
 import SimpleITK as sitk
 from phantoms import make_raw_dataset
 
-from sam3dnet.annotation import learning
-from sam3dnet.annotation import project as project_module
+from sam3dnet.annotation import learning, trainings
 from sam3dnet.annotation.background import NICENESS, BackgroundProcess, end_left
 from sam3dnet.annotation.history import Accepted, ModelChosen, State, TrainingBegun, TrainingEnded, in_words
 from sam3dnet.annotation.job import Job, Result, _judged, rank, train
@@ -389,7 +388,7 @@ def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
             pseudo_labelled=("test_0", "test_2", "gone"),
         )
         accept(project, root, "test_2")
-        project._prepare(begun, project._dataset.labelled())
+        project._trainings.prepare(begun, project._dataset.labelled())
         job = Job.model_validate_json((project.learning.folder_of(1) / learning.JOB).read_text())
         assert sorted(file.name for file in Path(job.pseudo_labelled, "labelsTr").iterdir()) == ["test_0.nii.gz"]
 
@@ -405,7 +404,7 @@ def test_a_training_prepared_anew_leaves_out_what_no_longer_waits(root):
     ],
 )
 def test_few_labels_and_many_images_teach_once(root, monkeypatch, labelled, found, few, teach):
-    monkeypatch.setattr(project_module, "FEW_LABELLED", few)
+    monkeypatch.setattr(trainings, "FEW_LABELLED", few)
     raw = root / "nnUNet_raw" / NAME
     for file in sorted(raw.glob("*/case_*"))[labelled * 2 :]:
         file.unlink()
@@ -443,7 +442,7 @@ def test_what_a_model_found_in_an_image_that_is_another_one_by_now_is_forgotten(
 
 def test_images_that_a_model_has_learned_from_do_not_judge_and_some_are_kept_to(root):
     with open_project(root) as project:
-        to_learn_from = project._images_to_learn_from()
+        to_learn_from = project._trainings.images_to_learn_from()
         assert "test_2" not in to_learn_from and {"test_0", "test_1", "test_3"} <= {*to_learn_from}
         said = {"training": 1, "cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
         project.history.add(TrainingBegun(**said, pseudo_labelled=("test_1", "test_3")))
@@ -465,7 +464,7 @@ def test_images_of_a_patient_who_judges_teach_nothing(root):
     with open_project(root) as project:
         accept(project, root, "p03_a", "p01_a")
         assert project.state.held_back == ("p01_a",)
-        assert "p01_b" not in project._images_to_learn_from()
+        assert "p01_b" not in project._trainings.images_to_learn_from()
 
 
 def test_one_image_at_least_is_kept_to_judge_and_always_the_same():

@@ -14,7 +14,6 @@ that were taken out again; what is trained lies in a folder of this name below n
 
 import getpass
 import logging
-import math
 import random
 import statistics
 import time
@@ -42,20 +41,18 @@ from sam3dnet.annotation.history import (
     state_after,
 )
 from sam3dnet.annotation.images import ProjectImages
-from sam3dnet.annotation.job import Result
-from sam3dnet.annotation.judges import is_judge, may_teach
-from sam3dnet.annotation.judging import Proposal, compare, is_no_worse
+from sam3dnet.annotation.judges import is_judge
+from sam3dnet.annotation.judging import Proposal, compare
 from sam3dnet.annotation.label_file import fitting_labels, read_label_map, require_same_place
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
+from sam3dnet.annotation.trainings import Trainings
 from sam3dnet.errors import CheckpointError, DatasetError
 from sam3dnet.inference.images import Case, changed_since, find_cases, seen_by_file
 from sam3dnet.inference.model_folders import find_model
-from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, remove_partial_files
 from sam3dnet.preprocessing.locking import sole_process
-from sam3dnet.preprocessing.problems import shorten
 from sam3dnet.preprocessing.reading import dataset_reader, first_file
 
 if TYPE_CHECKING:
@@ -66,7 +63,6 @@ if TYPE_CHECKING:
     from sam3dnet.model import Model
 
 FOLDER, DRAFTS = "sam3d_annotation", "drafts"
-FEW_LABELLED = 20  # so many label maps that what a model finds in images without any teaches it
 
 Order = Literal["unsure", "sure", "name", "random"]
 BY_CONFIDENCE: tuple[Order, ...] = ("unsure", "sure")
@@ -139,6 +135,7 @@ class AnnotationProject:
         )
         for folder in (self.folder, self.folder / DRAFTS, self.folder / KEPT_IMAGES):
             remove_partial_files(folder)
+        self._trainings = Trainings(self._dataset, self.history, self._folders, self.cases, self.learning)
         self._folders.recover()
         self.conclude()
         self._choose(self._trained(folders) if model is None and self.state.model is None else model)
@@ -516,68 +513,7 @@ class AnnotationProject:
             DatasetError: If there is nothing to train on, or no time.
             OSError: If it cannot be written; no training has begun then.
         """
-        if not 0 < minutes < math.inf:
-            raise DatasetError(f"a training of {minutes} minutes: expected a number above 0")
-        self.conclude()
-        self._folders.catch_up()
-        self._folders.take_notice()
-        self._folders.catch_up()
-        self.learning.end()  # an order that is looked for, so that its label maps stay as they are
-        cases = self._dataset.labelled()
-        begun = self.state.training
-        if begun is not None and not self.learning.is_prepared(begun.training):
-            begun = self._prepared_anew(begun, cases)
-        if begun is None:
-            event = self._next_training(cases, minutes)
-            self._prepare(event, cases)
-            begun = self.history.add(event)
-            self._folders.follow([])
-        self.learning.begin_training(begun)
-        return begun
-
-    def _next_training(self, cases: Mapping[str, TrainingCase], minutes: float) -> TrainingBegun:
-        """Say on what the next training learns, and by what it is judged."""
-        without = sorted({*self._dataset.cases()} - {*cases})
-        if without:
-            logger.warning("Warning: left out, since an image or the label map is missing: %s", ", ".join(without))
-        state = self.state
-        held_back = tuple(name for name in state.held_back if name in cases)
-        training = tuple(sorted(set(cases) - set(held_back)))
-        if not training:
-            raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
-        number = 1 + max(state.trainings, self.learning.last_number)
-        further = self.learning.pseudo_labelled(state.model, self._images_to_learn_from())
-        return TrainingBegun(
-            training=number,
-            cases=training,
-            held_back=held_back,
-            start=state.model,
-            minutes=minutes,
-            pseudo_labelled=tuple(further),
-        )
-
-    def _prepare(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> None:
-        self.learning.prepare(begun, cases, self._dataset.to_train_on(), self._images_to_learn_from())
-
-    def _images_to_learn_from(self) -> dict[str, Case]:
-        """Give the images that wait and that models may learn from, see `judges.may_teach`."""
-        images, labelled = self.cases.all(), self._dataset.labelled()
-        waiting = {image.name: image for image in images if image.name not in labelled}
-        names = may_teach([*waiting], self.state, [image.name for image in images], [*labelled])
-        return {name: waiting[name] for name in sorted(names)}
-
-    def _prepared_anew(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> TrainingBegun | None:
-        """Prepare a training that has begun without; where its cases are gone it ends, and None is given."""
-        gone = sorted({*begun.cases, *begun.held_back} - {*cases})
-        if not gone:
-            self._prepare(begun, cases)
-            return begun
-        why = f"left out: {', '.join(gone)} is no longer there with image and label map, so it could not go on"
-        event = TrainingEnded(training=begun.training, folder=None, used=False, before=None, after=None, why=why)
-        self.history.add(event)
-        self._folders.follow([])
-        logger.warning("Warning: training %d: %s", begun.training, why)
-        return None
+        return self._trainings.begin(minutes)
 
     def images_teach(self) -> bool:
         """Tell whether a training is worth its time before anything is accepted, by the images that wait alone.
@@ -586,37 +522,11 @@ class AnnotationProject:
         found something in at least as many, and no training has learned from any yet. A model from elsewhere is not
         replaced before there are cases that judge.
         """
-        if any(isinstance(one, TrainingBegun) and one.pseudo_labelled for one in self.history.events):
-            return False
-        state, labelled = self.state, self.num_labelled
-        if not state.trained_on or not 0 < labelled <= FEW_LABELLED or self.unranked():
-            return False
-        return labelled <= len(self.learning.pseudo_labelled(state.model, self._images_to_learn_from()))
+        return not self.unranked() and self._trainings.images_teach()
 
     def conclude(self) -> TrainingEnded | None:
         """Use the model of a training that has ended, if it is not worse than the one before; None where none has."""
-        begun = self.state.training
-        result = None if begun is None else self.learning.result_of(begun.training)
-        if begun is None or result is None:
-            return None
-        judges = {*begun.held_back} - {*result.left_out}
-        used = result.folder is not None and is_no_worse(result.before, result.after, len(judges))
-        event = self.history.add(
-            TrainingEnded(
-                training=begun.training,
-                folder=result.folder if used else None,
-                used=used,
-                before=result.before,
-                after=result.after,
-                why=(result.problem or _why(used, result, len(judges))) + _left_out(result),
-                left_out=tuple(sorted(result.left_out)),
-            )
-        )
-        self._folders.follow([])
-        if not used:
-            self.learning.forget_model_of(begun.training)
-        logger.info("training %d: %s", event.training, event.why)
-        return event
+        return self._trainings.conclude()
 
     def train(self, minutes: float) -> TrainingEnded:
         """Train on all that is labelled, wait for the end, and use the model if it is not worse; see `begin_training`.
@@ -667,21 +577,6 @@ def _is_session(labels: object) -> "TypeGuard[PromptSession | SliceSession]":
 
 def _is_there(model: Path) -> bool:
     return model.is_file() or (model / DATASET_JSON).is_file()
-
-
-def _why(used: bool, result: Result, count: int) -> str:
-    before, after = result.before, result.after
-    if before is not None and after is not None:
-        said = f"agrees to {after:.3f} with {count} cases that were held back, before {before:.3f}"
-        return f"used: {said}" if used else f"left out: {said}"
-    if used:
-        return "used; there is nothing to compare it with yet"
-    return "left out: there is no model, or nothing is known of how it agrees with the cases that were held back"
-
-
-def _left_out(result: Result) -> str:
-    told = [f"{name} ({check})" for name, check in sorted(result.left_out.items())]
-    return f"; without {shorten(told)}, which cannot be trained on" if told else ""
 
 
 def _user() -> str:
