@@ -35,6 +35,7 @@ from sam3dnet.preprocessing.problems import Problem, error
 from sam3dnet.preprocessing.world import World, is_nifti, world_of
 
 PLANAR_READER = "NaturalImage2DIO"
+MOST_TRIED = 5  # damaged images, in a row, after which a sound one is no longer looked for
 READER_KEY = "overwrite_image_reader_writer"  # of dataset.json
 _ENDINGS = ".nii.gz, .nii, .nrrd, .mha or, a stack of pages, .tif"
 _FORMATS: dict[str, FileFormat] = {
@@ -215,8 +216,33 @@ def reader_by_ending(dataset_json: Mapping[str, Any]) -> DatasetReader:
 
 
 def reader_of_cases(dataset_json: Mapping[str, Any], cases: Sequence[TrainingCase]) -> DatasetReader:
-    """Find the reader of a dataset by its training cases; see `dataset_reader`."""
-    return dataset_reader(dataset_json, first_file(image for case in cases for image in case.images[:1]))
+    """Find the reader of a dataset by its training cases; see `reader_of_images`."""
+    return reader_of_images(dataset_json, (image for case in cases for image in case.images[:1]))
+
+
+def reader_of_images(dataset_json: Mapping[str, Any], images: Iterable[Path]) -> DatasetReader:
+    """Find the reader that nnU-Net takes for a dataset, by the first of its images that is not damaged.
+
+    Args:
+        dataset_json: Of the dataset.
+        images: A file of each.
+
+    Raises:
+        DatasetError: As of `dataset_reader`; that of the first image, where the first few are all of no use.
+    """
+    problems: list[DatasetError] = []
+    for image in images:
+        if not_a_file(image) is not None:
+            continue
+        try:
+            return dataset_reader(dataset_json, image)
+        except DatasetError as problem:
+            problems.append(problem)
+        if len(problems) == MOST_TRIED:
+            break
+    if problems:
+        raise problems[0]
+    return dataset_reader(dataset_json, None)
 
 
 def first_file(files: Iterable[Path]) -> Path | None:

@@ -20,7 +20,7 @@ def make_annotated(tmp_path):
 
 def open_project(root, **options):
     """Open the project; most models here answer no prompts."""
-    return AnnotationProject(975, root / "pool", root=root, device="cpu", **{"needs_prompts": False, **options})
+    return AnnotationProject(975, root / "pool", root=root, **{"device": "cpu", "needs_prompts": False, **options})
 
 
 def raw(root):

@@ -40,7 +40,12 @@ class Served:
 def serving(model, *, key=None, most=4, idle_s=600.0, output=None, port=0, annotate=None, **options):
     """Serve a model or its folder until the end of the block; annotate: makes an Annotating from hall and loader."""
     load = partial(load_model, device="cpu", mirror=options.pop("mirror", True))
-    hall = Hall(load(model) if isinstance(model, str | Path) else model, Leases(most, idle_s), **options)
+    hall = Hall(
+        load(model) if isinstance(model, str | Path) else model,
+        Leases(most, idle_s),
+        may_be_empty=annotate is not None,
+        **options,
+    )
     annotating = None if annotate is None else annotate(hall, load)
     loop, ready, ports = asyncio.new_event_loop(), threading.Event(), []
 

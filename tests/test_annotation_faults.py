@@ -3,7 +3,9 @@
 import json
 import math
 import resource
+import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,18 +13,36 @@ import SimpleITK as sitk
 from annotated import drawn, make_annotated, open_project, raw
 from phantoms import make_raw_dataset
 
+from sam3dnet.annotation import learning
+from sam3dnet.annotation import project as project_module
 from sam3dnet.annotation.history import History, Skipped, TrainingBegun, TrainingEnded
 from sam3dnet.annotation.job import LEFT_OUT, Result, _of_sound_cases
 from sam3dnet.annotation.trainings import _left_out
 from sam3dnet.cli.annotate import annotate
 from sam3dnet.errors import CheckpointError, DatasetError, Sam3dError
 from sam3dnet.inference.images import find_cases
+from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.verify import require_sound, verify_dataset
 
 
 @pytest.fixture
 def root(tmp_path):
     return make_annotated(tmp_path)
+
+
+@pytest.fixture
+def asleep(monkeypatch):
+    """Trainings that are begun, and never end by themselves."""
+
+    class Asleep:
+        def __init__(self, module, arguments, log, record):
+            self.log, self.status = log, None
+
+        def end(self):
+            pass
+
+    monkeypatch.setattr(learning, "BackgroundProcess", Asleep)
+    monkeypatch.setattr(project_module, "require_fitting", lambda *_: None)
 
 
 @pytest.fixture
@@ -121,6 +141,90 @@ def test_a_model_that_is_gone_is_named(root, model):
     model.rename(model.with_name("elsewhere"))
     with open_project(root) as project, pytest.raises(CheckpointError, match=r"no longer there; .*\(-m MODEL\)"):
         project.session("test_0")
+
+
+@pytest.mark.parametrize("moved", [True, False], ids=["moved", "copied"])
+def test_a_training_that_was_cut_off_goes_on_where_its_project_is(root, asleep, moved, tmp_path):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+        project.begin_training(1.0)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "pool"):
+        shutil.move(root / name, elsewhere / name) if moved else shutil.copytree(root / name, elsewhere / name)
+    with open_project(elsewhere) as project:
+        assert project.begin_training(1.0).training == 1
+        job = json.loads((project.learning.folder_of(1) / learning.JOB).read_text())
+    for place in (*job["folders"], job["work"]):
+        assert place.startswith(str(elsewhere)) and Path(place).is_dir()
+
+
+def test_a_training_that_ends_without_a_word_has_failed(root, asleep):
+    with open_project(root) as project:
+        project.begin_training(1.0)
+        assert project.conclude() is None
+        project.learning._process.status = 0
+        ended = project.conclude()
+        assert not ended.used and "the training failed; its log" in ended.why and project.state.training is None
+
+
+def test_what_has_ended_is_concluded_before_all_goes_back(root, asleep, model):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+        begun = project.begin_training(1.0)
+        result = Result(folder=str(model), before=None, after=None)
+        write_json(project.learning.folder_of(begun.training) / "result.json", result.model_dump())
+        project.go_back(1)
+        assert project.state.model is None
+        project.go_back(3)
+        assert project.state.model == str(model)
+
+
+def test_a_folder_that_became_empty_does_not_lock_a_project_out(root, caplog):
+    with open_project(root) as project:
+        project.accept("test_0", drawn(root, "test_0"))
+        project.go_back(0)
+    for file in (root / "pool").iterdir():
+        file.unlink()
+    with open_project(root) as project:
+        assert "holds no image" in caplog.text and project.waiting() == ["test_0"]
+        project.go_back(1)
+        assert project.waiting() == []
+    shutil.rmtree(raw(root) / "sam3d_annotation")
+    with pytest.raises(DatasetError, match="holds no image"):
+        open_project(root)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda _: b"", lambda _: b"no image"])
+def test_a_damaged_image_is_not_accepted(root, damage):
+    image = root / "pool" / "test_0_0000.nii.gz"
+    labels = drawn(root, "test_0")
+    image.write_bytes(damage(image.read_bytes()))
+    with open_project(root) as project:
+        with pytest.raises(DatasetError, match="test_0"):
+            project.accept("test_0", labels)
+        assert not project.history.events and not (raw(root) / "imagesTr" / image.name).exists()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"prompts": {"organ": 3}},
+        {"prompts": [1]},
+        {"prompts": {"organ": {"points": "x"}}},
+        {"seconds": "abc"},
+        {"by": 3},
+    ],
+)
+def test_what_is_wrongly_said_of_a_case_is_told_before_anything_is_written(root, said):
+    with open_project(root) as project:
+        with pytest.raises(DatasetError, match=r"what is said of test_0: .* must be .*; see AnnotationProject.accept"):
+            project.accept("test_0", drawn(root, "test_0"), **said)
+        assert not (project.folder / "labels").exists() and not project.history.events
+        with pytest.raises(DatasetError, match="order is 'foo'; expected 'unsure', 'sure', 'name', 'random'"):
+            project.waiting("foo")
+    with pytest.raises(Sam3dError, match="gpu"):
+        open_project(root, device="gpu")
 
 
 class Session:

@@ -335,7 +335,7 @@ def test_a_training_has_the_plan_and_method_of_the_model_that_it_starts_from(tmp
 def say_what_was_found(project, model, expected):
     """Put label maps with a confidence where the order of the images leaves them; None: it has found nothing."""
     work = project.learning.folder / learning.AUTOMATIC
-    work.mkdir(parents=True)
+    work.mkdir(parents=True, exist_ok=True)
     seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
     write_json(work.parent / learning.RANKING, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
@@ -414,8 +414,9 @@ def test_few_labels_and_many_images_teach_once(root, monkeypatch, labelled, foun
         assert not project.images_teach()  # a model from elsewhere is kept until something judges
         said = {"cases": ("case_0",), "held_back": (), "start": None, "minutes": 1.0}
         project.history.add(TrainingBegun(training=1, **said))
-        end = {"folder": "model", "used": True, "before": None, "after": None, "why": ""}
+        end = {"folder": "trained", "used": True, "before": None, "after": None, "why": ""}
         project.history.add(TrainingEnded(training=1, **end))
+        say_what_was_found(project, "trained", found)
         assert project.images_teach() == teach
         begun = TrainingBegun(training=2, **said, pseudo_labelled=("test_0",))
         project.history.add(begun)

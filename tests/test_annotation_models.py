@@ -13,6 +13,7 @@ from sam3dnet.annotation.fitting import require_fitting
 from sam3dnet.annotation.history import TrainingBegun, TrainingEnded
 from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptError
 from sam3dnet.inference.confidence import ENDING
+from sam3dnet.preprocessing.reading import reader_named
 
 
 @pytest.fixture
@@ -54,12 +55,12 @@ def test_channels_under_other_names_are_told(root, model, caplog, theirs, own, a
     names = [{"channel_names": dict(enumerate(names))} for names in (theirs, own)]
     file = model / "dataset.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | names[0]))
-    described = json.loads(file.read_text()) | names[1]
+    described, reader = json.loads(file.read_text()) | names[1], reader_named("SimpleITKIO", {})
     if are_others:
         with pytest.raises(DatasetError, match=f"channels {', '.join(theirs)}, here {', '.join(own)}; train"):
-            require_fitting(model, "here", described)
+            require_fitting(model, "here", described, reader)
         return
-    require_fitting(model, "here", described)
+    require_fitting(model, "here", described, reader)
     assert f"calls its channels {', '.join(theirs)}, here calls them {', '.join(own)}" in caplog.text
 
 

@@ -10,15 +10,24 @@ from sam3dnet.errors import CheckpointError, DatasetError, PlanError, PromptErro
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
 from sam3dnet.inference.meaning import differences, tell_other_names
 from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
-from sam3dnet.inference.models import build_network, choose_checkpoint
+from sam3dnet.inference.models import (
+    PSEUDO_LABELLED,
+    STARTED_FROM,
+    build_network,
+    choose_checkpoint,
+    training_cases,
+)
 from sam3dnet.network.transfer import without_values
 from sam3dnet.planning.likeness import FULLRES
 from sam3dnet.portable.sources import model_folder
+from sam3dnet.preprocessing.reading import READER_KEY, DatasetReader, reader_named
 
 logger = logging.getLogger(__name__)
 
 
-def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any], needs_prompts: bool = False) -> None:
+def require_fitting(
+    model: Path, name: str, dataset_json: Mapping[str, Any], reader: DatasetReader, needs_prompts: bool = False
+) -> None:
     """See that a model has the classes and channels of a dataset; channels that are called otherwise are told.
 
     So is a configuration that trainings do not go on with.
@@ -27,16 +36,19 @@ def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any], nee
         model: Its folder, or an exported file; its weights are not loaded.
         name: Of the dataset.
         dataset_json: Of the dataset.
+        reader: Of the dataset.
         needs_prompts: Whether it must answer prompts.
 
     Raises:
-        DatasetError: If it has other classes, or channels that are others or in another order.
+        DatasetError: If it has other classes, or channels that are others or in another order, or reads images with
+            other axes.
         CheckpointError, PlanError: If there is no such model, it is one for slices, or lacks a cascade's first stage.
         PromptError: If it must answer prompts, and does not.
     """
     with model_folder(model) as folder:
         theirs = read_model_dataset(folder)
         _require_same_meaning(model, theirs, name, dataset_json)
+        _require_same_axes(model, str(read_model_plans(folder)["image_reader_writer"]), name, reader)
         configuration = _require_loadable(folder, model, theirs, needs_prompts)
     if configuration != FULLRES:
         logger.warning(
@@ -45,6 +57,24 @@ def require_fitting(model: Path, name: str, dataset_json: Mapping[str, Any], nee
             "there are none; --every 0 begins no training by itself",
             *(model, configuration, FULLRES),
         )
+
+
+def learned_from(model: Path, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Name the cases of a dataset that a model has learned from, and the images without labels, by its checkpoints.
+
+    Args:
+        model: Its folder, or an exported file, which does not say.
+        name: Of the dataset.
+
+    Raises:
+        CheckpointError, PlanError: As of `require_fitting`.
+    """
+    with model_folder(model) as folder:
+        if read_model_plans(folder).get("dataset_name") != name:
+            return (), ()
+        opened = [choose_checkpoint(folder / f"fold_{fold}")[1] for fold in trained_folds(folder)]
+    seen = training_cases(opened) | training_cases(opened, STARTED_FROM)
+    return tuple(sorted(seen)), tuple(sorted(training_cases(opened, PSEUDO_LABELLED)))
 
 
 def _require_same_meaning(model: Path, theirs: Mapping[str, Any], name: str, dataset_json: Mapping[str, Any]) -> None:
@@ -56,6 +86,14 @@ def _require_same_meaning(model: Path, theirs: Mapping[str, Any], name: str, dat
             "choose another one with -m"
         )
     tell_other_names(model, theirs, name, dataset_json)
+
+
+def _require_same_axes(model: Path, theirs: str, name: str, reader: DatasetReader) -> None:
+    if reader_named(theirs, {}).reorients != reader.reorients:
+        raise DatasetError(
+            f"{model}: reads images by {theirs}, {name} is read by {reader.name}, which gives their axes in another "
+            f'order; write "{READER_KEY}": "{theirs}" into dataset.json, or train a model of the dataset as it is'
+        )
 
 
 def _require_loadable(folder: Path, model: Path, dataset_json: dict[str, Any], needs_prompts: bool) -> str:

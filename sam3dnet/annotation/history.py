@@ -99,10 +99,14 @@ class ModelChosen(Dated):
 
     Attributes:
         folder: The model's.
+        trained_on: Cases of this dataset that it has learned from, as far as its checkpoints say.
+        pseudo_labelled: The same of images without labels.
     """
 
     kind: Literal["model"] = "model"
     folder: str
+    trained_on: tuple[str, ...] = ()
+    pseudo_labelled: tuple[str, ...] = ()
 
 
 class TrainingBegun(Dated):
@@ -177,7 +181,7 @@ class State:
         held_back: The cases that judge models, sorted.
         model: Folder of the model that proposes label maps; None for none.
         chosen: The last model that somebody chose; the one that proposes may have been trained from it.
-        trained_on: All cases that this model has learned from in this history, itself or through those it started from.
+        trained_on: All cases that this model has learned from, itself or through those it started from.
         pseudo_labelled: The same of images without labels.
         training: What has begun and not ended; None for nothing.
         trainings: The highest number of one that has begun.
@@ -334,8 +338,8 @@ def _after(states: Sequence[State], event: Event) -> State:
     if isinstance(event, Skipped):
         return replace(now, skipped=(*(case for case in now.skipped if case != event.case), event.case))
     if isinstance(event, ModelChosen):
-        nothing = frozenset[str]()
-        return replace(now, model=event.folder, chosen=event.folder, trained_on=nothing, pseudo_labelled=nothing)
+        trained_on, images = frozenset(event.trained_on), frozenset(event.pseudo_labelled)
+        return replace(now, model=event.folder, chosen=event.folder, trained_on=trained_on, pseudo_labelled=images)
     if isinstance(event, TrainingBegun):
         return replace(now, training=event)
     if isinstance(event, TrainingEnded):

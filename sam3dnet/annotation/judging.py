@@ -22,10 +22,11 @@ THICK = 2.0  # times the smallest spacing, above which a neighbour is too far of
 def dice_by_class(
     proposed_ZYX: npt.NDArray[Any], accepted_ZYX: npt.NDArray[Any], dataset_json: Mapping[str, Any]
 ) -> dict[str, float | None]:
-    """Measure the Dice of each class or region; None where neither label map has it."""
+    """Measure the Dice of each class or region, without voxels to be ignored; None where neither label map has it."""
     found: dict[str, float | None] = {}
+    known = _known(accepted_ZYX, dataset_json)
     for name, values in foreground_classes(dataset_json).items():
-        masks = [mask_of(labels_ZYX, values) for labels_ZYX in (proposed_ZYX, accepted_ZYX)]
+        masks = [mask_of(labels_ZYX, values) & known for labels_ZYX in (proposed_ZYX, accepted_ZYX)]
         found[name] = dice_coefficient(*masks) if masks[0].any() or masks[1].any() else None
     return found
 
@@ -38,6 +39,8 @@ def agreement(
 ) -> float:
     """Measure how well a model agrees with what a user accepted, by the Dice of all but the voxels at the outline.
 
+    Voxels that are to be ignored count for nothing.
+
     What is accepted began as what a model proposed, and where nothing was wrong enough to be corrected its outline is
     still that model's: by plain Dice, each further model looks worse than the one that proposed. So nothing counts that
     lies within a voxel of the outline, but for objects so thin that nothing else is left, where these are missed. On 23
@@ -47,18 +50,25 @@ def agreement(
     Returns:
         Mean over the classes that either has; 1 where there are none, since nothing was to be found, and nothing was.
     """
-    near = _neighbours(spacing_mm)
+    near, known = _neighbours(spacing_mm), _known(accepted_ZYX, dataset_json)
     found = []
     for values in foreground_classes(dataset_json).values():
-        proposed, accepted = (mask_of(labels_ZYX, values) for labels_ZYX in (proposed_ZYX, accepted_ZYX))
+        proposed, accepted = (mask_of(labels_ZYX, values) & known for labels_ZYX in (proposed_ZYX, accepted_ZYX))
         if not (proposed.any() or accepted.any()):
             continue
-        inside = ndimage.binary_erosion(accepted, near) | _missed_thin(accepted, proposed, near)
+        whole = ndimage.binary_erosion(accepted | ~known, near)  # what is not known is no outline
+        inside = (whole & accepted) | _missed_thin(accepted, proposed, whole)
         missed = np.count_nonzero(inside & ~proposed)
         added = np.count_nonzero(proposed & ~ndimage.binary_dilation(accepted, near))
         hit = 2 * (np.count_nonzero(accepted) - missed)
         found.append(hit / (hit + missed + added))
     return float(np.mean(found)) if found else 1.0
+
+
+def _known(accepted_ZYX: npt.NDArray[Any], dataset_json: Mapping[str, Any]) -> npt.NDArray[np.bool_]:
+    """Tell of which voxels something is known."""
+    ignored = dataset_json["labels"].get("ignore")
+    return np.ones(accepted_ZYX.shape, bool) if ignored is None else accepted_ZYX != ignored
 
 
 def _neighbours(spacing_mm: Sequence[float]) -> npt.NDArray[np.bool_]:
@@ -71,12 +81,12 @@ def _neighbours(spacing_mm: Sequence[float]) -> npt.NDArray[np.bool_]:
 
 
 def _missed_thin(
-    accepted: npt.NDArray[np.bool_], proposed: npt.NDArray[np.bool_], near: npt.NDArray[np.bool_]
+    accepted: npt.NDArray[np.bool_], proposed: npt.NDArray[np.bool_], whole: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.bool_]:
-    """Mark the objects that are all outline, and of which no voxel was found."""
+    """Mark the objects that are all outline, nothing of them whole, and of which no voxel was found."""
     objects, count = ndimage.label(accepted, NEIGHBOURHOOD)
     kept = np.ones(count + 1, bool)
-    kept[objects[ndimage.binary_erosion(accepted, near) | (accepted & proposed)]] = False
+    kept[objects[accepted & (whole | proposed)]] = False
     kept[0] = False
     return kept[objects]
 

@@ -6,26 +6,30 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sam3dnet.annotation.background import BackgroundProcess, end_left, last_lines
 from sam3dnet.annotation.history import TrainingBegun
-from sam3dnet.annotation.job import Job, Result, read_result
+from sam3dnet.annotation.job import REMEDY, Job, Result, read_result
 from sam3dnet.annotation.judging import mean_of
 from sam3dnet.annotation.labelled import copy_whole, label_files, named_by_case
+from sam3dnet.errors import DatasetError
 from sam3dnet.inference.confidence import ENDING
 from sam3dnet.inference.images import Case, seen
 from sam3dnet.preprocessing.cases import TrainingCase
 from sam3dnet.preprocessing.checks_description import DATASET_JSON
 from sam3dnet.preprocessing.folders import Folders, write_json
-from sam3dnet.preprocessing.json_files import read_json_if_whole
+from sam3dnet.preprocessing.json_files import read_json, read_json_if_whole
 from sam3dnet.preprocessing.names import fault_of_case
 from sam3dnet.preprocessing.reading import DatasetReader
+from sam3dnet.preprocessing.schemas import checked
 
 MODULE = "sam3dnet.annotation.job"
 NAME = "sam3d_annotation"  # of folders beside those of datasets
 JOB, LOG, PROCESS = "job.json", "log.txt", "process.json"
 RANKING = "ranking.json"  # the job; not beside the label maps, where a TIFF file's spacing stands in CASE.json
 AUTOMATIC, IMAGES = "automatic", "images"
+RAW = "nnUNet_raw"  # of the snapshots
 PSEUDO_LABELLED = "pseudo_labelled"
 MOST_PSEUDO_LABELLED = 60  # each is preprocessed anew where the model is another one
 
@@ -90,7 +94,7 @@ class Learning:
         Raises:
             OSError: If it cannot be written; the training cannot begin then.
         """
-        work, raw = self.folder_of(begun.training), self._snapshots / "nnUNet_raw"
+        work, raw = self.folder_of(begun.training), self._snapshots / RAW
         names = (*begun.cases, *begun.held_back)
         take_snapshot({name: cases[name] for name in names}, raw / self._dataset, description, self._reader)
         further = {name: waiting[name] for name in begun.pseudo_labelled if name in waiting}
@@ -100,26 +104,46 @@ class Learning:
         job = Job(
             kind="train",
             dataset=self._dataset,
-            folders=(str(raw), str(self._folders.preprocessed / NAME), str(work)),
             model=begun.start,
-            work=str(work),
             device=self._device,
             minutes=begun.minutes,
             cases=begun.cases,
             held_back=begun.held_back,
-            pseudo_labelled=str(self._snapshots / PSEUDO_LABELLED) if there else "",
+            **self._places_of(begun, bool(there)),
         )
         for folder in job.folders:
             Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(work / JOB, job.model_dump())
 
+    def _places_of(self, begun: TrainingBegun, with_images: bool) -> dict[str, Any]:
+        """Say where a training finds and leaves everything.
+
+        Args:
+            begun: Says which.
+            with_images: Whether it learns from images without labels.
+        """
+        work, raw = self.folder_of(begun.training), self._snapshots / RAW
+        return {
+            "folders": (str(raw), str(self._folders.preprocessed / NAME), str(work)),
+            "work": str(work),
+            "pseudo_labelled": str(self._snapshots / PSEUDO_LABELLED) if with_images else "",
+        }
+
     def begin_training(self, begun: TrainingBegun) -> None:
-        """Begin a training that was prepared, or go on with one that was cut off.
+        """Begin a training that was prepared, or go on with one that was cut off, also where all was moved meanwhile.
 
         Args:
             begun: Says which; an earlier result of this training must not be there.
+
+        Raises:
+            DatasetError: If what it was told is damaged.
+            OSError: If it cannot be told anew.
         """
         work = self.folder_of(begun.training)
+        job = checked(Job, read_json(work / JOB, DatasetError, REMEDY), work / JOB, DatasetError, REMEDY)
+        here = self._places_of(begun, bool(job.pseudo_labelled))
+        if any(getattr(job, key) != value for key, value in here.items()):
+            write_json(work / JOB, job.model_copy(update=here).model_dump())
         self._start(work, work / JOB)
 
     def begin_ranking(self, model: str, images: Mapping[str, Case]) -> None:
@@ -221,9 +245,9 @@ class Learning:
     def result_of(self, training: int) -> Result | None:
         """Give what came of a training; None if it has not ended, or was cut off and may go on."""
         work = self.folder_of(training)
-        found = read_result(work)
-        failed = self._process is not None and self._process.log.parent == work and self._process.status
-        if found is None and failed:
+        has_ended = self._process is not None and self._process.log.parent == work and self._process.status is not None
+        found = read_result(work)  # now, since it may have ended a moment ago
+        if found is None and has_ended:
             return Result(problem=f"the training failed; its log, {work / LOG}, ends:\n{last_lines(work / LOG)}")
         return found
 

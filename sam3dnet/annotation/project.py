@@ -20,13 +20,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard, TypeVar, get_args
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from sam3dnet.annotation.fitting import require_fitting
+from sam3dnet.annotation.fitting import learned_from, require_fitting
 from sam3dnet.annotation.followed import KEPT_IMAGES, FollowedFolders
 from sam3dnet.annotation.history import (
     Accepted,
@@ -47,13 +47,15 @@ from sam3dnet.annotation.label_file import fitting_labels, read_label_map, requi
 from sam3dnet.annotation.labelled import LabelledDataset, LabelVersions, copy_whole, digest_of, label_files
 from sam3dnet.annotation.learning import Learning
 from sam3dnet.annotation.trainings import Trainings
+from sam3dnet.devices import choose_device
 from sam3dnet.errors import CheckpointError, DatasetError
-from sam3dnet.inference.images import Case, changed_since, find_cases, seen_by_file
+from sam3dnet.inference.images import Case, changed_since, find_cases, require_whole, seen_by_file
 from sam3dnet.inference.model_folders import find_model
-from sam3dnet.preprocessing.checks_description import DATASET_JSON
+from sam3dnet.preprocessing.checks_description import DATASET_JSON, accepted_checks
 from sam3dnet.preprocessing.folders import activate_folders, find_dataset_name, remove_partial_files
 from sam3dnet.preprocessing.locking import sole_process
-from sam3dnet.preprocessing.reading import dataset_reader, first_file
+from sam3dnet.preprocessing.reading import reader_of_images
+from sam3dnet.preprocessing.schemas import checked
 
 if TYPE_CHECKING:
     from sam3dnet.annotation.first_model import FirstModel
@@ -90,6 +92,7 @@ class AnnotationProject:
             has other classes or channels.
         CheckpointError, PlanError: If there is no such model, or it cannot be loaded.
         PromptError: If the model must answer prompts, and does not.
+        Sam3dError: If there is no such device.
     """
 
     def __init__(
@@ -102,6 +105,8 @@ class AnnotationProject:
         root: Path | str | None = None,
         needs_prompts: bool = True,
     ):
+        if device is not None:
+            choose_device(device)
         folders = activate_folders(root)
         self.name, self.images = find_dataset_name(dataset, folders), Path(images).absolute()
         self._device, self._needs_prompts = device, needs_prompts
@@ -122,12 +127,9 @@ class AnnotationProject:
 
     def _open(self, folders: Any, model: Path | str | None) -> None:
         self.history = History(self.folder)
-        waiting, left_out = find_cases(self.images, self._dataset.ending, self._dataset.num_channels)
-        for name, why in left_out.items():
-            logger.warning("Warning: %s is left out: %s", name, why)
-        example = first_file(case.files[0] for case in waiting)
-        self.reader = dataset_reader(self._dataset.json, example)
         self.cases = ProjectImages(self.images, self._dataset, self.folder / KEPT_IMAGES)
+        images = self._found() or self.cases.all()
+        self.reader = reader_of_images(self._dataset.json, (image.files[0] for image in images))
         self._versions = LabelVersions(self.folder / "labels", self._dataset.ending, self.reader)
         self.learning = Learning(self.name, folders, self.folder, self._device, self._dataset.ending, self.reader)
         self._folders = FollowedFolders(
@@ -139,6 +141,19 @@ class AnnotationProject:
         self._folders.recover()
         self.conclude()
         self._choose(self._trained(folders) if model is None and self.state.model is None else model)
+
+    def _found(self) -> list[Case]:
+        """List the images of the folder, in which nothing need be left where there is a history."""
+        try:
+            found, left_out = find_cases(self.images, self._dataset.ending, self._dataset.num_channels)
+        except DatasetError as problem:
+            if not self.history.events:
+                raise
+            logger.warning("Warning: %s", problem)
+            return []
+        for name, why in left_out.items():
+            logger.warning("Warning: %s is left out: %s", name, why)
+        return found
 
     def _choose(self, model: Path | str | None) -> None:
         """Have a model propose from now on, unless it or one that was trained from it does; see that it can."""
@@ -158,11 +173,12 @@ class AnnotationProject:
         if chosen != state.model:
             if state.model is not None:
                 logger.warning("Warning: %s takes the place of %s; the history leads back", chosen, state.model)
-            self.history.add(ModelChosen(folder=chosen))
+            cases, images = learned_from(Path(chosen), self.name)
+            self.history.add(ModelChosen(folder=chosen, trained_on=cases, pseudo_labelled=images))
             self._folders.follow([])
 
     def _require_fitting(self, model: str) -> None:
-        require_fitting(Path(model), self.name, self._dataset.json, self._needs_prompts)
+        require_fitting(Path(model), self.name, self._dataset.json, self.reader, self._needs_prompts)
 
     def __enter__(self) -> "AnnotationProject":
         return self
@@ -198,7 +214,12 @@ class AnnotationProject:
             order: The ones of which the model is the least sure first, as far as that is known, or last; by name; or by
                 chance.
             seed: Of chance.
+
+        Raises:
+            DatasetError: If there is no such order.
         """
+        if order not in get_args(Order):
+            raise DatasetError(f"order is {order!r}; expected {', '.join(map(repr, get_args(Order)))}")
         images = self.images_waiting()
         names = list(images)
         if order == "random":
@@ -254,7 +275,6 @@ class AnnotationProject:
     def first_model(self, network: "PictureNetwork | None" = None) -> "FirstModel":
         """Give what stands in for a model; arguments and errors as of `first_session`."""
         from sam3dnet.annotation.first_model import FirstModel
-        from sam3dnet.devices import choose_device
         from sam3dnet.interactive.slices import LiteMedSam
 
         network = LiteMedSam(choose_device(self._device)) if network is None else network
@@ -333,9 +353,12 @@ class AnnotationProject:
                 f"{changed[0]}: was written anew since {case} was opened, so the label map may be of another image; "
                 "open it again"
             )
-        labels_ZYX, properties = self._label_map(labels, image)
         if prompts is None and _is_session(labels):
             prompts = labels.prompt_counts()
+        said = {"prompts": prompts or {}, "by": _user() if by is None else by, "seconds": seconds}
+        unmade = {"case": case, "version": 0, "digest": "", **said}
+        checked(Accepted, unmade, f"what is said of {case}", DatasetError, "see AnnotationProject.accept")
+        labels_ZYX, properties = self._label_map(labels, image)
         self._folders.catch_up()
         self._folders.take_notice([case])
         self._folders.keep(case)
@@ -353,10 +376,8 @@ class AnnotationProject:
                 version=version,
                 digest=digest,
                 image=digest_of(image.files),
-                by=_user() if by is None else by,
-                prompts={name: dict(counts) for name, counts in (prompts or {}).items()},
                 held_back=held_back,
-                **compared,
+                **{**said, **compared},
             )
         )
         self._opened.pop(case, None)
@@ -369,6 +390,7 @@ class AnnotationProject:
         """Give a label map that is accepted, and where its image lies."""
         if _is_session(labels):
             return self._fitting(labels.labels(), image), labels.properties
+        require_whole(image, self.reader, accepted_checks(self._dataset.json))
         of_image = self.reader.read_images(image.files)[1]
         if not isinstance(labels, Path | str):
             return self._fitting(np.asarray(labels), image), of_image
@@ -421,6 +443,7 @@ class AnnotationProject:
         self._folders.catch_up()
         self._folders.take_notice()
         self._folders.catch_up()
+        self.conclude()  # what has ended can be gone back to
         self.learning.end()
         self.history.add(Returned(to=number))
         self._opened = {}
@@ -494,11 +517,15 @@ class AnnotationProject:
 
     @property
     def accepted_since_training(self) -> int:
-        """How many label maps were accepted since the last training began, or since the first."""
-        count = 0
+        """How many cases have a label map that was accepted since the last training began, or since the first."""
+        accepted: dict[str, int] = {}
         for event in self.history.events:
-            count = 0 if isinstance(event, TrainingBegun) else count + isinstance(event, Accepted)
-        return count
+            if isinstance(event, TrainingBegun):
+                accepted = {}
+            elif isinstance(event, Accepted):
+                accepted[event.case] = event.version
+        labels = self.state.labels
+        return sum(case in labels and labels[case].version == version for case, version in accepted.items())
 
     def begin_training(self, minutes: float) -> TrainingBegun:
         """Begin to train in the background on all that is labelled, from the present model; `conclude` ends it.

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from sam3dnet.annotation.followed import FollowedFolders
 from sam3dnet.annotation.history import History, TrainingBegun, TrainingEnded
@@ -15,6 +15,7 @@ from sam3dnet.annotation.learning import Learning
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case
 from sam3dnet.preprocessing.cases import TrainingCase
+from sam3dnet.preprocessing.patients import patients_of
 from sam3dnet.preprocessing.problems import shorten
 
 FEW_LABELLED = 20  # so many label maps that what a model finds in images without any teaches it
@@ -71,7 +72,7 @@ class Trainings:
         if without:
             logger.warning("Warning: left out, since an image or the label map is missing: %s", ", ".join(without))
         state = self._history.state
-        held_back = tuple(name for name in state.held_back if name in cases)
+        held_back = self._judges(cases)
         training = tuple(sorted(set(cases) - set(held_back)))
         if not training:
             raise DatasetError(f"{self._dataset.folder}: has no case to train on; label one at least")
@@ -85,6 +86,22 @@ class Trainings:
             minutes=minutes,
             pseudo_labelled=tuple(further),
         )
+
+    def _judges(self, cases: Collection[str]) -> tuple[str, ...]:
+        """Name the cases that judge the next training: those of the history, and further ones of their patients.
+
+        Somebody has put the latter into the dataset; what a model has learned from already trains.
+        """
+        state = self._history.state
+        judges = {name for name in state.held_back if name in cases}
+        patients = patients_of(
+            {*cases, *(image.name for image in self._cases.all())}
+        )  # more names say more of patients
+        judging = {patients[name] for name in judges}
+        of_them = {name for name in cases if patients[name] in judging} - judges - state.learned_from
+        if of_them:
+            logger.info("held back, since other cases of their patients judge models: %s", shorten(sorted(of_them)))
+        return tuple(sorted(judges | of_them))
 
     def prepare(self, begun: TrainingBegun, cases: Mapping[str, TrainingCase]) -> None:
         """Make all that a training needs, of cases by name; see `Learning.prepare`."""
@@ -115,7 +132,7 @@ class Trainings:
         if any(isinstance(one, TrainingBegun) and one.pseudo_labelled for one in self._history.events):
             return False
         state, labelled = self._history.state, len(self._dataset.labelled())
-        if not state.trained_on or not 0 < labelled <= FEW_LABELLED:
+        if state.model in (None, state.chosen) or not 0 < labelled <= FEW_LABELLED:
             return False
         return labelled <= len(self._learning.pseudo_labelled(state.model, self.images_to_learn_from()))
 

@@ -32,7 +32,8 @@ def _serve(project: "AnnotationProject", settings: AnnotationSettings) -> None:
 
     load = partial(load_model, device=settings.device, mirror=not settings.no_mirroring)
     first = project.state.model is None
-    hall = make_hall(settings, project.first_model if first else partial(load, project.state.model), project.images)
+    begin_with = project.first_model if first else partial(load, project.state.model)
+    hall = make_hall(settings, begin_with, project.images, may_be_empty=True)
     annotating = Annotating(project, hall, load, every=settings.every, minutes=settings.minutes, order=settings.order)
     key = key_of(settings)
     application = make_application(hall, access_of(settings, key), annotating.drafts, annotating)

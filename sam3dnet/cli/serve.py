@@ -46,7 +46,7 @@ def _serve(settings: ServingSettings) -> None:
         plans=settings.plans,
     )
     images = None if settings.images is None else Path(settings.images)
-    hall = make_hall(settings, load, images, settings.instance)
+    hall = make_hall(settings, load, images, instance=settings.instance)
     key = key_of(settings)
     application = make_application(hall, access_of(settings, key), settings.output_folder)
     run_server(application, settings, lambda port: _print_addresses(settings, port, hall, key))
@@ -79,9 +79,9 @@ def access_of(settings: AtAddress, key: str | None) -> "Access":
 
 
 def make_hall(
-    settings: AtAddress, load: "Callable[[], Model | FirstModel]", images: Path | None, instance: bool = False
+    settings: AtAddress, load: "Callable[[], Model | FirstModel]", images: Path | None, **options: bool
 ) -> "Hall":
-    """Load a model in the thread that will compute with it, and make what serves it."""
+    """Load a model in the thread that will compute with it, and make what serves it, with further options of `Hall`."""
     from sam3dnet.serving.hall import Hall
     from sam3dnet.serving.leases import Leases
     from sam3dnet.serving.worker import NetworkWorker
@@ -93,7 +93,7 @@ def make_hall(
             Leases(settings.max_sessions, 60 * settings.idle_minutes),
             worker=worker,
             images=images,
-            instance=instance,
+            **options,
             largest_bytes=int(settings.max_upload * GB),
         )
     except Sam3dError:

@@ -1,7 +1,6 @@
 """The page's requests about a dataset that is annotated: accept, skip, train, go back; and what goes on beside them."""
 
 import asyncio
-import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -27,7 +26,7 @@ from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.images import Case
 from sam3dnet.model import Model
 from sam3dnet.serving import segment
-from sam3dnet.serving.case_files import Step
+from sam3dnet.serving.case_files import MAKE_ROOM, Step, remedy_of
 from sam3dnet.serving.casework import CaseWork
 from sam3dnet.serving.drafts import Drafts
 from sam3dnet.serving.exchange import ModelExchange
@@ -36,7 +35,6 @@ from sam3dnet.serving.hall import Hall, Images
 logger = logging.getLogger(__name__)
 
 WATCH_S = 2.0
-OF_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC))
 MOST_EVENTS = 50  # of the history, told with each answer; all are where they are asked for
 
 Result = TypeVar("Result")
@@ -59,8 +57,7 @@ class ProjectImages:
     def cases(self) -> list[Case]:
         """List the images that are there now, by name."""
         found = dict(self._project.images_waiting())
-        with suppress(DatasetError):  # the folder has no image any more
-            found |= {case.name: case for case in self._folder.cases()}
+        found |= {case.name: case for case in self._folder.cases()}
         there = LabelledDataset(self._project.folder.parent).labelled()
         found |= {name: Case(name, there[name].images) for name in self._project.state.labels if name in there}
         return [found[name] for name in sorted(found)]
@@ -335,8 +332,8 @@ class Annotating:
             logger.debug("details", exc_info=True)
             reason = getattr(problem, "strerror", None) or problem
             place = getattr(problem, "filename", None) or self._project.folder.parent
-            is_full = getattr(problem, "errno", None) in OF_WRITING
-            said = f"cannot be written ({reason}); make room" if is_full else f"{reason}; mend that"
+            remedy = remedy_of(problem)
+            said = f"cannot be written ({reason}); {remedy}" if remedy == MAKE_ROOM else f"{reason}; {remedy}"
             then = (
                 "the history has it, and the dataset follows by itself then"
                 if self._project.is_behind

@@ -1,5 +1,6 @@
 """What is saved of the work on a case: a label map on the image's own grid, and the prompts beside it."""
 
+import errno
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,15 @@ from sam3dnet.serving.segment import Sides
 PROMPTS_ENDING = "_prompts.json"
 LARGEST_LABEL = 65535
 
+OF_WRITING = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, getattr(errno, "EDQUOT", errno.ENOSPC))
+MAKE_ROOM, MEND = "make room", "mend that"
+
 Labels = npt.NDArray[np.integer[Any]]
+
+
+def remedy_of(problem: OSError | RuntimeError) -> str:
+    """Say what to do where something could not be read or written."""
+    return MAKE_ROOM if getattr(problem, "errno", None) in OF_WRITING else MEND
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,6 +51,7 @@ class Hall:
         worker: Its thread has loaded the model; None for a new one. OpenMP keeps threads for each thread that
             computed, and slows all of them down where these are more than there are cores.
         images: Folder whose images viewers show; None to take arrays as they come.
+        may_be_empty: Whether there may be none in it, since images are elsewhere, too.
         instance: Whether masks hold only the objects that prompts name.
         largest_bytes: Of an image or mask in memory.
         feature_bytes: What the features of all sessions may take together.
@@ -74,6 +75,7 @@ class Hall:
         *,
         worker: NetworkWorker | None = None,
         images: Path | None = None,
+        may_be_empty: bool = False,
         instance: bool = False,
         largest_bytes: int = 4 << 30,
         feature_bytes: int = 4 << 30,
@@ -84,7 +86,7 @@ class Hall:
         self.worker = worker or NetworkWorker()
         self.images: Images | None = None
         if images is not None:
-            self.images = ImageFolder(images, model.loaded.reader, model.loaded.dataset_json)
+            self.images = ImageFolder(images, model.loaded.reader, model.loaded.dataset_json, may_be_empty)
         self.class_names = slugs(model.class_names)
         dataset = model.loaded.plans.plans.get("dataset_name", "")
         self.title = f"{dataset or 'own model'} (sam3dnet)"

@@ -89,8 +89,8 @@ class Leases:
         self.reap()
         if len(self._leases) >= self.most:
             raise FullError(
-                f"all {self.most} sessions of this server are taken; close one in a viewer, or start sam3d_serve with "
-                "a larger --max-sessions"
+                f"all {self.most} sessions of this server are taken; close one in a viewer, or start the server with a "
+                "larger --max-sessions"
             )
         now = self._clock()
         self._count += 1

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from sam3dnet.errors import DatasetError
 from sam3dnet.inference.images import Case, find_cases
 from sam3dnet.preprocessing.cases import channel_names
 from sam3dnet.preprocessing.reading import DatasetReader
@@ -33,23 +34,33 @@ class ImageFolder:
         folder: The folder.
         reader: Of the model's dataset.
         dataset_json: Of the model.
+        may_be_empty: Whether it may hold no image, now or later.
 
     Raises:
         DatasetError: If there is no such folder, or it holds no image as the model wants it.
     """
 
-    def __init__(self, folder: Path, reader: DatasetReader, dataset_json: dict[str, Any]):
+    def __init__(self, folder: Path, reader: DatasetReader, dataset_json: dict[str, Any], may_be_empty: bool = False):
         self.folder, self._reader = folder, reader
         self._ending = dataset_json["file_ending"]
         self._channels = len(channel_names(dataset_json))
         self._shapes: dict[tuple[Path, Stamp], tuple[int, ...]] = {}
         self._marks: dict[tuple[Path, Stamp], npt.NDArray[np.float64]] = {}
-        for name, reason in find_cases(folder, self._ending, self._channels)[1].items():
+        self._may_be_empty = may_be_empty
+        for name, reason in self._find()[1].items():
             logger.warning("Warning: %s is left out: %s", name, reason)
 
     def cases(self) -> list[Case]:
         """List the images that are there now, by name."""
-        return find_cases(self.folder, self._ending, self._channels)[0]
+        return self._find()[0]
+
+    def _find(self) -> tuple[list[Case], dict[str, str]]:
+        try:
+            return find_cases(self.folder, self._ending, self._channels)
+        except DatasetError:
+            if self._may_be_empty:
+                return [], {}
+            raise
 
     def recognise(self, image_CZYX: npt.NDArray[Any]) -> Found | None:
         """Find the image of which a viewer's array is a channel; None if there is none.

@@ -32,6 +32,7 @@ from sam3dnet.serving.annotating import Annotating
 from sam3dnet.serving.annotation_routes import AnnotationRoutes
 from sam3dnet.serving.arrays import WireError
 from sam3dnet.serving.bodies import TooLargeError, answer, parse_json, read_body
+from sam3dnet.serving.case_files import remedy_of
 from sam3dnet.serving.casework import CaseWork, Seen
 from sam3dnet.serving.forms import (
     BYTES_A_PLACE,
@@ -347,7 +348,7 @@ class Viewer:
         except (OSError, RuntimeError) as problem:  # ITK raises its own
             reason = getattr(problem, "strerror", None) or problem
             raise DatasetError(
-                f"{work.files.labels} cannot be written ({reason}); make room, then save again"
+                f"{work.files.labels} cannot be written ({reason}); {remedy_of(problem)}, then save again"
             ) from problem
 
     def find(self, token: str | None) -> tuple[Lease, CaseWork]:
