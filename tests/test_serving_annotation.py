@@ -956,7 +956,7 @@ def test_the_page(root, annotated, open_page, trained_at_once):
         wait_for(page, lambda now: not now["busy"] and now["prompts"])
         page.keyboard.press("Control+Enter")
         wait_for(page, lambda now: now["case"] == "d" and not now["busy"])
-        wait_for(page, lambda now: now["annotation"]["model"]["training"] == 1)
+        wait_for(page, lambda now: now["annotation"]["model"]["training"] == 1 and not now["annotation"]["ranking"])
         assert page.locator("#annotation-training").inner_text().startswith("Model 1 proposes.")
         names = page.locator("#cases .name").all_inner_texts()
         assert names == ["d", "b", "a", "c"]
