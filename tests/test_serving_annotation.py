@@ -107,7 +107,7 @@ def test_accepting_takes_what_is_seen_into_the_dataset(root, annotated):
         click(served, session, [8, 6, 4])
         after = ask(served, "accept", session=session)
         assert after["waiting"] == list("acd") and after["labelled"] == ["b"] and after["clicks"] == [1]
-        assert after["history"][0]["text"] == "b accepted, 1 prompts"
+        assert after["history"][0]["text"] == "b accepted, 1 prompt"
         session = open_case(served, "a")
         after = ask(served, "skip", session=session)
         assert after["waiting"] == list("cda") and after["skipped"] == ["a"]

@@ -279,7 +279,7 @@ def in_words(event: Event) -> str:
     """Say what happened, for whoever chooses where to go back to."""
     if isinstance(event, Accepted):
         number = sum(sum(kinds.values()) for kinds in event.prompts.values())
-        how = f"{number} prompts" if number else "corrected" if event.corrected else "as proposed"
+        how = f"{number} prompt{'s' * (number > 1)}" if number else "corrected" if event.corrected else "as proposed"
         return f"{event.case} accepted, {how}" + (", held back to judge models" if event.held_back else "")
     if isinstance(event, Found):
         return f"{event.case}: a label map was there"

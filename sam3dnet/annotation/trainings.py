@@ -94,9 +94,7 @@ class Trainings:
         """
         state = self._history.state
         judges = {name for name in state.held_back if name in cases}
-        patients = patients_of(
-            {*cases, *(image.name for image in self._cases.all())}
-        )
+        patients = patients_of({*cases, *(image.name for image in self._cases.all())})
         judging = {patients[name] for name in judges}
         of_them = {name for name in cases if patients[name] in judging} - judges - state.learned_from
         if of_them:
