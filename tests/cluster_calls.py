@@ -4,15 +4,16 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECONDS_TO_GIVE_UP_AFTER = 600  # a guard, far above what a busy machine needs
+SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
 
 
-def wait_for(path: Path) -> None:
+def wait_for(happened: Callable[[], object]) -> None:
     give_up = time.monotonic() + SECONDS_TO_GIVE_UP_AFTER
-    while not path.exists():
+    while not happened():
         assert time.monotonic() < give_up
         time.sleep(0.02)
 
@@ -45,7 +46,7 @@ def hold_the_first_time(folder: Path, item: int) -> int:
 def begin_and_wait(folder: Path, item: int) -> int:
     (folder / str(item)).touch()
     if item:
-        wait_for(folder / "go on")
+        wait_for((folder / "go on").exists)
     return item
 
 

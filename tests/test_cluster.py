@@ -102,7 +102,7 @@ def test_an_item_that_fails_costs_itself_alone_and_order_is_kept(cluster: DaskCl
 def test_a_worker_that_dies_while_it_holds_a_case_loses_nothing(mortal_cluster: DaskCluster, tmp_path: Path) -> None:
     run = mortal_cluster.run(partial(hold_the_first_time, tmp_path), list(range(6)))
     done = [next(run)]
-    wait_for(tmp_path / "held")
+    wait_for((tmp_path / "held").exists)
     killed = int((tmp_path / "held").read_text())
     os.kill(killed, signal.SIGKILL)
     done += run
@@ -127,7 +127,7 @@ def processes(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     line = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     started = [subprocess.Popen([*line, "--no-dashboard", "--scheduler-file", str(file)], env=environment)]
     try:
-        wait_for(file)
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"))  # Dask writes it a piece at a time
         address = json.loads(file.read_text())["address"]
         line = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny"]
         started.append(subprocess.Popen([*line, "--no-dashboard"], env=environment))

@@ -4,16 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from cluster_calls import SECONDS_TO_GIVE_UP_AFTER, wait_for
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals and process groups")
 
-SECONDS_TO_GIVE_UP_AFTER = 3600  # a guard, far above what a busy machine needs
 # A shell calls both 130: Python ends itself by the signal if the exception came through code that C ran.
 ENDED_BY_CTRL_C = (130, -signal.SIGINT)
 HEADER = """
@@ -44,13 +43,6 @@ FOOTER = """
 if __name__ == "__main__":
     sys.exit(run_command(work, "sam3d_work"))
 """
-
-
-def wait_for(happened) -> None:
-    give_up = time.monotonic() + SECONDS_TO_GIVE_UP_AFTER
-    while not happened():
-        assert time.monotonic() < give_up
-        time.sleep(0.05)
 
 
 def group_is_empty(group: int) -> bool:
