@@ -7,22 +7,27 @@ the network it predicts only by this command's own validation, since the network
 of it; "no-blocks" changes the plan, and is a model as any other.
 """
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from torch import nn
+from scipy import ndimage
+from torch import Tensor, nn
 
 from sam3dnet.cli import train
 from sam3dnet.network.image_encoder import ImageEncoder3D, TransformerBlock3D
 from sam3dnet.network.sam3d import SAM3D
 from sam3dnet.training import asked, optimizer
+from sam3dnet.training.drawing import finest
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
 
@@ -58,6 +63,10 @@ def leave_adapters_out(encoder: ImageEncoder3D) -> None:
 
 
 LEAST_HARD = 0.1  # what a class with Dice 1 still counts
+TOUCHING = np.ones((3, 3, 3))  # what makes voxels one object
+PLACES_OF_AN_OBJECT = 200
+OBJECTS_WEIGHT = 0.5  # half of the loss as it is, as in the publication
+SMALL_UNTIL = 0.7  # of the training
 Change = Callable[[ImageEncoder3D], None]
 VARIANTS: Mapping[str, Change] = MappingProxyType(
     {
@@ -172,9 +181,146 @@ def sample_foreground(share: float) -> None:
     nnUNetTrainerSAM3D.initialize = changed  # type: ignore[method-assign]
 
 
+class EachObjectAsOften:
+    """Loads cases as a dataset does, with as many places to centre a crop on in each object of a class.
+
+    nnU-Net draws them from all voxels of a class, and so large objects more often than small ones.
+
+    Args:
+        load_case: Of a dataset of nnU-Net's.
+    """
+
+    def __init__(self, load_case: Callable[[str], tuple]) -> None:
+        self._load_case = load_case
+        self._places: dict[str, dict[Any, np.ndarray]] = {}
+
+    def __call__(self, name: str) -> tuple:
+        """Load a case; its places are drawn once."""
+        data, labels_CZYX, previous, properties = self._load_case(name)
+        classes = properties["class_locations"]
+        if name not in self._places:
+            labels_ZYX = np.asarray(labels_CZYX[0])
+            self._places[name] = {one: places_of_objects(np.isin(labels_ZYX, one)) for one in classes}
+        return data, labels_CZYX, previous, {**properties, "class_locations": self._places[name]}
+
+
+def places_of_objects(mask_ZYX: np.ndarray) -> np.ndarray:
+    """Draw as many voxels of each object of a mask: (N, 4), before the axes a zero, as nnU-Net has them."""
+    objects_ZYX, number = ndimage.label(mask_ZYX, TOUCHING)
+    voxels_V3 = np.argwhere(mask_ZYX)
+    of_object_V = objects_ZYX[mask_ZYX]
+    ends = np.cumsum(np.bincount(of_object_V, minlength=number + 1))
+    by_object = np.argsort(of_object_V, kind="stable")
+    drawn = [np.random.randint(start, end, PLACES_OF_AN_OBJECT) for start, end in pairwise(ends)]
+    places_N3 = voxels_V3[by_object[np.concatenate(drawn)]] if drawn else np.empty((0, 3), dtype=int)
+    return np.pad(places_N3, ((0, 0), (1, 0)))
+
+
+def sample_objects() -> None:
+    """Centre crops on each object of a class as often."""
+    make = nnUNetTrainerSAM3D.get_tr_and_val_datasets
+
+    def changed(self: nnUNetTrainerSAM3D) -> tuple[Any, Any]:
+        training, validation = make(self)
+        training.load_case = EachObjectAsOften(training.load_case)
+        return training, validation
+
+    nnUNetTrainerSAM3D.get_tr_and_val_datasets = changed  # type: ignore[method-assign]
+
+
 SAMPLING: Mapping[str, Callable[[], None]] = MappingProxyType(
-    {"hard-classes": sample_hard_classes, "foreground-75": lambda: sample_foreground(0.75)}
+    {
+        "hard-classes": sample_hard_classes,
+        "foreground-75": lambda: sample_foreground(0.75),
+        "by-object": sample_objects,
+    }
 )
+
+
+class WithObjects(nn.Module):
+    """Adds the Dice loss of each object by itself to a loss, as the blob loss does (Kofler et al., 2022).
+
+    An object's Dice knows nothing of the other true objects of its class; what is segmented outside of all counts
+    against each.
+
+    Args:
+        loss: Of logits and nnU-Net's target, each a list with deep supervision.
+    """
+
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, logits: Any, target: Any) -> Tensor:
+        """Add both."""
+        of_objects = object_loss(finest(logits), finest(target))
+        added: Tensor = self.loss(logits, target) + OBJECTS_WEIGHT * of_objects
+        return added
+
+
+def object_loss(logits_BKZYX: Tensor, target_B1ZYX: Tensor) -> Tensor:
+    """Give one minus the Dice of an object, mean over objects, then over the classes of all crops that have any."""
+    found_BKZYX = logits_BKZYX.float().softmax(1)
+    losses = []
+    for found_KZYX, target_1ZYX in zip(found_BKZYX, target_B1ZYX, strict=True):
+        for label in range(1, len(found_KZYX)):
+            objects_ZYX, number = ndimage.label((target_1ZYX[0] == label).numpy(force=True), TOUCHING)
+            if not number:
+                continue
+            objects_V = torch.from_numpy(objects_ZYX).to(found_KZYX.device, torch.long).flatten()
+            voxels_N = torch.bincount(objects_V, minlength=number + 1)
+            sums_N = found_KZYX.new_zeros(number + 1).index_add(0, objects_V, found_KZYX[label].flatten())
+            losses.append(1 - (2 * sums_N[1:] / (sums_N[0] + sums_N[1:] + voxels_N[1:])).mean())
+    return torch.stack(losses).mean() if losses else logits_BKZYX.sum() * 0
+
+
+def count_objects() -> None:
+    """Let the loss of every trainer that is made from now on count each object, too; for labels, not regions."""
+    build = nnUNetTrainerSAM3D._build_loss
+    nnUNetTrainerSAM3D._build_loss = lambda self: WithObjects(build(self))  # type: ignore[method-assign]
+
+
+def grown(patch_size: Iterable[int], step: Iterable[int], image_shape: Iterable[float]) -> list[int]:
+    """Give a crop of twice the voxels, nearer to the shape of the images.
+
+    Args:
+        patch_size: (Z, Y, X).
+        step: What each edge is a multiple of.
+        image_shape: Up to which each edge can grow.
+    """
+    size, steps, shape = list(patch_size), list(step), list(image_shape)
+    wanted = 2 * math.prod(size)
+    while math.prod(size) < wanted:
+        short = [axis for axis in range(3) if size[axis] < shape[axis]]
+        if not short:
+            break
+        axis = min(short, key=lambda one: size[one] / shape[one])
+        size[axis] += steps[axis]
+    return size
+
+
+def grow_crops() -> None:
+    """Let the last part of a training, and prediction, have crops of twice the voxels; of an epoch half of the steps.
+
+    For trainings whose loaders run in this process, by a plan without a transformer.
+    """
+    train = nnUNetTrainerSAM3D._train_epoch
+
+    def changed(self: nnUNetTrainerSAM3D) -> None:
+        of_plan = self.configuration_manager.configuration
+        if "grown_from" not in of_plan and self._fraction_done(self.current_epoch) >= SMALL_UNTIL:
+            of_plan["grown_from"] = before = of_plan["patch_size"]
+            shape = of_plan["median_image_size_in_voxels"]
+            of_plan["patch_size"] = grown(before, self._arch_kwargs()["token_stride"], shape)
+            self.num_iterations_per_epoch //= 2
+            self.print_to_log_file(f"crops of {of_plan['patch_size']} from now on, before {before}")
+            self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+        train(self)
+
+    nnUNetTrainerSAM3D._train_epoch = changed  # type: ignore[method-assign]
+
+
+LEARNING: Mapping[str, Callable[[], None]] = MappingProxyType({"object-loss": count_objects, "growing": grow_crops})
 
 
 def without_transformer() -> None:
@@ -199,8 +345,8 @@ def change(variant: str) -> None:
     if variant in PLANS:
         PLANS[variant]()
         return
-    if variant in SAMPLING:
-        SAMPLING[variant]()
+    if variant in SAMPLING or variant in LEARNING:
+        (SAMPLING | LEARNING)[variant]()
         return
     if variant in AUGMENTATIONS:
         change_augmentation(variant)
@@ -217,7 +363,7 @@ def change(variant: str) -> None:
     SAM3D.__init__ = changed  # type: ignore[assignment,method-assign]
 
 
-ALL = (*VARIANTS, *PLANS, *RATES, *AUGMENTATIONS, *SAMPLING)
+ALL = (*VARIANTS, *PLANS, *RATES, *AUGMENTATIONS, *SAMPLING, *LEARNING)
 
 
 def main() -> int:

@@ -7,23 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
-import torch
 
-from sam3dnet.check.networks import own_arguments
 from sam3dnet.evaluation.detection import Detections, summarise
 from sam3dnet.inference.calibration import Validated
-from sam3dnet.network.sam3d import SAM3D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import make_results
 import real_sets
-import variants
-from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.random import RandomTransform
 
 DATASET = "Dataset905_Made"
 
@@ -100,60 +91,6 @@ def test_a_variant_is_no_method_of_others_and_trains_by_the_plan_of_ours(argumen
     script, variant, separator, dataset = asked[0][1:5]
     assert Path(script).name == "variants.py" and (variant, separator, dataset) == ("no-blocks", "--", DATASET)
     assert asked[0][asked[0].index("--root") + 1] == str(tmp_path / "work" / DATASET / "5min_run0_no-blocks")
-
-
-@pytest.mark.parametrize("variant", variants.VARIANTS)
-def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
-    monkeypatch.setattr(SAM3D, "__init__", SAM3D.__init__)  # what is changed is undone
-    arguments = own_arguments((16, 16, 24), (8, 8, 8), "tiny", False, prompts=False, fitted_windows=True)
-    torch.manual_seed(0)
-    plain = SAM3D(1, 2, **arguments).eval()
-    variants.change(variant)
-    torch.manual_seed(0)
-    changed = SAM3D(1, 2, **arguments).eval()
-    image = torch.randn(1, 1, 16, 16, 24)
-    with torch.no_grad():
-        logits, reference = changed(image), plain(image)
-    assert logits.shape == reference.shape and torch.isfinite(logits).all()
-    assert torch.equal(logits, reference) == (variant in ("as-is", "no-adapters"))  # adapters add nothing at birth
-    count = sum(p.numel() for p in changed.parameters())
-    assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
-
-
-def test_without_blocks_the_plan_has_no_transformer(monkeypatch):
-    plans = {"configurations": {"3d_fullres": {"architecture": {"arch_kwargs": {"encoder": "small"}}}, "low": {}}}
-    monkeypatch.setattr(variants.asked, "read_plan", lambda *_: (plans, {}))
-    variants.change("no-blocks")
-    changed, _ = variants.asked.read_plan("Dataset501_Hippocampus", None, "SAM3DPlans")
-    assert changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == "none"
-
-
-@pytest.mark.parametrize(
-    ("variant", "grey_values", "turned", "bent"),
-    [
-        ("spatial-only", False, 0.2, 0.2),
-        ("mirror-only", False, 0, 0),
-        ("elastic", True, 0.2, 1 / 3),
-        ("more-spatial", True, 0.5, 1 / 3),
-    ],
-)
-def test_variants_of_augmentation_change_what_they_are_for(variant, grey_values, turned, bent, monkeypatch):
-    spatial = SpatialTransform((12, 24, 36), 0, False, p_elastic_deform=0.2, p_rotation=0.2, p_scaling=0.2)
-    noise = RandomTransform(GaussianNoiseTransform(), apply_probability=1)
-    composed = ComposeTransforms([spatial, noise, MirrorTransform((0,))])
-    trainer = variants.nnUNetTrainerSAM3D
-    monkeypatch.setattr(trainer, "get_training_transforms", lambda *_, **__: composed)
-    variants.change(variant)
-    left = trainer.get_training_transforms(None, (12, 24, 36)).transforms
-    assert [type(one) for one in left] == [
-        SpatialTransform,
-        *([RandomTransform] if grey_values else []),
-        MirrorTransform,
-    ]
-    assert left[0].p_rotation == left[0].p_scaling == turned and left[0].p_elastic_deform == bent
-    if grey_values:
-        assert left[0].elastic_deform_magnitude == (0, 1) and left[0].get_parameters(image=torch.zeros(1, 12, 24, 36))
-    assert {*variants.AUGMENTATIONS} == {"spatial-only", "mirror-only", "elastic", "more-spatial"}
 
 
 def test_confidences_have_a_table_of_ours_alone(tmp_path):
