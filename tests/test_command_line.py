@@ -119,10 +119,19 @@ def test_wrong_options_fail_in_one_line(line: str, message: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
-def test_an_empty_path_is_not_the_current_folder(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["a", "-p", ""], "argument -p/--paths: expected a path or a name, came nothing"),
+        (["", "-p", "x"], "argument case: expected a text, came nothing; is a variable not set?"),
+    ],
+)
+def test_what_is_empty_is_neither_the_current_folder_nor_as_if_not_there(
+    line: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="2"):
-        make_parser(example, "example").parse_args(["a", "-p", ""])
-    assert "argument -p/--paths: expected a path or a name, came nothing" in capsys.readouterr().err
+        make_parser(example, "example").parse_args(line)
+    assert message in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:

@@ -227,14 +227,19 @@ def _value_settings(value_type: Any) -> dict[str, Any]:
         return {"choices": get_args(value_type)}
     if get_origin(value_type) is list:
         return {"nargs": "+", **_value_settings(_plain_type(get_args(value_type)[0]))}
-    return {"type": path_of if value_type is Path else value_type, "metavar": _METAVARS[value_type]}
+    return {"type": {Path: path_of, str: text_of}.get(value_type, value_type), "metavar": _METAVARS[value_type]}
 
 
 def path_of(text: str) -> Path:
-    """Take a path; an empty one, as of a variable that is not set, would be the current folder."""
+    """Take a path; an empty one would be the current folder."""
+    return Path(text_of(text, "a path or a name"))
+
+
+def text_of(text: str, expected: str = "a text") -> str:
+    """Take a text; an empty one, as of a variable that is not set, would be as if the option were not there."""
     if not text:
-        raise argparse.ArgumentTypeError("expected a path or a name, came nothing; is a variable not set?")
-    return Path(text)
+        raise argparse.ArgumentTypeError(f"expected {expected}, came nothing; is a variable not set?")
+    return text
 
 
 _METAVARS = {str: "NAME", int: "N", float: "X", Path: "PATH"}
