@@ -174,7 +174,7 @@ def postprocessed(validation: Path) -> Iterator[Path]:
     model = validation.parents[1]
     described = read_model_dataset(model)
     chosen = read_postprocessing(model, described, [validation.parent])
-    if not chosen.keep_largest:
+    if not chosen:
         yield validation
         return
     reader = reader_named(str(read_model_plans(model)["image_reader_writer"]), described)
@@ -185,7 +185,7 @@ def postprocessed(validation: Path) -> Iterator[Path]:
                 shutil.copy(file, name)
                 continue
             labels_1ZYX, properties = reader.read_seg(file)
-            kept_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
+            kept_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32), properties["spacing"])
             write_label_map(kept_ZYX, Path(name) / file.name, file, properties, reader)
             confidence = f"{file.name.removesuffix(ending)}{ENDING}"
             if (validation / confidence).is_file():

@@ -61,8 +61,9 @@ class Model:
         Raises:
             DatasetError: If the image is damaged or not as the model wants it, or an array comes without its spacing.
         """
-        labels_ZYX = self._automatic.label_map(*self.input.take(image, spacing_mm))
-        return self.loaded.postprocessing.applied_to(labels_ZYX)
+        preprocessed = self.input.take(image, spacing_mm)
+        labels_ZYX = self._automatic.label_map(*preprocessed)
+        return self.loaded.postprocessing.applied_to(labels_ZYX, preprocessed[1]["spacing"])
 
     @cached_property
     def networks(self) -> list[Any]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 import torch
 from phantoms import write_volume
 from tiny_models import LABELS, REGIONS, make_checkpoint, make_dataset_json, make_plans
@@ -159,6 +160,24 @@ def test_post_processing_of_each_model_is_stored_and_predictions_apply_it(folder
     assert line in found.text.splitlines()
     written = (folders.results / NAME / "inference_instructions.txt").read_text()
     assert found.text.endswith(written.rstrip("\n"))
+
+
+def test_small_objects_go_of_classes_that_have_several(folders):
+    make_dataset(folders)
+    model = make_crossvalidation(folders, npz=False)
+    places = (folders.preprocessed / NAME / "gt_segmentations", *model.glob("fold_*/validation"))
+    for file in (file for place in places for file in place.glob("*.nii.gz")):
+        labels_ZYX = sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+        labels_ZYX[0, 7:9, 4:6] = 2  # a second lesion everywhere
+        write_volume(labels_ZYX, file)
+    found = find(folders)
+    content = json.loads((model / FILE).read_text())
+    island_mm3 = pytest.approx(np.prod(sitk.ReadImage(str(file)).GetSpacing()))
+    assert [2] not in content["keep_largest"] and [1, 2] not in content["keep_largest"]
+    assert [(one["labels"], one["up_to_mm3"]) for one in content["min_volumes"]] == [([2], island_mm3)]
+    said = "takes out objects of lesion up to 2.31 mm³"
+    assert f"Post-processing of the best: {said}" in found.text or f", then {said}" in found.text
+    assert f"{said}." in found.text.partition("It applies the post-processing by itself: it ")[2]
 
 
 def make_winning_ensemble(folders):

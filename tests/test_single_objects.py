@@ -30,6 +30,7 @@ from sam3dnet.training.single_objects import measure_single_objects, single_obje
 from sam3dnet.training.validation import _calibrate
 
 OF_ORGAN, OF_LESION = (1,), (2,)
+SPACING = (1.0, 1.0, 1.0)  # mm
 
 
 def measured(labels, before, after, cases=1):
@@ -84,7 +85,11 @@ def test_dice_is_measured_before_and_after_over_all_cases_that_have_the_class_or
     assert found[2,].cases == 2
     for labels, one in found.items():
         masks = [
-            (mask_of(prediction, labels), mask_of(Postprocessing((labels,)).applied_to(prediction), labels), true)
+            (
+                mask_of(prediction, labels),
+                mask_of(Postprocessing((labels,)).applied_to(prediction, SPACING), labels),
+                true,
+            )
             for prediction, truth in zip(predictions, truths, strict=True)
             if (true := mask_of(truth, labels)).any() or mask_of(prediction, labels).any()
         ]
@@ -124,7 +129,7 @@ def test_an_aorta_larger_than_the_ventricle_that_it_is_taken_for_goes_with_all_t
     found = measure_single_objects(pairs, classes, {}, reader_named("SimpleITKIO", {"file_ending": ".nii.gz"}))
     chosen = write_postprocessing_of_fold(tmp_path, found, {"labels": {"background": 0, "myocardium": 1, "LV": 2}})
     assert chosen.keep_largest == ((1, 2), (1,))
-    left = chosen.applied_to(prediction)
+    left = chosen.applied_to(prediction, SPACING)
     assert (
         not left[:, 5:, 15:].any() and (left == 2).sum() > 0 and (prediction[:, 5:, 15:] == 2).sum() > (left == 2).sum()
     )
@@ -220,7 +225,7 @@ def test_what_nobody_has_annotated_counts_nowhere_but_may_be_the_largest(tmp_pat
 @pytest.mark.parametrize("labels_ZYX", [np.zeros((3, 4, 5), np.uint8), np.full((3, 4, 5), 2, np.uint8)])
 def test_nothing_is_taken_from_a_map_without_the_class_or_with_it_everywhere(labels_ZYX):
     before = labels_ZYX.copy()
-    np.testing.assert_array_equal(Postprocessing(((1,), (1, 2), (2, 700))).applied_to(labels_ZYX), before)
+    np.testing.assert_array_equal(Postprocessing(((1,), (1, 2), (2, 700))).applied_to(labels_ZYX, SPACING), before)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -232,7 +237,7 @@ def test_what_is_left_is_what_nnunets_function_leaves(seed):
     steps = ((1, 2, 3), (2, 3), (3,), (1,))
     for labels in steps:
         expected = remove_all_but_largest_component_from_segmentation(expected, labels)
-    np.testing.assert_array_equal(Postprocessing(steps).applied_to(labels_ZYX), expected)
+    np.testing.assert_array_equal(Postprocessing(steps).applied_to(labels_ZYX, SPACING), expected)
     np.testing.assert_array_equal(labels_ZYX, given)
     assert (expected != given).any()
 
@@ -292,7 +297,7 @@ def test_predictions_and_info_follow_the_folds(predict, tmp_path):
     write_postprocessing_of_fold(model / "fold_0", [measured(labels, 0.5, 0.5) for labels in steps], described)
     assert predict(model=model).written == list(raw)
     for name, labels_ZYX in raw.items():
-        expected = Postprocessing(steps).applied_to(labels_ZYX)
+        expected = Postprocessing(steps).applied_to(labels_ZYX, SPACING)
         np.testing.assert_array_equal(labels_of(tmp_path / "out" / f"{name}.nii.gz"), expected)
     (line,) = (line for line in info(root=tmp_path) if model.name in line)
     assert "folds 0; keeps the largest component of all that is organ or" in line

@@ -227,7 +227,7 @@ def _judged(job: Job, held_back: Collection[str], folders: Folders, trained: Pat
             agreement, accepted_ZYX=labels_1ZYX[0], dataset_json=dataset_json, spacing_mm=properties["spacing"]
         )
         predicted = reader.read_seg(trained / "validation" / f"{case.name}{dataset_json['file_ending']}")[0][0]
-        after.append(measure(postprocessing.applied_to(predicted)))
+        after.append(measure(postprocessing.applied_to(predicted, properties["spacing"])))
         if model is not None:
             before.append(measure(model.segment(case.images)))
     return mean_of(before), mean_of(after)

@@ -3,7 +3,7 @@
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 
 from sam3dnet.errors import DatasetError, PlanError
 from sam3dnet.evaluation.crossvalidation import CrossValidation, Scored, faults_of, lacks_probabilities
-from sam3dnet.evaluation.inference_instructions import inference_information, instructions
-from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
+from sam3dnet.evaluation.inference_instructions import inference_information, instructions, is_ours_to_predict
+from sam3dnet.inference.postprocessing import Postprocessing, choose_min_volumes, write_postprocessing
+from sam3dnet.inference.small_objects import MinVolume, measure_objects
+from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.cores import cores_of_job
 from sam3dnet.preprocessing.folders import LABELS_FOLDER, Folders, find_dataset_name, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json
@@ -224,12 +226,23 @@ def _decide(one: Scored, truth: Path, num_processes: int | None, keep_files: boo
         _processes(first, num_processes),
         keep_postprocessed_files=keep_files,
     )
-    decided = Postprocessing(tuple(map(_step, functions, arguments)))
+    kept = tuple(map(_step, functions, arguments))
+    decided = Postprocessing(kept, _small_objects(one, truth, kept))
     if len(one.members) == 1:
         before, after = (None if math.isnan(dice) else dice for dice in (one.dice, dice_after(one.folder)))
         why = {"folds": list(first.folds), "dice_before": before, "dice_after": after}
         write_postprocessing(first.folder, decided, first.dataset_json, why)
     return decided
+
+
+def _small_objects(one: Scored, truth: Path, kept: Collection[tuple[int, ...]]) -> tuple[MinVolume, ...]:
+    """Choose up to which volume objects of further classes go, of a model that `sam3d_predict` predicts with."""
+    first, ending = one.members[0], one.members[0].dataset_json["file_ending"]
+    if len(one.members) > 1 or not is_ours_to_predict(first):
+        return ()
+    pairs = [(file, truth / file.name) for file in sorted(one.folder.glob(f"*{ending}"))]
+    classes = foreground_classes(first.dataset_json)
+    return choose_min_volumes(measure_objects(pairs, classes, kept, first.reader, first.label_manager.ignore_label))
 
 
 def _step(function: Any, arguments: Mapping[str, Any]) -> tuple[int, ...]:
@@ -262,7 +275,10 @@ def _tell(
     lines = instructions(best, what)
     (results / INSTRUCTIONS).write_text("\n".join(lines) + "\n", encoding="utf-8")
     table = [f"  {one.dice:.4f}  {one.name}" for one in sorted(scored, key=lambda one: one is not best)]
-    effect = f"{what}: mean Dice {best.dice:.4f} -> {after:.4f}" if what else "none: taking out components did not help"
+    kept = Postprocessing(decided[best.name].keep_largest).in_words(best.members[0].dataset_json)
+    small = Postprocessing(min_volumes=decided[best.name].min_volumes).in_words(best.members[0].dataset_json)
+    effects = [f"{kept}: mean Dice {best.dice:.4f} -> {after:.4f}"] if kept else []
+    effect = ", then ".join([*effects, *([small] if small else [])]) or "none: taking out components did not help"
     head = [
         f"Mean Dice in cross-validation on folds {' '.join(map(str, best.members[0].folds))}, the best first:",
         *table,

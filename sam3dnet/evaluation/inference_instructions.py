@@ -18,7 +18,7 @@ def instructions(best: Scored, postprocessing: str) -> list[str]:
     then = ["Then apply the post-processing:", _apply(best.folder)] if postprocessing else []
     if len(best.members) == 1:
         (model,) = best.members
-        if postprocessing and _is_ours_to_predict(model):
+        if postprocessing and is_ours_to_predict(model):
             then = [f"It applies the post-processing by itself: it {postprocessing}."]
         return ["Predict with:", _prediction(model, "OUTPUT_FOLDER", probabilities=False), *then]
     outputs = [f"OUTPUT_FOLDER_MODEL_{number}" for number, _ in enumerate(best.members, start=1)]
@@ -29,7 +29,7 @@ def instructions(best: Scored, postprocessing: str) -> list[str]:
 
 
 def _prediction(model: CrossValidation, output: str, probabilities: bool) -> str:
-    if _is_ours_to_predict(model):
+    if is_ours_to_predict(model):
         words = ["sam3d_predict", "-i", "INPUT_FOLDER", "-o", output, *_named(model)]
         words += ["-f", *map(str, model.folds), *["--save-probabilities"] * probabilities]
         return shlex.join(words)
@@ -41,7 +41,7 @@ def _prediction(model: CrossValidation, output: str, probabilities: bool) -> str
     ).replace("  ", " ")
 
 
-def _is_ours_to_predict(model: CrossValidation) -> bool:
+def is_ours_to_predict(model: CrossValidation) -> bool:
     """Tell whether `sam3d_predict` predicts with a model: it is 3D."""
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 

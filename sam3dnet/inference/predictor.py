@@ -207,10 +207,10 @@ def _stored_postprocessing(settings: PredictionSettings, model: LoadedModel) -> 
 
 
 def _tell_postprocessing(settings: PredictionSettings, model: LoadedModel) -> None:
-    if model.postprocessing.keep_largest:
+    if model.postprocessing:
         what = model.postprocessing.in_words(model.dataset_json)
         logger.info("post-processing: %s; --no-postprocessing leaves it out", what)
-    elif settings.save_probabilities and _stored_postprocessing(settings, model).keep_largest:
+    elif settings.save_probabilities and _stored_postprocessing(settings, model):
         logger.info("post-processing is left out: with probabilities it belongs after the ensemble")
 
 
@@ -227,8 +227,12 @@ def _output_record(
 
 def _record(settings: PredictionSettings, model: LoadedModel) -> dict[str, Any]:
     """Return what a prediction depends on besides the image."""
-    steps = [list(step) for step in model.postprocessing.keep_largest]
-    only_where_asked = {"text": settings.text, "postprocessing": steps}
+    done = model.postprocessing.as_json()
+    only_where_asked = {
+        "text": settings.text,
+        "postprocessing": done["keep_largest"],
+        "min_volumes": done["min_volumes"],
+    }
     return {
         "model": "/".join(Path(str(settings.model_folder)).resolve().parts[-2:]),  # wherever it lies
         "checkpoints": _checkpoints(model),
@@ -349,8 +353,9 @@ class _Run:
         with self._turn:
             work = partial(self._label_map, case, preprocessed, on_progress, companions or None)
             is_asked = self._prompts is not None and self._prompts.speak_of(case.name)
-            done = model.postprocessing  # which is done within the answers to prompts
-            return Segmentation.of(companions, work, done.applied_to if done.keep_largest and not is_asked else None)
+            done = partial(model.postprocessing.applied_to, spacing_mm=properties["spacing"])
+            # To answers to prompts it is done within them.
+            return Segmentation.of(companions, work, done if model.postprocessing and not is_asked else None)
 
     def _label_map(
         self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion | None

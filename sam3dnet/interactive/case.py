@@ -86,7 +86,7 @@ class PromptedCase:
         exclusive = not model.labels.has_regions
         self._conversation = Conversation(labels, volume.correction, export.label_map, self._classes, exclusive)
         self._instance = instance
-        self._taken_out = TakenOut.by(model.postprocessing, labels, self._classes)
+        self._taken_out = TakenOut.by(model.postprocessing, labels, properties["spacing"], self._classes)
 
     def label_map(self, acts: Sequence[Act]) -> np.ndarray:
         """Segment under prompts.

@@ -29,9 +29,11 @@ class TakenOut:
     classes: Classes
 
     @classmethod
-    def by(cls, postprocessing: Postprocessing, automatic_ZYX: np.ndarray, classes: Classes) -> "TakenOut":
+    def by(
+        cls, postprocessing: Postprocessing, automatic_ZYX: np.ndarray, spacing_mm: Sequence[float], classes: Classes
+    ) -> "TakenOut":
         """Find what a post-processing takes out of the automatic label map."""
-        left_ZYX = postprocessing.applied_to(automatic_ZYX)
+        left_ZYX = postprocessing.applied_to(automatic_ZYX, spacing_mm)
         voxels_n = np.flatnonzero(left_ZYX != automatic_ZYX)
         return cls(voxels_n, automatic_ZYX.flat[voxels_n], classes)
 

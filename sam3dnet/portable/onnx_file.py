@@ -5,7 +5,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -209,12 +209,8 @@ def describe(model: LoadedModel, model_folder: Path, settings: ExportSettings) -
         "mirrored": _mirrored(model),
         "label_of_channel": None if order else list(range(model.labels.num_segmentation_heads)),
         "labels_in_order": order,
-        "keep_largest": [list(step) for step in _kept(model, model_folder)],
+        **read_postprocessing(model_folder, model.dataset_json, model.fold_folders).as_json(),
     }
-
-
-def _kept(model: LoadedModel, model_folder: Path) -> Sequence[Sequence[int]]:
-    return read_postprocessing(model_folder, model.dataset_json, model.fold_folders).keep_largest
 
 
 def _normalisation(plans: Mapping[str, Any], configuration: Any) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mir
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.postprocessing import Postprocessing, forget_postprocessing, write_postprocessing_of_fold
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
+from sam3dnet.inference.small_objects import dice_of, measure_objects
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
@@ -354,7 +355,7 @@ def _calibrate(trainer: nnUNetTrainer, model: LoadedModel, output: Path, chosen:
     of_cases = {}
     for file in sorted(output.glob(f"*{CONFIDENCE_ENDING}")):
         name, content = file.name.removesuffix(CONFIDENCE_ENDING), json.loads(file.read_text())
-        if chosen.keep_largest:
+        if chosen:
             content = _after(chosen, name, content, trainer, model, output)
         of_cases[name] = content
     validated = Validated.of_cases(of_cases)
@@ -374,7 +375,7 @@ def _after(
     file, classes = f"{name}{trainer.dataset_json['file_ending']}", foreground_classes(trainer.dataset_json)
     labels_1ZYX, properties = model.reader.read_seg(output / file)
     truth_ZYX = model.reader.read_seg(Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER / file)[0][0]
-    left_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32))
+    left_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32), properties["spacing"])
     annotated_ZYX = truth_ZYX != model.labels.ignore_label
 
     def dice(of_class: str) -> float | None:
@@ -388,7 +389,10 @@ def _after(
 
 
 def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: Path) -> Postprocessing:
-    """Note what becomes of classes that are one object when the largest alone is kept, and say what is done."""
+    """Note what becomes of classes that are one object when the largest alone is kept, and objects; say what is done.
+
+    Of cases that were trained on objects say nothing: false ones hardly occur there.
+    """
     ending, truth = trainer.dataset_json["file_ending"], Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER
     pairs = [(file, truth / file.name) for file in sorted(output.glob(f"*{ending}"))]
     steps, classes = (
@@ -398,10 +402,17 @@ def _choose_postprocessing(trainer: nnUNetTrainer, model: LoadedModel, output: P
     if steps:
         steps = whole_foreground(sorted(truth.glob(f"*{ending}")), trainer.dataset_json, model.reader) | steps
     measured = measure_single_objects(pairs, steps, classes, model.reader, model.labels.ignore_label)
-    chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json)
-    if chosen.keep_largest:
-        kept = [one for one in measured if one.keep_largest in chosen.keep_largest]
-        before, after = (float(np.mean([getattr(one, key) for one in kept])) for key in ("dice_before", "dice_after"))
+    several = (
+        measure_objects(pairs, classes, steps.values(), model.reader, model.labels.ignore_label)
+        if trainer.fold != "all"
+        else []
+    )
+    chosen = write_postprocessing_of_fold(output.parent, measured, trainer.dataset_json, several)
+    if chosen:
+        of_labels = {one.labels: one.cases for one in several}
+        changes = [(one.dice_before, one.dice_after) for one in measured if one.keep_largest in chosen.keep_largest]
+        changes += [dice_of(of_labels[one.labels], one.up_to_mm3) for one in chosen.min_volumes]
+        before, after = np.mean(changes, axis=0)
         what = chosen.in_words(trainer.dataset_json)
         trainer.print_to_log_file(f"post-processing: {what}; Dice of these {before:.3f} before, {after:.3f} after")
     return chosen
