@@ -20,6 +20,8 @@ from sam3dnet.cli.export import export
 from sam3dnet.cli.predict import predict
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.models import load_model
+from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
+from sam3dnet.inference.small_objects import MinVolume
 from sam3dnet.network import attention as attention_module
 from sam3dnet.network.attention import Attention3D
 from sam3dnet.network.sam3d import SAM3D
@@ -72,6 +74,9 @@ def test_it_is_whole_or_not_there(tmp_path, monkeypatch):
 
 def test_what_is_done_before_and_after_is_plain_data(tmp_path, capsys):
     model = make_model(tmp_path / "results", folds=(0, 1))
+    described = json.loads((model / "dataset.json").read_text())
+    small = MinVolume(labels=(2,), up_to_mm3=4.5)
+    write_postprocessing(model, Postprocessing(((1,),), (small,)), described, {})
     words = ["-m", str(model), "-o", str(tmp_path / "m.onnx"), "-f", "1", "--licence", "CC0"]
     assert export_command.main(words) == 0
     shown = capsys.readouterr().out
@@ -84,6 +89,7 @@ def test_what_is_done_before_and_after_is_plain_data(tmp_path, capsys):
     assert said["transpose"] == [2, 0, 1] and said["spacing_mm"] == [0.8, 2.5, 1.0]
     assert said["resampling"]["order_of_images"] == 1
     assert [one["scheme"] for one in said["normalisation"]] == ["standardise_image"]
+    assert (said["keep_largest"], said["min_volumes"]) == ([[1]], [{"labels": [2], "up_to_mm3": 4.5}])
     assert said["label_of_channel"] == [0, 1, 2] and said["labels_in_order"] is None
     assert max(one.version for one in onnx.load(tmp_path / "m.onnx").opset_import if one.domain == "") == 18
     with pytest.raises(CheckpointError, match=r"m\.onnx is there already"):
