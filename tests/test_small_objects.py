@@ -21,6 +21,7 @@ from sam3dnet.inference.postprocessing import (
 )
 from sam3dnet.inference.small_objects import (
     MOST_OBJECTS,
+    MOST_VOLUMES,
     MinVolume,
     ObjectsOfCase,
     ObjectsOfClass,
@@ -72,6 +73,12 @@ FOUND, EMPTY = case(100, (100, 80), (5, 0)), case(0, (9, 0), (7, 0))
 )
 def test_the_volume_is_what_helps_cases_that_did_not_choose_it(cases, expected):
     assert choose_min_volume(cases) == expected
+
+
+def test_of_very_many_volumes_some_are_tried():
+    volumes = np.random.default_rng(3).uniform(1, 9, (8, 3 * MOST_VOLUMES))
+    cases = [case(100, (100, 100), *((volume, 0) for volume in of_case)) for of_case in volumes]
+    assert choose_min_volume(cases) == pytest.approx(9, rel=0.01)
 
 
 def test_dice_before_and_after():

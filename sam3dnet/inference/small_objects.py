@@ -24,6 +24,7 @@ LEAST_GAIN = 0.002  # in the mean Dice of cases that are left out
 AS_GOOD = 1e-4  # of two volumes whose mean Dice is apart by less the smaller one is chosen
 FALSE_A_REAL = 2  # false objects that must go for each real one
 MOST_OBJECTS = 200  # of a case; the smallest beyond count as one
+MOST_VOLUMES = 500  # that are tried
 ROUNDING = 1e-6  # of a volume: spacings are stored in single precision
 
 Labels = Annotated[tuple[Annotated[StrictInt, Field(ge=1)], ...], Field(min_length=1)]
@@ -116,6 +117,8 @@ def choose_min_volume(cases: Sequence[ObjectsOfCase]) -> float | None:
     """
     false = [volume for case in cases for volume, number in zip(case.volume_mm3, case.false, strict=True) if number]
     volumes = np.unique([0.0, *false])
+    if len(volumes) > MOST_VOLUMES:
+        volumes = volumes[np.linspace(0, len(volumes) - 1, MOST_VOLUMES).round().astype(int)]
     counting = [(case, dice) for case in cases if (dice := case.dice_up_to(volumes)) is not None]
     if len(counting) < LEAST_CASES or len(volumes) < 2:
         return None
