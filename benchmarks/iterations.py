@@ -157,7 +157,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['estimated_s']:.3g}" if row.get("estimated_s") else "-",
                 shown_seconds(row),
                 shown_seconds(row["loading"]),
-                shown_seconds(row["cpu"]),
+                shown_seconds(row.get("cpu", {})),
                 shown_ratio(row["median_s"], reference),
             ]
         )

@@ -1,6 +1,6 @@
 """Write the tables and plots of RESULTS.md from the JSON files of the benchmarks.
 
-    python benchmarks/make_results.py --json benchmarks/results/*.json
+    python benchmarks/make_results.py --json benchmarks/results/real_sets.json
 
 Each benchmark's section lies between two HTML comments, `<!-- begin NAME -->` and `<!-- end NAME -->`, and is replaced;
 a new one is put at the end of the page. All other text stays. Plots go to the folder "plots" beside the page. A file
