@@ -399,7 +399,7 @@ def test_workers_with_many_threads_are_refused() -> None:
         map_cases(square, [1], cluster, "square", progress=False)
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "no such place", ""])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "no such place"])
 def test_no_scheduler_at_the_address(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -175,7 +175,7 @@ def test_small_objects_go_of_classes_that_have_several(folders):
     island_mm3 = pytest.approx(np.prod(sitk.ReadImage(str(file)).GetSpacing()))
     assert [2] not in content["keep_largest"] and [1, 2] not in content["keep_largest"]
     assert [(one["labels"], one["up_to_mm3"]) for one in content["min_volumes"]] == [([2], island_mm3)]
-    said = "takes out objects of lesion up to 2.31 mm³"
+    said = "takes out objects of lesion up to 2.31 mm3"
     assert f"Post-processing of the best: {said}" in found.text or f", then {said}" in found.text
     assert f"{said}." in found.text.partition("It applies the post-processing by itself: it ")[2]
 

@@ -181,7 +181,7 @@ def test_the_cases_of_all_folds_choose_together(tmp_path):
     write_postprocessing_of_fold(folders[1], [], described, [of_class(EMPTY, FOUND), of_class(EMPTY, labels=(1,))])
     chosen = read_postprocessing(tmp_path, described, folders)
     assert chosen == Postprocessing(min_volumes=(MinVolume(labels=(2,), up_to_mm3=9),))
-    assert chosen.in_words(described) == "takes out objects of lesion up to 9 mm³"
+    assert chosen.in_words(described) == "takes out objects of lesion up to 9 mm3"
     write_postprocessing_of_fold(folders[2], [], described)  # as an earlier version, which measured no objects
     content = json.loads((folders[2] / FILE).read_text())
     del content["objects"]
@@ -191,7 +191,7 @@ def test_the_cases_of_all_folds_choose_together(tmp_path):
     assert read_postprocessing(tmp_path, described, folders) == chosen
     both = Postprocessing(((1,),), chosen.min_volumes)
     assert (
-        both.in_words(described) == "keeps the largest component of organ, then takes out objects of lesion up to 9 mm³"
+        both.in_words(described) == "keeps the largest component of organ, then takes out objects of lesion up to 9 mm3"
     )
 
 

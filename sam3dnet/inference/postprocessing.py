@@ -112,7 +112,7 @@ class Postprocessing:
         """Say what is done, by the names of the classes; "" for nothing."""
         names = dataset_json["labels"]
         kept = [_name_of(labels, names) for labels in self.keep_largest]
-        small = [f"{_name_of(one.labels, names)} up to {one.up_to_mm3:.3g} mm³" for one in self.min_volumes]
+        small = [f"{_name_of(one.labels, names)} up to {one.up_to_mm3:.3g} mm3" for one in self.min_volumes]
         said = [f"keeps the largest component of {', then of '.join(kept)}"] if kept else []
         said += [f"takes out objects of {', of '.join(small)}"] if small else []
         return ", then ".join(said)
