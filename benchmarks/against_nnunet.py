@@ -34,6 +34,7 @@ from sam3dnet.preprocessing.folders import write_json
 
 HERE = Path(__file__).resolve().parent
 METHODS = ("nnunet", "nnunet-batch2", "sam3d")  # unless asked for others
+STEPS_OF_EPOCH = 100  # where steps are given
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,13 @@ class Settings:
     dataset: str
     raw: Path
     work: Path
-    minutes: float
+    minutes: float  # or `steps`
     fold: str
     device: str
     timed_cases: int
     plan_options: str
     train_options: str
+    steps: int | None = None  # of sam3dnet's, in place of minutes
 
     @property
     def preprocessed(self) -> Path:
@@ -199,6 +201,7 @@ def train_and_validate(settings: Settings, method: str, variant: str | None = No
     keys = {"dataset": settings.dataset, "minutes": settings.minutes, "fold": settings.fold, "device": settings.device}
     if method == "sam3d":
         keys |= {"plan_options": settings.plan_options, "train_options": settings.train_options, "variant": variant}
+        keys |= {} if settings.steps is None else {"steps": settings.steps}
     stage = f"{method}-train"
     final_checkpoint = model.model_folder(settings) / f"fold_{settings.fold}" / "checkpoint_final.pth"
     if settings.stages.finished(stage, keys) is None and final_checkpoint.parent.exists():
@@ -220,13 +223,22 @@ def nnunet_training(settings: Settings, model: Method) -> list[str]:
 
 def sam3d_training(settings: Settings, variant: str | None = None) -> list[str]:
     """Return the command of sam3dnet's training and validation."""
+    length = ["--minutes", str(settings.minutes)] if settings.steps is None else in_epochs(settings.steps)
     arguments = [
-        *(settings.dataset, f"fold{settings.fold}", "--minutes", str(settings.minutes)),
+        *(settings.dataset, f"fold{settings.fold}", *length),
         *("--root", str(settings.work), "--device", settings.device, *shlex.split(settings.train_options)),
     ]
     if variant is None:
         return call("sam3dnet.cli.train:main", *arguments)
     return [sys.executable, str(HERE / "variants.py"), variant, "--", *arguments]
+
+
+def in_epochs(steps: int) -> list[str]:
+    """Return the options of sam3d_train for a number of steps."""
+    each = min(steps, STEPS_OF_EPOCH)
+    if steps < 1 or steps % each:
+        raise ValueError(f"{steps} steps: expected up to {STEPS_OF_EPOCH}, or a multiple of it")
+    return ["--epochs", str(steps // each), "--iterations-per-epoch", str(each)]
 
 
 def measure(settings: Settings, method: str, trained: dict) -> dict:

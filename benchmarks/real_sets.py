@@ -5,6 +5,7 @@
 Every training has a core of its own; with two cores two methods of a set train beside each other, so that what else
 the machine does meets both. A training that is finished is kept (in DIR and in OUT), so the same command goes on where
 it was interrupted, and adds further sets, methods, minutes and runs to what OUT holds. --table prints what OUT holds.
+--steps in place of --minutes trains ours and its variants for equal numbers of steps, whatever else the machine does.
 No patient of Dataset123 trains and validates: all methods have the split that sam3dnet makes, elsewhere nnU-Net's.
 
 Methods:
@@ -60,7 +61,9 @@ KEPT = (*METRICS, "truth_ml", "prediction_ml", "lesions_truth", "lesions_predict
 ALL_FOUND = "1.000"
 MIN_RANKED = 4  # values, or a rank correlation says nothing
 WORST_FIRST = {"hd95_mm"}  # where less is better
-DEFAULTS: Mapping[str, Any] = MappingProxyType({"device": "cpu", "fold": "0", "train_options": ""})
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {"device": "cpu", "fold": "0", "plan_options": "", "train_options": "", "length": "minutes"}
+)
 CHOICES = (*against_nnunet.PREPARE, *VARIANTS_OF_OURS)
 Row = dict[str, Any]
 
@@ -87,28 +90,29 @@ def case_names(raw: Path) -> list[str]:
     return sorted(file.name.removesuffix(ending) for file in (raw / "labelsTr").iterdir())
 
 
-def settings_of(arguments: argparse.Namespace, dataset: str, name: str, minutes: float = 0.0) -> Settings:
-    """Give what a folder of the set's is for."""
+def settings_of(arguments: argparse.Namespace, dataset: str, name: str, length: float = 0) -> Settings:
+    """Give what a folder of the set's is for; the length of its trainings is in minutes or steps."""
     return Settings(
         dataset=dataset,
         raw=arguments.raw,
         work=arguments.work.resolve() / dataset / name,
-        minutes=minutes,
+        minutes=0.0 if arguments.steps else length,
         fold=arguments.fold,
         device=arguments.device,
         timed_cases=0,
-        plan_options="",
+        plan_options=arguments.plan_options,
         train_options=arguments.train_options,
+        steps=int(length) if arguments.steps else None,
     )
 
 
 def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tuple[str, str, float, int]) -> Row:
     """Train a method once on a set, and score its validation."""
-    dataset, name, minutes, run = cell
+    dataset, name, length, run = cell
     variant = VARIANTS_OF_OURS.get(name)
     method = OURS if variant else name
-    folder = f"{minutes:g}min_run{run}" + (f"_{variant}" if variant else "")
-    settings = settings_of(arguments, dataset, folder, minutes)
+    folder = f"{length:g}{'steps' if arguments.steps else 'min'}_run{run}" + (f"_{variant}" if variant else "")
+    settings = settings_of(arguments, dataset, folder, length)
     settings.work.mkdir(parents=True, exist_ok=True)
     shared = settings.work / "nnUNet_preprocessed"
     with suppress(FileExistsError):  # methods that train beside each other share the folder
@@ -125,7 +129,7 @@ def train_and_score(prepared: Settings, arguments: argparse.Namespace, cell: tup
     configuration = plans["configurations"]["3d_fullres"]
     load = trained["load"]["until_mark"] or trained["load"]
     return {
-        **dict(zip(("dataset", "method", "minutes", "run"), cell, strict=True)),
+        **dict(zip(("dataset", "method", unit_of(arguments), "run"), cell, strict=True)),
         "fold": settings.fold,
         "iterations": count_iterations(fold),
         "patch_size": [int(n) for n in configuration["patch_size"]],
@@ -220,9 +224,15 @@ def require_alike(file: Path, settings: Mapping[str, Any]) -> None:
             raise SystemExit(f"{file} holds results with {name} {before!r}, not {value!r}; take another --json")
 
 
+def unit_of(arguments: argparse.Namespace) -> str:
+    """Give what the length of a training is counted in."""
+    return "steps" if arguments.steps else "minutes"
+
+
 def settings_in(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Give what a training depends on besides its set, method, length and run."""
-    return {"device": arguments.device, "fold": arguments.fold, "train_options": arguments.train_options}
+    """Give what a training depends on besides its set, method, length and run; and in what the length is."""
+    options = {name: getattr(arguments, name) for name in ("device", "fold", "plan_options", "train_options")}
+    return options | {"length": unit_of(arguments)}
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -230,8 +240,8 @@ def run_all(arguments: argparse.Namespace) -> None:
     require_alike(arguments.json, settings_in(arguments))
     there = {key(row) for row in read_rows(arguments.json)}
     wanted = [
-        (dataset, method, minutes, run)
-        for minutes in arguments.minutes
+        (dataset, method, length, run)
+        for length in arguments.steps or arguments.minutes
         for run in range(arguments.runs)
         for dataset in [find_dataset(arguments.raw, name) for name in arguments.sets]
         for method in arguments.methods
@@ -288,7 +298,17 @@ def on_cores(
 
 def key(row: Row) -> tuple[str, str, float, int]:
     """Give what tells a training from another."""
-    return row["dataset"], row["method"], row["minutes"], row["run"]
+    return row["dataset"], row["method"], length_of(row), row["run"]
+
+
+def length_of(row: Row) -> float:
+    """Give how long a training was, in minutes or steps."""
+    return float(row["steps"] if "steps" in row else row["minutes"])
+
+
+def first_columns(rows: Sequence[Row]) -> list[str]:
+    """Name the columns of set and length."""
+    return ["set", "steps" if any("steps" in row for row in rows) else "minutes"]
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -315,26 +335,30 @@ def case_means(runs: Sequence[Row], metric: str) -> np.ndarray:
 
 
 def groups(rows: Sequence[Row]) -> Iterator[tuple[str, float, dict[str, list[Row]]]]:
-    """Yield set and minutes with the runs of each method."""
-    ordered = sorted(rows, key=lambda row: (row["minutes"], row["dataset"], row["method"], row["run"]))
-    for (minutes, dataset), group in groupby(ordered, key=lambda row: (row["minutes"], row["dataset"])):
+    """Yield set and length with the runs of each method."""
+    ordered = sorted(rows, key=lambda row: (length_of(row), row["dataset"], row["method"], row["run"]))
+    for (length, dataset), group in groupby(ordered, key=lambda row: (length_of(row), row["dataset"])):
         by_method: dict[str, list[Row]] = {}
         for row in group:
             by_method.setdefault(row["method"], []).append(row)
-        yield dataset, minutes, by_method
+        yield dataset, length, by_method
 
 
 def results_table(rows: Sequence[Row]) -> str:
-    """Format a line for each method on each set: means over cases, classes and runs."""
-    lines = [["set", "minutes", "method", "Dice", "NSD", "HD95 mm", "iterations", "crop, batch", "MiB", "runs"]]
-    for dataset, minutes, by_method in groups(rows):
+    """Format a line for each method on each set: means over cases, classes and runs, and what the runs have."""
+    head = ["method", "Dice", "NSD", "HD95 mm", "iterations", "crop, batch", "MiB", "runs"]
+    lines = [[*first_columns(rows), *head]]
+    for dataset, length, by_method in groups(rows):
         for method, runs in by_method.items():
             values = {metric: case_means(runs, metric).mean() for metric in METRICS}
             shown = [f"{values[m]:.3f}" if m not in WORST_FIRST else f"{values[m]:.1f}" for m in METRICS]
+            if len(runs) > 1:
+                each = [f"{case_means([row], 'dice').mean():.3f}" for row in runs]
+                shown[0] += f" ({', '.join(each)})"
             crop = "x".join(map(str, runs[0]["patch_size"])) + f", {runs[0]['batch_size']}"
             iterations = "-".join(str(n) for n in _range([row["iterations"] for row in runs]))
             memory = f"{max(row['peak_mib'] for row in runs):,.0f}"
-            lines.append([dataset, f"{minutes:g}", method, *shown, iterations, crop, memory, str(len(runs))])
+            lines.append([dataset, f"{length:g}", method, *shown, iterations, crop, memory, str(len(runs))])
     return as_markdown(lines)
 
 
@@ -350,8 +374,9 @@ def best_other(by_method: Mapping[str, list[Row]], metric: str = "dice") -> str 
 
 def differences_table(rows: Sequence[Row]) -> str:
     """Format the paired difference, ours minus the best other method's, of each set and metric."""
-    lines = [["set", "minutes", "against", "metric", "difference", "95 % interval", "better / worse", "cases"]]
-    for dataset, minutes, by_method in groups(rows):
+    head = ["against", "metric", "difference", "95 % interval", "better / worse", "cases"]
+    lines = [[*first_columns(rows), *head]]
+    for dataset, length, by_method in groups(rows):
         other = best_other(by_method)
         if OURS not in by_method or other is None:
             continue
@@ -364,7 +389,7 @@ def differences_table(rows: Sequence[Row]) -> str:
             digits = 1 if metric in WORST_FIRST else 3
             interval = f"{estimate.low:+.{digits}f} to {estimate.high:+.{digits}f}"
             shown = [f"{estimate.mean:+.{digits}f}", "-" if math.isnan(estimate.low) else interval]
-            lines.append([dataset, f"{minutes:g}", other, metric, *shown, f"{better} / {worse}", str(len(pair[0]))])
+            lines.append([dataset, f"{length:g}", other, metric, *shown, f"{better} / {worse}", str(len(pair[0]))])
     return as_markdown(lines)
 
 
@@ -372,7 +397,7 @@ def confidence_table(rows: Sequence[Row]) -> str:
     """Format how well confidences foretold Dice and objects, a line for each set and budget."""
     of_dice = ["values", "error of Dice", "calibrated", "rank correlation over all classes"]
     of_objects = ["objects, false ones", "area under the curve of certainty", "calibration error", "calibrated"]
-    lines = [["set", "minutes", *of_dice, *of_objects]]
+    lines = [[*first_columns(rows), *of_dice, *of_objects]]
     for row in sorted(rows, key=key):
         found = row.get("confidence")
         if row["method"] != OURS or not found or not found["dice"] or not found["objects"]:
@@ -384,18 +409,18 @@ def confidence_table(rows: Sequence[Row]) -> str:
         errors = [f"{objects[which]['calibration_error']:.3f}" for which in both]
         numbers = f"{objects['number']}, {found['false_objects']}"
         lines.append(
-            [row["dataset"], f"{row['minutes']:g}", *of_dice, numbers, _or_dash(found["area_under_curve"], 3), *errors]
+            [row["dataset"], f"{length_of(row):g}", *of_dice, numbers, _or_dash(found["area_under_curve"], 3), *errors]
         )
     return as_markdown(lines)
 
 
 def lesions_table(rows: Sequence[Row]) -> str:
     """Format how many objects of each class were found at so many false ones, where some were not; "" for nowhere."""
-    lines = [["set", "minutes", "method", *HEADER]]
+    lines = [[*first_columns(rows), "method", *HEADER]]
     for row in sorted(rows, key=key):
         for cells in detection_rows(row.get("detection") or {}):
             if set(cells[2:]) - {"-"} != {ALL_FOUND}:
-                lines.append([row["dataset"], f"{row['minutes']:g}", row["method"], *cells])
+                lines.append([row["dataset"], f"{length_of(row):g}", row["method"], *cells])
     return as_markdown(lines) if len(lines) > 1 else ""
 
 
@@ -405,15 +430,15 @@ def _or_dash(value: float | None, digits: int) -> str:
 
 def classes_table(rows: Sequence[Row]) -> str:
     """Format the Dice of each class, a line for each method on each set."""
-    lines = [["set", "minutes", "method", "Dice by class"]]
-    for dataset, minutes, by_method in groups(rows):
+    lines = [[*first_columns(rows), "method", "Dice by class"]]
+    for dataset, length, by_method in groups(rows):
         for method, runs in by_method.items():
             by_class: dict[str, list[float]] = {}
             for row in runs:
                 for scored in row["cases"]:
                     by_class.setdefault(scored["class"], []).append(scored["dice"])
             shown = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in by_class.items())
-            lines.append([dataset, f"{minutes:g}", method, shown])
+            lines.append([dataset, f"{length:g}", method, shown])
     return as_markdown(lines)
 
 
@@ -431,7 +456,8 @@ def draw(rows: Sequence[Row]) -> Any:
     from matplotlib.figure import Figure
 
     found = list(groups(rows))
-    names = [f"{dataset.partition('_')[2]}, {minutes:g} min" for dataset, minutes, _ in found]
+    unit = "steps" if "steps" in first_columns(rows) else "min"
+    names = [f"{dataset.partition('_')[2]}, {length:g} {unit}" for dataset, length, _ in found]
     methods = list(dict.fromkeys(method for _, _, by_method in found for method in by_method))
     figure = Figure(figsize=(7, 0.4 * len(found) + 1.2))
     axes = figure.subplots()
@@ -458,15 +484,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", default=list(REAL_SETS), help="numbers or names (default: all real ones)")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=CHOICES)
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0], help="training time (default 20)")
+    parser.add_argument("--steps", nargs="+", type=int, help="steps to train for in place of minutes; of ours alone")
     parser.add_argument("--runs", type=int, default=1, help="trainings of each, differently at random (default 1)")
     parser.add_argument("--fold", default="0")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--cores", nargs="+", type=int, help="cores to train on (default: all that there are)")
+    parser.add_argument("--plan-options", default="", help="further options of sam3d_plan_and_preprocess, quoted")
     parser.add_argument("--train-options", default="", help="further options of sam3d_train, quoted")
     parser.add_argument("--json", type=Path, default=Path("real_sets.json"), help="the results, which are added to")
     parser.add_argument("--table", action="store_true", help="print what the results are, and do no more")
     parser.add_argument("--score", nargs=4, type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
+    if parsed.steps and (theirs := [name for name in parsed.methods if name != OURS and name not in VARIANTS_OF_OURS]):
+        parser.error(f"--steps: nnU-Net's trainings follow the clock; leave out {', '.join(theirs)}")
+    for steps in parsed.steps or ():
+        try:
+            against_nnunet.in_epochs(steps)
+        except ValueError as error:
+            parser.error(f"--steps: {error}")
+    return parsed
 
 
 def main() -> None:

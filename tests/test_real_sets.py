@@ -50,10 +50,57 @@ def test_the_difference_is_to_the_better_of_nnu_net_s_and_less_distance_is_bette
 
 def test_every_method_and_class_has_its_line():
     results = real_sets.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
-    assert f"| {DATASET} | 20 | sam3d | 0.650 | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
+    assert (
+        f"| {DATASET} | 20 | sam3d | 0.650 (0.750, 0.550) | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
+    )
     assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
     assert "against" in results and "against" not in real_sets.table([OURS])
     assert "against" not in real_sets.table(THEIRS)
+
+
+def test_equal_steps_are_told_as_steps_and_are_of_ours_alone(arguments, tmp_path, monkeypatch, capsys):
+    of_steps = [{**one, "steps": 600} for one in (OURS, row("sam3d-no-blocks", {"a": 0.9, "b": 0.9}))]
+    for one in of_steps:
+        del one["minutes"]
+    results = real_sets.table(of_steps)
+    assert results.startswith("| set | steps | method |") and "minutes" not in results
+    assert f"| {DATASET} | 600 | sam3d-no-blocks | 0.800 |" in results
+    (axes,) = real_sets.draw(of_steps).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["Made, 600 steps"]
+    real_sets.write_rows(arguments.json, [OURS])
+    arguments.steps = [600]
+    with pytest.raises(SystemExit, match="length 'minutes', not 'steps'"):
+        real_sets.run_all(arguments)
+    asked = []
+    arguments.plan_options = "--encoder small"
+    prepared = real_sets.settings_of(arguments, DATASET, "prepared")
+    prepared.preprocessed.mkdir(parents=True)
+    monkeypatch.setattr(real_sets.against_nnunet.Stages, "run", lambda *a, **k: asked.append(a[3]) or 1 / 0)
+    for call in (
+        lambda: real_sets.against_nnunet.prepare_sam3d(prepared),
+        lambda: real_sets.train_and_score(prepared, arguments, (DATASET, "sam3d", 600, 2)),
+    ):
+        with pytest.raises(ZeroDivisionError):
+            call()
+    assert asked[0][-2:] == ["--encoder", "small"]
+    assert asked[1][3:9] == [DATASET, "fold0", "--epochs", "6", "--iterations-per-epoch", "100"]
+    assert str(tmp_path / "work" / DATASET / "600steps_run2") in asked[1]
+    with pytest.raises(SystemExit):
+        real_sets.parse(["--steps", "600", "--methods", "sam3d", "nnunet"])
+    assert "leave out nnunet" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("steps", "epochs", "each"), [(1, 1, 1), (60, 1, 60), (100, 1, 100), (600, 6, 100)])
+def test_a_number_of_steps_is_kept_to_exactly(steps, epochs, each):
+    words = real_sets.against_nnunet.in_epochs(steps)
+    assert words == ["--epochs", str(epochs), "--iterations-per-epoch", str(each)]
+
+
+@pytest.mark.parametrize("steps", ["0", "150", "-100"])
+def test_a_number_of_steps_that_cannot_be_kept_to_is_refused(steps, capsys):
+    with pytest.raises(SystemExit):
+        real_sets.parse(["--methods", "sam3d", f"--steps={steps}"])
+    assert f"{steps} steps: expected up to 100" in capsys.readouterr().err
 
 
 def test_results_are_a_section_of_the_page_with_a_plot(tmp_path):
