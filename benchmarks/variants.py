@@ -4,7 +4,7 @@
 
 The rest of the line is that of sam3d_train. What is trained lies in the usual folders. Where a variant changes parts of
 the network it predicts only by this command's own validation, since the network that sam3d_predict makes knows nothing
-of it; "no-blocks" changes the plan, and is a model as any other.
+of it; "no-blocks", "no-prompts" and "finer-tokens" change the plan, and are models as any other.
 """
 
 import math
@@ -323,27 +323,46 @@ def grow_crops() -> None:
 LEARNING: Mapping[str, Callable[[], None]] = MappingProxyType({"object-loss": count_objects, "growing": grow_crops})
 
 
-def without_transformer() -> None:
-    """Train by the plan that there is, but with the encoder "none"."""
+def without_transformer(_of_network: dict[str, Any]) -> dict[str, Any]:
+    """Plan no transformer."""
+    return {"encoder": "none", "pretrained": False}
+
+
+def without_prompts(_of_network: dict[str, Any]) -> dict[str, Any]:
+    """Plan a network that answers no prompts."""
+    return {"prompts": False}
+
+
+def with_finer_tokens(of_network: dict[str, Any]) -> dict[str, Any]:
+    """Leave the coarsest level out, so that there are eight times as many tokens (four, if it halves two axes)."""
+    finer = {name: of_network[name][:-1] for name in ("strides", "kernels", "features")}
+    return finer | {"token_stride": [int(n) for n in np.prod(finer["strides"], axis=0)]}
+
+
+PLANS: Mapping[str, Callable[[dict[str, Any]], dict[str, Any]]] = MappingProxyType(
+    {"no-blocks": without_transformer, "no-prompts": without_prompts, "finer-tokens": with_finer_tokens}
+)
+
+
+def change_plan(variant: str) -> None:
+    """Train by the plan that there is, but for some arguments of the network."""
     read = asked.read_plan
 
     def changed(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         plans, dataset_json = read(*arguments)
         for configuration in plans["configurations"].values():
             if "architecture" in configuration:
-                configuration["architecture"]["arch_kwargs"] |= {"encoder": "none", "pretrained": False}
+                of_network = configuration["architecture"]["arch_kwargs"]
+                of_network |= PLANS[variant](of_network)
         return plans, dataset_json
 
     asked.read_plan = changed
 
 
-PLANS: Mapping[str, Callable[[], None]] = MappingProxyType({"no-blocks": without_transformer})
-
-
 def change(variant: str) -> None:
     """Change what training makes: every network that is built from now on in this process, or how it learns."""
     if variant in PLANS:
-        PLANS[variant]()
+        change_plan(variant)
         return
     if variant in SAMPLING or variant in LEARNING:
         (SAMPLING | LEARNING)[variant]()

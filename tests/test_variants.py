@@ -1,5 +1,6 @@
 """The variants of training that benchmarks compare: each changes what it is for, and nothing else."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,12 +40,27 @@ def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
     assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
 
 
-def test_without_blocks_the_plan_has_no_transformer(monkeypatch):
-    plans = {"configurations": {"3d_fullres": {"architecture": {"arch_kwargs": {"encoder": "small"}}}, "low": {}}}
+@pytest.mark.parametrize(
+    ("variant", "changes"),
+    [
+        ("no-blocks", {"encoder": "none"}),
+        ("no-prompts", {"prompts": False}),
+        ("finer-tokens", {"token_stride": [2, 4, 4], "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]]}),
+    ],
+)
+def test_variants_of_the_plan_make_a_network_that_has_what_they_say(variant, changes, monkeypatch):
+    crop, stride = (16, 16, 24), (4, 8, 8)
+    planned = own_arguments(crop, stride, "tiny", False, spacing_mm=(3.0, 1.0, 1.0), prompts=True, fitted_windows=True)
+    planned = json.loads(json.dumps(planned))  # as in a plan
+    plans = {"configurations": {"3d_fullres": {"architecture": {"arch_kwargs": dict(planned)}}, "low": {}}}
     monkeypatch.setattr(variants.asked, "read_plan", lambda *_: (plans, {}))
-    variants.change("no-blocks")
+    variants.change(variant)
     changed, _ = variants.asked.read_plan("Dataset501_Hippocampus", None, "SAM3DPlans")
-    assert changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["encoder"] == "none"
+    arguments = changed["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    assert arguments != planned and {name: arguments[name] for name in changes} == changes
+    with torch.no_grad():
+        logits = SAM3D(1, 2, **arguments).eval()(torch.randn(1, 1, *crop))
+    assert logits.shape == (1, 2, *crop) and torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize(
