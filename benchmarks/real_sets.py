@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -319,7 +320,7 @@ def read_rows(file: Path) -> list[Row]:
 def write_rows(file: Path, rows: Sequence[Row], settings: Mapping[str, Any] = DEFAULTS) -> None:
     """Write the trainings in the form of all benchmarks."""
     where = machine() | {"threads": 1, "commit": commit()}
-    command = " ".join(["python", "benchmarks/real_sets.py", *map(without_folder, sys.argv[1:])])
+    command = shlex.join(["python", "benchmarks/real_sets.py", *map(without_folder, sys.argv[1:])])
     rows = sorted(rows, key=key)
     content = {"benchmark": "real_sets", "command": command, "settings": dict(settings)}
     write_json(file, content | {"machine": where, "rows": rows})
