@@ -116,14 +116,10 @@ def arguments_of(arguments: Namespace, cell: Cell) -> Namespace:
     """Say to `real_sets.py` where a subset is, and what is trained."""
     place = arguments.work.resolve() / cell.dataset / f"{cell.labels}_run{cell.run}"
     is_first = cell.method not in (FROM, *ON_OWN)
-    given = Namespace(
-        raw=place / "raw",
-        work=place / ("work" if is_first else cell.method.removeprefix(f"{OURS}-")),
-        fold="0",
-        device=arguments.device,
-        train_options="",
-        methods=list(dict.fromkeys(OURS if method in (FROM, *ON_OWN) else method for method in arguments.methods)),
-    )
+    work = place / ("work" if is_first else cell.method.removeprefix(f"{OURS}-"))
+    methods = dict.fromkeys(OURS if method in (FROM, *ON_OWN) else method for method in arguments.methods)
+    said = ("--raw", place / "raw", "--work", work, "--device", arguments.device, "--methods", *methods)
+    given = real_sets.parse(list(map(str, said)))
     options = []
     if cell.method == FROM:
         options = ["--from", str(arguments.start.resolve())]
