@@ -1,8 +1,10 @@
 """The choice of the image encoder: SAM's, where its weights can be had and a step is affordable, a small one, or none.
 
 On a CPU steps are few. Trained from scratch there, for 5 to 40 minutes, a transformer's blocks gained neither better
-masks nor better answers to clicks, on six of seven real sets (benchmarks/RESULTS.md), and cost a third of the steps. So
-there the network is convolutions alone, unless an encoder is asked for.
+masks nor better answers to clicks, on six of seven real sets (benchmarks/RESULTS.md), and cost a third of the steps; at
+equal steps they gained on one of four. So there the network is convolutions alone, unless an encoder is asked for. With
+the many steps of a card the convolutions, whose channels are few, may not be enough: that has not been measured, so
+there a small encoder is the choice without SAM's weights, and the decision says what is known.
 """
 
 from __future__ import annotations
@@ -19,6 +21,10 @@ TINY_DATASET_VOXELS = 1_000_000
 MOST_TIMES_THE_SECONDS = 1.5
 WITHOUT = "none"
 PRETRAINED = "vit_b"  # of SAM's three the one that is taken unasked
+UNPROVEN_FROM_SCRATCH = (
+    "; from scratch a transformer's blocks gained nothing over convolutions alone (--encoder none) in 10 to 40 minutes "
+    "of a CPU, and in the many steps of a card it has not been measured"
+)
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,8 @@ def choose_encoder(
     weights = find_weights(PRETRAINED, False)
     if weights.missing:
         reason = f"{trained}, where it would have been {PRETRAINED} with SAM's weights: {weights.missing}"
+        if times is None and not needs_transformer:
+            reason += UNPROVEN_FROM_SCRATCH
         return EncoderDecision(Decision("encoder", _value(scratch, False), reason, "sam3dnet"), warning=reason)
     reason = f"SAM's weights are at hand ({_named(weights)}): its trunk stays frozen, adapters and decoder are trained"
     decision = Decision("encoder", _value(PRETRAINED, True), reason, "3DSAM-adapter (Gong et al. 2024)")

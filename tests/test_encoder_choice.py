@@ -42,6 +42,8 @@ def test_lost_weights_are_a_warning_that_says_what_the_plan_lost_and_why():
     chosen, _ = choose("auto", LOST)
     assert chosen.warning == chosen.decision.reason
     assert "'small' is trained whole" in chosen.warning
+    assert "gained nothing over convolutions alone (--encoder none)" in chosen.warning
+    assert "convolutions alone" not in choose("auto", LOST, needs_transformer=True)[0].warning
     assert "it would have been vit_b with SAM's weights: it could not be downloaded from far away" in chosen.warning
     asked, _ = choose("vit_h", LOST)
     assert asked.warning in asked.decision.reason
