@@ -33,7 +33,8 @@ import numpy as np
 import real_sets
 from against_nnunet import MODELS, find_dataset
 from measuring import as_markdown, commit, without_folder
-from real_sets import OURS, Row, case_means, case_names, on_cores, read_rows, require_alike, train_and_score
+from real_set_tables import OURS, Row, case_means
+from real_sets import case_names, on_cores, read_rows, require_alike, train_and_score
 
 from sam3dnet.comparison.stages import machine
 from sam3dnet.preprocessing.folders import write_json

@@ -31,7 +31,7 @@ import plans_by_memory
 import prediction
 import prompt_latency
 import prompts_drawn
-import real_sets
+import real_set_tables
 import scaling
 import serving
 import step_seconds
@@ -58,7 +58,7 @@ TITLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
     "scaling": ("Growth with voxels, classes, cases and processes", scaling.table),
     "memory_estimate": ("Memory before the first step", memory_estimate.table),
     "learning_curves": ("Dice by the number of labelled cases", learning_curves.table),
-    "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_sets.table),
+    "real_sets": ("Real sets: Dice, NSD and HD95 against stock nnU-Net at equal time", real_set_tables.table),
     "annotation_study": ("Clicks to label a dataset", annotation_study.table),
     "click_surroundings": ("What follows a click", click_surroundings.table),
     "largest_object": ("The largest object alone", largest_object.table),
@@ -116,7 +116,7 @@ def draw(results: Mapping[str, Any], name: str, folder: Path) -> list[str]:
     drawings = {
         "encoder_and_step": draw_steps,
         "scaling": draw_growth,
-        "real_sets": real_sets.draw,
+        "real_sets": real_set_tables.draw,
         "annotation_study": annotation_study.draw,
         "learning_curves": learning_curves.draw,
     }

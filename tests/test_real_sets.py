@@ -14,6 +14,7 @@ from sam3dnet.inference.calibration import Validated
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import make_results
+import real_set_tables
 import real_sets
 
 DATASET = "Dataset905_Made"
@@ -35,13 +36,13 @@ THEIRS = [row("nnunet", {"a": 0.5, "b": 0.5}), row("nnunet-batch2", {"a": 0.7, "
 
 
 def test_cases_are_averaged_over_classes_and_runs_in_the_order_of_their_names():
-    assert real_sets.case_means([OURS], "dice") == pytest.approx([0.7, 0.8])
+    assert real_set_tables.case_means([OURS], "dice") == pytest.approx([0.7, 0.8])
     again = row("sam3d", {"a": 0.6, "b": 0.7}, run=1)
-    assert real_sets.case_means([OURS, again], "dice") == pytest.approx([0.6, 0.7])
+    assert real_set_tables.case_means([OURS, again], "dice") == pytest.approx([0.6, 0.7])
 
 
 def test_the_difference_is_to_the_better_of_nnu_net_s_and_less_distance_is_better():
-    lines = [line.split(" | ") for line in real_sets.differences_table([OURS, *THEIRS]).splitlines()[2:]]
+    lines = [line.split(" | ") for line in real_set_tables.differences_table([OURS, *THEIRS]).splitlines()[2:]]
     by_metric = {line[3]: line for line in lines}
     assert {line[2] for line in lines} == {"nnunet-batch2"}
     assert by_metric["dice"][4] == "+0.040" and by_metric["dice"][6] == "1 / 1"
@@ -49,23 +50,23 @@ def test_the_difference_is_to_the_better_of_nnu_net_s_and_less_distance_is_bette
 
 
 def test_every_method_and_class_has_its_line():
-    results = real_sets.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
+    results = real_set_tables.table([OURS, row("sam3d", {"a": 0.6, "b": 0.7}, run=1), *THEIRS])
     assert (
         f"| {DATASET} | 20 | sam3d | 0.650 (0.750, 0.550) | 0.650 | 4.0 | 100-101 | 8x16x24, 2 | 1,234 | 2 |" in results
     )
     assert f"| {DATASET} | 20 | nnunet | organ 0.500, lesion 0.300 |" in results
-    assert "against" in results and "against" not in real_sets.table([OURS])
-    assert "against" not in real_sets.table(THEIRS)
+    assert "against" in results and "against" not in real_set_tables.table([OURS])
+    assert "against" not in real_set_tables.table(THEIRS)
 
 
 def test_equal_steps_are_told_as_steps_and_are_of_ours_alone(arguments, tmp_path, monkeypatch, capsys):
     of_steps = [{**one, "steps": 600} for one in (OURS, row("sam3d-no-blocks", {"a": 0.9, "b": 0.9}))]
     for one in of_steps:
         del one["minutes"]
-    results = real_sets.table(of_steps)
+    results = real_set_tables.table(of_steps)
     assert results.startswith("| set | steps | method |") and "minutes" not in results
     assert f"| {DATASET} | 600 | sam3d-no-blocks | 0.800 |" in results
-    (axes,) = real_sets.draw(of_steps).axes
+    (axes,) = real_set_tables.draw(of_steps).axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Made, 600 steps"]
     real_sets.write_rows(arguments.json, [OURS])
     arguments.steps = [600]
@@ -112,7 +113,7 @@ def test_results_are_a_section_of_the_page_with_a_plot(tmp_path):
     text = make_results.section(results, plots, name)
     assert name == "real_sets_made_up" and plots == ["plots/real_sets_made_up.png"]
     assert f"| {DATASET} | 20 | nnunet-batch2 | dice | -0.060 |" in text
-    (axes,) = real_sets.draw(results["rows"]).axes
+    (axes,) = real_set_tables.draw(results["rows"]).axes
     points = {points.get_label(): points.get_offsets() for points in axes.collections}
     assert points["sam3d"][:, 0].tolist() == pytest.approx([0.75, 0.55])
     assert len(points["nnunet"]) == 1
@@ -120,7 +121,7 @@ def test_results_are_a_section_of_the_page_with_a_plot(tmp_path):
 
 def test_a_variant_is_no_method_of_others_and_trains_by_the_plan_of_ours(arguments, tmp_path, monkeypatch):
     rows = [OURS, *THEIRS, row("sam3d-no-blocks", {"a": 0.99, "b": 0.99})]
-    assert real_sets.differences_table(rows) == real_sets.differences_table([OURS, *THEIRS])
+    assert real_set_tables.differences_table(rows) == real_set_tables.differences_table([OURS, *THEIRS])
     prepared, asked = [], []
     monkeypatch.setitem(real_sets.against_nnunet.PREPARE, "sam3d", lambda settings: prepared.append(settings.work))
     (tmp_path / DATASET / "labelsTr").mkdir(parents=True)
@@ -160,7 +161,9 @@ def test_confidences_have_a_table_of_ours_alone(tmp_path):
     Validated.of_cases(contents).write(tmp_path)
     found = real_sets.read_confidence(tmp_path)
     assert (found["rank_correlation"], found["area_under_curve"], found["false_objects"]) == (pytest.approx(1), 1, 8)
-    lines = real_sets.confidence_table([OURS | {"confidence": found}, *(r | {"confidence": None} for r in THEIRS)])
+    lines = real_set_tables.confidence_table(
+        [OURS | {"confidence": found}, *(r | {"confidence": None} for r in THEIRS)]
+    )
     line = lines.splitlines()[2].strip("| ").split(" | ")
     assert len(lines.splitlines()) == 3
     assert line[:4] == [DATASET, "20", "8", "0.200"] and float(line[4]) < 0.1
@@ -169,7 +172,7 @@ def test_confidences_have_a_table_of_ours_alone(tmp_path):
 
 def test_lesions_found_have_a_table():
     cases = [Detections((1.0, 2.0, 3.0), (0.0, 0.9, 0.8), (0.5,)), Detections((0.5,), (0.4,), ())]
-    lines = real_sets.table([OURS | {"detection": {"lesion": summarise(cases)}}, *THEIRS]).splitlines()
+    lines = real_set_tables.table([OURS | {"detection": {"lesion": summarise(cases)}}, *THEIRS]).splitlines()
     assert f"| {DATASET} | 20 | sam3d | lesion | 4 | 0.500 | 0.750 | 0.750 | 0.500 | 1.000 | 1.000 |" in lines
     assert not [line for line in lines if "nnunet | lesion |" in line]
 
