@@ -162,7 +162,7 @@ def read_confidence(fold: Path) -> dict[str, Any] | None:
 def postprocessed(validation: Path) -> Iterator[Path]:
     """Give a validation's label maps and confidences as prediction would, after the post-processing that it chose."""
     from sam3dnet.inference.calibration import UNCALIBRATED
-    from sam3dnet.inference.confidence import ENDING, as_json, from_json, left_of, where_left
+    from sam3dnet.inference.confidence import ENDING, as_json, from_json, left_of
     from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans
     from sam3dnet.inference.postprocessing import read_postprocessing
     from sam3dnet.inference.writing import write_label_map
@@ -187,7 +187,7 @@ def postprocessed(validation: Path) -> Iterator[Path]:
             confidence = f"{file.name.removesuffix(ending)}{ENDING}"
             if (validation / confidence).is_file():
                 measured = from_json(json.loads((validation / confidence).read_text()))
-                left = left_of(measured, where_left(kept_ZYX, classes, properties))
+                left = left_of(measured, labels_1ZYX[0], kept_ZYX, classes, properties)
                 write_json(Path(name) / confidence, as_json(left, UNCALIBRATED))
         yield Path(name)
 

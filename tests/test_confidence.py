@@ -14,9 +14,10 @@ from sam3dnet.errors import CheckpointError
 from sam3dnet.evaluation.folder import evaluate_folder
 from sam3dnet.inference import label_slabs, windows
 from sam3dnet.inference.calibration import FILE, UNCALIBRATED, Pairs, Validated, fit, read_validated
-from sam3dnet.inference.confidence import ConfidenceVolume, as_json
+from sam3dnet.inference.confidence import ConfidenceVolume, as_json, left_of
 from sam3dnet.inference.label_slabs import start_label_map
 from sam3dnet.inference.models import load_model
+from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
 from sam3dnet.inference.predictor import predict_folder
 from sam3dnet.inference.probabilities import ProbabilityVolume
 from sam3dnet.inference.writing import unfinished_folder
@@ -72,6 +73,39 @@ def test_they_follow_from_the_probabilities(tmp_path, monkeypatch, target, label
         for each in objects:
             i, j, k = each["at"]
             assert mask[k, j, i] and each["certainty"] <= p_KZYX[channel][k, j, i] + 2e-3
+
+
+def test_what_is_taken_out_of_a_part_is_taken_out_of_the_whole(tmp_path):
+    """Regions: without its core, which post-processing takes out, the whole is two objects."""
+    loaded = load_model(make_model(tmp_path, labels=REGIONS))
+    properties = make_properties((8, 6, 7), (2.0, 1.0, 0.5))
+    shape = tuple(properties["shape_before_cropping"][axis] for axis in loaded.plans.transpose_backward)
+    volume = volume_of(loaded, properties)
+    logits = torch.tensor([1.0, -1.0])[:, None, None, None].expand(2, 8, 6, 7)
+    volume.put(slice(None), (slice(0, 8), slice(None), slice(None)), logits)
+    before_ZYX = np.ones(shape, np.uint16)
+    before_ZYX[2] = 700
+    left_ZYX = np.where(before_ZYX == 700, 0, before_ZYX)
+    truth_ZYX, ml, p = np.where(np.indices(shape)[0] < 2, 1, 0), 0.001, 1 / (1 + np.exp(-1))
+    whole, core = volume.measure(left_ZYX, before_ZYX).values()
+    slice_ml = shape[1] * shape[2] * ml
+    assert [one.volume_ml for one in whole.objects] == pytest.approx([(shape[0] - 3) * slice_ml, 2 * slice_ml])
+    assert whole.volume_ml == pytest.approx((shape[0] - 1) * slice_ml)
+    voxels = np.zeros(shape, bool)  # that the logits speak of
+    crop = [slice(*ends) for ends in properties["bbox_used_for_cropping"]]
+    voxels[tuple(crop[axis] for axis in loaded.plans.transpose_backward)] = True
+    spoken = voxels[left_ZYX > 0].sum() * ml * p
+    assert whole.expected_ml == pytest.approx(spoken, rel=1e-3)
+    assert whole.expected_dice == pytest.approx(2 * spoken / (whole.volume_ml + spoken), rel=1e-3)
+    assert (core.objects, core.expected_dice, core.volume_ml) == ((), None, 0)
+    measured = volume.measure(before_ZYX)
+    classes = {"whole": (1, 700), "core": (700,)}
+    again = left_of(measured, before_ZYX, left_ZYX, classes, properties, truth_ZYX=truth_ZYX)
+    assert [one.volume_ml for one in again["whole"].objects] == [one.volume_ml for one in whole.objects]
+    assert [one.real for one in again["whole"].objects] == [False, True]
+    assert again["whole"].dice == pytest.approx(4 / (2 + shape[0] - 1))
+    (object_before,) = measured["whole"].objects
+    assert [one.certainty for one in again["whole"].objects] == pytest.approx([object_before.certainty] * 2)
 
 
 def test_two_objects_one_of_which_is_none(tmp_path):
@@ -140,10 +174,14 @@ def test_voxels_that_nobody_annotated_are_left_out(tmp_path):
     volume = ConfidenceVolume(properties, loaded.plans, loaded.labels, dataset_json, read_truth=lambda: truth_ZYX)
     organ = volume.measure(labels_ZYX)["organ"]
     assert organ.dice == 1
+    assert [one.real for one in organ.objects] == [True]  # as far as is known it agrees with the true one
+    truth_ZYX[0] = 0
+    organ = volume.measure(labels_ZYX)["organ"]
+    assert organ.dice == 0
     assert [one.real for one in organ.objects] == [None]  # nobody knows: most of it is not annotated
     assert sum(one.volume_ml for one in organ.objects) == pytest.approx(organ.volume_ml)
     contents = {"a": as_json({"organ": organ}, UNCALIBRATED)}
-    assert (Validated.of_cases(contents).objects.said, Validated.of_cases(contents).dice.found) == ([], [1.0])
+    assert (Validated.of_cases(contents).objects.said, Validated.of_cases(contents).dice.found) == ([], [0.0])
 
 
 def test_an_object_is_compared_with_the_whole_of_the_true_one(tmp_path):
@@ -306,6 +344,38 @@ def test_a_single_case_calibrates_nothing(tmp_path):
         "organ", 0.7, 1
     ) == pytest.approx(0.7)
     assert validated.in_words().count("not calibrated: a single case") == 2
+
+
+def test_what_is_not_calibrated_is_told(tmp_path, images, caplog):
+    """Of a single case, by which nothing is calibrated, and where only objects are."""
+    model = make_model(tmp_path / "results")
+    one = Pairs(["a"], ["organ"], [0.9], [0.3], [1.0])
+    Validated(one, one).write(model / "fold_0")
+    predict(model, images, tmp_path, confidence=True)
+    assert "confidences of the Dice of classes and whether objects are real are the network's own" in caplog.text
+    assert json.loads((tmp_path / "out" / "a_confidence.json").read_text())["calibrated_on_cases"] == 0
+    caplog.clear()
+    Validated(one, pairs_of([0.9] * 50, [0.0] * 50)).write(model / "fold_0")
+    assert predict(model, images, tmp_path, confidence=True).written == ["a", "b"]
+    assert "confidences of the Dice of classes are the network's own" in caplog.text
+    assert json.loads((tmp_path / "out" / "a_confidence.json").read_text())["calibrated_on_cases"] == 11
+    caplog.clear()
+    Validated(pairs_of([0.9] * 50, [0.6] * 50), pairs_of([0.9] * 50, [0.1] * 50)).write(model / "fold_0")
+    assert predict(model, images, tmp_path, confidence=True).written == ["a", "b"]  # of as many cases, but others
+    assert "network's own" not in caplog.text
+
+
+def test_label_maps_without_postprocessing_are_as_sure_as_validation_found_those(tmp_path, images):
+    model, out = make_model(tmp_path / "results"), tmp_path / "out"
+    write_postprocessing(model, Postprocessing(((1,),)), {"labels": LABELS}, {})
+    after, before = (Validated(objects=pairs_of([0.6] * 50, [real] * 50)) for real in (1.0, 0.0))
+    after.write(model / "fold_0", before)
+    sure = {}
+    for without in (False, True):
+        predict(model, images, tmp_path, confidence=True, no_postprocessing=without)
+        (first, *_) = json.loads((out / "a_confidence.json").read_text())["classes"]["organ"]["objects"]
+        sure[without] = first["confidence"], first["certainty"]
+    assert sure[False][0] > sure[False][1] and sure[True][0] < sure[True][1]
 
 
 def test_calibrated_values_stand_beside_the_networks_own(tmp_path):

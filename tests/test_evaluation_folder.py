@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from commands import compare_folders, evaluate_folder
 from faults import truncate
 from phantoms import write_volume
+from scipy import ndimage
 
 from sam3dnet.errors import DatasetError
 from sam3dnet.evaluation.compare import format_comparison, write_comparison
-from sam3dnet.evaluation.detection import Detections, detect, summarise
+from sam3dnet.evaluation.detection import Detections, Object, detect, summarise
 from sam3dnet.evaluation.folder import Evaluation
 from sam3dnet.evaluation.metrics import METRICS
 from sam3dnet.evaluation.results import format_evaluation, write_results
@@ -300,12 +302,19 @@ def test_comparison_without_common_cases(dataset: Path, tmp_path: Path) -> None:
 def write_confidences(folder: Path, **cases: dict[str, list[tuple[float, tuple[int, int, int]]]]) -> None:
     """Say by case and class how sure objects are, each with a voxel (z, y, x)."""
     for name, classes in cases.items():
+        image = sitk.ReadImage(str(folder / f"{name}.nii.gz"))
+        labels_ZYX, voxel_ml = sitk.GetArrayFromImage(image), float(np.prod(image.GetSpacing())) / 1000
+
+        def said(sure: float, at: tuple[int, int, int], labels_ZYX: Any = labels_ZYX, ml: float = voxel_ml) -> Any:
+            voxels = 1
+            if all(index < size for index, size in zip(at, labels_ZYX.shape, strict=True)):
+                objects_ZYX, _ = ndimage.label(labels_ZYX == labels_ZYX[at], np.ones((3, 3, 3)))
+                voxels = int((objects_ZYX == objects_ZYX[at]).sum())
+            return {"confidence": sure, "volume_ml": voxels * ml, "at": at[::-1]}
+
         content = {
             "format": "sam3dnet-confidence/1",
-            "classes": {
-                one: {"objects": [{"confidence": sure, "at": at[::-1]} for sure, at in objects]}
-                for one, objects in classes.items()
-            },
+            "classes": {one: {"objects": [said(*each) for each in objects]} for one, objects in classes.items()},
         }
         (folder / f"{name}_confidence.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -357,10 +366,36 @@ def test_where_false_objects_are_as_sure_as_can_be_nothing_counts() -> None:
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-def test_damaged_confidences_cost_their_case(dataset: Path, predictions: Path) -> None:
-    (predictions / "b_confidence.json").write_text('{"classes": {"lesion": 1}}', encoding="utf-8")
+def test_an_object_of_which_most_was_erased_is_another_one(dataset: Path, predictions: Path, caplog: Any) -> None:
+    places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
+    write_confidences(predictions, a=places, b=places, c={"organ": [], "lesion": []})
+    assert list(evaluate(dataset, predictions).detection()) == ["organ", "lesion"]
+    write_labels(predictions, b={((1, 2), (1, 2), (1, 2)): 1, LESION: 2})
+    assert list(evaluate(dataset, predictions).detection()) == ["lesion"]
+    assert "b: its confidences of organ are those of another label map" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["{", '{"classes": {"lesion": 1}}', None], ids=["cut", "other", "missing"])
+def test_damaged_or_missing_confidences_cost_the_table_alone(
+    dataset: Path, predictions: Path, content: str | None, caplog: Any
+) -> None:
+    places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
+    write_confidences(predictions, a=places, b=places, c={"organ": [], "lesion": []})
+    (predictions / "b_confidence.json").unlink()
+    if content is not None:
+        (predictions / "b_confidence.json").write_text(content, encoding="utf-8")
     evaluation = evaluate(dataset, predictions)
-    assert "b_confidence.json" in evaluation.failed["b"] and "--confidence" in evaluation.failed["b"]
+    assert list(evaluation.cases) == ["a", "b", "c"] and not evaluation.failed and not evaluation.detection()
+    assert "not counted by confidence, which is missing or damaged of b" in format_evaluation(evaluation)
+    assert ("b_confidence.json" in caplog.text and "--confidence" in caplog.text) == (content is not None)
+
+
+def test_of_a_missing_prediction_nothing_is_found(dataset: Path, predictions: Path) -> None:
+    places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
+    write_confidences(predictions, a=places, c={"organ": [], "lesion": []})
+    (predictions / "b.nii.gz").unlink()
+    lesion = evaluate(dataset, predictions, missing_as_empty=True).detection()["lesion"]
+    assert (lesion["lesions"], lesion["false_a_case"][0]["sensitivity"]) == (3, pytest.approx(1 / 3))
 
 
 def test_objects_that_nobody_annotated_are_not_false() -> None:
@@ -371,6 +406,7 @@ def test_objects_that_nobody_annotated_are_not_false() -> None:
     ignored[0] = True
     arguments: dict[str, Any] = {"voxel_ml": 1.0, "min_iou": 0.1}
     truth = np.zeros(SHAPE, bool)
-    assert detect(prediction, truth, marks, [0.3, 0.8], **arguments).false == (0.8, 0.3)  # type: ignore[union-attr]
-    left = detect(prediction, truth, marks, [0.3, 0.8], ignored_ZYX=ignored, **arguments)
+    said = [Object(confidence=sure, volume_ml=2, at=(0, 0, 0)) for sure in (0.3, 0.8)]
+    assert detect(prediction, truth, marks, said, **arguments).false == (0.8, 0.3)  # type: ignore[union-attr]
+    left = detect(prediction, truth, marks, said, ignored_ZYX=ignored, **arguments)
     assert left is not None and left.false == (0.3,)

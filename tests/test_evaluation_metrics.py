@@ -113,6 +113,16 @@ def test_ignored_voxels_count_nowhere() -> None:
     assert found.true_negative == 5 * 6 * 7 - 3
 
 
+def test_what_nobody_annotated_cuts_no_lesion_in_pieces() -> None:
+    """One object, of which a true lesion is a part, with stripes that are ignored."""
+    ignored = mask((slice(None), slice(None), slice(3, None, 3)))
+    truth, prediction = mask((2, 3, slice(1, 3))), mask((2, 3, slice(1, 13)))
+    found = score(prediction, truth, ignored_ZYX=ignored)
+    assert (found.lesions_truth, found.lesions_predicted, found.lesions_found, found.lesions_correct) == (1, 1, 1, 1)
+    assert (found.true_positive, found.false_positive) == (2, 6)
+    assert count_lesions(prediction, truth, 0.3, ignored).correct == 0  # two of eight that count
+
+
 def test_lesions_connect_over_corners_and_match_by_overlap() -> None:
     truth = mask((0, 0, 0), (1, 1, 1), (2, 4, slice(3, 7)), (4, 5, 12))
     prediction = mask((1, 1, 1), (2, 4, slice(5, 9)), (4, 0, 10))

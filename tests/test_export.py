@@ -19,6 +19,7 @@ from sam3dnet.cli.export import export
 from sam3dnet.cli.predict import predict
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
+from sam3dnet.inference.calibration import Pairs, Validated
 from sam3dnet.inference.models import load_checkpoint
 from sam3dnet.inference.postprocessing import Measured, write_postprocessing_of_fold
 from sam3dnet.model import load_model
@@ -94,6 +95,35 @@ def test_an_exported_model_predicts_the_same_elsewhere_and_knows_what_it_did(tmp
     assert run(images, tmp_path / "there", moved).skipped == ["a", "b", "c"]
     os.utime(moved, (1, 1))  # another file
     assert run(images, tmp_path / "there", moved).written == ["a", "b", "c"]
+
+
+def test_cases_of_several_folds_stay_several(tmp_path, images, trained):
+    """Also where each fold was validated on its own: what confidences are worth is the same from the zip file."""
+    cases = [f"case{number}" for number in range(12)]
+    for fold, of_fold in enumerate((cases[:6], cases[6:])):
+        pairs = Pairs(of_fold, ["organ"] * 6, [0.9] * 6, [0.5] * 6, [1.0] * 6)
+        Validated(pairs, pairs).write(trained / f"fold_{fold}", Validated(pairs, Pairs()))
+    file = export(output=tmp_path / "m.zip", model_folder=trained)
+    said = []
+    for place, model in (("here", trained), ("there", file)):
+        run(images, tmp_path / place, model, confidence=True)
+        said.append(json.loads((tmp_path / place / "a_confidence.json").read_text()))
+        said[-1].pop("calibration")
+    assert said[0] == said[1] and said[0]["calibrated_on_cases"] == 12
+
+
+def test_a_folder_of_any_name_is_exported_under_nnunets(tmp_path, images, trained):
+    run(images, tmp_path / "here", trained)
+    other = trained.rename(tmp_path / "my model")
+    file = export(output=tmp_path / "m.zip", model_folder=other)
+    with zipfile.ZipFile(file) as archive:
+        assert f"Dataset901_Tiny/{trained.name}/plans.json" in archive.namelist()
+    assert run(images, tmp_path / "there", file).written == ["a", "b", "c"]
+    assert same(maps_in(tmp_path / "here"), maps_in(tmp_path / "there"))
+    for fold in (0, 1):
+        shutil.rmtree(other / f"fold_{fold}")
+    with pytest.raises(CheckpointError, match="none is trained"):
+        export(output=tmp_path / "n.zip", model_folder=other)
 
 
 def test_it_needs_no_folders_and_no_variables(tmp_path, images, trained):

@@ -177,10 +177,10 @@ def test_confidences_are_calibrated_on_what_postprocessing_leaves(tmp_path):
     output.mkdir(parents=True), base.mkdir()
     write(output, "a", prediction), write(base / LABELS_FOLDER, "a", truth)
     objects = [
-        {"certainty": 0.9, "volume_ml": 64.0, "at": [1, 1, 1], "real": True},
-        {"certainty": 0.5, "volume_ml": 16.0, "at": [10, 6, 0], "real": False},
+        {"certainty": 0.9, "volume_ml": 0.064, "at": [1, 1, 1], "real": True},
+        {"certainty": 0.5, "volume_ml": 0.016, "at": [10, 6, 0], "real": False},
     ]
-    organ = {"expected_dice": 0.9, "volume_ml": 80.0, "expected_ml": 70.0, "objects": objects, "true_dice": 128 / 144}
+    organ = {"expected_dice": 0.9, "volume_ml": 0.08, "expected_ml": 0.07, "objects": objects, "true_dice": 128 / 144}
     (output / "a_confidence.json").write_text(json.dumps({"classes": {"organ": organ}}))
     dataset_json = {"labels": {"background": 0, "organ": 1}, "file_ending": ".nii.gz"}
     told = []
@@ -192,6 +192,8 @@ def test_confidences_are_calibrated_on_what_postprocessing_leaves(tmp_path):
     found = read_validated([output.parent])
     assert found.dice.found == [1] and found.objects.found == [1] and "1 objects" in told[0]
     assert found.dice.said == [pytest.approx(2 * 57.6 / (64 + 57.6 + 70 - 65.6))]
+    for postprocessed, objects in ((["organ"], [1]), ([], [1, 0])):  # users may have label maps without it, too
+        assert read_validated([output.parent], postprocessed).objects.found == objects
     _calibrate(trainer, model, output, Postprocessing())
     found = read_validated([output.parent])
     assert (found.dice.said, found.objects.found) == ([0.9], [1, 0])

@@ -139,8 +139,11 @@ def _detections(
     voxel_ml: float,
 ) -> tuple[dict[str, Detections], list[str]]:
     """Match objects with lesions by class, where the prediction says how sure it is of each; and what is wrong."""
-    objects = None if pair.prediction is None else read_objects(pair.prediction, pair.name)
-    if pair.prediction is None or objects is None:
+    try:  # nothing is sure of an empty label map in the place of a missing one, and nothing is false
+        objects = {} if pair.prediction is None else read_objects(pair.prediction, pair.name)
+    except DatasetError as error:
+        return {}, [f"{pair.name}: its lesions are not counted by confidence: {error}"]
+    if objects is None:
         return {}, []
     ignored_ZYX = None if scoring.ignore is None else truth_ZYX == scoring.ignore
     found: dict[str, Detections] = {}
@@ -152,7 +155,7 @@ def _detections(
             mask_of(prediction_ZYX, values),
             mask_of(truth_ZYX, values),
             marks_ZYX,
-            [one.confidence for one in of_class],
+            of_class,
             voxel_ml=voxel_ml,
             min_iou=scoring.lesion_iou,
             ignored_ZYX=ignored_ZYX,
@@ -166,9 +169,11 @@ def _detections(
 
 
 def _marks(
-    objects: Sequence[Object], shape_ZYX: tuple[int, ...], reader: DatasetReader, file: Path
+    objects: Sequence[Object], shape_ZYX: tuple[int, ...], reader: DatasetReader, file: Path | None
 ) -> np.ndarray | None:
     """Mark a voxel of each object by its number, axes as of the reader's `read_grid`; None where one lies outside."""
+    if file is None:
+        return np.zeros(shape_ZYX, np.int32)
     stored = reader.format.grid(file, True).shape if reader.reorients else shape_ZYX
     marks_ZYX = np.zeros(stored, np.int32)
     for number, one in enumerate(objects, start=1):

@@ -22,6 +22,7 @@ from sam3dnet.prompts.components import connected, partners
 FALSE_A_CASE = (0.25, 1.0, 4.0)
 BY_SIZE_AT = 1.0  # false ones a case
 SIZES = ("smallest third", "middle third", "largest third")
+ROUNDING = 1e-3  # of a volume: spacings are stored in single precision
 REMEDY = "predict again with --confidence, or remove the file"
 
 
@@ -44,10 +45,12 @@ class Object(Part):
     """What is said of an object.
 
     Attributes:
+        volume_ml: Its size.
         at: One of its voxels, (i, j, k) in the image's file.
     """
 
     confidence: Annotated[float, Field(ge=0, le=1)]
+    volume_ml: Annotated[float, Field(gt=0)]
     at: tuple[int, int, int]
 
 
@@ -76,7 +79,7 @@ def detect(
     prediction_ZYX: np.ndarray,
     truth_ZYX: np.ndarray,
     marks_ZYX: np.ndarray,
-    confidences: Sequence[float],
+    said: Sequence[Object],
     *,
     voxel_ml: float,
     min_iou: float,
@@ -88,28 +91,29 @@ def detect(
         prediction_ZYX: Bool.
         truth_ZYX: Bool, on the same grid.
         marks_ZYX: The number of an object, from 1, at one voxel of each; 0 elsewhere.
-        confidences: Of each object.
+        said: What is said of each object.
         voxel_ml: Size of a voxel.
         min_iou: Intersection over union from which on two match.
         ignored_ZYX: Voxels that nobody has annotated: an object with more than half of its voxels there is not false.
 
     Returns:
-        The match; None where the marks are those of another label map.
+        The match; None where what is said is of another label map: of other objects, or of other volumes.
     """
     objects_ZYX, count = connected(prediction_ZYX)
     marked = marks_ZYX > 0
-    numbers = objects_ZYX[marked]
+    numbers = objects_ZYX[marked].astype(np.int64)
     if sorted(numbers.tolist()) != list(range(1, count + 1)):
         return None
+    of_mark = marks_ZYX[marked].astype(np.int64) - 1
+    volumes_ml = np.bincount(objects_ZYX.ravel(), minlength=count + 1)[numbers] * voxel_ml
+    if not np.allclose(np.array([one.volume_ml for one in said])[of_mark], volumes_ml, rtol=ROUNDING, atol=0):
+        return None
     confidence_of = np.zeros(count)
-    confidence_of[numbers.astype(np.int64) - 1] = np.asarray(confidences, float)[marks_ZYX[marked].astype(np.int64) - 1]
-    matched = partners(truth_ZYX, prediction_ZYX, min_iou)
+    confidence_of[numbers - 1] = np.array([one.confidence for one in said])[of_mark]
+    matched = partners(truth_ZYX, prediction_ZYX, min_iou, ignored_ZYX)
     scores = np.zeros(len(matched.first))
     np.maximum.at(scores, matched.pairs[:, 0] - 1, confidence_of[matched.pairs[:, 1] - 1])
-    is_false = ~matched.second
-    if ignored_ZYX is not None:
-        unknown = np.bincount(objects_ZYX[ignored_ZYX], minlength=count + 1)[1:]
-        is_false &= 2 * unknown <= np.bincount(objects_ZYX.ravel(), minlength=count + 1)[1:]
+    is_false = ~matched.second & ~matched.second_unknown
     volumes = np.bincount(connected(truth_ZYX)[0].ravel(), minlength=len(scores) + 1)[1:] * voxel_ml
     return Detections(*(tuple(map(float, values)) for values in (volumes, scores, confidence_of[is_false])))
 

@@ -68,9 +68,19 @@ class Evaluation:
     def detection(self) -> dict[str, dict[str, Any]]:
         """Summarise the detection of lesions, of the classes of which all predictions have confidences."""
         cases = [case.detections for case in self.cases.values()]
+        if not self._any_confidences:
+            return {}
         known = [name for name in self.scoring.classes if all(name in of_case for of_case in cases)]
         found = {name: summarise([of_case[name] for of_case in cases]) for name in known}
         return {name: one for name, one in found.items() if one is not None}
+
+    def without_confidences(self) -> list[str]:
+        """Name the cases that say of no object how sure it is, where others do: they take the lesions' table away."""
+        return [name for name, case in self.cases.items() if not case.detections and self._any_confidences]
+
+    @property
+    def _any_confidences(self) -> bool:
+        return any(case.detections for case in self.cases.values() if case.files.prediction is not None)
 
     def empty_counts(self, class_name: str) -> dict[str, int]:
         """Count the cases in which truth, prediction or both have no voxel of a class."""

@@ -21,7 +21,12 @@ class LesionCounts:
     correct: int
 
 
-def count_lesions(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: float = LESION_IOU) -> LesionCounts:
+def count_lesions(
+    prediction_ZYX: np.ndarray,
+    truth_ZYX: np.ndarray,
+    min_iou: float = LESION_IOU,
+    ignored_ZYX: np.ndarray | None = None,
+) -> LesionCounts:
     """Count the components of truth that were found, and those of the prediction that are correct.
 
     A component is connected by 26 neighbours. Two match if they share a voxel and their intersection over union is at
@@ -32,13 +37,15 @@ def count_lesions(prediction_ZYX: np.ndarray, truth_ZYX: np.ndarray, min_iou: fl
         prediction_ZYX: Bool.
         truth_ZYX: Bool, on the same grid.
         min_iou: From 0 (any common voxel) to 1.
+        ignored_ZYX: Bool; voxels that nobody has annotated. A component with more than half of its voxels there counts
+            only if it has a partner.
 
     Returns:
         The counts; found is a part of truth, correct a part of predicted.
     """
-    matched = partners(truth_ZYX, prediction_ZYX, min_iou)
-    counts = (len(matched.first), len(matched.second), matched.first.sum(), matched.second.sum())
-    return LesionCounts(*map(int, counts))
+    matched = partners(truth_ZYX, prediction_ZYX, min_iou, ignored_ZYX)
+    known = (matched.first | ~matched.first_unknown, matched.second | ~matched.second_unknown)
+    return LesionCounts(*(int(one.sum()) for one in (*known, matched.first, matched.second)))
 
 
 def voxels_without_partner(mask_ZYX: np.ndarray, other_ZYX: np.ndarray, connectivity: Literal[6, 18, 26]) -> int:

@@ -125,12 +125,14 @@ def score_masks(
         spacing_mm: (Z, Y, X).
         tolerance_mm: Distance up to which a piece of surface counts as right in the NSD.
         lesion_iou: Intersection over union from which on two components match.
-        ignored_ZYX: Bool; voxels that nobody has annotated: they belong to neither mask and count nowhere.
+        ignored_ZYX: Bool; voxels that nobody has annotated: they belong to neither mask and count nowhere, but
+            connect what is predicted on either side of them to one lesion.
         image: What the masks are a part of, which holds all that they mark; None: they are the whole image.
 
     Returns:
         The score; the table above says what holds for empty masks.
     """
+    lesions = count_lesions(prediction_ZYX, truth_ZYX, lesion_iou, ignored_ZYX)
     if ignored_ZYX is not None:
         prediction_ZYX, truth_ZYX = prediction_ZYX & ~ignored_ZYX, truth_ZYX & ~ignored_ZYX
     image = image or WholeImage.of(truth_ZYX.shape, ignored_ZYX)
@@ -142,7 +144,6 @@ def score_masks(
     extra = int(np.count_nonzero(prediction)) - hit
     missed = int(np.count_nonzero(truth)) - hit
     voxel_ml = float(np.prod(spacing_mm)) / MM3_PER_ML
-    lesions = count_lesions(prediction, truth, lesion_iou)
     return MaskScore(
         true_positive=hit,
         false_positive=extra,

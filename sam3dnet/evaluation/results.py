@@ -217,6 +217,8 @@ def notes(evaluation: Evaluation) -> list[str]:
                 f"{kind if kind == 'both' else f'only the {kind}'}: {n}" for kind, n in counts.items() if n
             )
             lines.append(f"{name}: empty in {told} (of {len(evaluation.cases)} cases, all of them counted)")
+    if names := evaluation.without_confidences():
+        lines.append(f"Lesions are not counted by confidence, which is missing or damaged of {shorten(names)}")
     if evaluation.surplus:
         lines.append(f"Without truth, left out: {shorten(evaluation.surplus)}")
     return lines

@@ -5,8 +5,10 @@ what validation found is likeliest (Platt 1999, with slope 1 and shift 0 as the 
 Of objects their size counts, too, as a share s of the largest of the class in the case: + slope of sizes * log(s).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -116,12 +118,20 @@ class Calibration:
     """Both curves of a model.
 
     Attributes:
-        num_cases: That it was learned from; 0 where confidences are the network's own.
+        num_cases: That it was learned from; 0 where all confidences are the network's own.
+        source: Digest of what it was learned from; what was written with another one is written anew.
     """
 
     of_dice: Curve = IDENTITY
     of_objects: Curve = IDENTITY
     num_cases: int = 0
+    source: str = ""
+
+    @property
+    def left_out(self) -> list[str]:
+        """Name the confidences that are the network's own."""
+        curves = {"the Dice of classes": self.of_dice, "whether objects are real": self.of_objects}
+        return [what for what, curve in curves.items() if curve is IDENTITY]
 
     def dice(self, class_name: str, expected: float) -> float:
         """Give the Dice to be expected of a class."""
@@ -143,10 +153,14 @@ class _Said(Part):
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
-class _File(Part):
-    format: Literal["sam3dnet-calibration/1"]
+class _Both(Part):
     dice: list[_Said]
     objects: list[_Said]
+
+
+class _File(_Both):
+    format: Literal["sam3dnet-calibration/1"]
+    without_postprocessing: _Both | None = None
 
 
 @dataclass(frozen=True)
@@ -174,12 +188,21 @@ class Validated:
 
     def calibration(self) -> Calibration:
         """Learn from all of it, where that makes the confidences of other cases better."""
-        cases, errors = {*self.dice.case, *self.objects.case}, self.errors()
-        return Calibration(
-            fit(self.dice, DICE_WEIGHT) if _is_better(errors["dice"]) else IDENTITY,
-            fit(self.objects) if _is_better(errors["objects"]) else IDENTITY,
-            len(cases),
-        )
+        errors = self.errors()
+        of_dice = fit(self.dice, DICE_WEIGHT) if _is_better(errors["dice"]) else IDENTITY
+        of_objects = fit(self.objects) if _is_better(errors["objects"]) else IDENTITY
+        return Calibration(of_dice, of_objects, 0 if of_dice is of_objects else self.num_cases, self.digest)
+
+    @property
+    def digest(self) -> str:
+        """Tell it from others; "" for nothing."""
+        rows = [_rows(self.dice), _rows(self.objects)]
+        return sha256(json.dumps(rows).encode()).hexdigest()[:16] if self.num_cases else ""
+
+    @property
+    def num_cases(self) -> int:
+        """Count the cases in which something was said."""
+        return len({*self.dice.case, *self.objects.case})
 
     def errors(self) -> dict[str, Any]:
         """Measure how wrong confidences are before and after calibration, each on cases that it did not learn from."""
@@ -188,10 +211,19 @@ class Validated:
             "objects": _errors(self.objects, 1.0, _object_errors),
         }
 
-    def write(self, fold: Path) -> None:
-        """Write it beside the weights that were validated."""
-        errors, rows = self.errors(), {"dice": _rows(self.dice), "objects": _rows(self.objects)}
-        write_json(fold / FILE, {"format": FORMAT, "errors": errors, **rows})
+    def write(self, fold: Path, without_postprocessing: "Validated | None" = None) -> None:
+        """Write it beside the weights that were validated.
+
+        Args:
+            fold: Where to.
+            without_postprocessing: What the same validation found of label maps without the post-processing that it
+                chose; None where it chose none.
+        """
+        before = {} if without_postprocessing is None else {"without_postprocessing": without_postprocessing._as_rows()}
+        write_json(fold / FILE, {"format": FORMAT, "errors": self.errors(), **self._as_rows(), **before})
+
+    def _as_rows(self) -> dict[str, Any]:
+        return {"dice": _rows(self.dice), "objects": _rows(self.objects)}
 
     def in_words(self) -> str:
         """Say how wrong confidences are."""
@@ -203,8 +235,13 @@ class Validated:
         return f"Confidence: {of_dice}; calibration error of {number} objects {error}"
 
 
-def read_validated(folds: Iterable[Path]) -> Validated:
+def read_validated(folds: Iterable[Path], postprocessed: Collection[str] | None = None) -> Validated:
     """Read what the validations of folds found, as far as they did.
+
+    Args:
+        folds: Their folders.
+        postprocessed: The classes whose label maps go through post-processing; of others counts what validation found
+            without it. None: all.
 
     Raises:
         CheckpointError: If a file is damaged.
@@ -213,9 +250,28 @@ def read_validated(folds: Iterable[Path]) -> Validated:
     for file in (fold / FILE for fold in folds):
         if file.is_file():
             content = checked(_File, read_json(file, CheckpointError, REMEDY), file, CheckpointError, REMEDY)
-            dice += [_row_of(one) for one in content.dice]
-            objects += [_row_of(one) for one in content.objects]
+            for part, is_after in ((content, True), (content.without_postprocessing or content, False)):
+                for rows, found in ((dice, part.dice), (objects, part.objects)):
+                    rows += [
+                        _row_of(one)
+                        for one in found
+                        if (postprocessed is None or one.class_name in postprocessed) == is_after
+                    ]
     return Validated(_columns(dice), _columns(objects))
+
+
+def cases_in(content: Any) -> set[str]:
+    """Name the cases in what is in such a file."""
+    parts = content.values() if isinstance(content, Mapping) else content if isinstance(content, list) else ()
+    own = {str(content["case"])} if isinstance(content, Mapping) and "case" in content else set[str]()
+    return own.union(*map(cases_in, parts))
+
+
+def with_numbers(content: Any, numbers: Mapping[str, str]) -> Any:
+    """Put something else in place of the names of the cases in what is in such a file."""
+    if isinstance(content, Mapping):
+        return {key: numbers[one] if key == "case" else with_numbers(one, numbers) for key, one in content.items()}
+    return [with_numbers(one, numbers) for one in content] if isinstance(content, list) else content
 
 
 Row = tuple[str, str, float, float, float]

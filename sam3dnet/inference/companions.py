@@ -10,6 +10,7 @@ from torch import Tensor
 
 Slices = tuple[slice, slice, slice]
 WHOLE = (slice(None),) * 3
+LabelMaps = tuple[np.ndarray, np.ndarray | None]  # and the same before something was taken out; None where nothing was
 
 
 class Companion(Protocol):
@@ -24,7 +25,8 @@ class Companion(Protocol):
         Args:
             stem: Their name without the endings.
             labels_ZYX: The label map on the image's grid.
-            before_ZYX: The same before post-processing; None where there was none.
+            before_ZYX: The same before something was taken out, by post-processing or since prompts do not name it;
+                None where nothing was.
         """
 
     def close(self) -> None:
@@ -63,7 +65,7 @@ class Segmentation:
     Attributes:
         labels_ZYX: Label map on the grid of the image as its reader gave it.
         companions: What is written beside it.
-        before_ZYX: The label map before post-processing; None where there was none.
+        before_ZYX: The label map before something was taken out; None where nothing was.
     """
 
     labels_ZYX: np.ndarray
@@ -71,18 +73,16 @@ class Segmentation:
     before_ZYX: np.ndarray | None = None
 
     @classmethod
-    def of(
-        cls,
-        companions: Companions,
-        segment: Callable[[], np.ndarray],
-        postprocess: Callable[[np.ndarray], np.ndarray] | None = None,
-    ) -> "Segmentation":
-        """Segment, and give back the room of companions if that fails."""
+    def of(cls, companions: Companions, segment: Callable[[], LabelMaps]) -> "Segmentation":
+        """Segment, and give back the room of companions if that fails.
+
+        Args:
+            companions: What is written beside the label map.
+            segment: Gives the label map, and before it what the logits say, or None for the same.
+        """
         try:
-            labels_ZYX = segment()
-            if postprocess is None:
-                return cls(labels_ZYX, companions)
-            return cls(postprocess(labels_ZYX), companions, labels_ZYX if len(companions) else None)
+            labels_ZYX, before_ZYX = segment()
+            return cls(labels_ZYX, companions, before_ZYX if len(companions) else None)
         except BaseException:
             companions.close()
             raise

@@ -8,8 +8,9 @@ speaks for an object is the mean p of its voxels. A network trained for Dice is 
 Axes in names: K classes or regions, M maps, n p voxels or planes, Z Y X voxels.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -127,9 +128,7 @@ class ConfidenceVolume:
     def write(self, stem: Path, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> None:
         """Write CASE_confidence.json; see `Companion.write`."""
         self._take_kept()
-        measured = self.measure(labels_ZYX if before_ZYX is None else before_ZYX)
-        if before_ZYX is not None:
-            measured = left_of(measured, where_left(labels_ZYX, self._classes, self._properties))
+        measured = self.measure(labels_ZYX, before_ZYX)
         write_json(stem.with_name(f"{stem.name}{ENDING}"), as_json(measured, self._calibration))
 
     def _take_kept(self) -> None:
@@ -139,65 +138,22 @@ class ConfidenceVolume:
             self._take(self._kept_Kzyx[:, planes], planes)
             let_go(self._kept_Kzyx)
 
-    def measure(self, labels_ZYX: np.ndarray) -> dict[str, ClassConfidence]:
-        """Say by class how sure the logits that came are of a label map on the image's grid."""
+    def measure(self, labels_ZYX: np.ndarray, before_ZYX: np.ndarray | None = None) -> dict[str, ClassConfidence]:
+        """Say by class how sure the logits that came are of a label map.
+
+        Args:
+            labels_ZYX: On the image's grid.
+            before_ZYX: What the logits say, where some of it was taken out; that is not expected any more.
+        """
         truth_ZYX = None if self._read_truth is None else self._read_truth()
-        ignored_ZYX = np.zeros(labels_ZYX.shape, bool)  # what nobody has annotated: nothing is compared there
-        if truth_ZYX is not None and self._ignore is not None:
-            ignored_ZYX = truth_ZYX == self._ignore
-        true_counts = None if truth_ZYX is None else _count(truth_ZYX)
-        voxel_ml = prod(float(size) for size in self._properties["spacing"]) / 1000
-        boxes = [LabelBoxes(one) for one in (labels_ZYX, truth_ZYX) if one is not None]
+        maps = _LabelMaps(labels_ZYX, before_ZYX, truth_ZYX, self._ignore, self._properties)
         measured = {}
         for number, (name, values) in enumerate(self._classes.items()):
             channel, of_map = (number, number) if self._labels.has_regions else (values[0], 0)
+            certainty_ZYX = self._certainty[of_map].numpy()
             expected = float(self._sums_Kz[channel].sum())
-            size, annotated, common, inside = 0, 0, 0, 0.0
-            objects: tuple[ObjectConfidence, ...] = ()
-            box = union(one.of(values) for one in boxes)
-            if box is not None and boxes[0].of(values) is not None:
-                mask_ZYX = mask_of(labels_ZYX[box], values)
-                certainty_ZYX = self._certainty[of_map].numpy()[box]
-                size, inside = int(mask_ZYX.sum()), float(certainty_ZYX[mask_ZYX].sum(dtype=np.float64))
-                true_ZYX = None if truth_ZYX is None else mask_of(truth_ZYX[box], values)
-                annotated = int((mask_ZYX & ~ignored_ZYX[box]).sum())
-                common = 0 if true_ZYX is None else int((mask_ZYX & true_ZYX).sum())
-                objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, ignored_ZYX[box], box, voxel_ml)
-            measured[name] = ClassConfidence(
-                2 * inside / (size + max(expected, inside)) if size else None,
-                size * voxel_ml,
-                expected * voxel_ml,
-                objects,
-                None
-                if true_counts is None
-                else _dice(common, annotated + sum(true_counts.get(one, 0) for one in values)),
-            )
+            measured[name] = maps.confidence_of(values, lambda box, all_ZYX=certainty_ZYX: all_ZYX[box], expected)
         return measured
-
-    def _objects(
-        self,
-        mask_ZYX: np.ndarray,
-        certainty_ZYX: np.ndarray,
-        true_ZYX: np.ndarray | None,
-        ignored_ZYX: np.ndarray,
-        box: Slices,
-        voxel_ml: float,
-    ) -> tuple[ObjectConfidence, ...]:
-        components_ZYX, count = connected(mask_ZYX)
-        numbers = np.arange(1, count + 1)
-        sizes = np.bincount(components_ZYX.ravel(), minlength=count + 1)[1:]
-        sums = np.bincount(components_ZYX.ravel(), certainty_ZYX.ravel().astype(np.float64), minlength=count + 1)[1:]
-        surest = np.array(ndimage.maximum_position(certainty_ZYX, components_ZYX, numbers)).reshape(count, 3)
-        unknown = 2 * np.bincount(components_ZYX[ignored_ZYX], minlength=count + 1)[1:] > sizes
-        real = [None] * count if true_ZYX is None else partners(mask_ZYX, true_ZYX, LEAST_IOU).first.tolist()
-        real = [None if is_unknown else one for one, is_unknown in zip(real, unknown, strict=True)]
-        shape = self._certainty.shape[1:]
-        at = [place_in_file(place, shape, self._properties) for place in surest + [part.start for part in box]]
-        found = [
-            ObjectConfidence(float(sums[n] / sizes[n]), float(sizes[n] * voxel_ml), at[n], real[n])
-            for n in np.argsort(-sizes, kind="stable")
-        ]
-        return tuple(found)
 
     def close(self) -> None:
         """Give the room back."""
@@ -205,53 +161,134 @@ class ConfidenceVolume:
         self._kept_Kzyx = None
 
 
-IsLeft = Callable[[str, tuple[int, int, int]], bool]
-
-
-def where_left(
-    labels_ZYX: npt.NDArray[Any], classes: Mapping[str, tuple[int, ...]], properties: Mapping[str, Any]
-) -> IsLeft:
-    """Give what tells whether an object of a class, named by a voxel (i, j, k) of the file, is in a label map.
+class _LabelMaps:
+    """What a label map is compared with, class by class.
 
     Args:
-        labels_ZYX: As nnU-Net's reader gives it.
-        classes: Labels by name.
-        properties: That the reader gives of it, or of its image.
+        labels_ZYX: On the grid of the image.
+        before_ZYX: The same before something was taken out; None where nothing was.
+        truth_ZYX: The true one; None for none.
+        ignored: Its label of what nobody has annotated; None for none.
+        properties: That nnU-Net's reader gives of the image.
     """
 
-    def is_left(name: str, at: tuple[int, int, int]) -> bool:
-        return int(labels_ZYX[place_in_array(at, labels_ZYX.shape, properties)]) in classes[name]
+    def __init__(
+        self,
+        labels_ZYX: npt.NDArray[Any],
+        before_ZYX: npt.NDArray[Any] | None,
+        truth_ZYX: npt.NDArray[Any] | None,
+        ignored: int | None,
+        properties: Mapping[str, Any],
+    ):
+        self._labels_ZYX, self._truth_ZYX, self._properties = labels_ZYX, truth_ZYX, properties
+        self._before_ZYX = labels_ZYX if before_ZYX is None else before_ZYX
+        self._ignored_ZYX = np.zeros(labels_ZYX.shape, bool)  # nothing is compared there
+        if truth_ZYX is not None and ignored is not None:
+            self._ignored_ZYX = truth_ZYX == ignored
+        self._true_counts = None if truth_ZYX is None else _count(truth_ZYX)
+        self._voxel_ml = prod(float(size) for size in properties["spacing"]) / 1000
+        self._boxes = [LabelBoxes(one) for one in (labels_ZYX, before_ZYX) if one is not None]
+        self._true_boxes = [] if truth_ZYX is None else [LabelBoxes(truth_ZYX)]
 
-    return is_left
+    def confidence_of(
+        self, values: tuple[int, ...], certainty_in: Callable[[Slices], npt.NDArray[Any]], expected: float
+    ) -> ClassConfidence:
+        """Say how sure a network is of a class.
+
+        Args:
+            values: Its labels.
+            certainty_in: Gives the probability of what the network says, of the voxels of a box (Z, Y, X).
+            expected: Voxels that all probabilities of the class add up to.
+        """
+        size, annotated, common, inside = 0, 0, 0, 0.0
+        objects: tuple[ObjectConfidence, ...] = ()
+        box = union(one.of(values) for one in self._boxes)
+        if box is not None:
+            box = union([box, *(one.of(values) for one in self._true_boxes)]) or box
+            mask_ZYX, before_ZYX = (mask_of(one[box], values) for one in (self._labels_ZYX, self._before_ZYX))
+            certainty_ZYX = certainty_in(box)
+            size, inside = int(mask_ZYX.sum()), float(certainty_ZYX[mask_ZYX].sum(dtype=np.float64))
+            expected -= float(certainty_ZYX[before_ZYX & ~mask_ZYX].sum(dtype=np.float64))
+            true_ZYX = None if self._truth_ZYX is None else mask_of(self._truth_ZYX[box], values)
+            annotated = int((mask_ZYX & ~self._ignored_ZYX[box]).sum())
+            common = 0 if true_ZYX is None else int((mask_ZYX & true_ZYX).sum())
+            objects = self._objects(mask_ZYX, certainty_ZYX, true_ZYX, box) if size else ()
+        expected = max(expected, inside)
+        return ClassConfidence(
+            2 * inside / (size + expected) if size else None,
+            size * self._voxel_ml,
+            expected * self._voxel_ml,
+            objects,
+            None
+            if self._true_counts is None
+            else _dice(common, annotated + sum(self._true_counts.get(one, 0) for one in values)),
+        )
+
+    def _objects(
+        self, mask_ZYX: np.ndarray, certainty_ZYX: np.ndarray, true_ZYX: np.ndarray | None, box: Slices
+    ) -> tuple[ObjectConfidence, ...]:
+        components_ZYX, count = connected(mask_ZYX)
+        numbers = np.arange(1, count + 1)
+        sizes = np.bincount(components_ZYX.ravel(), minlength=count + 1)[1:]
+        sums = np.bincount(components_ZYX.ravel(), certainty_ZYX.ravel().astype(np.float64), minlength=count + 1)[1:]
+        surest = np.array(ndimage.maximum_position(certainty_ZYX, components_ZYX, numbers)).reshape(count, 3)
+        real: list[bool | None] = [None] * count
+        if true_ZYX is not None:
+            matched = partners(mask_ZYX, true_ZYX, LEAST_IOU, self._ignored_ZYX[box])
+            known_n = matched.first | ~matched.first_unknown
+            real = [
+                is_real if is_known else None for is_real, is_known in zip(matched.first.tolist(), known_n, strict=True)
+            ]
+        starts, shape = [part.start for part in box], self._labels_ZYX.shape
+        at = [place_in_file(place, shape, self._properties) for place in surest + starts]
+        found = [
+            ObjectConfidence(float(sums[n] / sizes[n]), float(sizes[n] * self._voxel_ml), at[n], real[n])
+            for n in np.argsort(-sizes, kind="stable")
+        ]
+        return tuple(found)
 
 
 def left_of(
     measured: Mapping[str, ClassConfidence],
-    is_left: IsLeft,
-    dice: Callable[[str], float | None] = lambda _: None,
+    before_ZYX: npt.NDArray[Any],
+    labels_ZYX: npt.NDArray[Any],
+    classes: Mapping[str, tuple[int, ...]],
+    properties: Mapping[str, Any],
+    *,
+    truth_ZYX: npt.NDArray[Any] | None = None,
+    ignored: int | None = None,
 ) -> dict[str, ClassConfidence]:
-    """Say how sure a model is of what post-processing left: the objects that it took out are not expected any more.
+    """Say how sure a model is of what post-processing left, where the probabilities are no longer there.
+
+    Every voxel of an object is taken to be as certain as the object was.
 
     Args:
         measured: Of the label map before it, by class.
-        is_left: Tells by class and voxel whether an object was left.
-        dice: Gives that of a class with the truth, where something was taken out.
+        before_ZYX: That label map, as nnU-Net's reader gives it.
+        labels_ZYX: What was left of it.
+        classes: Labels by name.
+        properties: That the reader gives of it, or of its image.
+        truth_ZYX: The true label map; None for none.
+        ignored: Its label of what nobody has annotated; None for none.
     """
-    found = {}
+    maps = _LabelMaps(labels_ZYX, before_ZYX, truth_ZYX, ignored, properties)
+    voxel_ml = prod(float(size) for size in properties["spacing"]) / 1000
+
+    def certainty_in(box: Slices, name: str) -> npt.NDArray[Any]:
+        objects_ZYX, count = connected(mask_of(before_ZYX[box], classes[name]))
+        certainty = np.zeros(count + 1)
+        for one in measured[name].objects:
+            place = place_in_array(one.at, before_ZYX.shape, properties)
+            certainty[objects_ZYX[tuple(at - part.start for at, part in zip(place, box, strict=True))]] = one.certainty
+        return certainty[objects_ZYX]
+
+    left = {}
     for name, one in measured.items():
-        kept = tuple(each for each in one.objects if is_left(name, each.at))
-        if len(kept) == len(one.objects):
-            found[name] = one
-            continue
-        size, inside = sum(each.volume_ml for each in kept), _certain_ml(kept)
-        expected = max(one.expected_ml - _certain_ml(one.objects), 0.0) + inside
-        expected_dice = 2 * inside / (size + expected) if kept else None
-        found[name] = ClassConfidence(expected_dice, size, expected, kept, dice(name))
-    return found
-
-
-def _certain_ml(objects: Iterable[ObjectConfidence]) -> float:
-    return sum(each.certainty * each.volume_ml for each in objects)
+        before, after = (mask_of(one_ZYX, classes[name]) for one_ZYX in (before_ZYX, labels_ZYX))
+        is_whole = np.array_equal(before, after)
+        expected = one.expected_ml / voxel_ml
+        left[name] = one if is_whole else maps.confidence_of(classes[name], partial(certainty_in, name=name), expected)
+    return left
 
 
 def _count(labels_ZYX: npt.NDArray[Any]) -> dict[int, int]:
@@ -287,7 +324,8 @@ def as_json(measured: Mapping[str, ClassConfidence], calibration: Calibration) -
             "objects": objects,
             **({} if one.dice is None else {"true_dice": _round(one.dice)}),
         }
-    return {"format": FORMAT, "calibrated_on_cases": calibration.num_cases, "classes": classes}
+    of_model = {"calibrated_on_cases": calibration.num_cases, "calibration": calibration.source}
+    return {"format": FORMAT, **of_model, "classes": classes}
 
 
 def from_json(content: Mapping[str, Any]) -> dict[str, ClassConfidence]:

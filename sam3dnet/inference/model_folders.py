@@ -27,6 +27,11 @@ class TrainedModel:
     configuration: str
     folds: tuple[int | str, ...]
 
+    @property
+    def name(self) -> str:
+        """Give the name that nnU-Net has for such a folder."""
+        return "__".join((self.trainer, self.plans_name, self.configuration))
+
 
 def list_models(results: Path) -> list[TrainedModel]:
     """Return all models below nnUNet_results that have a fold with a checkpoint, by name."""

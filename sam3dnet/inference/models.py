@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from sam3dnet.devices import prediction_type
 from sam3dnet.errors import CheckpointError, PlanError
 from sam3dnet.inference.economy import Economy
-from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, require_model_folder, trained_folds
+from sam3dnet.inference.model_folders import (
+    TrainedModel,
+    read_model_dataset,
+    read_model_plans,
+    require_model_folder,
+    trained_folds,
+)
 from sam3dnet.inference.postprocessing import NO_POSTPROCESSING, Postprocessing
 from sam3dnet.network.earlier_weights import completed
 from sam3dnet.planning.sides import MirroredSides, mirrored_sides
@@ -120,6 +126,25 @@ class LoadedModel:
         """Give the network with the weights of one of the folds, until it is asked for that of another one."""
         load_into(self.network, self.weights[fold], self.names_that_differ)
         return self.network
+
+
+def trained_model(model_folder: Path) -> TrainedModel:
+    """Say what model lies in a folder, also one whose name is none of nnU-Net's: then by its plans and a checkpoint.
+
+    Raises:
+        CheckpointError: If it is needed and no checkpoint opens.
+        PlanError: If the plans are missing or damaged.
+    """
+    folds, plans = trained_folds(model_folder), read_model_plans(model_folder)
+    above = model_folder.absolute().parent.name
+    dataset = above if above.startswith("Dataset") else str(plans["dataset_name"])
+    parts = model_folder.absolute().name.split("__")
+    if len(parts) != 3 or parts[2] not in plans["configurations"]:
+        if not folds:
+            raise CheckpointError(f"{model_folder}: no fold is trained, so that nothing says of what plan it is")
+        _, checkpoint = choose_checkpoint(model_folder / f"fold_{folds[0]}")
+        parts = [checkpoint["trainer_name"], str(plans["plans_name"]), checkpoint["init_args"]["configuration"]]
+    return TrainedModel(model_folder, dataset, *parts, folds)
 
 
 def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:

@@ -86,6 +86,11 @@ class Postprocessing:
     def __bool__(self) -> bool:
         return bool(self.keep_largest or self.min_volumes)
 
+    @property
+    def labels(self) -> set[int]:
+        """Give the labels of which something may be taken out."""
+        return {label for labels in (*self.keep_largest, *(one.labels for one in self.min_volumes)) for label in labels}
+
     def applied_to(self, labels_ZYX: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
         """Give what is left of a label map; what is taken out becomes background, as by nnU-Net's function.
 

@@ -10,15 +10,13 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import uuid4
 
-import numpy as np
-
 from sam3dnet.devices import choose_device
 from sam3dnet.errors import DatasetError, Sam3dError
 from sam3dnet.inference.automatic import AutomaticSegmentation
-from sam3dnet.inference.calibration import UNCALIBRATED, Calibration, read_validated
+from sam3dnet.inference.calibration import UNCALIBRATED, Calibration, Validated, read_validated
 from sam3dnet.inference.cascade import load_stages, make_input
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, PredictionReport, predict_cases, reason_of
-from sam3dnet.inference.companions import Companion, Segmentation, start_companions
+from sam3dnet.inference.companions import Companion, LabelMaps, Segmentation, start_companions
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
 from sam3dnet.inference.confidence import ConfidenceVolume
 from sam3dnet.inference.images import Case, Preprocessed, find_cases, image_bytes
@@ -29,7 +27,7 @@ from sam3dnet.inference.postprocessing import Postprocessing, read_postprocessin
 from sam3dnet.inference.probabilities import ProbabilityVolume, are_whole, remove_probabilities
 from sam3dnet.inference.text import ask_for_text
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder
-from sam3dnet.preprocessing.cases import channel_names
+from sam3dnet.preprocessing.cases import channel_names, foreground_classes
 from sam3dnet.preprocessing.cluster import cluster_at
 from sam3dnet.preprocessing.folders import activate_folders, parse_fold, write_json
 from sam3dnet.preprocessing.json_files import read_json_if_whole
@@ -46,10 +44,10 @@ logger = logging.getLogger(__name__)
 class PromptedSegmentation(Protocol):
     """Segments cases under their prompts, see `interactive.run_prompts`."""
 
-    def label_map(
+    def label_maps(
         self, name: str, case: Preprocessed, on_progress: OnProgress, companion: Companion | None = None
-    ) -> np.ndarray:
-        """Segment a case."""
+    ) -> LabelMaps:
+        """Segment a case; give its label map, and the same before something was taken out."""
 
 
 class Prompts(Protocol):
@@ -269,14 +267,13 @@ def _companions_lie_beside(
     output: Path, model: LoadedModel, settings: PredictionSettings
 ) -> Callable[[Case, Path], bool]:
     """Make what tells whether all that is wanted lies beside a case's label map, confidences calibrated as of now."""
-    validated = read_validated(_validating_folds(model) if settings.confidence else [])
-    calibrated_on = len({*validated.dice.case, *validated.objects.case})
+    calibration = _validated(model).digest if settings.confidence else ""
 
     def lie_beside(case: Case, label_map: Path) -> bool:
         stem = output / case.name
         if settings.confidence:
             found = read_json_if_whole(stem.with_name(f"{stem.name}{CONFIDENCE_ENDING}")) or {}
-            if found.get("calibrated_on_cases") != calibrated_on:
+            if found.get("calibration") != calibration:
                 return False
         if not settings.save_probabilities:
             return True
@@ -286,10 +283,14 @@ def _companions_lie_beside(
     return lie_beside
 
 
-def _validating_folds(model: LoadedModel) -> list[Path]:
-    """Name the folds that predict and whose validation teaches what confidences are worth: not those of all cases."""
-    folds = {file.parent for file in model.checkpoint_files}
-    return sorted(fold for fold in folds if fold.name != "fold_all")
+def _validated(model: LoadedModel) -> Validated:
+    """Read what teaches what confidences are worth: the validations of the folds that predict, not those of all cases.
+
+    Of label maps as they are written: a class that post-processing leaves alone was validated without it.
+    """
+    folds = sorted({file.parent for file in model.checkpoint_files if file.parent.name != "fold_all"})
+    changed, classes = model.postprocessing.labels, foreground_classes(model.dataset_json)
+    return read_validated(folds, [name for name, labels in classes.items() if changed & {*labels}])
 
 
 def _remove_companions(stem: Path) -> None:
@@ -300,11 +301,19 @@ def _remove_companions(stem: Path) -> None:
 
 def _calibration_of(model: LoadedModel) -> Calibration:
     """Learn from the validation of the folds that predict."""
-    found = read_validated(_validating_folds(model)).calibration()
-    if not found.num_cases:
+    validated = _validated(model)
+    found = validated.calibration()
+    if not validated.num_cases:
         logger.warning(
             "Warning: confidences are the network's own, which is surer than it should be: no fold that predicts has "
             "been validated with them; sam3d_train DATASET FOLD --validate-only does"
+        )
+    elif found.left_out:
+        logger.warning(
+            "Warning: confidences of %s are the network's own, which may be surer than it should be: calibration, "
+            "learned from the validation (cases: %d), would not make those of other cases better",
+            " and ".join(found.left_out),
+            validated.num_cases,
         )
     return found
 
@@ -351,18 +360,19 @@ class _Run:
             self._with_confidence and (lambda: ConfidenceVolume(*of_model, model.dataset_json, self._calibration)),
         )
         with self._turn:
-            work = partial(self._label_map, case, preprocessed, on_progress, companions or None)
-            is_asked = self._prompts is not None and self._prompts.speak_of(case.name)
-            done = partial(model.postprocessing.applied_to, spacing_mm=properties["spacing"])
-            # To answers to prompts it is done within them.
-            return Segmentation.of(companions, work, done if model.postprocessing and not is_asked else None)
+            work = partial(self._label_maps, case, preprocessed, on_progress, companions or None)
+            return Segmentation.of(companions, work)
 
-    def _label_map(
+    def _label_maps(
         self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion | None
-    ) -> np.ndarray:
+    ) -> LabelMaps:
         if self._prompts is None or self._prompted is None or not self._prompts.speak_of(case.name):
-            return self._automatic.label_map(*preprocessed, on_progress, companion=companion)
-        return self._prompted.label_map(case.name, preprocessed, on_progress, companion)
+            labels_ZYX = self._automatic.label_map(*preprocessed, on_progress, companion=companion)
+            postprocessing = self._model.postprocessing
+            if not postprocessing:
+                return labels_ZYX, None
+            return postprocessing.applied_to(labels_ZYX, preprocessed[1]["spacing"]), labels_ZYX
+        return self._prompted.label_maps(case.name, preprocessed, on_progress, companion)
 
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         path = self._output / f"{case.name}{self._model.dataset_json['file_ending']}"

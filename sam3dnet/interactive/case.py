@@ -7,6 +7,7 @@ import numpy as np
 
 from sam3dnet.errors import PromptError
 from sam3dnet.inference.automatic import AutomaticSegmentation
+from sam3dnet.inference.companions import LabelMaps
 from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel, networks_of_folds
 from sam3dnet.interactive.classes import prompt_classes
@@ -99,17 +100,22 @@ class PromptedCase:
             `sam3d_predict`. What post-processing takes out there is taken out here, but for objects that prompts name.
             Only named objects are left of what is wanted so; clicks are still judged by the others.
         """
+        return self.label_maps(acts)[0]
+
+    def label_maps(self, acts: Sequence[Act]) -> LabelMaps:
+        """Segment under prompts, as `label_map`; give before it what the network says, before anything is taken out."""
         said = {
             number: together(*(act[number].on_image for act in acts if number in act))
             for number in {number for act in acts for number in act}
         }
-        labels_ZYX = self._taken_out.without(self._conversation.after(acts), said)
+        before_ZYX = self._conversation.after(acts)
+        labels_ZYX = self._taken_out.without(before_ZYX, said)
         numbers = {number for act in acts for number, placed in act.items() if placed.instance}
-        if not self._instance and not numbers:
-            return labels_ZYX
         if self._instance:
-            return only_named_objects(labels_ZYX, said, self._classes)
-        return without_unnamed_objects(labels_ZYX, said, self._classes, numbers)
+            labels_ZYX = only_named_objects(labels_ZYX, said, self._classes)
+        elif numbers:
+            labels_ZYX = without_unnamed_objects(labels_ZYX, said, self._classes, numbers)
+        return labels_ZYX, before_ZYX
 
     def look_ahead(self) -> bool:
         """Prepare for prompts in one more window; see `PromptedVolume.look_ahead`."""

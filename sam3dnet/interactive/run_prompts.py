@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sam3dnet.errors import PromptError
-from sam3dnet.inference.companions import Companion
+from sam3dnet.inference.companions import Companion, LabelMaps
 from sam3dnet.inference.images import Preprocessed
 from sam3dnet.inference.models import LoadedModel
 from sam3dnet.interactive.case import PromptedCase, promptable_networks
@@ -104,13 +102,13 @@ class PromptedSegmentation:
         self._networks = promptable_networks(model)
         self._options: dict[str, Any] = {"step_size": step_size, "mirror": mirror, "instance": prompts.instance}
 
-    def label_map(
+    def label_maps(
         self,
         name: str,
         case: Preprocessed,
         on_progress: Callable[[float], None],
         companion: Companion | None = None,
-    ) -> np.ndarray:
+    ) -> LabelMaps:
         """Segment a case.
 
         Args:
@@ -120,7 +118,8 @@ class PromptedSegmentation:
             companion: Gets the corrected logits on the image's grid; None where only labels are wanted.
 
         Returns:
-            Labels on the grid of the image as its reader gave it.
+            Labels on the grid of the image as its reader gave it, and the same before what post-processing or
+            `--instance` takes out.
 
         Raises:
             PromptError: If a prompt does not fit the image.
@@ -128,10 +127,10 @@ class PromptedSegmentation:
         placed = self._prompts.place(name, case, self._model)
         options = self._options | {"on_progress": on_progress}
         prompted = PromptedCase(self._model, self._networks, case, **options)
-        labels_ZYX = prompted.label_map([placed])
+        label_maps = prompted.label_maps([placed])
         if companion is not None:
             prompted.give_logits(companion.put)
-        return labels_ZYX
+        return label_maps
 
 
 def prompt_reader(

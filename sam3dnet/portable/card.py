@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from sam3dnet.inference.model_folders import TrainedModel
 from sam3dnet.preprocessing.json_files import read_json_if_whole
 from sam3dnet.training.validation import FOLDER, SUMMARY
 
@@ -14,7 +15,7 @@ NOT_SAID = "not said by those who exported it"
 
 
 def model_card(
-    model_folder: Path,
+    model: TrainedModel,
     plans: Mapping[str, Any],
     described: Mapping[str, Any],
     folds: Sequence[int | str],
@@ -24,18 +25,18 @@ def model_card(
     """Write the card of a model as Markdown; no case is named.
 
     Args:
-        model_folder: As trained.
+        model: As trained.
         plans: plans.json.
         described: What is exported of dataset.json.
         folds: That are exported.
         licence: Of the model, as an SPDX identifier or in words.
         intended_use: In words.
     """
-    name, configuration = plans["dataset_name"], model_folder.name.rpartition("__")[2]
+    name, configuration = plans["dataset_name"], model.configuration
     planned = PlansManager(dict(plans)).get_configuration(configuration)
     classes = {label: value for label, value in described["labels"].items() if label not in ("background", "ignore")}
     channels = described.get("channel_names", described.get("modality", {}))
-    fingerprint = read_json_if_whole(model_folder / "dataset_fingerprint.json") or {}
+    fingerprint = read_json_if_whole(model.folder / "dataset_fingerprint.json") or {}
     lines = [
         "---",
         *([f"license: {licence}"] if licence and " " not in licence else []),
@@ -54,7 +55,7 @@ def model_card(
         f"{' x '.join(map(str, planned.patch_size))}",
         f"- Files end in {described['file_ending']}",
         "",
-        *_validation(model_folder, folds, described),
+        *_validation(model.folder, folds, described),
         "",
         "## How to use it",
         "",
@@ -64,7 +65,7 @@ def model_card(
         "```",
         "",
         "Or with stock nnU-Net: `nnUNetv2_install_pretrained_model_from_zip THIS_FILE`, then `nnUNetv2_predict "
-        f"-d {name} -c {configuration} -tr {model_folder.name.split('__')[0]} -p {plans['plans_name']} "
+        f"-d {name} -c {configuration} -tr {model.trainer} -p {plans['plans_name']} "
         f"-f {' '.join(map(str, folds))}`, with `nnUNet_extTrainer=$(sam3d_info --ext-trainer)`.",
         "",
     ]

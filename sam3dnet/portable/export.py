@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ import torch
 
 from sam3dnet.errors import CheckpointError
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
+from sam3dnet.inference.calibration import cases_in, with_numbers
 from sam3dnet.inference.cascade import missing_first_stage, previous_model_folder
 from sam3dnet.inference.model_folders import read_model_dataset, read_model_plans, trained_folds
-from sam3dnet.inference.models import choose_checkpoint
+from sam3dnet.inference.models import choose_checkpoint, trained_model
 from sam3dnet.inference.postprocessing import FILE as POSTPROCESSING_FILE
 from sam3dnet.inference.writing import unfinished_folder
 from sam3dnet.planning.likeness import PLANNED_LIKE
@@ -75,10 +76,11 @@ def export_model(settings: ExportSettings, model_folder: Path) -> str:
         return export_onnx(settings, model_folder)
     with _workplace(target if on_hub is None else None) as name:
         root = name / "content"
-        for folder, folds in _stages(model_folder, settings.folds):
-            _copy_stage(folder, folds, root / folder.parent.name / folder.name, settings)
+        stages = list(_stages(model_folder, settings.folds))
+        numbers = _case_numbers(folder / f"fold_{fold}" for folder, folds in stages for fold in folds)
+        copied = [_copy_stage(folder, folds, root, settings, numbers) for folder, folds in stages]
         if on_hub is not None:
-            shutil.copy(root / model_folder.parent.name / model_folder.name / CARD, root / CARD)
+            shutil.copy(copied[0] / CARD, root / CARD)
             logger.info("%s", push(root, on_hub, private=not settings.public))
             return str(on_hub)
         packed = name / target.name
@@ -116,7 +118,7 @@ def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[t
         raise CheckpointError(f"{model_folder}: fold {', '.join(lacking) or 'none'} cannot be exported; {trained}")
     yield model_folder, asked
     plans = read_model_plans(model_folder)
-    stage = plans["configurations"][model_folder.name.rpartition("__")[2]].get("previous_stage")
+    stage = plans["configurations"][trained_model(model_folder).configuration].get("previous_stage")
     if stage is not None:
         first = previous_model_folder(model_folder, stage)
         if not trained_folds(first):
@@ -127,8 +129,12 @@ def _stages(model_folder: Path, folds: Sequence[str | int] | None) -> Iterator[t
         yield from _stages(first, same or None)
 
 
-def _copy_stage(source: Path, folds: Sequence[int | str], target: Path, settings: ExportSettings) -> None:
-    plans, described = read_model_plans(source), _needed(read_model_dataset(source))
+def _copy_stage(
+    source: Path, folds: Sequence[int | str], root: Path, settings: ExportSettings, numbers: Mapping[str, str]
+) -> Path:
+    """Copy a model into the place below a folder that nnU-Net has for it, and give that."""
+    plans, described, model = read_model_plans(source), _needed(read_model_dataset(source)), trained_model(source)
+    target = root / model.dataset_name / model.name
     target.mkdir(parents=True)
     write_json(target / "plans.json", _without_places(plans))
     write_json(target / "dataset.json", described)
@@ -136,14 +142,15 @@ def _copy_stage(source: Path, folds: Sequence[int | str], target: Path, settings
         write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
     for fold in folds:
         (target / f"fold_{fold}").mkdir()
-        _copy_fold(source / f"fold_{fold}", target / f"fold_{fold}", settings)
-    card = model_card(source, plans, described, folds, settings.licence, settings.intended_use)
+        _copy_fold(source / f"fold_{fold}", target / f"fold_{fold}", settings, numbers)
+    card = model_card(model, plans, described, folds, settings.licence, settings.intended_use)
     (target / CARD).write_text(card, encoding="utf-8")
     files = sorted(file for file in target.rglob("*") if file.is_file())
     write_json(target / RECORD, record_of(target, files, settings.half).model_dump())
+    return target
 
 
-def _copy_fold(source: Path, target: Path, settings: ExportSettings) -> None:
+def _copy_fold(source: Path, target: Path, settings: ExportSettings, numbers: Mapping[str, str]) -> None:
     _, checkpoint = choose_checkpoint(source, settings.checkpoint)
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     kept["init_args"] = _without_cases(kept["init_args"])
@@ -155,7 +162,8 @@ def _copy_fold(source: Path, target: Path, settings: ExportSettings) -> None:
     if (source / POSTPROCESSING_FILE).is_file():
         write_json(target / POSTPROCESSING_FILE, read_json(source / POSTPROCESSING_FILE, CheckpointError, REMEDY))
     if (source / CALIBRATION_FILE).is_file():
-        write_json(target / CALIBRATION_FILE, _numbered(read_json(source / CALIBRATION_FILE, CheckpointError, REMEDY)))
+        found = read_json(source / CALIBRATION_FILE, CheckpointError, REMEDY)
+        write_json(target / CALIBRATION_FILE, with_numbers(found, numbers))
 
 
 def _halved(value: Any) -> Any:
@@ -186,19 +194,12 @@ def _needed(described: Mapping[str, Any]) -> dict[str, Any]:
     return {key: one for key, one in described.items() if key in NEEDED or (key in IN_WORDS and isinstance(one, str))}
 
 
-def _numbered(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Put numbers in place of the names of cases."""
-    names: dict[str, str] = {}
-
-    def replaced(part: Any) -> Any:
-        if isinstance(part, Mapping):
-            return {
-                key: names.setdefault(value, f"case_{len(names)}") if key == "case" else replaced(value)
-                for key, value in part.items()
-            }
-        return [replaced(one) for one in part] if isinstance(part, list) else part
-
-    return dict(replaced(content))
+def _case_numbers(folds: Iterable[Path]) -> dict[str, str]:
+    """Give the cases on which folds were validated numbers in their order: each its own, whatever the fold."""
+    files = [fold / CALIBRATION_FILE for fold in folds if (fold / CALIBRATION_FILE).is_file()]
+    names = sorted({name for file in files for name in cases_in(read_json(file, CheckpointError, REMEDY))})
+    digits = len(str(len(names)))
+    return {name: f"case_{number:0{digits}}" for number, name in enumerate(names)}
 
 
 def _pack(root: Path, file: Path) -> None:

@@ -20,6 +20,7 @@ from sam3dnet.inference.model_folders import (
     read_model_plans,
     require_model_folder,
 )
+from sam3dnet.inference.models import trained_model
 from sam3dnet.portable.content import require_whole
 from sam3dnet.portable.hub import hub_model, is_on_hub, pull
 from sam3dnet.preprocessing.folders import activate_folders, is_plain_name
@@ -118,7 +119,8 @@ def _only_model(results: Path, plans: str, configuration: str) -> Path:
 def _require_whole(folder: Path, source: str) -> None:
     """See that a model is whole, of a cascade the stages before it, too."""
     require_whole(folder, source)
-    stage = read_model_plans(folder)["configurations"][folder.name.rpartition("__")[2]].get("previous_stage")
+    configuration = trained_model(folder).configuration
+    stage = read_model_plans(folder)["configurations"][configuration].get("previous_stage")
     first = None if stage is None else previous_model_folder(folder, stage)
     if first is not None and first.is_dir():
         _require_whole(first, source)

@@ -29,9 +29,9 @@ from sam3dnet.inference.automatic import AutomaticSegmentation
 from sam3dnet.inference.calibration import FILE as CALIBRATION_FILE
 from sam3dnet.inference.calibration import UNCALIBRATED, Validated
 from sam3dnet.inference.case_pipeline import CaseSteps, OnProgress, predict_cases
-from sam3dnet.inference.companions import Companion, Segmentation, start_companions
+from sam3dnet.inference.companions import Companion, LabelMaps, Segmentation, start_companions
 from sam3dnet.inference.confidence import ENDING as CONFIDENCE_ENDING
-from sam3dnet.inference.confidence import ConfidenceVolume, as_json, from_json, left_of, where_left
+from sam3dnet.inference.confidence import ConfidenceVolume, as_json, from_json, left_of
 from sam3dnet.inference.images import Case, Preprocessed, as_tensor, image_bytes, with_labels
 from sam3dnet.inference.model_folders import trained_folds
 from sam3dnet.inference.models import LoadedModel, input_labels, load_model, mirrored_axes
@@ -40,7 +40,6 @@ from sam3dnet.inference.postprocessing import Postprocessing, forget_postprocess
 from sam3dnet.inference.probabilities import ProbabilityVolume, remove_probabilities
 from sam3dnet.inference.small_objects import dice_of, measure_objects
 from sam3dnet.inference.writing import remove_abandoned, unfinished_folder, write_label_map
-from sam3dnet.planning.objects import mask_of
 from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import LABELS_FOLDER
 from sam3dnet.preprocessing.problems import shorten
@@ -290,11 +289,11 @@ class _Validation:
                 *of_model, model.dataset_json, read_truth=lambda: reader.read_seg(case.files[0])[0][0]
             ),
         )
-        return Segmentation.of(companions, partial(self._label_map, case, preprocessed, on_progress, companions))
+        return Segmentation.of(companions, partial(self._label_maps, case, preprocessed, on_progress, companions))
 
-    def _label_map(
+    def _label_maps(
         self, case: Case, preprocessed: Preprocessed, on_progress: OnProgress, companion: Companion
-    ) -> np.ndarray:
+    ) -> LabelMaps:
         """Segment a case, and leave what the next stage of a cascade is trained on."""
         stages = [stage for stage in self._next_stages if stage.wants(case.name)]
         logits = self._automatic.room_for_logits(preprocessed[0]) if stages else None
@@ -302,7 +301,7 @@ class _Validation:
         for stage in stages:
             assert logits is not None
             stage.write(case.name, logits, preprocessed[1], self._model)
-        return labels
+        return labels, None
 
     def _write(self, case: Case, segmentation: Segmentation, properties: Mapping[str, Any]) -> None:
         """Write a label map with the geometry of the true one, which is the image's, and along its axes."""
@@ -346,20 +345,19 @@ def _score(trainer: nnUNetTrainer, output: Path, num_processes: int) -> None:
 def _calibrate(trainer: nnUNetTrainer, model: LoadedModel, output: Path, chosen: Postprocessing) -> None:
     """Note what the confidences of the validation were worth, for `sam3d_predict --confidence`.
 
-    Those are of label maps after post-processing, and so is what is noted; the files beside the label maps of the
-    validation, which have none, stay. Cases that were trained on teach nothing.
+    Those are of label maps after post-processing, and so is what is noted, with what holds without it beside; the files
+    beside the label maps of the validation, which have none, stay. Cases that were trained on teach nothing.
     """
     if trainer.fold == "all":
         (output.parent / CALIBRATION_FILE).unlink(missing_ok=True)  # of a version that wrote one
         return
-    of_cases = {}
-    for file in sorted(output.glob(f"*{CONFIDENCE_ENDING}")):
-        name, content = file.name.removesuffix(CONFIDENCE_ENDING), json.loads(file.read_text())
-        if chosen:
-            content = _after(chosen, name, content, trainer, model, output)
-        of_cases[name] = content
-    validated = Validated.of_cases(of_cases)
-    validated.write(output.parent)
+    files = sorted(output.glob(f"*{CONFIDENCE_ENDING}"))
+    before = {file.name.removesuffix(CONFIDENCE_ENDING): json.loads(file.read_text()) for file in files}
+    validated = without = Validated.of_cases(before)
+    if chosen:
+        after = {name: _after(chosen, name, content, trainer, model, output) for name, content in before.items()}
+        validated = Validated.of_cases(after)
+    validated.write(output.parent, without if chosen else None)
     trainer.print_to_log_file(validated.in_words())
 
 
@@ -376,15 +374,8 @@ def _after(
     labels_1ZYX, properties = model.reader.read_seg(output / file)
     truth_ZYX = model.reader.read_seg(Path(trainer.preprocessed_dataset_folder_base) / LABELS_FOLDER / file)[0][0]
     left_ZYX = chosen.applied_to(labels_1ZYX[0].astype(np.int32), properties["spacing"])
-    annotated_ZYX = truth_ZYX != model.labels.ignore_label
-
-    def dice(of_class: str) -> float | None:
-        left, true = (mask_of(labels_ZYX, classes[of_class]) for labels_ZYX in (left_ZYX, truth_ZYX))
-        left &= annotated_ZYX
-        sizes = np.count_nonzero(left) + np.count_nonzero(true)
-        return float(2 * np.count_nonzero(left & true) / sizes) if sizes else None
-
-    left = left_of(from_json(content), where_left(left_ZYX, classes, properties), dice)
+    compared = {"truth_ZYX": truth_ZYX, "ignored": model.labels.ignore_label}
+    left = left_of(from_json(content), labels_1ZYX[0], left_ZYX, classes, properties, **compared)
     return as_json(left, UNCALIBRATED)
 
 
