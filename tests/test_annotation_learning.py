@@ -339,13 +339,30 @@ def say_what_was_found(project, model, expected):
     seen = project.learning._seen_of({name: project.cases.named(name) for name in expected})
     write_json(work.parent / learning.RANKING, {"model": model, "weights": learning._weights_of(model), "seen": seen})
     for name, dice in expected.items():
-        write_json(work / f"{name}{ENDING}", {"classes": {"organ": {"dice": dice}}})
+        classes = dice if isinstance(dice, dict) else {"organ": dice}
+        write_json(work / f"{name}{ENDING}", {"classes": {one: {"dice": value} for one, value in classes.items()}})
         image = sitk.ReadImage(str(project.cases.named(name).files[0]))
         labels = np.zeros(image.GetSize()[::-1], np.uint8)
         labels[2:6, 4:9, 3:12] = dice is not None
         made = sitk.GetImageFromArray(labels)
         made.CopyInformation(image)
         sitk.WriteImage(made, str(work / f"{name}.nii.gz"))
+
+
+def test_a_class_that_is_missing_counts_as_far_as_others_have_it(root):
+    with open_project(root) as project:
+        project.train(0.05)
+        model, images = project.state.model, project.images_waiting()
+        both = {"organ": 0.8, "lesion": 0.8}
+        found = {"test_0": both, "test_1": {"organ": 0.9, "lesion": None}, "test_2": both, "test_3": both}
+        say_what_was_found(project, model, found)
+        known = project.learning.expected_dice(model, images)
+        assert known == pytest.approx({"test_0": 0.8, "test_1": 0.9 / 1.75, "test_2": 0.8, "test_3": 0.8})
+        assert project.waiting()[0] == "test_1" and project.waiting("sure")[-1] == "test_1"
+        rare = {"organ": 0.8, "lesion": None}
+        say_what_was_found(project, model, {**dict.fromkeys(found, rare), "test_1": {"organ": None, "lesion": None}})
+        known = project.learning.expected_dice(model, images)
+        assert known == pytest.approx({"test_0": 0.8, "test_1": 0, "test_2": 0.8, "test_3": 0.8})
 
 
 def test_a_training_learns_from_what_the_model_found_in_images_that_wait(root, monkeypatch):

@@ -90,7 +90,7 @@ def test_automatic_and_prompted_figures_never_share_a_column():
     assert by_method["plain"]["organ, 1 click, whole volume"] == "-"
     assert by_method["ours"]["mean, automatic"] == "70.00 / 60.00"
     assert by_method["ours"]["parameters"] == "1,000"
-    assert len(as_markdown(rows()).splitlines()) == 5
+    assert len(as_markdown(rows()).splitlines()) == 7
 
 
 def test_the_csv_holds_a_number_a_cell():

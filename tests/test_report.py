@@ -19,6 +19,7 @@ from plans import make_plans
 from sam3dnet.cli import report as command
 from sam3dnet.evaluation.report import telling_cases
 from sam3dnet.inference.calibration import Validated
+from sam3dnet.inference.postprocessing import Postprocessing, write_postprocessing
 from sam3dnet.interactive.planes import PREDICTION_COLOUR, TRUTH_COLOUR, three_planes
 from sam3dnet.preprocessing.folders import Folders
 from sam3dnet.training.epoch_log import Epoch, append_epoch, in_words, keep_epochs_before, read_log
@@ -229,6 +230,15 @@ def test_a_case_that_cannot_be_scored_is_named(folders: Folders) -> None:
     text = "".join(read(write_report(folders, num_processes=0)).text)
     assert "Without result: b: no prediction in" in text
     assert "in_training" not in text
+
+
+def test_scores_are_of_label_maps_before_the_postprocessing_that_is_named(folders: Folders) -> None:
+    assert "as the network gives them" not in "".join(read(write_report(folders, num_processes=0)).text)
+    model = next(folders.results.rglob("fold_0")).parent
+    described = json.loads((model / "dataset.json").read_text())
+    write_postprocessing(model, Postprocessing(((1,),)), described, {})
+    text = "".join(read(write_report(folders, num_processes=0)).text)
+    assert "as the network gives them. sam3d_predict keeps the largest component of" in text
 
 
 def test_what_confidences_are_worth_is_told_where_it_was_measured(folders: Folders) -> None:

@@ -282,7 +282,23 @@ def test_the_widest_goes_first_and_what_find_best_decided_goes_before_all(folds)
     assert folds.read(0) == ()
 
 
-@pytest.mark.parametrize("content", ["{", {"measured": [{"keep_largest": [1]}]}, {"labels": {"background": 0}}])
+def test_labels_that_the_model_lacks_are_refused(folds):
+    write_postprocessing(folds.model, Postprocessing(((1, 7),)), folds.described, {})
+    with pytest.raises(PlanError, match=r"speaks of the labels \[7\], expected some of \[1, 2\]; run sam3d_find_best"):
+        folds.read(0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        {"measured": [{"keep_largest": [1]}]},
+        {"labels": {"background": 0}},
+        {"measured": [{"keep_largest": [1], "cases": 2, "dice_before": 0.5, "dice_after": float("nan")}]},
+        {"measured": [{"keep_largest": [7], "cases": 2, "dice_before": 0.5, "dice_after": 0.6}]},
+        {"objects": [{"labels": [7], "cases": []}]},
+    ],
+)
 def test_a_damaged_file_of_a_fold_says_what_helps(folds, content):
     file = folds.folders[1] / FILE
     write_postprocessing_of_fold(folds.folders[1], [], folds.described)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 from sam3dnet.annotation.background import BackgroundProcess, end_left, last_lines
 from sam3dnet.annotation.history import TrainingBegun
 from sam3dnet.annotation.job import REMEDY, Job, Result, read_result
-from sam3dnet.annotation.judging import mean_of
 from sam3dnet.annotation.labelled import copy_whole, label_files, named_by_case
 from sam3dnet.errors import DatasetError
 from sam3dnet.inference.confidence import ENDING
@@ -254,6 +254,9 @@ class Learning:
     def expected_dice(self, model: str, images: Mapping[str, Case]) -> dict[str, float]:
         """Give the mean Dice over the classes that is to be expected of a model, of images that it has segmented.
 
+        A class that it has not found in an image has Dice 0 there if the image has it, and counts by how likely that
+        is: by the share of all these images in which it was found.
+
         Args:
             model: Its folder; what it expected before it was trained on does not count.
             images: By name; of those that are others now nothing is known.
@@ -262,15 +265,15 @@ class Learning:
         job = read_json_if_whole(self.folder / RANKING) or {}
         if job.get("model") != model or job.get("weights") != list(_weights_of(model)):
             return {}
-        found = {}
+        by_class = {}
         for name, now in self._seen_of(images).items():
             if job.get("seen", {}).get(name) != list(now):
                 continue
             content = read_json_if_whole(work / f"{name}{ENDING}")
             if content is not None:
-                value = mean_of(one["dice"] for one in content["classes"].values())
-                found[name] = 0.0 if value is None else value  # it has found nothing
-        return found
+                by_class[name] = {class_name: one["dice"] for class_name, one in content["classes"].items()}
+        found_in = Counter(one for of in by_class.values() for one, dice in of.items() if dice is not None)
+        return {name: _mean_over_classes(of, found_in, len(by_class)) for name, of in by_class.items()}
 
     def pseudo_labelled(self, model: str | None, images: Mapping[str, Case]) -> dict[str, TrainingCase]:
         """Give the images in which a model has found something, with its label maps, as far as it has looked at them.
@@ -293,6 +296,12 @@ class Learning:
     def forget_model_of(self, training: int) -> None:
         """Remove the model of a training that is not used; what it said stays."""
         shutil.rmtree(self.folder_of(training) / self._dataset, ignore_errors=True)
+
+
+def _mean_over_classes(dice: Mapping[str, float | None], found_in: Mapping[str, int], num_images: int) -> float:
+    there = [one for one in dice.values() if one is not None]
+    missed = sum(found_in[name] / num_images for name, one in dice.items() if one is None)
+    return sum(there) / (len(there) + missed) if there else 0.0  # it has found nothing
 
 
 def _weights_of(model: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 AUTOMATIC = "automatic"
+NOTE = "Dice / NSD in percent, of label maps as the networks give them: no method's post-processing is in the figures."
 Scores = dict[str, dict[str, float]]
 
 
@@ -66,10 +67,10 @@ def mean_of_classes(scores: Scores) -> dict[str, float]:
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """Format the table as Markdown."""
+    """Format the table as Markdown, and say of what label maps it is."""
     header = columns(rows)
     lines = [header, ["---"] * len(header), *(cells(row, rows) for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", NOTE])
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -16,6 +16,7 @@ from sam3dnet.evaluation.results import SUMMARY_HEADER, evaluation_rows, format_
 from sam3dnet.inference.calibration import read_validated
 from sam3dnet.inference.images import Case
 from sam3dnet.inference.model_folders import find_model, read_model_dataset, read_model_plans, trained_folds
+from sam3dnet.inference.postprocessing import read_postprocessing
 from sam3dnet.interactive.planes import three_planes
 from sam3dnet.planning.objects import mask_of
 from sam3dnet.planning.plan import Plan, load_plan, value_in_words
@@ -142,7 +143,13 @@ def _sections(reported: ReportedFold) -> Iterator[str]:
     if reported.fold == "all":
         yield paragraph("Fold all was trained on every case: these have been seen in training, and new cases do worse.")
     yield from _metrics(reported.evaluation)
-    validated = read_validated([reported.model / f"fold_{reported.fold}"])
+    described, fold_folder = read_model_dataset(reported.model), reported.model / f"fold_{reported.fold}"
+    if done := read_postprocessing(reported.model, described, [fold_folder]).in_words(described):
+        yield paragraph(
+            f"These are scores of label maps as the network gives them. sam3d_predict {done}, as validation chose: of "
+            "what that gives sam3d_evaluate tells the scores."
+        )
+    validated = read_validated([fold_folder])
     if validated.dice.said:
         yield paragraph(f"{validated.in_words()}.")
     yield heading("Worst, median and best case of each class")

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, StrictInt
@@ -17,6 +17,7 @@ from pydantic import Field, StrictInt
 from sam3dnet.errors import PlanError
 from sam3dnet.inference.small_objects import Labels, MinVolume, ObjectsOfClass, choose_min_volume
 from sam3dnet.planning.objects import LabelBoxes, largest_of, mask_of
+from sam3dnet.preprocessing.cases import foreground_classes
 from sam3dnet.preprocessing.folders import write_json
 from sam3dnet.preprocessing.json_files import read_json
 from sam3dnet.preprocessing.schemas import Part, checked
@@ -34,8 +35,15 @@ class _File(Part):
     min_volumes: tuple[MinVolume, ...] = ()
     labels: dict[str, Any]
 
+    def named(self) -> set[int]:
+        """Give all labels that something is said of."""
+        return Postprocessing(self.keep_largest, self.min_volumes).labels
+
 
 _Content = TypeVar("_Content", bound="_File | _FoldFile")
+
+
+Dice = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Change(Part):
@@ -48,8 +56,8 @@ class Change(Part):
     """
 
     cases: StrictInt = Field(ge=1)
-    dice_before: float
-    dice_after: float
+    dice_before: Dice
+    dice_after: Dice
 
 
 class Measured(Change):
@@ -69,6 +77,11 @@ class _FoldFile(Part):
     measured: tuple[Measured, ...]
     objects: tuple[ObjectsOfClass, ...] = ()
     labels: dict[str, Any]
+
+    def named(self) -> set[int]:
+        """Give all labels that something is said of."""
+        of_steps = (*(one.keep_largest for one in self.measured), *(one.labels for one in self.objects))
+        return {label for labels in of_steps for label in labels}
 
 
 @dataclass(frozen=True)
@@ -163,6 +176,9 @@ def _read(kind: type[_Content], file: Path, dataset_json: Mapping[str, Any], rem
     content = checked(kind, read_json(file, PlanError, remedy), file, PlanError, remedy)
     if content.labels != dataset_json["labels"]:
         raise PlanError(f"{file}: decided for the classes {content.labels}, the model has other ones; {remedy}")
+    there = {label for labels in foreground_classes(dataset_json).values() for label in labels}
+    if unknown := sorted(content.named() - there):
+        raise PlanError(f"{file}: speaks of the labels {unknown}, expected some of {sorted(there)}; {remedy}")
     return content
 
 

@@ -38,7 +38,7 @@ class PredictionSettings(InFolders, OnDevice, OfPlan):
         instance: Of images with prompts keep only the objects that these name, and make all else background: for
             measuring one lesion at a time.
         no_postprocessing: Leave out the post-processing that the training's validation or sam3d_find_best chose for
-            the model: taking out all but the largest component of a class.
+            the model: taking out all but the largest component of a class, or its small objects.
         save_probabilities: Write the probabilities of all classes beside each label map, for nnUNetv2_ensemble, as
             nnU-Net does: CASE.npz and CASE.pkl. Post-processing is left out then: it belongs after the ensemble.
         confidence: Write CASE_confidence.json beside each label map: the Dice that is to be expected of each class, and
