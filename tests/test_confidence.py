@@ -7,6 +7,7 @@ import pytest
 import SimpleITK as sitk
 import torch
 from fake_prompts import make_promptable_model, write_prompts
+from scipy import ndimage
 from test_label_slabs import TARGETS, make_logits, make_properties
 from tiny_models import LABELS, REGIONS, labels_of, make_model, write_image
 
@@ -248,6 +249,39 @@ def test_prompts_change_them_with_the_label_map(tmp_path, images):
     found = json.loads((tmp_path / "out" / "a_confidence.json").read_text())["classes"]["organ"]
     spacing = sitk.ReadImage(str(tmp_path / "out" / "a.nii.gz")).GetSpacing()
     assert found["volume_ml"] == pytest.approx((labels_ZYX == 1).sum() * np.prod(spacing) / 1000, rel=1e-5)
+
+
+def test_what_prompts_do_not_name_is_not_expected(tmp_path, images):
+    """With --instance all else becomes background, and the numbers are those of what is left."""
+    from sam3dnet.interactive.run_prompts import prompt_reader
+
+    model = make_promptable_model(tmp_path / "results")
+    prompts = write_prompts(
+        tmp_path / "prompts.json", {"a": {"organ": {"points": [{"at": [3, 4, 2], "positive": True}]}}}
+    )
+    said, maps = {}, {}
+    for instance in (False, True):
+        settings = PredictionSettings(
+            input_folder=images,
+            output_folder=tmp_path / "out",
+            model_folder=model,
+            device="cpu",
+            confidence=True,
+            prompts=prompts,
+            instance=instance,
+        )
+        predict_folder(settings, prompt_reader(prompts, instance))
+        said[instance] = json.loads((tmp_path / "out" / "a_confidence.json").read_text())["classes"]
+        maps[instance] = labels_of(tmp_path / "out" / "a.nii.gz")
+    gone = (maps[False] == 2).sum()
+    assert gone and not (maps[True] == 2).any() and (maps[True] == 1).any()
+    lesion, whole = said[True]["lesion"], said[False]["lesion"]
+    assert (lesion["dice"], lesion["objects"], lesion["volume_ml"]) == (None, [], 0)
+    certain = sum(one["certainty"] * one["volume_ml"] for one in whole["objects"])
+    assert lesion["expected_ml"] == pytest.approx(whole["expected_ml"] - certain, rel=1e-3)
+    organ, mask = said[True]["organ"], maps[True] == 1
+    assert len(organ["objects"]) == ndimage.label(mask, np.ones((3, 3, 3)))[1]
+    assert organ["expected_ml"] <= said[False]["organ"]["expected_ml"]
 
 
 def pairs_of(said, found, classes=("organ",), share=None):
