@@ -246,7 +246,8 @@ def read_validated(folds: Iterable[Path], postprocessed: Collection[str] | None 
     Raises:
         CheckpointError: If a file is damaged.
     """
-    dice, objects = [], []
+    dice: list[Row] = []
+    objects: list[Row] = []
     for file in (fold / FILE for fold in folds):
         if file.is_file():
             content = checked(_File, read_json(file, CheckpointError, REMEDY), file, CheckpointError, REMEDY)

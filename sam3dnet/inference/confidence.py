@@ -152,7 +152,7 @@ class ConfidenceVolume:
             channel, of_map = (number, number) if self._labels.has_regions else (values[0], 0)
             certainty_ZYX = self._certainty[of_map].numpy()
             expected = float(self._sums_Kz[channel].sum())
-            measured[name] = maps.confidence_of(values, lambda box, all_ZYX=certainty_ZYX: all_ZYX[box], expected)
+            measured[name] = maps.confidence_of(values, certainty_ZYX.__getitem__, expected)
         return measured
 
     def close(self) -> None:

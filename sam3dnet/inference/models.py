@@ -144,7 +144,8 @@ def trained_model(model_folder: Path) -> TrainedModel:
             raise CheckpointError(f"{model_folder}: no fold is trained, so that nothing says of what plan it is")
         _, checkpoint = choose_checkpoint(model_folder / f"fold_{folds[0]}")
         parts = [checkpoint["trainer_name"], str(plans["plans_name"]), checkpoint["init_args"]["configuration"]]
-    return TrainedModel(model_folder, dataset, *parts, folds)
+    trainer, plans_name, configuration = parts
+    return TrainedModel(model_folder, dataset, trainer, plans_name, configuration, folds)
 
 
 def choose_checkpoint(fold_folder: Path, name: str | None = None) -> tuple[Path, dict[str, Any]]:
