@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from sam3dnet.cli import train
 from sam3dnet.network.image_encoder import ImageEncoder3D, TransformerBlock3D
+from sam3dnet.network.prompt_decoder import ImageFeatures
 from sam3dnet.network.sam3d import SAM3D
-from sam3dnet.training import asked, optimizer
+from sam3dnet.training import asked, optimizer, trainer
 from sam3dnet.training.drawing import finest
 from sam3dnet.training.trainer import nnUNetTrainerSAM3D
 
@@ -320,7 +321,31 @@ def grow_crops() -> None:
     nnUNetTrainerSAM3D._train_epoch = changed  # type: ignore[method-assign]
 
 
-LEARNING: Mapping[str, Callable[[], None]] = MappingProxyType({"object-loss": count_objects, "growing": grow_crops})
+def keep_prompts_apart() -> None:
+    """Let the loss of answers to prompts teach the prompt decoder alone, and nothing that segments by itself."""
+    answer = SAM3D.answer
+
+    def changed(self: SAM3D, features: ImageFeatures, *arguments: Any) -> Tensor:
+        tokens, pyramid, logits = features.tokens_BCDHW, features.pyramid, features.logits
+        apart = ImageFeatures(tokens.detach(), *(tuple(one.detach() for one in part) for part in (pyramid, logits)))
+        return answer(self, apart, *arguments)
+
+    SAM3D.answer = changed  # type: ignore[method-assign]
+
+
+def weigh_prompts(weight: float) -> None:
+    """Let answers to prompts count so much beside what is segmented by itself."""
+    trainer.PROMPT_LOSS_WEIGHT = weight
+
+
+LEARNING: Mapping[str, Callable[[], None]] = MappingProxyType(
+    {
+        "object-loss": count_objects,
+        "growing": grow_crops,
+        "prompts-apart": keep_prompts_apart,
+        "prompts-lightly": lambda: weigh_prompts(0.1),
+    }
+)
 
 
 def without_transformer(_of_network: dict[str, Any]) -> dict[str, Any]:
