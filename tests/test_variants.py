@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from sam3dnet.check.networks import own_arguments
+from sam3dnet.network.prompt_encoder import PromptBatch, Query
 from sam3dnet.network.sam3d import SAM3D
+from sam3dnet.prompts.types import ClassPrompts, Point
+from sam3dnet.training import trainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -38,6 +41,36 @@ def test_variants_change_the_trunk_and_segment(variant, monkeypatch):
     assert torch.equal(logits, reference) == (variant in ("as-is", "no-adapters"))  # adapters add nothing at birth
     count = sum(p.numel() for p in changed.parameters())
     assert (count == sum(p.numel() for p in plain.parameters())) == (variant in ("as-is", "zero-start"))
+
+
+def test_prompts_that_are_kept_apart_teach_the_prompt_decoder_alone(monkeypatch):
+    monkeypatch.setattr(SAM3D, "answer", SAM3D.answer)
+    shape = (8, 8, 16)
+    network = SAM3D(1, 2, **own_arguments(shape, (8, 8, 8), "none", False, prompts=True))
+    batch = PromptBatch.of([Query(0, 1, ClassPrompts((Point((2, 3, 4)),)))], shape)
+
+    def taught():
+        network.zero_grad(set_to_none=True)
+        network.prompted(network.features(torch.randn(1, 1, *shape)), batch, torch.zeros(1, *shape)).sum().backward()
+        return {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.grad is not None}
+
+    assert taught() > {"prompt_decoder"}
+    variants.change("prompts-apart")
+    assert taught() == {"prompt_decoder"}
+
+
+def test_prompts_count_little_where_they_are_to(monkeypatch):
+    monkeypatch.setattr(trainer, "PROMPT_LOSS_WEIGHT", trainer.PROMPT_LOSS_WEIGHT)
+    variants.change("prompts-lightly")
+    answer = SimpleNamespace(loss=lambda: torch.tensor(2.0))
+    asked = SimpleNamespace(
+        prompts=SimpleNamespace(asking=lambda *_: None),
+        is_ddp=False,
+        iterations_done=0,
+        loss=lambda *_: torch.tensor(1.0),
+        network=lambda *_: (None, answer),
+    )
+    assert trainer.nnUNetTrainerSAM3D._loss(asked, {}, None, None).item() == pytest.approx(1.2)
 
 
 @pytest.mark.parametrize(
