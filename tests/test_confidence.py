@@ -230,49 +230,40 @@ def test_the_command_writes_them_where_they_are_wanted(tmp_path, images, caplog)
     assert not list(out.glob("*_confidence.json"))  # they would be another label map's
 
 
-def test_prompts_change_them_with_the_label_map(tmp_path, images):
-    model = make_promptable_model(tmp_path / "results")
-    organ = {"points": [{"at": [3, 4, 2], "positive": True}]}
-    prompts = write_prompts(tmp_path / "prompts.json", {"a": {"organ": organ}})
+def predict_under_a_click(model, images, tmp_path, **options):
+    """Click the organ of case a; give the report, what is said of the classes and the label map."""
     from sam3dnet.interactive.run_prompts import prompt_reader
 
+    organ = {"points": [{"at": [3, 4, 2], "positive": True}]}
+    prompts = write_prompts(tmp_path / "prompts.json", {"a": {"organ": organ}})
+    out = tmp_path / "out"
     settings = PredictionSettings(
         input_folder=images,
-        output_folder=tmp_path / "out",
+        output_folder=out,
         model_folder=model,
         device="cpu",
         confidence=True,
         prompts=prompts,
+        **options,
     )
-    assert predict_folder(settings, prompt_reader(prompts)).written == ["a", "b"]
-    labels_ZYX = labels_of(tmp_path / "out" / "a.nii.gz")
-    found = json.loads((tmp_path / "out" / "a_confidence.json").read_text())["classes"]["organ"]
+    report = predict_folder(settings, prompt_reader(prompts, settings.instance))
+    return report, json.loads((out / "a_confidence.json").read_text())["classes"], labels_of(out / "a.nii.gz")
+
+
+def test_prompts_change_them_with_the_label_map(tmp_path, images):
+    model = make_promptable_model(tmp_path / "results")
+    report, said, labels_ZYX = predict_under_a_click(model, images, tmp_path)
+    assert report.written == ["a", "b"]
     spacing = sitk.ReadImage(str(tmp_path / "out" / "a.nii.gz")).GetSpacing()
-    assert found["volume_ml"] == pytest.approx((labels_ZYX == 1).sum() * np.prod(spacing) / 1000, rel=1e-5)
+    assert said["organ"]["volume_ml"] == pytest.approx((labels_ZYX == 1).sum() * np.prod(spacing) / 1000, rel=1e-5)
 
 
 def test_what_prompts_do_not_name_is_not_expected(tmp_path, images):
     """With --instance all else becomes background, and the numbers are those of what is left."""
-    from sam3dnet.interactive.run_prompts import prompt_reader
-
     model = make_promptable_model(tmp_path / "results")
-    prompts = write_prompts(
-        tmp_path / "prompts.json", {"a": {"organ": {"points": [{"at": [3, 4, 2], "positive": True}]}}}
-    )
     said, maps = {}, {}
     for instance in (False, True):
-        settings = PredictionSettings(
-            input_folder=images,
-            output_folder=tmp_path / "out",
-            model_folder=model,
-            device="cpu",
-            confidence=True,
-            prompts=prompts,
-            instance=instance,
-        )
-        predict_folder(settings, prompt_reader(prompts, instance))
-        said[instance] = json.loads((tmp_path / "out" / "a_confidence.json").read_text())["classes"]
-        maps[instance] = labels_of(tmp_path / "out" / "a.nii.gz")
+        _, said[instance], maps[instance] = predict_under_a_click(model, images, tmp_path, instance=instance)
     gone = (maps[False] == 2).sum()
     assert gone and not (maps[True] == 2).any() and (maps[True] == 1).any()
     lesion, whole = said[True]["lesion"], said[False]["lesion"]
