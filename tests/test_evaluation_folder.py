@@ -390,6 +390,18 @@ def test_damaged_or_missing_confidences_cost_the_table_alone(
     assert ("b_confidence.json" in caplog.text and "--confidence" in caplog.text) == (content is not None)
 
 
+def test_volumes_are_those_of_the_predictions_own_grid(dataset: Path, predictions: Path) -> None:
+    """The truth may be off by what no voxel notices, which is more than volumes are rounded by."""
+    places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
+    for name in "abc":
+        image = sitk.ReadImage(str(predictions / f"{name}.nii.gz"))
+        image.SetSpacing([size * 1.01 for size in image.GetSpacing()])
+        sitk.WriteImage(image, str(predictions / f"{name}.nii.gz"))
+    write_confidences(predictions, a=places, b=places, c={"organ": [], "lesion": []})
+    evaluation = evaluate(dataset, predictions)
+    assert not evaluation.failed and list(evaluation.detection()) == ["organ", "lesion"]
+
+
 def test_of_a_missing_prediction_nothing_is_found(dataset: Path, predictions: Path) -> None:
     places = {"organ": [(0.9, (1, 1, 1))], "lesion": [(0.9, (2, 2, 2))]}
     write_confidences(predictions, a=places, c={"organ": [], "lesion": []})
@@ -404,9 +416,13 @@ def test_objects_that_nobody_annotated_are_not_false() -> None:
     marks, ignored = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, bool)
     marks[0, 0, 0], marks[4, 0, 1] = 2, 1
     ignored[0] = True
-    arguments: dict[str, Any] = {"voxel_ml": 1.0, "min_iou": 0.1}
+    arguments: dict[str, Any] = {"voxel_ml": 1.0, "predicted_voxel_ml": None, "min_iou": 0.1}
     truth = np.zeros(SHAPE, bool)
     said = [Object(confidence=sure, volume_ml=2, at=(0, 0, 0)) for sure in (0.3, 0.8)]
     assert detect(prediction, truth, marks, said, **arguments).false == (0.8, 0.3)  # type: ignore[union-attr]
     left = detect(prediction, truth, marks, said, ignored_ZYX=ignored, **arguments)
     assert left is not None and left.false == (0.3,)
+    larger = [said[0], Object(confidence=0.8, volume_ml=3, at=(0, 0, 0))]
+    assert detect(prediction, truth, marks, larger, **arguments) is None
+    assert detect(prediction, truth, marks, said, **arguments | {"predicted_voxel_ml": 1.0}) is not None
+    assert detect(prediction, truth, marks, said, **arguments | {"predicted_voxel_ml": 2.0}) is None

@@ -104,9 +104,10 @@ def evaluate_case(pair: LabelPair, scoring: Scoring, reader: DatasetReader) -> C
         DatasetError: If a file is damaged, holds no labels, or the two do not lie on one grid.
     """
     truth, grid = read_labels(pair.name, pair.truth, reader)
-    prediction = np.zeros_like(truth)
+    prediction, predicted_voxel_ml = np.zeros_like(truth), None
     if pair.prediction is not None:
         prediction, predicted_grid = read_labels(pair.name, pair.prediction, reader)
+        predicted_voxel_ml = prod(predicted_grid.spacing_mm) / 1000 if predicted_grid.is_spaced else None
         grid = grid if grid.is_spaced else replace(grid, spacing_mm=predicted_grid.spacing_mm)
         named = ("truth", grid), ("prediction", predicted_grid)
         _require_none(compare_grids(pair.name, *named, is_label=True), pair.prediction)
@@ -125,7 +126,8 @@ def evaluate_case(pair: LabelPair, scoring: Scoring, reader: DatasetReader) -> C
             ignored_ZYX=None if ignored is None else ignored[box],
             image=image,
         )
-    detections, warnings = _detections(pair, scoring, reader, truth, prediction, prod(grid.spacing_mm) / 1000)
+    sizes_ml = prod(grid.spacing_mm) / 1000, predicted_voxel_ml
+    detections, warnings = _detections(pair, scoring, reader, truth, prediction, sizes_ml)
     warnings += _unknown_values(pair, scoring, truth=truth, prediction=prediction)
     return CaseResult(pair, scores, warnings, detections)
 
@@ -136,7 +138,7 @@ def _detections(
     reader: DatasetReader,
     truth_ZYX: np.ndarray,
     prediction_ZYX: np.ndarray,
-    voxel_ml: float,
+    sizes_ml: tuple[float, float | None],
 ) -> tuple[dict[str, Detections], list[str]]:
     """Match objects with lesions by class, where the prediction says how sure it is of each; and what is wrong."""
     try:  # nothing is sure of an empty label map in the place of a missing one, and nothing is false
@@ -156,7 +158,8 @@ def _detections(
             mask_of(truth_ZYX, values),
             marks_ZYX,
             of_class,
-            voxel_ml=voxel_ml,
+            voxel_ml=sizes_ml[0],
+            predicted_voxel_ml=sizes_ml[1],
             min_iou=scoring.lesion_iou,
             ignored_ZYX=ignored_ZYX,
         )

@@ -82,6 +82,7 @@ def detect(
     said: Sequence[Object],
     *,
     voxel_ml: float,
+    predicted_voxel_ml: float | None,
     min_iou: float,
     ignored_ZYX: np.ndarray | None = None,
 ) -> Detections | None:
@@ -92,7 +93,9 @@ def detect(
         truth_ZYX: Bool, on the same grid.
         marks_ZYX: The number of an object, from 1, at one voxel of each; 0 elsewhere.
         said: What is said of each object.
-        voxel_ml: Size of a voxel.
+        voxel_ml: Size of a voxel of the truth.
+        predicted_voxel_ml: The same of the prediction, which may differ by what no voxel notices; None where its file
+            does not say, so that only the proportions of volumes can be compared.
         min_iou: Intersection over union from which on two match.
         ignored_ZYX: Voxels that nobody has annotated: an object with more than half of its voxels there is not false.
 
@@ -105,8 +108,9 @@ def detect(
     if sorted(numbers.tolist()) != list(range(1, count + 1)):
         return None
     of_mark = marks_ZYX[marked].astype(np.int64) - 1
-    volumes_ml = np.bincount(objects_ZYX.ravel(), minlength=count + 1)[numbers] * voxel_ml
-    if not np.allclose(np.array([one.volume_ml for one in said])[of_mark], volumes_ml, rtol=ROUNDING, atol=0):
+    said_ml, voxels = np.array([one.volume_ml for one in said])[of_mark], np.bincount(objects_ZYX.ravel())[numbers]
+    size_ml = said_ml.sum() / max(voxels.sum(), 1) if predicted_voxel_ml is None else predicted_voxel_ml
+    if not np.allclose(said_ml, voxels * size_ml, rtol=ROUNDING, atol=0):
         return None
     confidence_of = np.zeros(count)
     confidence_of[numbers - 1] = np.array([one.confidence for one in said])[of_mark]
